@@ -1,0 +1,1 @@
+//! How it is computed: the implementations of [`crate::ops::Ops`].

@@ -1,0 +1,310 @@
+//! [`Arch`]: the shape of a pyramid diffusion model. A value of this type that came from [`Arch::from_json`] is
+//! consistent: every network can be built from it. The same document is read by `train/tessera_train/arch.py`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// One latent of the pyramid: `channels` at 1/`factor` of the picture's size; factor 0: one pixel for the whole picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Level {
+    /// Picture pixels per latent pixel, a power of two, or 0.
+    pub factor: usize,
+    /// Channels of the latent.
+    pub channels: usize,
+}
+
+/// Convolutions at one resolution of the encoder: `blocks` of them after the one that enters it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderStage {
+    /// Width.
+    pub channels: usize,
+    /// Convolutions.
+    pub blocks: usize,
+}
+
+/// Residual blocks at one resolution of the decoder or U-Net.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Width.
+    pub channels: usize,
+    /// Residual blocks beside the one that enters the stage.
+    pub blocks: usize,
+    /// Whether SC attention follows the blocks.
+    pub attention: bool,
+}
+
+/// The encoder; stage i works at factor `unshuffle` * 2^i, the last one at the coarsest finite factor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Encoder {
+    /// Pixel-unshuffle at the input.
+    pub unshuffle: usize,
+    /// Stages, finest first.
+    pub stages: Vec<EncoderStage>,
+}
+
+/// Normalisation of the decoder's global stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Norm {
+    /// GroupNorm.
+    Group,
+    /// Per-pixel RMS norm.
+    Pixel,
+}
+
+/// The decoder; stage i works at factor `shuffle` * 2^i. Stages finer than the finest latent are the local stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decoder {
+    /// Pixel-shuffle at the output.
+    pub shuffle: usize,
+    /// Normalisation of the global stage; the local stage has per-pixel RMS norm.
+    pub global_norm: Norm,
+    /// Stages, finest first.
+    pub stages: Vec<Stage>,
+}
+
+/// The U-Net; stage i works at factor `levels[0].factor` * 2^i.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UNet {
+    /// Width of the time embedding.
+    pub embedding: usize,
+    /// Width at the 1x1 level.
+    pub global_channels: usize,
+    /// Stages, finest first.
+    pub stages: Vec<Stage>,
+}
+
+/// EDM's constants (Karras et al. 2022) and, per level, the shift of ln(sigma) against the shared one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Noise {
+    /// Standard deviation of normalised latents.
+    pub sigma_data: f64,
+    /// Smallest sigma: a level that reaches it is settled.
+    pub sigma_min: f64,
+    /// Largest shared sigma.
+    pub sigma_max: f64,
+    /// Exponent of the sigma schedule.
+    pub rho: f64,
+    /// ln(sigma of level l) - ln(shared sigma).
+    pub shift: Vec<f64>,
+}
+
+/// How SC attention weighs its two halves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttentionRatio {
+    /// Spatial share N / (N + C), N pixels and C channels.
+    Linear,
+    /// The same with ln(1 + N) and ln(1 + C).
+    Log,
+    /// Spatial share sigmoid(`ratio`), a parameter.
+    Learned,
+}
+
+/// A whole model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arch {
+    /// Version of this document; this program reads 1.
+    pub version: u32,
+    /// Name of the model.
+    pub name: String,
+    /// Width it was trained for, in pixels.
+    pub width: usize,
+    /// Height it was trained for, in pixels.
+    pub height: usize,
+    /// Latents, finest first.
+    pub levels: Vec<Level>,
+    /// Picture to latents.
+    pub encoder: Encoder,
+    /// Latents to picture.
+    pub decoder: Decoder,
+    /// Denoiser of the latents.
+    pub unet: UNet,
+    /// Noise levels.
+    pub noise: Noise,
+    /// Ratio of SC attention.
+    pub attention_ratio: AttentionRatio,
+}
+
+/// Largest width of any layer and largest number of blocks of a stage: bounds what a hostile document can ask for.
+pub const MAX_CHANNELS: usize = 8192;
+/// Largest number of blocks of a stage.
+pub const MAX_BLOCKS: usize = 64;
+/// Largest factor of a level.
+pub const MAX_FACTOR: usize = 4096;
+
+impl Arch {
+    /// Reads and checks the document.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidModel`] when it is not JSON of this form or its parts do not fit together.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let arch: Self = serde_json::from_str(text)
+            .map_err(|e| Error::model("arch: not a document of this version").with_source(e))?;
+        arch.validate()?;
+        Ok(arch)
+    }
+
+    /// Levels with a grid, finest first.
+    pub fn finite(&self) -> &[Level] {
+        match self.levels.last() {
+            Some(Level { factor: 0, .. }) => &self.levels[..self.levels.len() - 1],
+            _ => &self.levels,
+        }
+    }
+
+    /// Whether the coarsest level is the 1x1 one.
+    pub fn has_global(&self) -> bool {
+        self.levels.last().is_some_and(|level| level.factor == 0)
+    }
+
+    /// Picture sizes must be multiples of it.
+    pub fn coarsest_factor(&self) -> usize {
+        self.finite().last().map_or(1, |level| level.factor)
+    }
+
+    /// Factor of the finest latent, where the decoder's local stage begins.
+    pub fn finest_factor(&self) -> usize {
+        self.levels.first().map_or(1, |level| level.factor)
+    }
+
+    /// (rows, columns) of every level's latent for a picture of `width` x `height` pixels.
+    pub fn grids(&self, width: usize, height: usize) -> Vec<(usize, usize)> {
+        let grid = |f| if f == 0 { (1, 1) } else { (height / f, width / f) };
+        self.levels.iter().map(|level| grid(level.factor)).collect()
+    }
+
+    /// The level whose factor is `factor`.
+    pub fn level_at(&self, factor: usize) -> Option<usize> {
+        self.levels.iter().position(|level| level.factor == factor)
+    }
+
+    /// The level whose stream passes `factor`: the coarsest finite one that is not coarser.
+    pub fn owner(&self, factor: usize) -> usize {
+        self.finite().iter().rposition(|level| level.factor <= factor).unwrap_or(0)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let need = |ok: bool, message: String| match ok {
+            true => Ok(()),
+            false => Err(Error::model(format!("arch: {message}"))),
+        };
+        need(self.version == 1, format!("version is {}, this program reads 1", self.version))?;
+        let factors: Vec<usize> = self.finite().iter().map(|level| level.factor).collect();
+        need(!factors.is_empty(), "levels needs at least one with a factor".into())?;
+        for &f in &factors {
+            let ok = f.is_power_of_two() && (2..=MAX_FACTOR).contains(&f);
+            need(ok, format!("levels factor {f} is not a power of two from 2 to {MAX_FACTOR}"))?;
+        }
+        need(
+            factors.is_sorted_by(|a, b| a < b),
+            format!("levels factors {factors:?} do not increase"),
+        )?;
+        let coarsest = self.coarsest_factor();
+        for (name, extent) in [("width", self.width), ("height", self.height)] {
+            let ok = extent > 0 && extent % coarsest == 0 && extent <= 1 << 20;
+            need(
+                ok,
+                format!("{name} is {extent}, not a multiple of {coarsest} up to {}", 1 << 20),
+            )?;
+        }
+        let stages = [
+            ("encoder", self.encoder.unshuffle, self.encoder.stages.len()),
+            ("decoder", self.decoder.shuffle, self.decoder.stages.len()),
+            ("unet", factors[0], self.unet.stages.len()),
+        ];
+        for (name, first, count) in stages {
+            need(
+                first.is_power_of_two() && first <= coarsest,
+                format!("{name} starts at factor {first}, not a power of two up to {coarsest}"),
+            )?;
+            let wanted = (coarsest / first).ilog2() as usize + 1;
+            need(
+                count == wanted,
+                format!(
+                    "{name}.stages has {count} entries, factors {first} to {coarsest} need {wanted}"
+                ),
+            )?;
+        }
+        need(
+            self.encoder.unshuffle <= factors[0] && self.decoder.shuffle <= factors[0],
+            format!("encoder.unshuffle and decoder.shuffle must be at most {}", factors[0]),
+        )?;
+        let local = (factors[0] / self.decoder.shuffle).ilog2() as usize;
+        for (i, stage) in self.decoder.stages.iter().take(local).enumerate() {
+            need(
+                !stage.attention,
+                format!("decoder.stages[{i}] is in the local stage and can't have attention"),
+            )?;
+        }
+        for (i, stage) in self.unet.stages.iter().enumerate() {
+            need(stage.blocks >= 1, format!("unet.stages[{i}].blocks is 0, at least 1 is needed"))?;
+        }
+        let widths = (self.levels.iter().map(|l| (l.channels, 0)))
+            .chain(self.encoder.stages.iter().map(|s| (s.channels, s.blocks)))
+            .chain(
+                self.decoder.stages.iter().chain(&self.unet.stages).map(|s| (s.channels, s.blocks)),
+            )
+            .chain([(self.unet.embedding, 0), (self.unet.global_channels, 0)]);
+        for (channels, blocks) in widths {
+            need(
+                (1..=MAX_CHANNELS).contains(&channels),
+                format!("a width of {channels} channels is not from 1 to {MAX_CHANNELS}"),
+            )?;
+            need(
+                blocks <= MAX_BLOCKS,
+                format!("{blocks} blocks in a stage, the limit is {MAX_BLOCKS}"),
+            )?;
+        }
+        need(
+            self.unet.embedding % 2 == 0,
+            format!("unet.embedding is {}, not even", self.unet.embedding),
+        )?;
+        let noise = &self.noise;
+        need(
+            noise.shift.len() == self.levels.len(),
+            format!(
+                "noise.shift has {} entries for {} levels",
+                noise.shift.len(),
+                self.levels.len()
+            ),
+        )?;
+        for (name, value) in
+            [("sigma_data", noise.sigma_data), ("sigma_min", noise.sigma_min), ("rho", noise.rho)]
+        {
+            need(
+                value.is_finite() && value > 0.0,
+                format!("noise.{name} is {value}, not positive"),
+            )?;
+        }
+        need(
+            noise.sigma_max.is_finite() && noise.sigma_max > noise.sigma_min,
+            format!(
+                "noise.sigma_max is {}, not above sigma_min {}",
+                noise.sigma_max, noise.sigma_min
+            ),
+        )?;
+        for &shift in &noise.shift {
+            need(
+                shift.is_finite() && shift.abs() <= 20.0,
+                format!("noise.shift {shift} is not from -20 to 20"),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Groups of a GroupNorm: the largest divisor of `channels` that is at most min(channels / 4, 32).
+pub fn norm_groups(channels: usize) -> usize {
+    let most = (channels / 4).clamp(1, 32);
+    (1..=most).rev().find(|g| channels % g == 0).unwrap_or(1)
+}

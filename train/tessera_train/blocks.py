@@ -1,0 +1,160 @@
+"""The parts that encoder, decoder and U-Net share. Tensors are NCHW (channels_last in memory)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .arch import norm_groups, spatial_share
+
+SQRT_HALF = math.sqrt(0.5)
+GROUP_NORM_EPS = 1e-6
+PIXEL_NORM_EPS = 1e-6
+
+
+def conv(cin: int, cout: int, kernel: int = 3, zero: bool = False) -> nn.Conv2d:
+    """A convolution with "same" zero padding; `zero`: starts as zero."""
+    layer = nn.Conv2d(cin, cout, kernel, padding=kernel // 2)
+    nn.init.zeros_(layer.bias)
+    if zero:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    return layer
+
+
+class PixelNorm(nn.Module):
+    """Per-pixel RMS norm over channels with a gain: x / sqrt(mean(x^2) + eps) * weight."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        power = x.float().square().mean(1, keepdim=True)
+        return x * torch.rsqrt(power + PIXEL_NORM_EPS).to(x.dtype) * self.weight.to(x.dtype).view(1, -1, 1, 1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm with the project's group count and epsilon, statistics in f32."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(norm_groups(channels), channels, eps=GROUP_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """`kind` "group" or "pixel"."""
+    return GroupNorm(channels) if kind == "group" else PixelNorm(channels)
+
+
+def fir_down(x: Tensor) -> Tensor:
+    """FIR [1,3,3,1]/8 per axis and every second pixel: y[i] = (x[2i-1] + 3x[2i] + 3x[2i+1] + x[2i+2]) / 8, zero-padded."""
+    k = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
+    c = x.shape[1]
+    return F.conv2d(x, (k[:, None] * k[None, :]).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
+
+
+def fir_up(x: Tensor) -> Tensor:
+    """FIR [1,3,3,1]/4 per axis: y[2i] = (x[i-1] + 3x[i]) / 4, y[2i+1] = (3x[i] + x[i+1]) / 4, zero-padded."""
+
+    def axis(x: Tensor, dim: int) -> Tensor:
+        n = x.shape[dim]
+        edge = torch.zeros_like(x.narrow(dim, 0, 1))
+        before = torch.cat([edge, x.narrow(dim, 0, n - 1)], dim)
+        after = torch.cat([x.narrow(dim, 1, n - 1), edge], dim)
+        return torch.stack([(before + 3 * x) / 4, (3 * x + after) / 4], dim + 1).flatten(dim, dim + 1)
+
+    return axis(axis(x, 2), 3)
+
+
+def nearest_up(x: Tensor) -> Tensor:
+    """Every pixel becomes 2x2."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+RESAMPLE = {"nearest_up": nearest_up, "fir_up": fir_up, "fir_down": fir_down}
+
+
+def scale_shift(x: Tensor, pair: Tensor) -> Tensor:
+    """x * (1 + scale) + shift, `pair` = (scale, shift) stacked along channels of an [N, 2C, 1, 1] tensor."""
+    scale, shift = pair.chunk(2, 1)
+    return x * (1 + scale) + shift
+
+
+class Block(nn.Module):
+    """Residual block: (shortcut(x) + conv2(act(norm2(conv1(resample(act(norm1 x))))))) / sqrt(2), act = SiLU.
+
+    The shortcut resamples x and, where the channel count changes, applies a 1x1 convolution, at the lower of the two
+    resolutions. With `embedding`, a scale and shift from the time embedding follow norm2 (NCSN++). `resample`: None or
+    a name of RESAMPLE. `kernel` 1 serves the 1x1 level.
+    """
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        norm: str,
+        resample: str | None = None,
+        embedding: int = 0,
+        kernel: int = 3,
+    ) -> None:
+        super().__init__()
+        self.norm1 = make_norm(norm, cin)
+        self.conv1 = conv(cin, cout, kernel)
+        self.time = conv(embedding, 2 * cout, 1, zero=True) if embedding else None
+        self.norm2 = make_norm(norm, cout)
+        self.conv2 = conv(cout, cout, kernel, zero=True)
+        self.shortcut = conv(cin, cout, 1) if cin != cout else None
+        self.resample = resample
+        self.dropout = 0.0
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        h = F.silu(self.norm1(x))
+        if self.resample:
+            h = RESAMPLE[self.resample](h)
+        h = self.norm2(self.conv1(h))
+        if self.time is not None:
+            h = scale_shift(h, self.time(embedding))
+        h = F.dropout(F.silu(h), self.dropout, self.training)
+        h = self.conv2(h)
+        if self.resample == "fir_down":
+            x = fir_down(x)
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        if self.resample in ("fir_up", "nearest_up"):
+            x = RESAMPLE[self.resample](x)
+        return (x + h) * SQRT_HALF
+
+
+class ScAttention(nn.Module):
+    """Spatial-channel attention (the paper's figures 2 and 3; the arithmetic is the project's reconstruction).
+
+    S attends over pixels, T over channels; out = (x + W_o[share * S + (1 - share) * T]) / sqrt(2).
+    """
+
+    def __init__(self, channels: int, ratio: str) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        self.q, self.k, self.v = (conv(channels, channels, 1) for _ in range(3))
+        self.out = conv(channels, channels, 1, zero=True)
+        self.kind = ratio
+        if ratio == "learned":
+            self.ratio = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2) for f in (self.q, self.k, self.v))  # [n, c, pixels]
+        spatial = F.scaled_dot_product_attention(*(t.transpose(1, 2).unsqueeze(1) for t in (q, k, v)))
+        spatial = spatial.squeeze(1).transpose(1, 2)
+        weight = torch.softmax((q.float() @ k.float().transpose(1, 2)) / math.sqrt(height * width), -1)
+        channel = weight.to(v.dtype) @ v
+        share = torch.sigmoid(self.ratio) if self.kind == "learned" else spatial_share(self.kind, height * width, c)
+        mixed = share * spatial + (1 - share) * channel
+        return (x + self.out(mixed.reshape(n, c, height, width))) * SQRT_HALF

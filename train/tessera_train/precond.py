@@ -1,0 +1,34 @@
+"""EDM preconditioning (Karras et al. 2022, table 1), with a sigma of its own for every level of the pyramid."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .arch import Arch, Noise
+
+
+def level_sigma(noise: Noise, level: int, sigma: Tensor) -> Tensor:
+    """sigma of `level` at the shared `sigma`: max(sigma * exp(shift), sigma_min)."""
+    return (sigma * math.exp(noise.shift[level])).clamp(min=noise.sigma_min)
+
+
+class Denoiser(nn.Module):
+    """D(z; sigma) per level = c_skip z + c_out F(c_in z; c_noise), c_noise = ln(shared sigma) / 4."""
+
+    def __init__(self, arch: Arch, unet: nn.Module) -> None:
+        super().__init__()
+        self.noise, self.unet = arch.noise, unet
+
+    def forward(self, z: list[Tensor], sigma: Tensor) -> list[Tensor]:
+        """`z`: noisy normalised latents; `sigma` [N]: the shared one."""
+        sd = self.noise.sigma_data
+        sigmas = [level_sigma(self.noise, level, sigma).view(-1, 1, 1, 1) for level in range(len(z))]
+        scaled = [x / torch.sqrt(s**2 + sd**2) for x, s in zip(z, sigmas)]
+        raw = self.unet(scaled, torch.log(sigma) / 4)
+        return [
+            x * (sd**2 / (s**2 + sd**2)) + f.float() * (s * sd / torch.sqrt(s**2 + sd**2))
+            for x, s, f in zip(z, sigmas, raw)
+        ]

@@ -1,0 +1,114 @@
+"""The pyramid U-Net: NCSN++ blocks, Res-Skip streams of latents, SC attention (the paper's figures 2 to 4)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .arch import Arch
+from .blocks import Block, GroupNorm, ScAttention, conv, fir_down, fir_up, scale_shift
+
+
+def fourier_features(c_noise: Tensor, size: int) -> Tensor:
+    """[N] to [N, size, 1, 1]: cosines, then sines, of c_noise times pi/2 * 32**(k/(K-1)), k = 0 .. K-1, K = size/2."""
+    half = size // 2
+    k = torch.arange(half, device=c_noise.device, dtype=torch.float32) / max(half - 1, 1)
+    angle = c_noise.float()[:, None] * (math.pi / 2 * 32.0**k)
+    return torch.cat([angle.cos(), angle.sin()], 1)[:, :, None, None]
+
+
+class ToLatent(nn.Module):
+    """Features to the change of a latent: conv3x3(SiLU(GroupNorm x)), zero at the start."""
+
+    def __init__(self, channels: int, latent: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        self.conv = conv(channels, latent, kernel, zero=True)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(F.silu(self.norm(h)))
+
+
+class UNetStage(nn.Module):
+    """Both halves of one resolution. `latent`: channels of the level whose stream passes here."""
+
+    def __init__(self, arch: Arch, i: int) -> None:
+        super().__init__()
+        stages, emb = arch.unet.stages, arch.unet.embedding
+        c, blocks, last = stages[i].channels, stages[i].blocks, i == len(stages) - 1
+        latent = arch.levels[arch.owner(arch.levels[0].factor << i)].channels
+        ratio = arch.attention_ratio
+        self.down = Block(stages[i - 1].channels, c, "group", "fir_down", emb) if i else None
+        self.frgb = conv(latent, c, 1) if i else None
+        self.encoder = nn.ModuleList(Block(c, c, "group", None, emb) for _ in range(blocks))
+        self.encoder_attention = ScAttention(c, ratio) if stages[i].attention else None
+        self.up = None if last else Block(stages[i + 1].channels, c, "group", "fir_up", emb)
+        widths = [c if last or j else 2 * c for j in range(blocks)]
+        self.decoder = nn.ModuleList(Block(cin, c, "group", None, emb) for cin in widths)
+        self.decoder_attention = ScAttention(c, ratio) if stages[i].attention else None
+        self.trgb = ToLatent(c, latent)
+
+
+class GlobalStage(nn.Module):
+    """The 1x1 level: joins the mean over the coarsest grid, hands a scale and shift back to it."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        c, g, latent = arch.unet.stages[-1].channels, arch.unet.global_channels, arch.levels[-1].channels
+        self.down = conv(c, g, 1)
+        self.frgb = conv(latent, g, 1)
+        self.block = Block(g, g, "group", None, arch.unet.embedding, kernel=1)
+        self.trgb = ToLatent(g, latent, kernel=1)
+        self.up = conv(g, 2 * c, 1, zero=True)
+
+
+class UNet(nn.Module):
+    """Scaled latents c_in * z_t (finest first) and c_noise [N] to the raw prediction F per level."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        emb = arch.unet.embedding
+        self.time1, self.time2 = conv(emb, emb, 1), conv(emb, emb, 1)
+        self.enter = conv(arch.levels[0].channels, arch.unet.stages[0].channels)
+        self.stages = nn.ModuleList(UNetStage(arch, i) for i in range(len(arch.unet.stages)))
+        self.coarsest = GlobalStage(arch) if arch.has_global else None
+
+    def forward(self, z: list[Tensor], c_noise: Tensor) -> list[Tensor]:
+        arch, finest = self.arch, self.arch.levels[0].factor
+        e = F.silu(self.time1(fourier_features(c_noise, arch.unet.embedding)))
+        e = F.silu(self.time2(e))
+        h, r, skips = self.enter(z[0]), z[0], []
+        for i, stage in enumerate(self.stages):
+            if i:
+                level = arch.level_at(finest << i)
+                r = fir_down(r) if level is None else z[level]
+                h = stage.down(h, e) + stage.frgb(r)
+            for block in stage.encoder:
+                h = block(h, e)
+            if stage.encoder_attention is not None:
+                h = stage.encoder_attention(h)
+            skips.append(h)
+        out: list[Tensor | None] = [None] * len(arch.levels)
+        if self.coarsest is not None:
+            s = self.coarsest
+            g = s.block(s.down(h.mean((2, 3), keepdim=True)) + s.frgb(z[-1]), e)
+            out[-1] = s.trgb(g)
+            h = scale_shift(h, s.up(g))
+        for i in range(len(self.stages) - 1, -1, -1):
+            stage, level = self.stages[i], arch.level_at(finest << i)
+            if stage.up is not None:
+                h = torch.cat([stage.up(h, e), skips[i]], 1)
+            for block in stage.decoder:
+                h = block(h, e)
+            if stage.decoder_attention is not None:
+                h = stage.decoder_attention(h)
+            t = stage.trgb(h)
+            starts = i == len(self.stages) - 1 or arch.level_at(finest << (i + 1)) is not None
+            r = t if starts else fir_up(r) + t
+            if level is not None:
+                out[level] = r
+        return out
