@@ -1,6 +1,9 @@
 //! Tessera: ultra-high-resolution image synthesis with a pyramid of latents.
 
+pub mod engine;
 pub mod error;
 pub mod exec;
+pub mod image_out;
 pub mod model;
 pub mod ops;
+pub mod store;

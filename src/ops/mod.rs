@@ -7,6 +7,8 @@
 //! Layout: every tensor is f32, NHWC, dense. Parameters are found by name: an operator that is given `name` uses the
 //! checkpoint's `name.weight` and, where it has one, `name.bias`, in PyTorch's layouts.
 
+pub mod weights;
+
 use crate::error::Result;
 
 /// Extent of a tensor: `n` pictures of `h` rows, `w` columns, `c` channels; element (n, y, x, c) is at ((n h + y) w + x) C + c.

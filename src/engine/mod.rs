@@ -1,0 +1,1 @@
+//! One image: plan, denoise, decode; synchronous, tokio-free.

@@ -1,0 +1,1 @@
+//! Pictures out: tiled multi-resolution TIFF, PNG, metadata.
