@@ -2,7 +2,7 @@
 // (kernel 1) times 2 LANES output channels; an invocation two of these channels, for all of the pixels. So every
 // invocation of a workgroup reads the same inputs, and neighbours read neighbouring weights.
 //
-// The sum of one result runs over rows of taps, input channels, columns of taps, in this order, wherever it lies.
+// The sum of one result runs over input channels, rows of taps, columns of taps, in this order, wherever it lies.
 
 override LANES: u32 = 16u;
 
@@ -30,7 +30,7 @@ struct Row {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-// [block][row of taps][in][column of taps][channel of the block]
+// [block][in][row of taps][column of taps][channel of the block]
 @group(0) @binding(2) var<storage, read> weight: array<f32>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
@@ -116,35 +116,50 @@ fn kernel1(
     finish(s3, 0u, column + 24u, o, true);
 }
 
-// Weights of three taps side by side for the two channels of an invocation.
+// Weights of a row of taps for the two channels of an invocation.
 struct Taps {
     a0: f32,
-    a1: f32,
     b0: f32,
-    b1: f32,
     c0: f32,
+    a1: f32,
+    b1: f32,
     c1: f32,
 }
 
-// The reader's window is 10 pixels wide; `inside` has bit j set where pixel j is in the picture.
+// 10 inputs side by side.
+struct Line {
+    x0: f32,
+    x1: f32,
+    x2: f32,
+    x3: f32,
+    x4: f32,
+    x5: f32,
+    x6: f32,
+    x7: f32,
+    x8: f32,
+    x9: f32,
+}
+
+fn taps(w: u32) -> Taps {
+    return Taps(weight[w], weight[w + 2u * LANES], weight[w + 4u * LANES],
+                weight[w + LANES], weight[w + 3u * LANES], weight[w + 5u * LANES]);
+}
+
+// Input j of a line, 0 where bit j of `inside` says that it is not in the picture.
 fn pixel(at: u32, inside: u32, j: u32) -> f32 {
     return select(0.0, x[at + j * params.in_channels], (inside & (1u << j)) != 0u);
 }
 
-fn gain3(sum: ptr<function, Row>, at: u32, inside: u32, taps: Taps) {
-    let x0 = pixel(at, inside, 0u);
-    let x1 = pixel(at, inside, 1u);
-    let x2 = pixel(at, inside, 2u);
-    let x3 = pixel(at, inside, 3u);
-    let x4 = pixel(at, inside, 4u);
-    let x5 = pixel(at, inside, 5u);
-    let x6 = pixel(at, inside, 6u);
-    let x7 = pixel(at, inside, 7u);
-    let x8 = pixel(at, inside, 8u);
-    let x9 = pixel(at, inside, 9u);
-    gain(sum, vec4(x0, x1, x2, x3), vec4(x4, x5, x6, x7), taps.a0, taps.a1);
-    gain(sum, vec4(x1, x2, x3, x4), vec4(x5, x6, x7, x8), taps.b0, taps.b1);
-    gain(sum, vec4(x2, x3, x4, x5), vec4(x6, x7, x8, x9), taps.c0, taps.c1);
+fn line(at: u32, inside: u32) -> Line {
+    return Line(pixel(at, inside, 0u), pixel(at, inside, 1u), pixel(at, inside, 2u), pixel(at, inside, 3u),
+                pixel(at, inside, 4u), pixel(at, inside, 5u), pixel(at, inside, 6u), pixel(at, inside, 7u),
+                pixel(at, inside, 8u), pixel(at, inside, 9u));
+}
+
+fn gain3(sum: ptr<function, Row>, l: Line, t: Taps) {
+    gain(sum, vec4(l.x0, l.x1, l.x2, l.x3), vec4(l.x4, l.x5, l.x6, l.x7), t.a0, t.a1);
+    gain(sum, vec4(l.x1, l.x2, l.x3, l.x4), vec4(l.x5, l.x6, l.x7, l.x8), t.b0, t.b1);
+    gain(sum, vec4(l.x2, l.x3, l.x4, l.x5), vec4(l.x6, l.x7, l.x8, l.x9), t.c0, t.c1);
 }
 
 @compute @workgroup_size(LANES)
@@ -161,7 +176,7 @@ fn kernel3(
     let tile = i % params.tiles;
     let column = tile % params.tiles_across * 8u;
     let row = tile / params.tiles_across % params.tiles_down * 4u;
-    let first_row = tile / params.tiles_across / params.tiles_down * params.height;
+    let down = tile / params.tiles_across / params.tiles_down * params.height + row;
     let o = block * 2u * LANES + lane;
     var s0 = begin(o);
     var s1 = s0;
@@ -173,27 +188,41 @@ fn kernel3(
             inside |= 1u << j;
         }
     }
-    let line = params.width * params.in_channels;
+    // Rows above and below the picture are 0 altogether.
+    let in0 = select(0u, inside, row >= 1u);
+    let in2 = select(0u, inside, row + 1u < params.height);
+    let in3 = select(0u, inside, row + 2u < params.height);
+    let in4 = select(0u, inside, row + 3u < params.height);
+    let in5 = select(0u, inside, row + 4u < params.height);
+    let step = params.width * params.in_channels;
     var w = block * params.in_channels * 18u * LANES + lane;
-    for (var dy = 0u; dy < 3u; dy++) {
-        // Rows of taps above and below the picture add nothing. The address may wrap where nothing is read.
-        let r0 = row + dy >= 1u && row + dy <= params.height;
-        let r1 = row + dy <= params.height - 1u;
-        let r2 = row + dy + 1u <= params.height - 1u;
-        let r3 = row + dy + 2u <= params.height - 1u;
-        let first = ((first_row + row + dy - 1u) * params.width + column - 1u) * params.in_channels;
-        for (var c = 0u; c < params.in_channels; c++) {
-            let taps = Taps(weight[w], weight[w + LANES], weight[w + 2u * LANES], weight[w + 3u * LANES],
-                            weight[w + 4u * LANES], weight[w + 5u * LANES]);
-            w += 6u * LANES;
-            let at = first + c;
-            gain3(&s0, at, select(0u, inside, r0), taps);
-            gain3(&s1, at + line, select(0u, inside, r1), taps);
-            gain3(&s2, at + 2u * line, select(0u, inside, r2), taps);
-            gain3(&s3, at + 3u * line, select(0u, inside, r3), taps);
-        }
+    // Addresses outside of the picture may wrap around; what is read there is not used.
+    var at = ((down - 1u) * params.width + column - 1u) * params.in_channels;
+    for (var c = 0u; c < params.in_channels; c++) {
+        let above = taps(w);
+        let middle = taps(w + 6u * LANES);
+        let below = taps(w + 12u * LANES);
+        w += 18u * LANES;
+        let l0 = line(at, in0);
+        gain3(&s0, l0, above);
+        let l1 = line(at + step, inside);
+        gain3(&s0, l1, middle);
+        gain3(&s1, l1, above);
+        let l2 = line(at + 2u * step, in2);
+        gain3(&s0, l2, below);
+        gain3(&s1, l2, middle);
+        gain3(&s2, l2, above);
+        let l3 = line(at + 3u * step, in3);
+        gain3(&s1, l3, below);
+        gain3(&s2, l3, middle);
+        gain3(&s3, l3, above);
+        let l4 = line(at + 4u * step, in4);
+        gain3(&s2, l4, below);
+        gain3(&s3, l4, middle);
+        let l5 = line(at + 5u * step, in5);
+        gain3(&s3, l5, below);
+        at += 1u;
     }
-    let down = first_row + row;
     finish(s0, down, column, o, true);
     finish(s1, down + 1u, column, o, row + 1u < params.height);
     finish(s2, down + 2u, column, o, row + 2u < params.height);

@@ -72,20 +72,14 @@ pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
     Ok(y)
 }
 
-/// [out, in, row, column] to [block of output channels, row, in, column, channel of the block], filled up with zeros.
+/// [out, in, row, column] to [block of output channels, in, row, column, channel of the block], filled up with zeros.
 fn pack(weight: &[f32], p: &Conv2d, block: usize) -> Vec<f32> {
-    let (k, inputs, outputs) = (p.kernel, p.in_channels, p.out_channels);
-    let mut packed = Vec::with_capacity(outputs.next_multiple_of(block) * inputs * k * k);
+    let (each, outputs) = (p.in_channels * p.kernel * p.kernel, p.out_channels);
+    let mut packed = Vec::with_capacity(outputs.next_multiple_of(block) * each);
     for first in (0..outputs).step_by(block) {
-        for row in 0..k {
-            for c in 0..inputs {
-                for column in 0..k {
-                    packed.extend((first..first + block).map(|o| {
-                        let at = ((o * inputs + c) * k + row) * k + column;
-                        if o < outputs { weight[at] } else { 0.0 }
-                    }));
-                }
-            }
+        for i in 0..each {
+            let weights = (first..first + block).map(|o| weight.get(o * each + i));
+            packed.extend(weights.map(|w| w.copied().unwrap_or(0.0)));
         }
     }
     packed
