@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from tessera_train import scenery
 from tessera_train.scenery import dataset
 
-SEEDS = (0, 3, 7, 20, 2**32 - 1)
+# A low sun over a lake, a night, and the last seed: a lake with foreground trees.
+SEEDS = (0, 21, 2**32 - 1)
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +40,9 @@ def test_same_seed_gives_same_bytes_and_another_seed_another_picture():
 def test_another_size_shows_the_same_scene(seed):
     big = scenery.render(seed, 1024, 512).permute(2, 0, 1)[None].float()
     small = scenery.render(seed, 512, 256).permute(2, 0, 1)[None].float()
-    # Of 255: half the size moves edges by less than a pixel and drops the finest detail, which costs 1 to 2.
-    # Two different scenes differ by 20 and more, and a shift of the whole picture by two pixels by 3.
-    assert (F.avg_pool2d(big, 2) - small).abs().mean() < 2.5
+    # Of 255. Bicubic against box filtering at edges and ripples costs 0.3 to 1.0; a shift of the whole picture by
+    # one pixel costs 2 to 3, another scene 20 and more.
+    assert (F.avg_pool2d(big, 2) - small).abs().mean() < 1.5
 
 
 @pytest.mark.parametrize("seed", SEEDS)

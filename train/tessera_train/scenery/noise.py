@@ -99,11 +99,21 @@ def smooth(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return t * t * (3.0 - 2.0 * t)
 
 
-def world(tile: torch.Tensor, x: torch.Tensor, z: torch.Tensor, wavelength: float) -> torch.Tensor:
-    """A periodic square band of noise laid over the ground at (x, z), one period every 8 wavelengths."""
+WORLD_PERIOD = 32.0
+"""Wavelengths after which a tile of ground repeats."""
+
+
+def ground_tile(draw: Draw) -> torch.Tensor:
+    """A periodic square band of noise, of unit deviation, to be laid over the ground by `world`."""
+    return Spectrum(draw, 256, 256, WORLD_PERIOD, WORLD_PERIOD).band(1.0, octaves=0.35)
+
+
+def world(tile: torch.Tensor, x: torch.Tensor, z: torch.Tensor, wavelength: float, turn: float) -> torch.Tensor:
+    """`tile` at the points (x, z) of the ground, scaled to `wavelength`, turned and shifted by `turn`."""
     size = tile.shape[0]
     padded = F.pad(tile[None, None], (2, 2, 2, 2), mode="circular")
-    place = torch.stack(torch.broadcast_tensors(x, z), -1) / (8.0 * wavelength)
+    c, s = math.cos(turn), math.sin(turn)
+    place = torch.stack((c * x - s * z, s * x + c * z), -1) / (WORLD_PERIOD * wavelength) + 0.37 * turn
     place = (2.0 * (place - place.floor()) - 1.0) * size / (size + 4)
     return F.grid_sample(padded, place[None], mode="bicubic", align_corners=False)[0, 0]
 

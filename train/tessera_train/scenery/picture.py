@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from . import compose, sky as sky_module, terrain
-from .noise import Draw, SEED_LIMIT, Spectrum, lerp, profile, resize, smooth
+from .noise import SEED_LIMIT, TAU, Draw, Spectrum, lerp, profile, resize, smooth
 from .scene import Scene, plan
 
 VERSION = 1
@@ -39,12 +39,12 @@ def _reflection(scene: Scene, draw: Draw, elevation, colour, sky, rows: int, hei
     still = seen[:3] + (1.0 - seen[3:4]) * air
     # Ripples: wide, low, growing towards the viewer; the picture is looked up slightly off, never beyond its edges.
     noise = Spectrum(draw, 256, 256, 1.0, 2.0)
-    ripple = resize(torch.stack((noise.fractal(9.0, 0.5, 0.12), noise.fractal(6.0, 0.7, 0.12))), rows, columns)
+    ripple = resize(torch.stack((noise.fractal(7.0, 0.8, 4.0), noise.fractal(5.0, 1.0, 3.0))), rows, columns)
     ripple = ripple[:, :, offset : offset + width]
     y = (torch.arange(rows, device=elevation.device) + 0.5)[:, None] / rows
     x = (torch.arange(width, device=elevation.device) + 0.5 + offset)[None, :] / columns
     strength = y * (rows / height)
-    gy = y + (0.05 * strength * ripple[0]) * height / rows
+    gy = y + (0.032 * strength * ripple[0]) * height / rows
     gx = x + 0.012 * strength * ripple[1]
     where = torch.stack((2.0 * gx - 1.0, 2.0 * gy - 1.0), -1)[None]
     mirrored_picture = F.grid_sample(still[None], where, mode="bilinear", padding_mode="reflection",
@@ -74,16 +74,16 @@ def _foreground(scene: Scene, draw: Draw, picture, height: int, columns: int, of
     cover = torch.sigmoid((soil[None, :] - e) * height * 3.0)
     free = 1.0 - cover
     foot = torch.full_like(centre, -(1.0 - scene.horizon) + 0.015) + 0.05 * smooth(edge, 0.0, 1.0)
-    for i in range(count):
-        c, h, w = centre[i].item(), tall[i].item(), (tall[i] * (0.13 + 0.09 * slim[i])).item()
+    trees = torch.stack((centre, tall, tall * (0.13 + 0.09 * slim), foot, 3.0 * slim)).T.tolist()
+    for c, h, w, root, phase in trees:
         left = max(0, int((c - 1.3 * w + 1.0) * 0.5 * columns) - offset)
         right = min(width, int((c + 1.3 * w + 1.0) * 0.5 * columns) + 2 - offset)
         if left >= right:
             continue
         dx = (x[left:right] - c).abs()[None, :]
-        up = (e - foot[i]) / h
+        up = (e - root) / h
         # Branches in tiers: the outline swells and narrows on its way up.
-        tier = 0.80 + 0.20 * torch.cos(6.2832 * (7.0 * up + 3.0 * slim[i]))
+        tier = 0.80 + 0.20 * torch.cos(TAU * (7.0 * up + phase))
         outline = w * ((1.0 - up).clamp_min(-0.2) * tier)
         inside = torch.minimum(outline - dx, (1.0 - up) * h) * height
         free[:, left:right] *= 1.0 - torch.sigmoid(inside * 2.2)

@@ -114,7 +114,8 @@ def _light(draw: Draw) -> Light:
 def plan(draw: Draw) -> Scene:
     """Draws a scene; what follows on the same `draw` are its lattices."""
     light = _light(draw)
-    horizon = draw.uniform(0.52, 0.68)
+    # A whole number of rows at every usual height, so that all sizes have the horizon at the same place.
+    horizon = round(128.0 * draw.uniform(0.52, 0.68)) / 128.0
     count = 3 + int(draw.uniform(0.0, 2.999))
     tallest = draw.uniform(0.26, 0.46)
     low_land = draw.chance(0.2)

@@ -28,7 +28,9 @@ def gradient(scene: Scene, u: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
     towards = torch.exp(-(((u - light.u) / 0.75) ** 2)) + 0.0 * e
     horizon = lerp(c(light.horizon), c(light.sunside), towards)
     sky = lerp(c(light.zenith), c(light.middle), torch.exp(-((e / 0.42) ** 1.5)))
-    return lerp(sky, horizon, torch.exp(-((e / (0.13 + 0.07 * towards)) ** 1.2)))
+    # A low sun colours the sky higher up.
+    reach = (0.13 + 0.08 * towards) * (1.0 + 0.6 * math.exp(-(((light.elevation - 2.0) / 7.0) ** 2)))
+    return lerp(sky, horizon, torch.exp(-((e / reach) ** 1.2)))
 
 
 def _clouds(scene: Scene, draw: Draw, u, e):
@@ -43,12 +45,14 @@ def _clouds(scene: Scene, draw: Draw, u, e):
     # The layer hangs above the land: towards the horizon it closes up.
     depth = 0.42 / (e + 0.22)
     x, y = (u - scene.light.u) * depth + scene.light.u, 1.4 * depth + 0.0 * u
+
     def sample(field, dx, dy):
         gx = ((x + dx) / _TILE_EXTENT) * 2.0
         gy = ((y + dy) / _TILE_EXTENT) * 2.0 - 1.0
         padded = F.pad(field[None, None], (_TILE // 2, _TILE // 2, 0, 0), mode="circular")
         return F.grid_sample(padded, torch.stack((gx / 2.0, gy), -1)[None], mode="bilinear",
                              padding_mode="reflection", align_corners=False)[0, 0]
+
     here = sample(density, 0.0, 0.0)
     # Light comes along the layer from the disc: thickness a little nearer to it shades what is here.
     length = torch.sqrt((u - scene.light.u) ** 2 + (e - scene.light.e) ** 2).clamp_min(0.05)

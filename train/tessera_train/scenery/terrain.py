@@ -6,13 +6,13 @@ picture and the linear colour seen there. `compose.py` finds what is visible.
 
 import torch
 
-from .noise import Draw, Spectrum, blur, lerp, profile, smooth, world
+from .noise import Draw, Spectrum, blur, ground_tile, lerp, profile, smooth, world
 from .scene import HALF_WIDTH, Range, Scene
 from .sky import gradient
 
 COLUMNS = 1024
-_RANGE_SLICES = 72
-_GROUND_SLICES = 96
+_RANGE_SLICES = 68
+_GROUND_SLICES = 144
 _CELL = 2.0 * HALF_WIDTH / COLUMNS
 
 
@@ -100,25 +100,23 @@ def ground(scene: Scene, draw: Draw):
     plane = -near * (far / near) ** t
     z = -1.0 / plane
     x = u * z
-    tile = Spectrum(draw, 128, 128, 8.0, 8.0).band(1.0, octaves=0.35)
-    shift = [(37.7 * i, 11.3 * i) for i in range(9)]
+    tile = ground_tile(draw)
 
-    def octave(i: int, wavelength: float, stretch: float = 1.0):
+    def octave(wavelength: float, turn: float):
         # A wavelength that the slices or the columns cannot show is left out.
-        keep = smooth(wavelength / z, 0.10, 0.30)
-        return keep * world(tile, stretch * x + shift[i][0], z + shift[i][1], wavelength)
+        return smooth(wavelength / z, 0.06, 0.20) * world(tile, x, z, wavelength, turn)
 
-    rolling = 0.8 * octave(0, 14.0) + 0.42 * octave(1, 6.0) + 0.16 * octave(2, 2.6)
-    fine = octave(3, 1.1) + 0.6 * octave(4, 0.5) + 0.4 * octave(5, 0.22)
+    rolling = 0.8 * octave(14.0, 0.3) + 0.42 * octave(6.0, 1.4) + 0.16 * octave(2.6, 2.5)
+    fine = octave(1.1, 3.3) + 0.7 * octave(0.5, 4.1) + 0.5 * octave(0.24, 5.2) + 0.35 * octave(0.12, 6.0)
     hills = 0.13 + 0.10 * rolling + 0.011 * fine
     if scene.lake:
         a, b = scene.shore
-        bend = 0.05 * octave(6, 9.0)
+        bend = 0.05 * octave(9.0, 2.0)
         basin = smooth(t + bend, a - 0.14, a + 0.12) * (1.0 - smooth(t, b - 0.03, b + 0.05))
         hills = hills + 0.05 - basin * (0.40 + 0.05 * rolling)
     else:
         # Long swells far off, that stay visible at their distance.
-        hills = hills + 0.55 * t**2 * (0.5 + 0.5 * world(tile, x + 5.0, 2.0 * z, 30.0))
+        hills = hills + 0.55 * t**2 * (0.5 + 0.5 * world(tile, x, 2.0 * z, 30.0, 0.8))
     water = smooth(hills, 0.004, -0.004) if scene.lake else torch.zeros_like(hills)
     height = -plane * hills.clamp_min(0.0)
     gx = torch.gradient(hills, dim=1)[0] / (_CELL * z)
@@ -127,7 +125,7 @@ def ground(scene: Scene, draw: Draw):
     lit = (max(up, 0.3) - 1.6 * (across * gx + depth * gz)) * torch.rsqrt(1.0 + gx * gx + gz * gz)
     lit = lit.clamp_min(0.0)
     c = lambda v: v[:, None, None]
-    tone = 0.35 * octave(7, 3.1) + 0.3 * fine + 0.3 * octave(8, 8.0)
+    tone = 0.35 * octave(3.1, 1.0) + 0.4 * fine + 0.3 * octave(8.0, 4.6)
     grass = c(scene.grass) * (1.0 + 0.30 * tone)
     colour = lerp(grass, c(scene.trees), 0.45 * smooth(tone, 0.0, 1.0))
     beach = smooth(hills, 0.05, 0.0) * (1.0 if scene.lake else 0.0)
