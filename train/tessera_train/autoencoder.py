@@ -60,6 +60,12 @@ class Autoencoder(nn.Module):
                 layer.weight.mul_(0.1)
 
 
+def autoencoder_identity(arch: Arch) -> str:
+    """What a checkpoint of this AutoEncoder calls itself; it does not depend on the U-Net."""
+    parts = (arch.levels, arch.encoder, arch.decoder, arch.attention_ratio)
+    return f"autoencoder {parts}"
+
+
 def local_halo(arch: Arch) -> int:
     """Pixels of the finest latent's grid that the local stage reads around a window."""
     reach, shuffle = 1, arch.decoder.shuffle  # the last convolution, at factor `shuffle`
@@ -122,7 +128,7 @@ class Task:
             if phase.width % self.arch.coarsest_factor or phase.height % self.arch.coarsest_factor:
                 raise ValueError(f"{config.path}: a phase's size is not a multiple of {self.arch.coarsest_factor}")
         self.model = Autoencoder(self.arch)
-        self.identity = f"autoencoder {self.arch.to_json()}"
+        self.identity = autoencoder_identity(self.arch)
 
     def batch(self, step: int, progress: float) -> Batch:
         phase = next(phase for phase in self.phases if progress < phase.until or phase is self.phases[-1])
