@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use tessera::{
     error::{Error, Kind, Result},
     image_out::{self, Area, Bits, CLASSIC_LIMIT, Metadata, PixelSource, RawPixels},
+    store::Arena,
 };
 use tiff::{
     decoder::{Decoder, DecodingResult, Limits},
@@ -294,6 +295,160 @@ fn a_failure_midway_leaves_no_file_and_keeps_the_old_one() -> Outcome {
                 }
             }
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_output_that_can_not_be_written_is_refused_before_the_work() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("new.tiff");
+    image_out::preflight(&path)?;
+    assert!(names(directory.path())?.is_empty(), "the test of the directory leaves nothing");
+    let refused = |path: &Path| {
+        let error = image_out::preflight(path).err();
+        error.map(|e| (e.kind(), e.to_string())).ok_or("not refused")
+    };
+    for (path, says) in [
+        (directory.path().to_owned(), "is a directory"),
+        (directory.path().join("missing/new.tiff"), "does not exist"),
+        (path.join(".."), "has no name"),
+        (PathBuf::from("/"), "is a directory"),
+        (PathBuf::new(), "has no name"),
+    ] {
+        let (kind, message) = refused(&path)?;
+        assert_eq!(kind, Kind::InvalidArgument, "{message}");
+        assert!(message.contains(says), "{message}");
+    }
+    fs::write(directory.path().join("file"), "")?;
+    let (kind, message) = refused(&directory.path().join("file/new.tiff"))?;
+    assert_eq!(kind, Kind::InvalidArgument, "{message}");
+    if cfg!(unix) {
+        let (kind, message) = refused(Path::new("/dev/null"))?;
+        assert_eq!(kind, Kind::InvalidArgument, "{message}");
+        assert!(message.contains("not a regular file"), "{message}");
+    }
+    if cfg!(target_os = "linux") {
+        // A directory that not even root can make a file in.
+        let (kind, message) = refused(Path::new("/proc/new.tiff"))?;
+        assert_eq!(kind, Kind::Io, "{message}");
+        assert!(message.contains("can't make a file in /proc"), "{message}");
+    }
+    for name in ["picture", "picture.jpeg", ".tiff"] {
+        let picture = Picture::new(4, 4, Bits::Eight);
+        let error = image_out::write(Path::new(name), &picture.source()?, &metadata()).err();
+        assert_eq!(error.map(|e| e.kind()), Some(Kind::InvalidArgument), "{name}");
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+#[test]
+fn new_files_obey_the_umask_and_links_are_followed() -> Outcome {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let directory = tempfile::tempdir()?;
+    let (plain, target) = (directory.path().join("plain"), directory.path().join("target.png"));
+    fs::write(&plain, "")?;
+    fs::write(&target, "old")?;
+    let link = directory.path().join("link.png");
+    symlink(&target, &link)?;
+    image_out::write(&link, &Picture::new(4, 4, Bits::Eight).source()?, &metadata())?;
+    assert!(fs::symlink_metadata(&link)?.is_symlink());
+    assert_eq!(image::open(&target)?.width(), 4);
+    let mode = |path| fs::metadata(path).map(|m| m.permissions().mode());
+    assert_eq!(mode(&target)?, mode(&plain)?);
+    Ok(())
+}
+
+/// Names the directory without room to the test below.
+const FULL_DIRECTORY: &str = "TESSERA_TEST_FULL_DIRECTORY";
+
+#[test]
+#[ignore = "run by full_disks_are_errors, in a directory that has room for less than 1 MiB"]
+fn in_a_full_directory() -> Outcome {
+    let directory = PathBuf::from(std::env::var_os(FULL_DIRECTORY).ok_or("no directory")?);
+    let (path, old) = (directory.join("new.tiff"), directory.join("old.png"));
+    fs::write(&old, "old")?;
+    let is_io = |result: Result<()>, says: &str| match result {
+        Err(error) if error.kind() == Kind::Io && error.to_string().contains(says) => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    is_io(Arena::create(&directory, 4 << 20).map(drop), "4194304 bytes")?;
+    let picture = Picture::new(1000, 600, Bits::Sixteen);
+    is_io(image_out::write(&path, &picture.source()?, &metadata()), "new.tiff")?;
+    is_io(image_out::write(&old, &picture.source()?, &metadata()), "old.png")?;
+    assert_eq!(names(&directory)?, [PathBuf::from("old.png")]);
+    assert_eq!(fs::read_to_string(&old)?, "old");
+    // There was room: for what fits.
+    Arena::create(&directory, 4096)?.bytes_mut().fill(1);
+    Ok(())
+}
+
+/// Runs the test above in a process of its own, limited by `shell` before it starts, in
+/// `directory`.
+#[cfg(unix)]
+fn run_in_full_directory(wrapper: &[&str], shell: &str, directory: &Path) -> Outcome {
+    let mut words = wrapper.iter().copied().chain(["sh", "-c"]);
+    let output = std::process::Command::new(words.next().ok_or("no command")?)
+        .args(words)
+        .arg(format!("{shell} && exec \"$@\""))
+        .arg("sh")
+        .arg(std::env::current_exe()?)
+        .args(["--ignored", "--exact", "in_a_full_directory"])
+        .env(FULL_DIRECTORY, directory)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if output.status.success() && said.contains("1 passed") {
+        return Ok(());
+    }
+    Err(format!("{said}{}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+#[cfg(unix)]
+#[test]
+fn full_disks_are_errors() -> Outcome {
+    // The system's limit on the length of a file: 1024 blocks of 512 or 1024 bytes.
+    let directory = tempfile::tempdir()?;
+    run_in_full_directory(&[], "trap '' XFSZ; ulimit -f 1024", directory.path())?;
+
+    // A file system that is full, seen by the process alone.
+    let directory = tempfile::tempdir()?;
+    let mount = "mount -t tmpfs -o size=1m tmpfs \"$TESSERA_TEST_FULL_DIRECTORY\"";
+    let may_mount = |wrapper: &&[&str]| {
+        std::process::Command::new(wrapper[0])
+            .args(&wrapper[1..])
+            .args(["sh", "-c", mount])
+            .env(FULL_DIRECTORY, directory.path())
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    let wrappers = [&["unshare", "-m"][..], &["unshare", "-Urm"]];
+    match wrappers.into_iter().find(may_mount) {
+        Some(wrapper) => run_in_full_directory(wrapper, mount, directory.path()),
+        None => {
+            eprintln!("not tested: a full file system (neither root nor user namespaces here)");
+            Ok(())
+        }
+    }
+}
+
+/// Files for `tests/python/check_tiff.py`: each TIFF with its PNG twin.
+#[test]
+fn samples_for_other_readers_are_written() -> Outcome {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("files");
+    fs::create_dir_all(&directory)?;
+    for (name, (width, height), bits, limit) in [
+        ("tiny-8", (1, 1), Bits::Eight, CLASSIC_LIMIT),
+        ("odd-8", (1001, 599), Bits::Eight, CLASSIC_LIMIT),
+        ("odd-16", (777, 1025), Bits::Sixteen, CLASSIC_LIMIT),
+        ("big-8", (513, 300), Bits::Eight, 0),
+        ("big-16", (2049, 256), Bits::Sixteen, 0),
+        ("wide-8", (2048, 1024), Bits::Eight, CLASSIC_LIMIT),
+    ] {
+        let picture = Picture::new(width, height, bits);
+        let tiff = directory.join(name).with_extension("tiff");
+        image_out::write_tiff(&tiff, &picture.source()?, &metadata(), limit)?;
+        image_out::write(&tiff.with_extension("png"), &picture.source()?, &metadata())?;
     }
     Ok(())
 }

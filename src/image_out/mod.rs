@@ -1,7 +1,7 @@
 //! Pictures out: tiled multi-resolution TIFF, PNG, metadata.
 //!
 //! The guarantee: the file under its final name is complete and on the disk, or it is not there.
-//! [`write`] builds it under a temporary name beside it, reads the picture window by window from a
+//! [`write()`] builds it under a temporary name beside it, reads the picture window by window from a
 //! [`PixelSource`], and needs memory for a few dozen tiles (TIFF) or rows (PNG), whatever the
 //! picture's size.
 

@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 ///
 /// # Errors
 ///
-/// See [`write`](super::write).
+/// See [`write`](super::write()).
 pub fn write_png(path: &Path, source: &dyn PixelSource, metadata: &Metadata) -> Result<()> {
     check_size(source, i32::MAX as u32)?;
     let failed = |error| match error {

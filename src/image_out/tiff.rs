@@ -55,7 +55,7 @@ const DEFLATE_LEVEL: Compression = Compression::new(6);
 ///
 /// # Errors
 ///
-/// See [`write`](super::write).
+/// See [`write`](super::write()).
 pub fn write_tiff(
     path: &Path,
     source: &dyn PixelSource,
