@@ -3,6 +3,7 @@
 pub mod engine;
 pub mod error;
 pub mod exec;
+pub mod image_in;
 pub mod image_out;
 pub mod model;
 pub mod ops;
