@@ -99,6 +99,11 @@ impl Packed {
         Self::new((1, inputs, outputs), |_, i, o| weight(i, o), |_| 0.0)
     }
 
+    /// Taps, inputs, outputs.
+    pub(super) fn extent(&self) -> (usize, usize, usize) {
+        (self.taps, self.inputs, self.outputs)
+    }
+
     fn block_width(&self) -> usize {
         VECTORS * self.lanes
     }

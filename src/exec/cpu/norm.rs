@@ -86,31 +86,47 @@ pub(super) fn group_norm<const SILU: bool>(
             .par_chunks(SPANS * SPAN * channels)
             .map(|x| vectorised(|| group_moments(x, channels, groups)))
             .collect();
-        let (mut scale, mut shift) = (vec![0.0; channels], vec![0.0; channels]);
+        let mut affine = Affine::new(channels);
         for c in 0..channels {
             let g = c / width;
             let all = parts.iter().fold(Moments::default(), |sum, part| sum.join(part[g]));
             let inverse = 1.0 / (all.deviation / all.count + EPS).sqrt();
             let factor = f64::from(weight[c]) * inverse;
-            scale[c] = factor as f32;
-            shift[c] = (f64::from(bias[c]) - all.mean * factor) as f32;
+            let centre = all.mean as f32;
+            affine.centre[c] = centre;
+            affine.scale[c] = factor as f32;
+            affine.shift[c] = (f64::from(bias[c]) + (f64::from(centre) - all.mean) * factor) as f32;
         }
-        affine::<SILU>(out, x, &scale, &shift);
+        affine.run::<SILU>(out, x);
     }
 }
 
-/// out = x * scale + shift per channel, then SiLU if asked for.
-fn affine<const SILU: bool>(out: &mut [f32], x: &[f32], scale: &[f32], shift: &[f32]) {
-    let channels = scale.len();
-    for_units(out, channels, |first, out| {
-        let x = &x[first * channels..][..out.len()];
-        for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-            let factors = scale.iter().zip(shift);
-            for ((out, &x), (&scale, &shift)) in out.iter_mut().zip(x).zip(factors) {
-                *out = activate::<SILU>(x * scale + shift);
+/// (x - centre) * scale + shift per channel. Subtracting first keeps what a small deviation has of digits.
+struct Affine {
+    centre: Vec<f32>,
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+impl Affine {
+    fn new(channels: usize) -> Self {
+        let zeros = vec![0.0; channels];
+        Self { centre: zeros.clone(), scale: zeros.clone(), shift: zeros }
+    }
+
+    /// Applies it, then SiLU if asked for.
+    fn run<const SILU: bool>(&self, out: &mut [f32], x: &[f32]) {
+        let channels = self.scale.len();
+        for_units(out, channels, |first, out| {
+            let x = &x[first * channels..][..out.len()];
+            for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                let factors = self.centre.iter().zip(&self.scale).zip(&self.shift);
+                for ((out, &x), ((&centre, &scale), &shift)) in out.iter_mut().zip(x).zip(factors) {
+                    *out = activate::<SILU>((x - centre) * scale + shift);
+                }
             }
-        }
-    });
+        });
+    }
 }
 
 /// x * (1 + scale) + shift with one pair for all pictures or one each, then SiLU if asked for.
@@ -124,8 +140,10 @@ pub(super) fn scale_shift<const SILU: bool>(
     let pairs = pair.chunks_exact(2 * shape.c).cycle();
     for ((x, out), pair) in x.chunks_exact(picture).zip(out.chunks_exact_mut(picture)).zip(pairs) {
         let (scale, shift) = pair.split_at(shape.c);
-        let scale: Vec<f32> = scale.iter().map(|s| 1.0 + s).collect();
-        affine::<SILU>(out, x, &scale, shift);
+        let mut affine = Affine::new(shape.c);
+        affine.scale.iter_mut().zip(scale).for_each(|(to, scale)| *to = 1.0 + scale);
+        affine.shift.copy_from_slice(shift);
+        affine.run::<SILU>(out, x);
     }
 }
 

@@ -100,7 +100,8 @@ mod tests {
     fn kept_and_live_buffers_never_exceed_the_peak_of_live_ones() {
         let pool = Arc::new(Pool::default());
         for round in 0..50 {
-            let held: Vec<_> = (0..3).map(|i| pool.take(100 + 37 * ((round * 7 + i) % 11))).collect();
+            let held: Vec<_> =
+                (0..3).map(|i| pool.take(100 + 37 * ((round * 7 + i) % 11))).collect();
             let state = pool.0.lock().expect("no other thread");
             assert!(state.live + state.kept <= state.peak);
             assert_eq!(state.kept, state.free.iter().map(Vec::len).sum::<usize>());
