@@ -3,6 +3,8 @@
 //! Guarantee: every output is bias + sum over (tap, input channel) in that order, one fused multiply-add each; which
 //! tile, chunk or thread computed it does not show in its bits. Taps that fall outside of the picture read zeros.
 
+use std::array::from_fn;
+
 use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -258,10 +260,8 @@ fn tile<S: Simd, const P: usize, const V: usize>(
     let (weights, _) = S::as_simd_f32s(block.weights);
     let (weights, _) = weights.as_chunks::<V>();
     let (bias, _) = S::as_simd_f32s(block.bias);
-    let mut sums = [[simd.splat_f32s(0.0); V]; P];
-    for sum in &mut sums {
-        sum.copy_from_slice(&bias[..V]);
-    }
+    let bias = &bias[..V];
+    let mut sums: [[S::f32s; V]; P] = from_fn(|_| from_fn(|v| bias[v]));
     let inside = Inside::<P>::new(shape, first);
     for (tap, weights) in weights.chunks_exact(inputs).enumerate() {
         let (dy, dx) = if reach == 0 { (1, 1) } else { (tap / 3, tap % 3) };
@@ -287,7 +287,9 @@ fn tile<S: Simd, const P: usize, const V: usize>(
             }
         }
     }
-    for (p, sums) in sums.iter().enumerate() {
+    // The loop below indexes memory; the copy leaves `sums` to the registers.
+    let finished = sums;
+    for (p, sums) in finished.iter().enumerate() {
         let out = &mut out[p * task.stride..][..block.outputs];
         for (part, &sum) in out.chunks_mut(S::F32_LANES).zip(sums) {
             simd.partial_store_f32s(part, sum);

@@ -105,7 +105,7 @@ pub(super) fn fir_up2(out: &mut [f32], x: &[f32], shape: Shape) {
     let double = Shape { h: shape.h * 2, w: shape.w * 2, ..shape };
     let zeros = vec![0.0; shape.w * c];
     // The neighbour that weighs 1 beside the pixel itself that weighs 3.
-    let far = |i: usize| if i % 2 == 0 { (i / 2).checked_sub(1) } else { Some(i / 2 + 1) };
+    let far = |i: usize| if i.is_multiple_of(2) { (i / 2).checked_sub(1) } else { Some(i / 2 + 1) };
     for_rows(out, double, |n, y, out| {
         let (near_row, far_row) = (rows.row(n, y / 2), rows.row_or(n, far(y), &zeros));
         for (j, out) in out.chunks_exact_mut(c).enumerate() {
