@@ -1,0 +1,153 @@
+// A = softmax over j of (sum over pixels q_i k_j / sqrt N), out_i = sum over j of A_ij v_j. The products are summed
+// over chunks of pixels (`scores`), the chunks added up and the softmax taken (`softmax`), the result applied (`apply`).
+
+struct Params {
+    // Invocations of `scores` and `apply`, workgroups of `softmax`.
+    count: u32,
+    // Pixels of a picture.
+    pixels: u32,
+    channels: u32,
+    // Pixels of a chunk.
+    chunk: u32,
+    chunks: u32,
+    // 1 / sqrt(pixels)
+    scale: f32,
+    pad0: u32,
+    pad1: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<f32>;
+@group(0) @binding(2) var<storage, read> k: array<f32>;
+@group(0) @binding(3) var<storage, read> v: array<f32>;
+// [picture][chunk][i][j]
+@group(0) @binding(4) var<storage, read_write> products: array<f32>;
+// [picture][j][i]: transposed, so that neighbouring invocations of `apply` read neighbouring elements.
+@group(0) @binding(5) var<storage, read_write> weights: array<f32>;
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+
+var<workgroup> shared_values: array<f32, 64>;
+
+// 4 x 4 products an invocation.
+@compute @workgroup_size(64)
+fn scores(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = (group.y * groups.x + group.x) * 64u + lane;
+    if (i >= params.count) {
+        return;
+    }
+    let columns = (params.channels + 3u) / 4u;
+    let column = i % columns * 4u;
+    let row = i / columns % columns * 4u;
+    let chunk = i / columns / columns % params.chunks;
+    let n = i / columns / columns / params.chunks;
+    let four = vec4<u32>(0u, 1u, 2u, 3u);
+    // Beyond the edge the last row or column is computed again and not stored.
+    let last = vec4<u32>(params.channels - 1u);
+    let rows = min(vec4<u32>(row) + four, last);
+    let cols = min(vec4<u32>(column) + four, last);
+    let first = chunk * params.chunk;
+    let end = min(first + params.chunk, params.pixels);
+    var s0 = vec4<f32>(0.0);
+    var s1 = vec4<f32>(0.0);
+    var s2 = vec4<f32>(0.0);
+    var s3 = vec4<f32>(0.0);
+    for (var p = first; p < end; p++) {
+        let base = (n * params.pixels + p) * params.channels;
+        let key = vec4<f32>(k[base + cols.x], k[base + cols.y], k[base + cols.z], k[base + cols.w]);
+        s0 = fma(vec4<f32>(q[base + rows.x]), key, s0);
+        s1 = fma(vec4<f32>(q[base + rows.y]), key, s1);
+        s2 = fma(vec4<f32>(q[base + rows.z]), key, s2);
+        s3 = fma(vec4<f32>(q[base + rows.w]), key, s3);
+    }
+    var tile = array<vec4<f32>, 4>(s0, s1, s2, s3);
+    let out = (n * params.chunks + chunk) * params.channels;
+    for (var a = 0u; a < min(4u, params.channels - row); a++) {
+        for (var b = 0u; b < min(4u, params.channels - column); b++) {
+            products[(out + row + a) * params.channels + column + b] = tile[a][b];
+        }
+    }
+}
+
+// One workgroup a row of one picture.
+@compute @workgroup_size(64)
+fn softmax(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let row = group.y * groups.x + group.x;
+    // Workgroups beyond the last have no columns, but meet the barriers all the same.
+    let columns = select(0u, params.channels, row < params.count);
+    let n = row / params.channels;
+    let i = row % params.channels;
+    var largest = -3.0e38;
+    for (var j = lane; j < columns; j += 64u) {
+        var sum = 0.0;
+        for (var chunk = 0u; chunk < params.chunks; chunk++) {
+            sum += products[((n * params.chunks + chunk) * params.channels + i) * params.channels + j];
+        }
+        let score = sum * params.scale;
+        weights[(n * params.channels + j) * params.channels + i] = score;
+        largest = max(largest, score);
+    }
+    shared_values[lane] = largest;
+    workgroupBarrier();
+    for (var step = 32u; step > 0u; step /= 2u) {
+        if (lane < step) {
+            shared_values[lane] = max(shared_values[lane], shared_values[lane + step]);
+        }
+        workgroupBarrier();
+    }
+    largest = shared_values[0];
+    workgroupBarrier();
+    var sum = 0.0;
+    for (var j = lane; j < columns; j += 64u) {
+        let at = (n * params.channels + j) * params.channels + i;
+        let e = exp(weights[at] - largest);
+        weights[at] = e;
+        sum += e;
+    }
+    shared_values[lane] = sum;
+    workgroupBarrier();
+    for (var step = 32u; step > 0u; step /= 2u) {
+        if (lane < step) {
+            shared_values[lane] += shared_values[lane + step];
+        }
+        workgroupBarrier();
+    }
+    let share = 1.0 / shared_values[0];
+    for (var j = lane; j < columns; j += 64u) {
+        weights[(n * params.channels + j) * params.channels + i] *= share;
+    }
+}
+
+// 4 pixels x 1 channel an invocation.
+@compute @workgroup_size(64)
+fn apply(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let item = (group.y * groups.x + group.x) * 64u + lane;
+    if (item >= params.count) {
+        return;
+    }
+    let i = item % params.channels;
+    let blocks = (params.pixels + 3u) / 4u;
+    let pixel = item / params.channels % blocks * 4u;
+    let n = item / params.channels / blocks;
+    let four = min(vec4<u32>(pixel) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(params.pixels - 1u));
+    let base = (four + n * params.pixels) * params.channels;
+    var sum = vec4<f32>(0.0);
+    for (var j = 0u; j < params.channels; j++) {
+        let value = vec4<f32>(v[base.x + j], v[base.y + j], v[base.z + j], v[base.w + j]);
+        sum = fma(value, vec4<f32>(weights[(n * params.channels + j) * params.channels + i]), sum);
+    }
+    for (var a = 0u; a < min(4u, params.pixels - pixel); a++) {
+        y[base[a] + i] = sum[a];
+    }
+}

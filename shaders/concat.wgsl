@@ -1,0 +1,33 @@
+// Channels of a, then channels of b; one invocation per element of the result.
+
+struct Params {
+    count: u32,
+    a_channels: u32,
+    b_channels: u32,
+    pad0: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(2) var<storage, read> b: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = (group.y * groups.x + group.x) * 64u + lane;
+    if (i >= params.count) {
+        return;
+    }
+    let channels = params.a_channels + params.b_channels;
+    let pixel = i / channels;
+    let c = i % channels;
+    if (c < params.a_channels) {
+        y[i] = a[pixel * params.a_channels + c];
+    } else {
+        y[i] = b[pixel * params.b_channels + c - params.a_channels];
+    }
+}

@@ -1,0 +1,26 @@
+// wa * a + wb * b, one invocation per element.
+
+struct Params {
+    count: u32,
+    wa: f32,
+    wb: f32,
+    pad0: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(2) var<storage, read> b: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = (group.y * groups.x + group.x) * 64u + lane;
+    if (i >= params.count) {
+        return;
+    }
+    y[i] = fma(params.wa, a[i], params.wb * b[i]);
+}

@@ -1,0 +1,309 @@
+//! Adapters, the choice among them, and the device with what has gone wrong on it.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::error::{Error, Result};
+
+/// What an adapter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdapterKind {
+    /// A card with memory of its own.
+    Discrete,
+    /// A GPU that shares the processor's memory.
+    Integrated,
+    /// A GPU lent to a virtual machine.
+    Virtual,
+    /// A driver that computes on the CPU.
+    Software,
+    /// Not said by its driver.
+    Other,
+}
+
+/// An adapter that [`super::Gpu`] can use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterInfo {
+    /// Its number: N in `gpu:N`.
+    pub index: usize,
+    /// Name of the device.
+    pub name: String,
+    /// Vulkan, Metal or Dx12.
+    pub backend: String,
+    /// Name and version of the driver.
+    pub driver: String,
+    /// What it is.
+    pub kind: AdapterKind,
+    /// Whether it computes on the CPU; never chosen by [`best_real`].
+    pub software: bool,
+    /// Largest tensor in bytes.
+    pub max_tensor_bytes: u64,
+}
+
+/// Element counts and byte offsets in the shaders are 32 bits wide; some drivers go wrong from 4 GiB on.
+const MAX_TENSOR_BYTES: u64 = 1 << 31;
+
+/// Storage buffers that the operator with the most of them binds.
+const STORAGE_BUFFERS: u32 = 6;
+
+/// The adapters of this machine in a fixed order; empty when there is none or no driver.
+pub fn adapters() -> Vec<AdapterInfo> {
+    list().into_iter().map(|(info, _)| info).collect()
+}
+
+/// Index of the first real GPU, discrete before integrated before others; never a software device.
+pub fn best_real() -> Option<usize> {
+    best(&adapters())
+}
+
+/// [`best_real`] among `adapters`.
+fn best(adapters: &[AdapterInfo]) -> Option<usize> {
+    let rank = |kind| match kind {
+        AdapterKind::Discrete => 0,
+        AdapterKind::Integrated => 1,
+        AdapterKind::Virtual => 2,
+        AdapterKind::Other | AdapterKind::Software => 3,
+    };
+    let real = adapters.iter().filter(|a| !a.software);
+    real.min_by_key(|a| (rank(a.kind), a.index)).map(|a| a.index)
+}
+
+fn list() -> Vec<(AdapterInfo, wgpu::Adapter)> {
+    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = backends;
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(descriptor);
+    let usable = |adapter: &wgpu::Adapter| {
+        let compute = wgpu::DownlevelFlags::COMPUTE_SHADERS;
+        adapter.get_downlevel_capabilities().flags.contains(compute)
+            && adapter.limits().max_storage_buffers_per_shader_stage >= STORAGE_BUFFERS
+    };
+    let found = pollster::block_on(instance.enumerate_adapters(backends));
+    (found.into_iter().filter(usable).enumerate())
+        .map(|(index, adapter)| (describe(index, &adapter), adapter))
+        .collect()
+}
+
+fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
+    let info = adapter.get_info();
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
+        wgpu::DeviceType::IntegratedGpu => AdapterKind::Integrated,
+        wgpu::DeviceType::VirtualGpu => AdapterKind::Virtual,
+        wgpu::DeviceType::Cpu => AdapterKind::Software,
+        wgpu::DeviceType::Other => AdapterKind::Other,
+    };
+    AdapterInfo {
+        index,
+        name: info.name,
+        backend: format!("{:?}", info.backend),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        kind,
+        software: kind == AdapterKind::Software,
+        max_tensor_bytes: max_tensor_bytes(&adapter.limits()),
+    }
+}
+
+fn max_tensor_bytes(limits: &wgpu::Limits) -> u64 {
+    limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(MAX_TENSOR_BYTES)
+}
+
+/// What went wrong on a device outside of the call that caused it.
+#[derive(Debug, Default)]
+struct Faults {
+    /// Why the device was lost.
+    lost: Option<String>,
+    /// The first error since the last look.
+    error: Option<String>,
+}
+
+/// A device with its queue.
+#[derive(Debug)]
+pub(super) struct Device {
+    /// The adapter it was opened on.
+    pub(super) info: AdapterInfo,
+    /// Where resources are made.
+    pub(super) device: wgpu::Device,
+    /// Where work goes; everything of one interpreter goes through this one queue, in order.
+    pub(super) queue: wgpu::Queue,
+    /// What the adapter offers.
+    pub(super) limits: wgpu::Limits,
+    /// Written by the callbacks of `device` from any thread, read by [`Device::check`].
+    faults: Arc<Mutex<Faults>>,
+}
+
+impl Device {
+    /// Opens adapter `index`, or the best one: a real GPU if there is one.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`] when it does not exist or can't be opened; the message lists what was found.
+    pub(super) fn open(index: Option<usize>) -> Result<Self> {
+        let mut found = list();
+        let infos: Vec<AdapterInfo> = found.iter().map(|(info, _)| info.clone()).collect();
+        let index = index.or_else(|| best(&infos)).unwrap_or(0);
+        if index >= found.len() {
+            return Err(Error::device(format!("gpu:{index} does not exist; {}", listing(&infos))));
+        }
+        let (info, adapter) = found.swap_remove(index);
+        let limits = adapter.limits();
+        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("tessera"),
+            required_features: wgpu::Features::empty(),
+            required_limits: limits.clone(),
+            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            trace: wgpu::Trace::Off,
+        });
+        let (device, queue) = pollster::block_on(request).map_err(|e| {
+            let all = listing(&infos);
+            Error::device(format!("gpu:{index} ({}) can't be opened; {all}", info.name))
+                .with_source(e)
+        })?;
+        let faults = Arc::new(Mutex::new(Faults::default()));
+        let sink = faults.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
+            let mut faults = sink.lock().unwrap_or_else(PoisonError::into_inner);
+            faults.error.get_or_insert(explain(&e));
+        }));
+        let sink = faults.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            let mut faults = sink.lock().unwrap_or_else(PoisonError::into_inner);
+            faults.lost.get_or_insert(format!("{reason:?} {message}").trim().to_owned());
+        });
+        Ok(Self { info, device, queue, limits, faults })
+    }
+
+    /// Largest tensor in bytes.
+    pub(super) fn max_tensor_bytes(&self) -> u64 {
+        max_tensor_bytes(&self.limits)
+    }
+
+    /// Reports what has gone wrong since the last look.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`] when the device was lost (from then on, always) or an error was not caught.
+    pub(super) fn check(&self) -> Result<()> {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let AdapterInfo { index, name, .. } = &self.info;
+        if let Some(why) = &faults.lost {
+            return Err(Error::device(format!("gpu:{index} ({name}) was lost: {why}")));
+        }
+        match faults.error.take() {
+            Some(why) => Err(Error::device(format!("gpu:{index} ({name}) failed: {why}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes something, with the errors of doing so.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`] with what wgpu says.
+    pub(super) fn caught<T>(&self, make: impl FnOnce(&wgpu::Device) -> T) -> Result<T> {
+        self.check()?;
+        let filters = [
+            wgpu::ErrorFilter::Internal,
+            wgpu::ErrorFilter::Validation,
+            wgpu::ErrorFilter::OutOfMemory,
+        ];
+        let scopes = filters.map(|filter| self.device.push_error_scope(filter));
+        let made = make(&self.device);
+        // Scopes are popped in the reverse of the order that they were pushed in.
+        let mut first = None;
+        for scope in scopes.into_iter().rev() {
+            first = pollster::block_on(scope.pop()).or(first);
+        }
+        self.check()?;
+        match first {
+            None => Ok(made),
+            Some(e) => {
+                let AdapterInfo { index, name, .. } = &self.info;
+                Err(Error::device(format!("gpu:{index} ({name}) failed: {}", explain(&e))))
+            }
+        }
+    }
+
+    /// Waits until all submitted work is done.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`] when the device was lost meanwhile.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.check()?;
+        // A device that is lost during the wait makes wgpu panic instead of returning an error.
+        let poll = || self.device.poll(wgpu::PollType::wait_indefinitely());
+        match catch_unwind(AssertUnwindSafe(poll)) {
+            Ok(Ok(_)) => self.check(),
+            failed => {
+                self.check()?;
+                let AdapterInfo { index, name, .. } = &self.info;
+                let error = Error::device(format!("gpu:{index} ({name}) did not finish its work"));
+                Err(match failed {
+                    Ok(Err(e)) => error.with_source(e),
+                    _ => error,
+                })
+            }
+        }
+    }
+}
+
+fn explain(e: &wgpu::Error) -> String {
+    match e {
+        wgpu::Error::OutOfMemory { source } => format!("out of memory: {source}"),
+        other => other.to_string(),
+    }
+}
+
+fn listing(infos: &[AdapterInfo]) -> String {
+    if infos.is_empty() {
+        return "no Vulkan, Metal or DX12 device was found".to_owned();
+    }
+    let line = |a: &AdapterInfo| {
+        let software = if a.software { ", software" } else { "" };
+        format!("gpu:{} is {} ({}{software})", a.index, a.name, a.backend)
+    };
+    format!("found: {}", infos.iter().map(line).collect::<Vec<_>>().join("; "))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use super::*;
+
+    fn adapter(index: usize, kind: AdapterKind) -> AdapterInfo {
+        AdapterInfo {
+            index,
+            name: format!("device {index}"),
+            backend: "Vulkan".into(),
+            driver: String::new(),
+            kind,
+            software: kind == AdapterKind::Software,
+            max_tensor_bytes: 0,
+        }
+    }
+
+    /// A software device is never the best; a discrete GPU comes before an integrated one, wherever it stands.
+    #[test]
+    fn best_is_real() {
+        use AdapterKind::{Discrete, Integrated, Software};
+        assert_eq!(best(&[]), None);
+        assert_eq!(best(&[adapter(0, Software)]), None);
+        let all = [Software, Integrated, Discrete, Discrete];
+        let all: Vec<_> = all.iter().enumerate().map(|(i, &k)| adapter(i, k)).collect();
+        assert_eq!(best(&all), Some(2));
+        assert_eq!(best(&all[..2]), Some(1));
+    }
+
+    /// A missing device is an error that lists the devices there are.
+    #[test]
+    fn missing_device_names_what_was_found() {
+        let error = Device::open(Some(1000)).unwrap_err();
+        assert_eq!(error.kind(), crate::error::Kind::Device);
+        let message = error.to_string();
+        assert!(message.contains("gpu:1000"), "{message}");
+        assert!(message.contains("found"), "{message}");
+        for a in adapters() {
+            assert!(message.contains(&a.name), "{message}");
+        }
+    }
+}

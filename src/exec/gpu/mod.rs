@@ -1,0 +1,209 @@
+//! The GPU interpreter: wgpu on Vulkan, Metal or DX12, one WGSL file per operator in `shaders/`, f32 and NHWC.
+//!
+//! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits; a pixel's
+//! value does not depend on where it lies in its tensor, as sums run in a fixed order. Whatever goes wrong on the device
+//! (none there, memory exhausted, lost) is an error of kind [`crate::error::Kind::Device`], never a panic.
+//!
+//! [`Gpu`] records dispatches and submits them in bounded portions, at the latest when a result is downloaded. Memory of
+//! dropped tensors is recycled; parameters are uploaded when first used, in the layout that their kernel reads.
+
+mod attention;
+mod buffers;
+mod conv2d;
+mod device;
+mod pipelines;
+mod pointwise;
+mod queue;
+mod reduce;
+mod resample;
+
+use std::{collections::HashMap, sync::Arc};
+
+pub use self::{
+    buffers::Tensor,
+    device::{AdapterInfo, AdapterKind, adapters, best_real},
+    pipelines::{Access, Field, Kernel, Layout, Operator},
+};
+use crate::{
+    error::Result,
+    ops::{self, Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
+};
+
+/// All operators that have a shader, in alphabetical order.
+pub static OPERATORS: [&Operator; 17] = [
+    &resample::AVG_POOL2,
+    &attention::CHANNEL_ATTENTION,
+    &pointwise::CONCAT,
+    &conv2d::CONV2D,
+    &resample::CROP,
+    &resample::FIR_DOWN2,
+    &resample::FIR_UP2,
+    &reduce::GLOBAL_AVG_POOL,
+    &reduce::GROUP_NORM,
+    &pointwise::PIXEL_NORM,
+    &resample::PIXEL_SHUFFLE,
+    &resample::PIXEL_UNSHUFFLE,
+    &pointwise::SCALE_SHIFT,
+    &pointwise::SILU,
+    &attention::SPATIAL_ATTENTION,
+    &resample::UPSAMPLE_NEAREST2,
+    &pointwise::WEIGHTED_ADD,
+];
+
+/// Invocations of a workgroup in kernels that have one invocation per item.
+const WORKGROUP: usize = 64;
+
+/// An interpreter on one device.
+#[derive(Debug)]
+pub struct Gpu {
+    device: device::Device,
+    pipelines: pipelines::Pipelines,
+    pool: buffers::Pool,
+    recorder: queue::Recorder,
+    weights: Arc<Weights>,
+    /// Parameters on the device by name, as their kernel reads them.
+    parameters: HashMap<String, wgpu::Buffer>,
+}
+
+impl Gpu {
+    /// An interpreter on adapter `index` of [`adapters`] that finds its parameters in `weights`; without an index on the
+    /// best adapter, a real GPU if there is one.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`] when there is no such adapter (the message lists what was found) or it can't be
+    /// opened.
+    pub fn new(index: Option<usize>, weights: Arc<Weights>) -> Result<Self> {
+        let device = device::Device::open(index)?;
+        let recorder = queue::Recorder::new(&device)?;
+        Ok(Self {
+            device,
+            pipelines: pipelines::Pipelines::default(),
+            pool: buffers::Pool::default(),
+            recorder,
+            weights,
+            parameters: HashMap::new(),
+        })
+    }
+
+    /// The adapter that it runs on.
+    pub fn adapter(&self) -> &AdapterInfo {
+        &self.device.info
+    }
+
+    /// The parameter `name` on the device, in the form that `prepare` gives it at the first use.
+    fn parameter(
+        &mut self,
+        name: &str,
+        prepare: impl FnOnce(&Weights) -> Result<Vec<f32>>,
+    ) -> Result<wgpu::Buffer> {
+        if let Some(buffer) = self.parameters.get(name) {
+            return Ok(buffer.clone());
+        }
+        let values = prepare(&self.weights)?;
+        let buffer = self.device.caught(|d| {
+            d.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(name),
+                size: 4 * values.len() as u64,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })?;
+        self.device.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&values));
+        self.parameters.insert(name.to_owned(), buffer.clone());
+        Ok(buffer)
+    }
+}
+
+/// An extent as the shaders' u32; no tensor that a device takes has one that is larger.
+fn word(extent: usize) -> u32 {
+    u32::try_from(extent).unwrap_or(u32::MAX)
+}
+
+impl Ops for Gpu {
+    type Tensor = Tensor;
+
+    fn shape(&self, x: &Tensor) -> Shape {
+        x.shape
+    }
+
+    fn upload(&mut self, shape: Shape, data: &[f32]) -> Result<Tensor> {
+        ops::check_upload(shape, data.len())?;
+        self.write(shape, data)
+    }
+
+    fn download(&mut self, x: &Tensor) -> Result<Vec<f32>> {
+        self.read(x)
+    }
+
+    fn scalar(&mut self, name: &str) -> Result<f32> {
+        Ok(self.weights.get(name, &[1])?.data[0])
+    }
+
+    fn conv2d(&mut self, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
+        conv2d::conv2d(self, x, p)
+    }
+
+    fn group_norm(&mut self, x: &Tensor, p: &GroupNorm) -> Result<Tensor> {
+        reduce::group_norm(self, x, p)
+    }
+
+    fn pixel_norm(&mut self, x: &Tensor, p: &PixelNorm) -> Result<Tensor> {
+        pointwise::pixel_norm(self, x, p)
+    }
+
+    fn silu(&mut self, x: &Tensor) -> Result<Tensor> {
+        pointwise::silu(self, x)
+    }
+
+    fn scale_shift(&mut self, x: &Tensor, pair: &Tensor, silu: bool) -> Result<Tensor> {
+        pointwise::scale_shift(self, x, pair, silu)
+    }
+
+    fn weighted_add(&mut self, a: &Tensor, b: &Tensor, wa: f32, wb: f32) -> Result<Tensor> {
+        pointwise::weighted_add(self, a, b, wa, wb)
+    }
+
+    fn concat(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        pointwise::concat(self, a, b)
+    }
+
+    fn avg_pool2(&mut self, x: &Tensor) -> Result<Tensor> {
+        resample::avg_pool2(self, x)
+    }
+
+    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
+        reduce::global_avg_pool(self, x)
+    }
+
+    fn upsample_nearest2(&mut self, x: &Tensor) -> Result<Tensor> {
+        resample::upsample_nearest2(self, x)
+    }
+
+    fn fir_down2(&mut self, x: &Tensor) -> Result<Tensor> {
+        resample::fir_down2(self, x)
+    }
+
+    fn fir_up2(&mut self, x: &Tensor) -> Result<Tensor> {
+        resample::fir_up2(self, x)
+    }
+
+    fn pixel_unshuffle(&mut self, x: &Tensor, r: usize) -> Result<Tensor> {
+        resample::pixel_unshuffle(self, x, r)
+    }
+
+    fn pixel_shuffle(&mut self, x: &Tensor, r: usize) -> Result<Tensor> {
+        resample::pixel_shuffle(self, x, r)
+    }
+
+    fn spatial_attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        attention::spatial_attention(self, q, k, v)
+    }
+
+    fn channel_attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        attention::channel_attention(self, q, k, v)
+    }
+
+    fn crop(&mut self, x: &Tensor, window: Window) -> Result<Tensor> {
+        resample::crop(self, x, window)
+    }
+}

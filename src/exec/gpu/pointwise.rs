@@ -1,0 +1,101 @@
+//! Operators whose results at a pixel depend on that pixel alone.
+
+use super::{
+    Gpu, Tensor, WORKGROUP,
+    pipelines::{Operator, Params, operator, params},
+    queue::Call,
+    word,
+};
+use crate::{
+    error::Result,
+    ops::{PixelNorm, Shape, concat, pixel_norm, scale_shift, silu, weighted_add},
+};
+
+params! { struct SiluParams { count: u32, pad0: u32, pad1: u32, pad2: u32, } }
+params! { struct WeightedAddParams { count: u32, wa: f32, wb: f32, pad0: u32, } }
+params! { struct ScaleShiftParams { count: u32, channels: u32, picture: u32, silu: u32, } }
+params! { struct PixelNormParams { count: u32, channels: u32, silu: u32, eps: f32, } }
+params! { struct ConcatParams { count: u32, a_channels: u32, b_channels: u32, pad0: u32, } }
+
+operator!(SILU, "silu", SiluParams, [Read, ReadWrite], "main": [1, 2]);
+operator!(WEIGHTED_ADD, "weighted_add", WeightedAddParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
+operator!(SCALE_SHIFT, "scale_shift", ScaleShiftParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
+operator!(PIXEL_NORM, "pixel_norm", PixelNormParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
+operator!(CONCAT, "concat", ConcatParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
+
+/// Runs the one kernel of `operator` with `count` invocations on `inputs`: a tensor of `shape`.
+pub(super) fn map<P: Params>(
+    gpu: &mut Gpu,
+    operator: &'static Operator,
+    params: P,
+    count: usize,
+    inputs: &[wgpu::BindingResource<'_>],
+    shape: Shape,
+) -> Result<Tensor> {
+    let y = gpu.tensor(shape, operator.name)?;
+    let buffers: Vec<_> = inputs.iter().cloned().chain([y.binding()]).collect();
+    gpu.dispatch(Call {
+        operator,
+        kernel: 0,
+        constants: &[],
+        params,
+        buffers: &buffers,
+        workgroups: count.div_ceil(WORKGROUP) as u64,
+    })?;
+    Ok(y)
+}
+
+pub(super) fn silu(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
+    let shape = silu::output_shape(x.shape)?;
+    let params = SiluParams { count: word(shape.len()), ..SiluParams::default() };
+    map(gpu, &SILU, params, shape.len(), &[x.binding()], shape)
+}
+
+pub(super) fn weighted_add(
+    gpu: &mut Gpu,
+    a: &Tensor,
+    b: &Tensor,
+    wa: f32,
+    wb: f32,
+) -> Result<Tensor> {
+    let shape = weighted_add::output_shape(a.shape, b.shape)?;
+    let params = WeightedAddParams { count: word(shape.len()), wa, wb, pad0: 0 };
+    map(gpu, &WEIGHTED_ADD, params, shape.len(), &[a.binding(), b.binding()], shape)
+}
+
+pub(super) fn scale_shift(gpu: &mut Gpu, x: &Tensor, pair: &Tensor, silu: bool) -> Result<Tensor> {
+    let shape = scale_shift::output_shape(x.shape, pair.shape)?;
+    let count = shape.len();
+    let params = ScaleShiftParams {
+        count: word(count),
+        channels: word(shape.c),
+        picture: word(if pair.shape.n == 1 { count } else { count / shape.n }),
+        silu: silu.into(),
+    };
+    map(gpu, &SCALE_SHIFT, params, count, &[x.binding(), pair.binding()], shape)
+}
+
+pub(super) fn pixel_norm(gpu: &mut Gpu, x: &Tensor, p: &PixelNorm) -> Result<Tensor> {
+    let shape = pixel_norm::output_shape(x.shape, p)?;
+    let [(name, _)] = p.params();
+    let gain = gpu.parameter(&name, |w| Ok(p.load(w)?.to_vec()))?;
+    let pixels = shape.n * shape.pixels();
+    let params = PixelNormParams {
+        count: word(pixels),
+        channels: word(shape.c),
+        silu: p.silu.into(),
+        eps: pixel_norm::EPS,
+    };
+    map(gpu, &PIXEL_NORM, params, pixels, &[x.binding(), gain.as_entire_binding()], shape)
+}
+
+pub(super) fn concat(gpu: &mut Gpu, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let shape = concat::output_shape(a.shape, b.shape)?;
+    let params = ConcatParams {
+        count: word(shape.len()),
+        a_channels: word(a.shape.c),
+        b_channels: word(b.shape.c),
+        pad0: 0,
+    };
+    map(gpu, &CONCAT, params, shape.len(), &[a.binding(), b.binding()], shape)
+}

@@ -1,0 +1,229 @@
+//! Recording dispatches, submitting them in bounded portions, and moving data to and from the device.
+
+use std::num::NonZeroU64;
+
+use super::{
+    Gpu, Tensor,
+    buffers::{Block, bytes},
+    device::Device,
+    pipelines::{Constants, Operator, Params},
+};
+use crate::{
+    error::{Error, Result},
+    ops::Shape,
+};
+
+/// Dispatches of one submission: bounds the time that a submission takes and the parameters that wait for it.
+const MAX_DISPATCHES: usize = 64;
+
+/// A dispatch that waits for its submission.
+#[derive(Debug)]
+struct Dispatch {
+    pipeline: wgpu::ComputePipeline,
+    bindings: wgpu::BindGroup,
+    /// Of its parameters, in [`Recorder::uniforms`].
+    offset: u32,
+    workgroups: (u32, u32),
+}
+
+/// Dispatches in order, with their parameters.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    dispatches: Vec<Dispatch>,
+    /// Parameters of all dispatches, [`Recorder::stride`] bytes each.
+    bytes: Vec<u8>,
+    /// Where `bytes` goes at the submission.
+    uniforms: wgpu::Buffer,
+    /// Distance of two dispatches' parameters.
+    stride: usize,
+}
+
+impl Recorder {
+    pub(super) fn new(device: &Device) -> Result<Self> {
+        let stride = device.limits.min_uniform_buffer_offset_alignment.max(256) as usize;
+        let uniforms = device.caught(|d| {
+            d.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("parameters"),
+                size: (stride * MAX_DISPATCHES) as u64,
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })?;
+        Ok(Self { dispatches: Vec::new(), bytes: Vec::new(), uniforms, stride })
+    }
+}
+
+/// One dispatch of a kernel.
+pub(super) struct Call<'a, P: Params> {
+    /// The operator.
+    pub(super) operator: &'static Operator,
+    /// Number of the entry point in [`Operator::kernels`].
+    pub(super) kernel: usize,
+    /// Values of the shader's override constants.
+    pub(super) constants: Constants,
+    /// The shader's `Params`.
+    pub(super) params: P,
+    /// What the entry point's storage bindings are, in the order of [`super::pipelines::Kernel::uses`].
+    pub(super) buffers: &'a [wgpu::BindingResource<'a>],
+    /// Number of workgroups; spread over two dimensions where it is larger than one takes.
+    pub(super) workgroups: u64,
+}
+
+impl Gpu {
+    /// Records a dispatch.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`].
+    pub(super) fn dispatch<P: Params>(&mut self, call: Call<'_, P>) -> Result<()> {
+        let Call { operator, kernel, constants, params, buffers, workgroups } = call;
+        let kernel = &operator.kernels[kernel];
+        debug_assert_eq!(buffers.len(), kernel.uses.len(), "{} {}", operator.name, kernel.entry);
+        let pipeline = self.pipelines.get(&self.device, operator, kernel, constants)?;
+        if self.recorder.dispatches.len() == MAX_DISPATCHES {
+            self.submit()?;
+        }
+        let uniform = wgpu::BindGroupEntry {
+            binding: 0,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: &self.recorder.uniforms,
+                offset: 0,
+                size: NonZeroU64::new(size_of::<P>() as u64),
+            }),
+        };
+        let storage = (pipeline.uses.iter().zip(buffers)).map(|(&binding, resource)| {
+            wgpu::BindGroupEntry { binding, resource: resource.clone() }
+        });
+        let entries: Vec<_> = std::iter::once(uniform).chain(storage).collect();
+        let bindings = self.device.caught(|d| {
+            d.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(operator.name),
+                layout: &pipeline.layout,
+                entries: &entries,
+            })
+        })?;
+        let workgroups = self.spread(workgroups)?;
+        let recorder = &mut self.recorder;
+        let offset = recorder.bytes.len();
+        recorder.bytes.extend_from_slice(bytemuck::bytes_of(&params));
+        recorder.bytes.resize(offset + recorder.stride, 0);
+        recorder.dispatches.push(Dispatch {
+            pipeline: pipeline.pipeline,
+            bindings,
+            offset: offset as u32,
+            workgroups,
+        });
+        Ok(())
+    }
+
+    /// `count` workgroups as columns and rows; the product may exceed `count`.
+    fn spread(&self, count: u64) -> Result<(u32, u32)> {
+        let most = u64::from(self.device.limits.max_compute_workgroups_per_dimension);
+        let rows = count.div_ceil(most);
+        if rows > most {
+            let name = &self.device.info.name;
+            return Err(Error::device(format!(
+                "{count} workgroups are needed, the limit of {name} is {most} squared"
+            )));
+        }
+        // Both are at most `most`, a u32.
+        Ok((count.div_ceil(rows.max(1)) as u32, rows as u32))
+    }
+
+    /// Submits what was recorded.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`].
+    pub(super) fn submit(&mut self) -> Result<()> {
+        if self.recorder.dispatches.is_empty() {
+            return self.device.check();
+        }
+        let mut encoder = self.encoder();
+        self.encode(&mut encoder);
+        self.finish(encoder)
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+    }
+
+    /// Moves what was recorded into `encoder`.
+    fn encode(&mut self, encoder: &mut wgpu::CommandEncoder) {
+        let recorder = &mut self.recorder;
+        // Written before the next submission and after the last one, whose dispatches read the old values.
+        self.device.queue.write_buffer(&recorder.uniforms, 0, &recorder.bytes);
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        for dispatch in &recorder.dispatches {
+            pass.set_pipeline(&dispatch.pipeline);
+            pass.set_bind_group(0, &dispatch.bindings, &[dispatch.offset]);
+            pass.dispatch_workgroups(dispatch.workgroups.0, dispatch.workgroups.1, 1);
+        }
+        drop(pass);
+        recorder.dispatches.clear();
+        recorder.bytes.clear();
+    }
+
+    fn finish(&self, encoder: wgpu::CommandEncoder) -> Result<()> {
+        self.device.queue.submit([encoder.finish()]);
+        self.pool.submitted();
+        self.device.check()
+    }
+
+    /// A tensor of `shape` with arbitrary contents; `what` names it in errors.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`] when it is larger than the device takes or its memory is exhausted.
+    pub(super) fn tensor(&mut self, shape: Shape, what: &str) -> Result<Tensor> {
+        let block = self.pool.block(&self.device, bytes(shape), &format!("{what}: {shape:?}"))?;
+        Ok(Tensor { shape, block: block.into() })
+    }
+
+    /// Scratch memory of at least `bytes`.
+    ///
+    /// # Errors
+    /// As [`Gpu::tensor`].
+    pub(super) fn scratch(&mut self, bytes: u64, what: &str) -> Result<Block> {
+        self.pool.block(&self.device, bytes, what)
+    }
+
+    /// A tensor of `shape` with `data`.
+    ///
+    /// # Errors
+    /// As [`Gpu::tensor`].
+    pub(super) fn write(&mut self, shape: Shape, data: &[f32]) -> Result<Tensor> {
+        // The write takes effect at the next submission, before everything in it: what was recorded goes first.
+        self.submit()?;
+        let tensor = self.tensor(shape, "upload")?;
+        self.device.queue.write_buffer(&tensor.block.buffer, 0, bytemuck::cast_slice(data));
+        self.device.check()?;
+        Ok(tensor)
+    }
+
+    /// The values of `x`; waits for all work before.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`].
+    pub(super) fn read(&mut self, x: &Tensor) -> Result<Vec<f32>> {
+        let size = bytes(x.shape);
+        let staging = self.device.caught(|d| {
+            d.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("download"),
+                size,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })?;
+        let mut encoder = self.encoder();
+        self.encode(&mut encoder);
+        encoder.copy_buffer_to_buffer(&x.block.buffer, 0, &staging, 0, size);
+        self.finish(encoder)?;
+        // Success is seen by the range below being there.
+        staging.slice(..).map_async(wgpu::MapMode::Read, |_| ());
+        self.device.wait()?;
+        let view = staging.slice(..).get_mapped_range().map_err(|e| {
+            let name = &self.device.info.name;
+            Error::device(format!("a result of {size} bytes on {name} can't be read"))
+                .with_source(e)
+        })?;
+        Ok(bytemuck::pod_collect_to_vec(&view[..]))
+    }
+}

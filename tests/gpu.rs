@@ -1,0 +1,243 @@
+//! The GPU interpreter against the naive reference.
+//!
+//! Without an adapter these tests say that they are skipped; with `TESSERA_REQUIRE_GPU=1` in the environment a missing
+//! adapter is a failure. Any adapter serves, a software one too.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed test panics")]
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tessera::{
+    error::Kind,
+    exec::{
+        gpu::{Gpu, adapters, best_real},
+        reference::Reference,
+    },
+    ops::{
+        Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window,
+        cases::{self, Random, relative_error},
+        weights::{Param, Weights},
+    },
+};
+
+/// Largest relative L2 error of an operator against the reference.
+const TOLERANCE: f64 = 1e-4;
+
+/// One device at a time: software drivers take all cores for one.
+static DEVICE: Mutex<()> = Mutex::new(());
+
+/// The best adapter with `weights`, or None and a line that says why.
+fn gpu(weights: Arc<Weights>) -> Option<(Gpu, MutexGuard<'static, ()>)> {
+    let lock = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    if adapters().is_empty() {
+        let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
+        assert!(!required, "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
+        println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
+        return None;
+    }
+    Some((Gpu::new(None, weights).unwrap(), lock))
+}
+
+fn weights(params: impl IntoIterator<Item = (String, Vec<usize>)>, seed: u64) -> Arc<Weights> {
+    let mut random = Random::new(seed);
+    let mut weights = Weights::default();
+    for (name, shape) in params {
+        let data = random.values(shape.iter().product(), 0.1, 1.0);
+        weights.insert(name, Param { shape, data });
+    }
+    Arc::new(weights)
+}
+
+/// Every case of the shared table comes out as in the reference.
+#[test]
+fn operators_equal_the_reference() {
+    let table = cases::table(3);
+    let Some((mut gpu, _lock)) = gpu(table.weights.clone()) else { return };
+    let mut reference = Reference::new(table.weights.clone());
+    let mut failed = Vec::new();
+    for case in &table.cases {
+        let (wanted_shape, wanted) = case.run(&mut reference).unwrap();
+        let (shape, found) = case.run(&mut gpu).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        assert_eq!(shape, wanted_shape, "{}", case.name);
+        let error = relative_error(&found, &wanted);
+        if error.is_nan() || error > TOLERANCE {
+            failed.push(format!("{} {:?}: {error:e}", case.name, case.inputs[0].0));
+        }
+    }
+    assert!(failed.is_empty(), "{} of {}: {failed:#?}", failed.len(), table.cases.len());
+}
+
+/// GroupNorm and pooling keep their accuracy where the mean is a thousand times the deviation.
+#[test]
+fn means_far_from_zero_cost_no_accuracy() {
+    let norm = GroupNorm { name: "norm".into(), channels: 24, groups: 6, silu: false };
+    let weights = weights(norm.params(), 5);
+    let Some((mut gpu, _lock)) = gpu(weights.clone()) else { return };
+    let mut reference = Reference::new(weights);
+    let shape = Shape::new(2, 75, 41, 24);
+    let data = Random::new(6).values(shape.len(), 1000.0, 1.0);
+    let (x, y) = (gpu.upload(shape, &data).unwrap(), reference.upload(shape, &data).unwrap());
+    let (a, b) = (gpu.group_norm(&x, &norm).unwrap(), reference.group_norm(&y, &norm).unwrap());
+    let error = relative_error(&gpu.download(&a).unwrap(), &reference.download(&b).unwrap());
+    assert!(error <= TOLERANCE, "group_norm {error:e}");
+    // Of the deviation, not of the mean.
+    let (a, b) = (gpu.global_avg_pool(&x).unwrap(), reference.global_avg_pool(&y).unwrap());
+    let centred = |v: Vec<f32>| v.into_iter().map(|v| v - 1000.0).collect::<Vec<_>>();
+    let (a, b) = (centred(gpu.download(&a).unwrap()), centred(reference.download(&b).unwrap()));
+    let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst <= 1e-3, "global_avg_pool {worst:e}");
+}
+
+/// A chain of the decoder's local operators, as it is computed tile by tile.
+fn local<O: Ops>(o: &mut O, x: &O::Tensor, c: usize, out: usize) -> O::Tensor {
+    let conv = |name: &str, out_channels, kernel| Conv2d {
+        name: name.into(),
+        in_channels: c,
+        out_channels,
+        kernel,
+    };
+    let norm = PixelNorm { name: "norm".into(), channels: c, silu: true };
+    let h = o.pixel_norm(x, &norm).unwrap();
+    let h = o.upsample_nearest2(&h).unwrap();
+    let h = o.conv2d(&h, &conv("first", c, 3)).unwrap();
+    let skip = o.upsample_nearest2(x).unwrap();
+    let h = o.weighted_add(&skip, &h, 0.7, 0.3).unwrap();
+    let h = o.silu(&h).unwrap();
+    let rgb = o.conv2d(&h, &conv("rgb", out, 1)).unwrap();
+    let last = o.conv2d(&h, &conv("last", 4 * out, 3)).unwrap();
+    let last = o.pixel_shuffle(&last, 2).unwrap();
+    let rgb = o.upsample_nearest2(&rgb).unwrap();
+    o.weighted_add(&last, &rgb, 1.0, 1.0).unwrap()
+}
+
+/// Tiles cut out with the chain's halo give the whole picture's bits, wherever they are cut.
+#[test]
+fn tiles_equal_the_whole_bit_for_bit() {
+    for (channels, out) in [(16, 3), (5, 1), (40, 17)] {
+        let param = |name: &str, shape: &[usize]| (name.to_owned(), shape.to_vec());
+        let params = [
+            param("norm.weight", &[channels]),
+            param("first.weight", &[channels, channels, 3, 3]),
+            param("first.bias", &[channels]),
+            param("rgb.weight", &[out, channels, 1, 1]),
+            param("rgb.bias", &[out]),
+            param("last.weight", &[4 * out, channels, 3, 3]),
+            param("last.bias", &[4 * out]),
+        ];
+        let Some((mut gpu, _lock)) = gpu(weights(params, 8)) else { return };
+        let (height, width, halo) = (13, 27, 2);
+        let shape = Shape::new(1, height, width, channels);
+        let x = gpu.upload(shape, &Random::new(9).values(shape.len(), 0.0, 1.0)).unwrap();
+        let whole = local(&mut gpu, &x, channels, out);
+        let whole_shape = gpu.shape(&whole);
+        let whole = gpu.download(&whole).unwrap();
+        for (y0, x0, h, w) in [(0, 0, 5, 6), (5, 6, 1, 1), (4, 9, 9, 17), (12, 26, 1, 1)] {
+            let (top, left) = (usize::saturating_sub(y0, halo), usize::saturating_sub(x0, halo));
+            let (bottom, right) = ((y0 + h + halo).min(height), (x0 + w + halo).min(width));
+            let window = Window { y: top, x: left, h: bottom - top, w: right - left };
+            let cut = gpu.crop(&x, window).unwrap();
+            let tile = local(&mut gpu, &cut, channels, out);
+            let inner = Window { y: 4 * (y0 - top), x: 4 * (x0 - left), h: 4 * h, w: 4 * w };
+            let tile = gpu.crop(&tile, inner).unwrap();
+            let tile = gpu.download(&tile).unwrap();
+            let row = |y: usize| (((4 * y0 + y) * whole_shape.w) + 4 * x0) * out;
+            let wanted: Vec<f32> = (0..4 * h)
+                .flat_map(|y| whole[row(y)..row(y) + 4 * w * out].iter().copied())
+                .collect();
+            let same = tile.iter().zip(&wanted).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same && tile.len() == wanted.len(), "{channels} channels, {window:?}");
+        }
+    }
+}
+
+/// More workgroups than one dimension takes are spread over two; every element is still computed.
+#[test]
+fn dispatches_beyond_one_dimension_are_complete() {
+    let Some((mut gpu, _lock)) = gpu(Arc::default()) else { return };
+    // 4.4 million elements are 68,751 workgroups of 64; one dimension takes 65,535.
+    let shape = Shape::new(1, 2095, 2100, 1);
+    let data = Random::new(11).values(shape.len(), 0.0, 1.0);
+    let x = gpu.upload(shape, &data).unwrap();
+    let y = gpu.weighted_add(&x, &x, 0.5, 0.25).unwrap();
+    let found = gpu.download(&y).unwrap();
+    assert!(found.iter().zip(&data).all(|(y, x)| (y - 0.75 * x).abs() <= 1e-6 * x.abs()));
+}
+
+/// A tensor that is larger than the device takes is an error that names both sizes, and does no harm.
+#[test]
+fn too_large_tensors_are_refused_with_the_limit() {
+    let Some((mut gpu, _lock)) = gpu(Arc::default()) else { return };
+    let limit = gpu.adapter().max_tensor_bytes;
+    let shape = Shape::new(1, 1, 1, 4);
+    let mut x = gpu.upload(shape, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+    let error = loop {
+        match gpu.upsample_nearest2(&x) {
+            Ok(larger) => x = larger,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), Kind::Device);
+    let message = error.to_string();
+    let wanted = gpu.shape(&x).len() * 16;
+    assert!(wanted as u64 > limit || message.contains("memory"), "{message}");
+    if wanted as u64 > limit {
+        assert!(message.contains(&limit.to_string()), "{message}");
+        assert!(message.contains(&wanted.to_string()), "{message}");
+    }
+    drop(x);
+    let x = gpu.upload(shape, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+    assert_eq!(gpu.download(&x).unwrap(), [1.0, 2.0, 3.0, 4.0]);
+}
+
+/// Memory of dropped tensors is reused only by later work: no result sees what came after it.
+#[test]
+fn recycled_memory_never_changes_a_result() {
+    let Some((mut gpu, _lock)) = gpu(Arc::default()) else { return };
+    let shape = Shape::new(1, 9, 31, 5);
+    let mut kept = Vec::new();
+    for i in 0..300u16 {
+        let value = f32::from(i);
+        let x = gpu.upload(shape, &vec![value; shape.len()]).unwrap();
+        let y = gpu.weighted_add(&x, &x, 1.0, 1.0).unwrap();
+        drop(x);
+        let z = gpu.weighted_add(&y, &y, 1.0, -0.5).unwrap();
+        if i % 50 == 0 {
+            kept.push((z, value));
+        }
+    }
+    for (z, value) in kept {
+        assert_eq!(gpu.download(&z).unwrap(), vec![value; shape.len()]);
+    }
+}
+
+/// What the reference refuses, the GPU refuses with the same words; a missing parameter is named.
+#[test]
+fn misuse_is_refused_like_the_reference() {
+    let Some((mut gpu, _lock)) = gpu(Arc::default()) else { return };
+    let mut reference = Reference::new(Arc::default());
+    let shape = Shape::new(1, 3, 5, 2);
+    let data = vec![0.0; shape.len()];
+    assert!(gpu.upload(shape, &data[1..]).is_err());
+    assert!(gpu.upload(Shape::new(0, 3, 5, 2), &[]).is_err());
+    let (x, y) = (gpu.upload(shape, &data).unwrap(), reference.upload(shape, &data).unwrap());
+    let window = Window { y: 1, x: usize::MAX, h: 1, w: 2 };
+    let layer = Conv2d { name: "absent".into(), in_channels: 2, out_channels: 3, kernel: 3 };
+    let pairs = [
+        (gpu.avg_pool2(&x).map(drop), reference.avg_pool2(&y).map(drop)),
+        (gpu.crop(&x, window).map(drop), reference.crop(&y, window).map(drop)),
+        (gpu.pixel_unshuffle(&x, 2).map(drop), reference.pixel_unshuffle(&y, 2).map(drop)),
+        (gpu.conv2d(&x, &layer).map(drop), reference.conv2d(&y, &layer).map(drop)),
+    ];
+    for (gpu, reference) in pairs {
+        assert_eq!(gpu.unwrap_err().to_string(), reference.unwrap_err().to_string());
+    }
+}
+
+/// Without an index the best real GPU is taken if there is one; `software` says what an adapter is.
+#[test]
+fn a_real_gpu_is_preferred() {
+    let Some((gpu, _lock)) = gpu(Arc::default()) else { return };
+    let all = adapters();
+    assert_eq!(gpu.adapter(), &all[best_real().unwrap_or(0)]);
+    assert!(best_real().is_none_or(|index| !all[index].software));
+    assert!(all.iter().enumerate().all(|(i, a)| a.index == i && a.max_tensor_bytes > 0));
+}

@@ -1,0 +1,155 @@
+//! Every shader is valid on every backend and declares what the executor binds.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed test panics")]
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use naga::{
+    AddressSpace, Module, ScalarKind, StorageAccess, TypeInner,
+    back::{hlsl, msl, pipeline_constants::process_overrides, spv},
+    valid::{Capabilities, ModuleInfo, ValidationFlags, Validator},
+};
+use tessera::exec::gpu::{Access, OPERATORS, Operator};
+
+fn validate(operator: &Operator) -> (Module, ModuleInfo) {
+    let name = operator.name;
+    let module = naga::front::wgsl::parse_str(operator.source)
+        .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(operator.source)));
+    // No capabilities: nothing beyond what every device has.
+    let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(operator.source)));
+    (module, info)
+}
+
+fn stems(directory: &str, extension: &str) -> BTreeSet<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+    let entries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .map(|path| {
+            assert_eq!(path.extension().unwrap(), extension, "{}", path.display());
+            path.file_stem().unwrap().to_str().unwrap().to_owned()
+        })
+        .collect()
+}
+
+/// The shaders in the tree are the operators of the executor, which are the operators of the vocabulary.
+#[test]
+fn one_shader_for_each_operator() {
+    let operators: BTreeSet<String> = OPERATORS.iter().map(|o| o.name.to_owned()).collect();
+    assert_eq!(operators.len(), OPERATORS.len());
+    assert_eq!(stems("shaders", "wgsl"), operators);
+    let mut vocabulary = stems("src/ops", "rs");
+    for support in ["mod", "cases", "weights"] {
+        assert!(vocabulary.remove(support), "{support}");
+    }
+    assert_eq!(vocabulary, operators);
+}
+
+/// Every shader is valid WGSL and translates to SPIR-V, MSL and HLSL.
+#[test]
+fn shaders_translate_to_every_backend() {
+    for operator in OPERATORS {
+        let name = operator.name;
+        let (module, info) = validate(operator);
+        for entry in &module.entry_points {
+            let stage = naga::ShaderStage::Compute;
+            let (module, info) =
+                process_overrides(&module, &info, Some((stage, &entry.name)), &Default::default())
+                    .unwrap_or_else(|e| panic!("{name}.{}: {e}", entry.name));
+            spv::write_vec(&module, &info, &spv::Options::default(), None)
+                .unwrap_or_else(|e| panic!("{name}.{}: SPIR-V: {e}", entry.name));
+            let options = msl::Options { fake_missing_bindings: true, ..Default::default() };
+            msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+                .unwrap_or_else(|e| panic!("{name}.{}: MSL: {e}", entry.name));
+            let (options, pipeline) = (hlsl::Options::default(), hlsl::PipelineOptions::default());
+            let mut text = String::new();
+            hlsl::Writer::new(&mut text, &options, &pipeline)
+                .write(&module, &info, None)
+                .unwrap_or_else(|e| panic!("{name}.{}: HLSL: {e}", entry.name));
+        }
+    }
+}
+
+/// `Params` of a shader and of Rust have the same size and the same members at the same places, in 16-byte steps.
+#[test]
+fn parameter_structs_equal_rust() {
+    for operator in OPERATORS {
+        let name = operator.name;
+        let (module, _) = validate(operator);
+        let (_, ty) = module
+            .types
+            .iter()
+            .find(|(_, ty)| ty.name.as_deref() == Some("Params"))
+            .unwrap_or_else(|| panic!("{name} has no Params"));
+        let TypeInner::Struct { members, span } = &ty.inner else {
+            panic!("{name}: Params is no struct");
+        };
+        assert_eq!(*span as usize, operator.params.size, "{name}: size");
+        assert_eq!(operator.params.size % 16, 0, "{name}: size");
+        assert!(operator.params.size <= 256, "{name}: the executor has 256 bytes for each");
+        let found: Vec<_> = members
+            .iter()
+            .map(|member| {
+                let TypeInner::Scalar(scalar) = module.types[member.ty].inner else {
+                    panic!("{name}: {:?} is no scalar", member.name);
+                };
+                assert_eq!(scalar.width, 4);
+                let kind = match scalar.kind {
+                    ScalarKind::Uint => "u32",
+                    ScalarKind::Float => "f32",
+                    other => panic!("{name}: {:?} is {other:?}", member.name),
+                };
+                (member.name.as_deref().unwrap(), member.offset as usize, kind)
+            })
+            .collect();
+        let wanted: Vec<_> =
+            operator.params.fields.iter().map(|f| (f.name, f.offset, f.kind)).collect();
+        assert_eq!(found, wanted, "{name}");
+    }
+}
+
+/// Bindings of a shader have the numbers and the access that the executor gives them.
+#[test]
+fn bindings_equal_rust() {
+    for operator in OPERATORS {
+        let name = operator.name;
+        let (module, _) = validate(operator);
+        let mut found = vec![None; operator.bindings.len()];
+        for (_, variable) in module.global_variables.iter() {
+            let access = match variable.space {
+                AddressSpace::Uniform => Access::Uniform,
+                AddressSpace::Storage { access } if access == StorageAccess::LOAD => Access::Read,
+                AddressSpace::Storage { .. } => Access::ReadWrite,
+                _ => continue,
+            };
+            let binding = variable.binding.as_ref().unwrap();
+            assert_eq!(binding.group, 0, "{name}");
+            found[binding.binding as usize] = Some(access);
+        }
+        let wanted: Vec<_> = operator.bindings.iter().copied().map(Some).collect();
+        assert_eq!(found, wanted, "{name}");
+    }
+}
+
+/// Entry points are those that the executor runs, and use the bindings that it gives each.
+#[test]
+fn entry_points_use_what_rust_binds() {
+    for operator in OPERATORS {
+        let name = operator.name;
+        let (module, info) = validate(operator);
+        let mut found = Vec::new();
+        for (index, entry) in module.entry_points.iter().enumerate() {
+            let function = info.get_entry_point(index);
+            let mut uses: Vec<u32> = (module.global_variables.iter())
+                .filter(|(handle, _)| !function[*handle].is_empty())
+                .filter_map(|(_, variable)| Some(variable.binding.as_ref()?.binding))
+                .collect();
+            uses.sort_unstable();
+            assert_eq!(uses.first(), Some(&0), "{name}.{} does not use its parameters", entry.name);
+            found.push((entry.name.as_str(), uses[1..].to_vec()));
+        }
+        let wanted: Vec<_> =
+            operator.kernels.iter().map(|kernel| (kernel.entry, kernel.uses.to_vec())).collect();
+        assert_eq!(found, wanted, "{name}");
+    }
+}
