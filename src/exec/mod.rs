@@ -1,1 +1,3 @@
 //! How it is computed: the implementations of [`crate::ops::Ops`].
+
+pub mod reference;

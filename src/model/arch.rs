@@ -179,8 +179,8 @@ impl Arch {
 
     /// (rows, columns) of every level's latent for a picture of `width` x `height` pixels.
     pub fn grids(&self, width: usize, height: usize) -> Vec<(usize, usize)> {
-        let grid = |f| if f == 0 { (1, 1) } else { (height / f, width / f) };
-        self.levels.iter().map(|level| grid(level.factor)).collect()
+        let grid = |f: usize| Some((height.checked_div(f)?, width.checked_div(f)?));
+        self.levels.iter().map(|level| grid(level.factor).unwrap_or((1, 1))).collect()
     }
 
     /// The level whose factor is `factor`.
@@ -266,7 +266,7 @@ impl Arch {
             )?;
         }
         need(
-            self.unet.embedding % 2 == 0,
+            self.unet.embedding.is_multiple_of(2),
             format!("unet.embedding is {}, not even", self.unet.embedding),
         )?;
         let noise = &self.noise;
@@ -306,5 +306,5 @@ impl Arch {
 /// Groups of a GroupNorm: the largest divisor of `channels` that is at most min(channels / 4, 32).
 pub fn norm_groups(channels: usize) -> usize {
     let most = (channels / 4).clamp(1, 32);
-    (1..=most).rev().find(|g| channels % g == 0).unwrap_or(1)
+    (1..=most).rev().find(|g| channels.is_multiple_of(*g)).unwrap_or(1)
 }

@@ -1,3 +1,7 @@
 //! What is computed: the architecture and, generic over [`crate::ops::Ops`], the networks. Knows no device.
 
 pub mod arch;
+pub mod block;
+pub mod decoder;
+pub mod encoder;
+pub mod unet;

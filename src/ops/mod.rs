@@ -6,10 +6,32 @@
 //!
 //! Layout: every tensor is f32, NHWC, dense. Parameters are found by name: an operator that is given `name` uses the
 //! checkpoint's `name.weight` and, where it has one, `name.bias`, in PyTorch's layouts.
+//!
+//! Every interpreter takes its shape checks from the operators' `output_shape`, so that a call that one of them refuses
+//! is refused by all. The cost rules (`flops`) count multiplications and additions, a division, root or exponential as
+//! one of them; they saturate instead of wrapping. The references sum in f64 and round once.
 
+pub mod avg_pool2;
+pub mod cases;
+pub mod channel_attention;
+pub mod concat;
+pub mod conv2d;
+pub mod crop;
+pub mod fir_down2;
+pub mod fir_up2;
+pub mod global_avg_pool;
+pub mod group_norm;
+pub mod pixel_norm;
+pub mod pixel_shuffle;
+pub mod pixel_unshuffle;
+pub mod scale_shift;
+pub mod silu;
+pub mod spatial_attention;
+pub mod upsample_nearest2;
+pub mod weighted_add;
 pub mod weights;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Extent of a tensor: `n` pictures of `h` rows, `w` columns, `c` channels; element (n, y, x, c) is at ((n h + y) w + x) C + c.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -195,4 +217,28 @@ pub trait Ops {
 
     /// A rectangle of the grid.
     fn crop(&mut self, x: &Self::Tensor, window: Window) -> Result<Self::Tensor>;
+}
+
+/// Checks what is handed to [`Ops::upload`]: `len` values fill `shape`, and there is at least one. No tensor is empty.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidArgument`].
+pub fn check_upload(shape: Shape, len: usize) -> Result<()> {
+    let wanted = [shape.h, shape.w, shape.c].iter().try_fold(shape.n, |a, &b| a.checked_mul(b));
+    need(wanted == Some(len) && len > 0, || format!("tensor: {len} values for {shape:?}"))
+}
+
+/// `Ok` if `ok`, else an error of kind `InvalidArgument` that says `message`.
+pub(crate) fn need(ok: bool, message: impl FnOnce() -> String) -> Result<()> {
+    if ok { Ok(()) } else { Err(Error::invalid(message())) }
+}
+
+/// Product of extents, saturating: what cost rules multiply with.
+pub(crate) fn product(extents: &[usize]) -> u64 {
+    extents.iter().fold(1u64, |a, &b| a.saturating_mul(b as u64))
+}
+
+/// Number of elements, saturating.
+pub(crate) fn elements(x: Shape) -> u64 {
+    product(&[x.n, x.h, x.w, x.c])
 }

@@ -1,0 +1,21 @@
+//! Channels of `a`, then channels of `b`.
+
+use super::{Shape, need};
+use crate::error::Result;
+
+/// Shape rule: the common grid with both channel counts added.
+///
+/// # Errors
+/// When the grids differ.
+pub fn output_shape(a: Shape, b: Shape) -> Result<Shape> {
+    need((a.n, a.h, a.w) == (b.n, b.h, b.w), || {
+        format!("concat: grids of {a:?} and {b:?} differ")
+    })?;
+    Ok(a.with_channels(a.c + b.c))
+}
+
+/// Naive reference; `sa` and `sb` are the shapes.
+pub fn reference(a: &[f32], sa: Shape, b: &[f32], sb: Shape) -> Vec<f32> {
+    let pixels = a.chunks_exact(sa.c).zip(b.chunks_exact(sb.c));
+    pixels.flat_map(|(a, b)| a.iter().chain(b).copied()).collect()
+}

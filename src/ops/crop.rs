@@ -1,0 +1,31 @@
+//! A rectangle of the grid.
+
+use super::{Shape, Window, need};
+use crate::error::Result;
+
+/// Shape rule: the window's rows and columns.
+///
+/// # Errors
+/// When the window is empty or reaches past the grid.
+pub fn output_shape(x: Shape, window: Window) -> Result<Shape> {
+    let Window { y, x: left, h, w } = window;
+    let inside = |from: usize, count: usize, extent: usize| {
+        count > 0 && from.checked_add(count).is_some_and(|end| end <= extent)
+    };
+    need(inside(y, h, x.h) && inside(left, w, x.w), || {
+        format!("crop: {window:?} is empty or not inside {} rows and {} columns", x.h, x.w)
+    })?;
+    Ok(Shape { h, w, ..x })
+}
+
+/// Naive reference; `x` has shape `s`.
+pub fn reference(x: &[f32], s: Shape, window: Window) -> Vec<f32> {
+    let mut out = Vec::with_capacity(s.n * window.h * window.w * s.c);
+    for n in 0..s.n {
+        for y in window.y..window.y + window.h {
+            let at = ((n * s.h + y) * s.w + window.x) * s.c;
+            out.extend_from_slice(&x[at..at + window.w * s.c]);
+        }
+    }
+    out
+}

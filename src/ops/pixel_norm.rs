@@ -1,0 +1,53 @@
+//! Per-pixel RMS norm over channels with a gain, then SiLU if asked for. Its reach is one pixel: tiles may use it.
+
+use super::{PixelNorm, Shape, elements, need, silu, weights::Weights};
+use crate::error::Result;
+
+/// Added to the mean square under the root.
+pub const EPS: f32 = 1e-6;
+
+impl PixelNorm {
+    /// Name and shape of the layer's parameter.
+    pub fn params(&self) -> [(String, Vec<usize>); 1] {
+        [(format!("{}.weight", self.name), vec![self.channels])]
+    }
+
+    /// The layer's gain [channels].
+    ///
+    /// # Errors
+    /// When it is missing or has another shape.
+    pub fn load<'a>(&self, weights: &'a Weights) -> Result<&'a [f32]> {
+        let [(weight, shape)] = self.params();
+        Ok(&weights.get(&weight, &shape)?.data)
+    }
+}
+
+/// Shape rule: the input's shape.
+///
+/// # Errors
+/// When the input's channels don't fit.
+pub fn output_shape(x: Shape, p: &PixelNorm) -> Result<Shape> {
+    need(x.c == p.channels, || {
+        format!("pixel_norm {}: input has {} channels, the layer takes {}", p.name, x.c, p.channels)
+    })?;
+    Ok(x)
+}
+
+/// Cost rule: 4 per element, 3 for SiLU.
+pub fn flops(x: Shape, p: &PixelNorm) -> u64 {
+    elements(x).saturating_mul(if p.silu { 7 } else { 4 })
+}
+
+/// Naive reference; `x` has shape `s`.
+pub fn reference(x: &[f32], s: Shape, p: &PixelNorm, weight: &[f32]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len());
+    for pixel in x.chunks_exact(s.c) {
+        let power = pixel.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / s.c as f64;
+        let scale = 1.0 / (power + f64::from(EPS)).sqrt();
+        out.extend(pixel.iter().zip(weight).map(|(&v, &gain)| {
+            let y = f64::from(v) * scale * f64::from(gain);
+            if p.silu { silu::value(y) as f32 } else { y as f32 }
+        }));
+    }
+    out
+}

@@ -1,0 +1,34 @@
+//! Space to depth: channel c r^2 + dy r + dx of the output is channel c at offset (dy, dx) of the r x r cell.
+
+use super::{Shape, need};
+use crate::error::Result;
+
+/// Shape rule: [n, h/r, w/r, c r^2].
+///
+/// # Errors
+/// When `r` is 0 or does not divide height and width.
+pub fn output_shape(x: Shape, r: usize) -> Result<Shape> {
+    need(r > 0 && x.h.is_multiple_of(r) && x.w.is_multiple_of(r), || {
+        format!("pixel_unshuffle: {}x{} is not a multiple of {r}", x.w, x.h)
+    })?;
+    Ok(Shape { n: x.n, h: x.h / r, w: x.w / r, c: x.c * r * r })
+}
+
+/// Naive reference; `x` has shape `s`.
+pub fn reference(x: &[f32], s: Shape, r: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len());
+    for n in 0..s.n {
+        for y in 0..s.h / r {
+            for col in 0..s.w / r {
+                for c in 0..s.c {
+                    for dy in 0..r {
+                        for dx in 0..r {
+                            out.push(x[((n * s.h + y * r + dy) * s.w + col * r + dx) * s.c + c]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,58 @@
+//! softmax over pixels of (q k^T / sqrt C), applied to v; one head, per picture.
+
+use super::{Shape, need, product};
+use crate::error::Result;
+
+/// Shape rule: the shape that q, k and v have.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn output_shape(q: Shape, k: Shape, v: Shape) -> Result<Shape> {
+    need(q == k && q == v, || format!("spatial_attention: {q:?}, {k:?} and {v:?} differ"))?;
+    Ok(q)
+}
+
+/// Cost rule: 2 N^2 C for each of the two products and 5 N^2 for the softmax, N pixels and C channels.
+pub fn flops(q: Shape) -> u64 {
+    product(&[q.n, q.h, q.w, q.h, q.w, 4 * q.c + 5])
+}
+
+/// exp(x - max x) / sum, in place.
+pub(crate) fn softmax(scores: &mut [f64]) {
+    let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mut sum = 0.0;
+    for score in scores.iter_mut() {
+        *score = (*score - most).exp();
+        sum += *score;
+    }
+    for score in scores {
+        *score /= sum;
+    }
+}
+
+/// Naive reference; q, k and v have shape `s`.
+pub fn reference(q: &[f32], k: &[f32], v: &[f32], s: Shape) -> Vec<f32> {
+    let (pixels, channels) = (s.pixels(), s.c);
+    let scale = 1.0 / (channels as f64).sqrt();
+    let mut out = Vec::with_capacity(q.len());
+    let mut scores = vec![0.0; pixels];
+    let mut sums = vec![0.0; channels];
+    for n in 0..s.n {
+        let pixel = |i: usize| (n * pixels + i) * channels..(n * pixels + i + 1) * channels;
+        for i in 0..pixels {
+            for (j, score) in scores.iter_mut().enumerate() {
+                let products = q[pixel(i)].iter().zip(&k[pixel(j)]);
+                *score = products.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() * scale;
+            }
+            softmax(&mut scores);
+            sums.fill(0.0);
+            for (j, &weight) in scores.iter().enumerate() {
+                for (sum, &value) in sums.iter_mut().zip(&v[pixel(j)]) {
+                    *sum += weight * f64::from(value);
+                }
+            }
+            out.extend(sums.iter().map(|&sum| sum as f32));
+        }
+    }
+    out
+}
