@@ -11,7 +11,7 @@ use crate::{
         plan::{MAX_TILE, MIN_TILE, TileSize},
     },
     error::{Error, Kind, Result},
-    image_out::BitDepth,
+    image_out::Bits,
     model::{checkpoint::Checkpoint, sampler::Method},
 };
 
@@ -78,8 +78,8 @@ pub(super) struct DecodeFlags {
     #[arg(long, value_name = "N", value_parser = parse_tile, default_value = "512")]
     pub(super) tile: TileSize,
     /// Bits of a sample, 8 or 16
-    #[arg(long, value_name = "BITS", value_parser = parse_depth, default_value = "8")]
-    pub(super) bits: BitDepth,
+    #[arg(long, value_name = "BITS", value_parser = parse_bits, default_value = "8")]
+    pub(super) bits: Bits,
 }
 
 /// Width and height, as in `2048x1024`.
@@ -112,10 +112,10 @@ pub(super) fn parse_tile(text: &str) -> Result<TileSize, String> {
     }
 }
 
-fn parse_depth(text: &str) -> Result<BitDepth, String> {
+fn parse_bits(text: &str) -> Result<Bits, String> {
     match text {
-        "8" => Ok(BitDepth::Eight),
-        "16" => Ok(BitDepth::Sixteen),
+        "8" => Ok(Bits::Eight),
+        "16" => Ok(Bits::Sixteen),
         _ => Err(format!("{text:?} bits are not 8 or 16")),
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::{
     args::{self, DecodeFlags, DeviceArgs, ModelArgs, Size},
@@ -103,11 +104,8 @@ pub(super) fn run(
     spec.steps = args.steps;
     spec.method = args.sampler;
     spec.tile = args.decode.tile;
-    spec.depth = args.decode.bits;
+    spec.bits = args.decode.bits;
     let mut plan = Plan::new(spec, &model.arch)?;
-    for (_, path) in &jobs {
-        output::check_format(path, plan.spec.width, plan.spec.height)?;
-    }
     let mut device = args.device.open(config, &model)?;
     for (seed, path) in &jobs {
         plan.spec.seed = *seed;
@@ -154,19 +152,30 @@ fn one(
         spec.method.name(),
         spec.steps,
     ));
-    let scratch = output::directory(path);
+    let scratch = &output::directory(path);
     let canvas = match device {
         Device::Cpu(ops) => engine::generate(ops, model, plan, scratch, progress, cancel),
         Device::Gpu(ops) => engine::generate(ops, model, plan, scratch, progress, cancel),
     }?;
     progress.busy("write");
-    let description = output::Description {
-        seed: Some(spec.seed),
-        sampler: Some((spec.method.name(), spec.steps)),
-        device: &name,
-        model,
-    };
-    let bytes = output::write(path, &canvas, &description, cancel)?;
+    let mut receipt = output::receipt(model, &name);
+    for (key, value) in [
+        ("seed", json!(spec.seed)),
+        ("width", json!(spec.width)),
+        ("height", json!(spec.height)),
+        ("steps", json!(spec.steps)),
+        ("sampler", json!(spec.method.name())),
+    ] {
+        receipt.insert(key.to_owned(), value);
+    }
+    let description = format!(
+        "{}, seed {}, {} {} steps",
+        model.arch.name,
+        spec.seed,
+        spec.method.name(),
+        spec.steps
+    );
+    let bytes = output::write(path, &canvas, description, receipt, cancel)?;
     progress.leave();
     let took = began.elapsed();
     progress.json(&Finished { seed: spec.seed, out: path, bytes, seconds: took.as_secs_f64() });
@@ -175,7 +184,7 @@ fn one(
         path.display(),
         spec.width,
         spec.height,
-        spec.depth.bits(),
+        8 * spec.bits.sample_len(),
         text::bytes(bytes),
         text::seconds(took)
     ))

@@ -8,6 +8,7 @@ mod devices;
 mod generate;
 mod inspect;
 mod latents;
+mod output;
 mod progress;
 mod reconstruct;
 mod text;
@@ -105,16 +106,5 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::Io => "io",
         Kind::Cancelled => "cancelled",
         Kind::Internal => "internal",
-    }
-}
-
-/// Prints a result; a reader that has gone away is no failure.
-fn print(text: &str) -> Result<()> {
-    use std::io::Write as _;
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::io("write to", "standard output", e))
-        }
-        _ => Ok(()),
     }
 }

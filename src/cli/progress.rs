@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{kind_name, text};
 use crate::{
     engine::{Event, Observer},
-    error::Error,
+    error::{Error, Result},
 };
 
 /// How progress is shown.
@@ -94,6 +94,19 @@ impl Progress {
             }
             Show::Lines => eprintln!("{line}"),
             Show::Json => {}
+        }
+    }
+
+    /// A result for people, on standard output.
+    pub(super) fn result(&self, text: &str) -> Result<()> {
+        if self.is_json() {
+            return Ok(());
+        }
+        match std::io::stdout().lock().write_all(text.as_bytes()) {
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(Error::io("can't write to", "standard output", e))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -128,7 +128,7 @@ pub fn generate<O: Ops>(
     cancel: &Cancel,
 ) -> Result<Canvas> {
     // The disk is asked before the arithmetic, which may take hours.
-    let canvas = Canvas::create(scratch, plan.spec.width, plan.spec.height, plan.spec.depth)?;
+    let canvas = Canvas::create(scratch, plan.spec.width, plan.spec.height, plan.spec.bits)?;
     for message in &plan.notices {
         observer.event(Event::Notice { message: message.clone() });
     }

@@ -6,8 +6,8 @@
 use crate::{
     error::{Error, Result},
     exec::trace,
-    image_out::BitDepth,
-    model::{arch::Arch, sampler::Method, schedule::Schedule},
+    image_out::Bits,
+    model::{arch::Arch, decoder, sampler::Method, schedule::Schedule},
     ops::{Shape, Window},
 };
 
@@ -60,7 +60,7 @@ pub struct Spec {
     /// Cutting of the local stage.
     pub tile: TileSize,
     /// Bits of a sample.
-    pub depth: BitDepth,
+    pub bits: Bits,
 }
 
 impl Spec {
@@ -73,7 +73,7 @@ impl Spec {
             steps: 25,
             method: Method::Dpmpp,
             tile: TileSize::Pixels(512),
-            depth: BitDepth::Eight,
+            bits: Bits::Eight,
         }
     }
 }
@@ -133,7 +133,7 @@ impl Tiling {
             TileSize::Pixels(side) => (side, side),
             TileSize::Whole => (width, height),
         };
-        let halo = trace::halo(arch);
+        let halo = trace::halo(arch)?;
         let factor = arch.finest_factor();
         let coarsest = arch.coarsest_factor();
         let padded = |extent: usize| extent.next_multiple_of(coarsest) / factor;
@@ -211,8 +211,8 @@ impl Plan {
 
         let unet = trace::unet_cost(arch, spec.width, spec.height)?;
         let decode = decode_cost(arch, &tiling)?;
-        let weights: usize =
-            trace::params(arch)?.iter().map(|(_, shape)| 4 * shape.iter().product::<usize>()).sum();
+        let params = trace::params(arch)?;
+        let values: usize = params.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         let samples = 3 * spec.width as u64 * spec.height as u64;
         let evaluations = schedule.evaluations(spec.method) as u64;
 
@@ -226,8 +226,8 @@ impl Plan {
         Ok(Self {
             latents,
             schedule,
-            arena_bytes: samples * spec.depth.bytes() as u64,
-            peak_bytes: weights as u64 + unet.peak_bytes.max(decode.peak_bytes),
+            arena_bytes: samples * spec.bits.sample_len() as u64,
+            peak_bytes: 4 * values as u64 + unet.peak_bytes.max(decode.peak_bytes),
             flops: evaluations * unet.flops + decode.flops,
             notices,
             tiling,
@@ -259,11 +259,15 @@ pub fn decode_cost(arch: &Arch, tiling: &Tiling) -> Result<DecodeCost> {
     for tile in &tiling.tiles {
         *windows.entry((tile.window.h, tile.window.w)).or_insert(0u64) += 1;
     }
+    // The global stage's output stays: features and RGB stream on the finest latent's grid.
+    let stage = arch.decoder.stages[decoder::local_stages(arch)];
+    let grid = (width / arch.finest_factor()) * (height / arch.finest_factor());
+    let kept = 4 * (grid * (stage.channels + 3)) as u64;
     let mut cost = DecodeCost { flops: global.flops, peak_bytes: global.peak_bytes };
     for ((rows, columns), count) in windows {
         let local = trace::local_cost(arch, rows, columns)?;
         cost.flops += count * local.flops;
-        cost.peak_bytes = cost.peak_bytes.max(global.output_bytes + local.peak_bytes);
+        cost.peak_bytes = cost.peak_bytes.max(kept + local.peak_bytes);
     }
     Ok(cost)
 }

@@ -7,9 +7,12 @@
 use std::path::Path;
 
 use crate::{
-    engine::plan::{Rect, Tile},
+    engine::{
+        Cancel,
+        plan::{Rect, Tile},
+    },
     error::{Error, Result},
-    image_out::{BitDepth, PixelSource},
+    image_out::{Area, Bits, PixelSource, RawPixels},
     model::{arch::Arch, decoder, sampler::Latent},
     ops::{Ops, Window},
     store::{self, Arena},
@@ -45,7 +48,7 @@ impl<'a, O: Ops> TileDecoder<'a, O> {
     pub fn decode(&self, ops: &mut O, tile: &Tile) -> Result<Vec<f32>> {
         let features = ops.crop(&self.features, tile.window)?;
         let rgb = ops.crop(&self.rgb, tile.window)?;
-        let decoded = decoder::local_stage(ops, self.arch, &features, &rgb)?;
+        let decoded = decoder::local_stage(ops, self.arch, features, rgb)?;
         // The halo ends here, on the device: only the tile's own pixels are copied back.
         let factor = self.arch.finest_factor();
         let own = Window {
@@ -70,7 +73,7 @@ pub struct Canvas {
     arena: Arena,
     width: usize,
     height: usize,
-    depth: BitDepth,
+    bits: Bits,
 }
 
 impl Canvas {
@@ -78,9 +81,9 @@ impl Canvas {
     ///
     /// # Errors
     /// [`crate::error::Kind::Io`] when the file can't be made or the disk is full.
-    pub fn create(dir: &Path, width: usize, height: usize, depth: BitDepth) -> Result<Self> {
-        let arena = Arena::create(dir, (width * height * 3 * depth.bytes()) as u64)?;
-        Ok(Self { arena, width, height, depth })
+    pub fn create(dir: &Path, width: usize, height: usize, bits: Bits) -> Result<Self> {
+        let arena = Arena::create(dir, (width * height * bits.pixel_len()) as u64)?;
+        Ok(Self { arena, width, height, bits })
     }
 
     /// Writes the values of one tile.
@@ -96,23 +99,65 @@ impl Canvas {
                 y + height
             )));
         }
-        let pixel = 3 * self.depth.bytes();
+        let pixel = self.bits.pixel_len();
         let target = store::Rect {
             offset: (rect.y * self.width + rect.x) * pixel,
             stride: self.width * pixel,
             row_len: rect.width * pixel,
             rows: rect.height,
         };
-        match self.depth {
-            BitDepth::Eight => {
+        match self.bits {
+            Bits::Eight => {
                 let samples: Vec<u8> = values.iter().map(|&v| quantise(v, 255.0) as u8).collect();
                 self.arena.write_rect(target, &samples)
             }
-            BitDepth::Sixteen => {
+            Bits::Sixteen => {
                 let samples: Vec<u16> =
                     values.iter().map(|&v| quantise(v, 65535.0) as u16).collect();
                 self.arena.write_rect(target, &samples)
             }
         }
+    }
+}
+
+impl Canvas {
+    /// Samples of the picture: rows without gaps, R G B, in the machine's byte order.
+    pub fn bytes(&self) -> &[u8] {
+        self.arena.bytes()
+    }
+
+    /// Bits of a sample.
+    pub fn bits(&self) -> Bits {
+        self.bits
+    }
+
+    /// The picture for a writer, which ends at once when `cancel` is raised.
+    pub fn source<'a>(&'a self, cancel: &'a Cancel) -> impl PixelSource + 'a {
+        Source { canvas: self, cancel }
+    }
+}
+
+struct Source<'a> {
+    canvas: &'a Canvas,
+    cancel: &'a Cancel,
+}
+
+impl PixelSource for Source<'_> {
+    fn width(&self) -> u32 {
+        self.canvas.width as u32
+    }
+
+    fn height(&self) -> u32 {
+        self.canvas.height as u32
+    }
+
+    fn bits(&self) -> Bits {
+        self.canvas.bits
+    }
+
+    fn read(&self, area: Area, buffer: &mut [u8]) -> Result<()> {
+        self.cancel.check()?;
+        RawPixels::new(self.canvas.bytes(), self.width(), self.height(), self.bits())?
+            .read(area, buffer)
     }
 }
