@@ -4,4 +4,5 @@ pub mod arch;
 pub mod block;
 pub mod decoder;
 pub mod encoder;
+pub mod params;
 pub mod unet;

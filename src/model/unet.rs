@@ -133,7 +133,9 @@ pub fn predict<O: Ops>(
     skips.pop();
     let mut rgb: Option<O::Tensor> = None;
     for (i, spec) in stages.iter().enumerate().rev() {
-        if let (true, Some(skip)) = (i + 1 < stages.len(), skips.pop()) {
+        if i + 1 < stages.len()
+            && let Some(skip) = skips.pop()
+        {
             let up = Block::new(name(i, "up"), spec.channels, Norm::Group, Some(Resample::FirUp));
             h = up.run(o, h, Some(&e))?;
             h = o.concat(&h, &skip)?;

@@ -27,6 +27,7 @@ pub mod pixel_unshuffle;
 pub mod scale_shift;
 pub mod silu;
 pub mod spatial_attention;
+pub mod trace;
 pub mod upsample_nearest2;
 pub mod weighted_add;
 pub mod weights;
