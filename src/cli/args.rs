@@ -1,16 +1,21 @@
 //! Flags that several subcommands share, and how their values are read.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use clap::Args;
 
 use crate::{
     config::{self, Config},
     engine::{
-        device::{Choice, Device},
+        device::{self, Choice, Device},
+        picture,
         plan::{MAX_TILE, MIN_TILE, TileSize},
     },
     error::{Error, Kind, Result},
+    image_in::{self, Picture},
     image_out::Bits,
     model::{checkpoint::Checkpoint, sampler::Method},
 };
@@ -36,6 +41,11 @@ pub(super) fn open_model(path: Option<&PathBuf>) -> Result<Checkpoint> {
         Some(path) => Checkpoint::open(path).map_err(|error| named_input(error, "model")),
         None => Checkpoint::default_model(),
     }
+}
+
+/// The picture at `path`.
+pub(super) fn read_picture(path: &Path) -> Result<Picture> {
+    image_in::read(path, picture::LIMITS).map_err(|error| named_input(error, "the picture"))
 }
 
 /// A file that was named and can't be opened is bad input, not a failure of the machine.
@@ -67,7 +77,10 @@ impl DeviceArgs {
                 .map_err(|message| Error::invalid(format!("TESSERA_DEVICE: {message}")))?,
             (None, None) => Choice::Auto,
         };
-        Device::open(choice, self.threads.or(config.threads), model.weights.clone())
+        if let Some(threads) = self.threads.or(config.threads) {
+            device::set_threads(threads)?;
+        }
+        Device::open(choice, model.weights.clone())
     }
 }
 
@@ -122,12 +135,8 @@ fn parse_bits(text: &str) -> Result<Bits, String> {
 
 /// A sampler by its name.
 pub(super) fn parse_method(text: &str) -> Result<Method, String> {
-    match text {
-        "heun" => Ok(Method::Heun),
-        "dpmpp" => Ok(Method::Dpmpp),
-        "ddim" => Ok(Method::Ddim),
-        _ => Err(format!("{text:?} is not heun, dpmpp or ddim")),
-    }
+    let method = Method::ALL.into_iter().find(|method| method.name() == text);
+    method.ok_or_else(|| format!("{text:?} is not {}", Method::ALL.map(Method::name).join(", ")))
 }
 
 #[cfg(test)]

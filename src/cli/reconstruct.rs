@@ -16,7 +16,7 @@ use crate::{
     engine::{
         self, Cancel,
         device::Device,
-        picture::{self, Picture},
+        picture,
         plan::Tiling,
         tiles::Canvas,
     },
@@ -73,7 +73,7 @@ pub(super) fn run(
     output::check(&args.out)?;
     let model = args.model.open(config)?;
     let picture = args::read_picture(&args.input)?;
-    let Picture { width, height, .. } = picture;
+    let (width, height) = (picture.width as usize, picture.height as usize);
     let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
     let mut device = args.device.open(config, &model)?;
     let name = device.name();

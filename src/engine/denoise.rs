@@ -1,4 +1,4 @@
-//! The denoiser of a pyramid, as the samplers see it: EDM's preconditioning around the U-Net, on a device.
+//! From a seed to the latents of a plan, on a device, with an event for every step and every level that settles.
 
 use crate::{
     engine::{Cancel, Event, Observer, picture::check_finite, plan::Plan},
@@ -6,14 +6,13 @@ use crate::{
     model::{
         arch::Arch,
         checkpoint::Checkpoint,
-        precond::Precond,
-        sampler::{self, Denoise, Latent},
-        unet,
+        precond,
+        sampler::{self, Churn, Denoise, Latent},
     },
     ops::Ops,
 };
 
-/// D(z; sigma) of every level: c_skip z + c_out F(c_in z; c_noise), with a sigma per level.
+/// The preconditioned U-Net, as the samplers see it.
 struct Denoiser<'a, O: Ops> {
     ops: &'a mut O,
     arch: &'a Arch,
@@ -23,24 +22,54 @@ struct Denoiser<'a, O: Ops> {
 impl<O: Ops> Denoise for Denoiser<'_, O> {
     fn denoise(&mut self, z: &[Latent], sigma: f64) -> Result<Vec<Latent>> {
         self.cancel.check()?;
-        let precond = Precond::new(&self.arch.noise, sigma);
-        let mut scaled = Vec::with_capacity(z.len());
-        for (l, latent) in z.iter().enumerate() {
-            let c_in = precond.levels[l].c_in as f32;
-            let data: Vec<f32> = latent.data.iter().map(|v| c_in * v).collect();
-            scaled.push(self.ops.upload(latent.shape, &data)?);
+        let denoised = precond::denoise(self.ops, self.arch, z, sigma)?;
+        for (level, latent) in denoised.iter().enumerate() {
+            check_finite(latent, level, "denoising")?;
         }
-        let raw = unet::predict(self.ops, self.arch, &scaled, precond.c_noise)?;
-        drop(scaled);
-        let mut out = Vec::with_capacity(z.len());
-        for (l, (latent, raw)) in z.iter().zip(&raw).enumerate() {
-            let (c_skip, c_out) = (precond.levels[l].c_skip as f32, precond.levels[l].c_out as f32);
-            let raw = self.ops.download(raw)?;
-            let data = latent.data.iter().zip(&raw).map(|(z, f)| c_skip * z + c_out * f).collect();
-            let denoised = Latent { shape: latent.shape, data };
-            check_finite(&denoised, l, "denoising")?;
-            out.push(denoised);
-        }
-        Ok(out)
+        Ok(denoised)
     }
+}
+
+/// Samples the normalised latents of `plan`, finest first.
+///
+/// # Errors
+/// [`crate::error::Kind::Cancelled`]; [`crate::error::Kind::InvalidModel`] when the weights overflow; what the device
+/// reports.
+pub fn denoise<O: Ops>(
+    ops: &mut O,
+    arch: &Arch,
+    plan: &Plan,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<Vec<Latent>> {
+    let (spec, schedule) = (&plan.spec, &plan.schedule);
+    observer.event(Event::Denoising { of: schedule.steps() });
+    let start = sampler::start(schedule, &plan.latents, spec.seed);
+    let observe = |step: usize, z: &[Latent]| {
+        let sigma = schedule.sigma(step);
+        observer.event(Event::Step { step, of: schedule.steps(), sigma });
+        for (level, latent) in z.iter().enumerate().rev() {
+            if schedule.settled(level) == step {
+                let (rows, columns) = (latent.shape.h, latent.shape.w);
+                observer.event(Event::Settled { level, step, rows, columns });
+            }
+        }
+        Ok(())
+    };
+    let mut denoiser = Denoiser { ops, arch, cancel };
+    sampler::sample(&mut denoiser, schedule, spec.method, Churn::NONE, spec.seed, start, observe)
+}
+
+/// Normalised latents to the decoder's: z / sigma_data * std + mean, per channel.
+pub fn denormalise(model: &Checkpoint, normalised: Vec<Latent>) -> Vec<Latent> {
+    let sigma_data = model.arch.noise.sigma_data;
+    let mut latents = normalised;
+    for (latent, stats) in latents.iter_mut().zip(&model.latent_stats) {
+        for pixel in latent.data.chunks_exact_mut(latent.shape.c) {
+            for ((v, mean), std) in pixel.iter_mut().zip(&stats.mean).zip(&stats.std) {
+                *v = (f64::from(*v) / sigma_data * f64::from(*std) + f64::from(*mean)) as f32;
+            }
+        }
+    }
+    latents
 }

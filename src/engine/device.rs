@@ -34,3 +34,62 @@ impl FromStr for Choice {
         }
     }
 }
+
+/// An opened device: the interpreter of [`Ops`](crate::ops::Ops) with a model's weights.
+pub enum Device {
+    /// The native CPU path.
+    Cpu(Cpu),
+    /// A GPU.
+    Gpu(Gpu),
+}
+
+/// One line of the list of devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Info {
+    /// What to give as the device: `cpu`, `gpu:0`.
+    pub selector: String,
+    /// Its name, backend and kind, for people.
+    pub description: String,
+    /// Whether it is a GPU's driver that computes on the CPU.
+    pub software: bool,
+    /// Whether [`Choice::Auto`] takes it.
+    pub auto: bool,
+}
+
+impl Device {
+    /// Opens the device that `choice` stands for.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found.
+    pub fn open(choice: Choice, weights: Arc<Weights>) -> Result<Self> {
+        let index = match choice {
+            Choice::Cpu => None,
+            Choice::Auto => gpu::best_real(),
+            Choice::Gpu(Some(index)) => Some(index),
+            Choice::Gpu(None) => Some(gpu::best_real().unwrap_or(0)),
+        };
+        match index {
+            None => Ok(Self::Cpu(Cpu::new(weights))),
+            Some(index) => Ok(Self::Gpu(Gpu::new(index, weights)?)),
+        }
+    }
+
+    /// Its name, for people and files.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Cpu(_) => cpu_name(),
+            Self::Gpu(gpu) => gpu.name(),
+        }
+    }
+}
+
+/// Sets the number of threads of the CPU path, once per process.
+///
+/// # Errors
+/// When threads were started before.
+pub fn set_threads(threads: usize) -> Result<()> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| Error::new(Kind::Internal, "threads can't be started").with_source(e))
+}

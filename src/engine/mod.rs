@@ -6,6 +6,7 @@
 pub mod denoise;
 pub mod device;
 pub mod latents;
+pub mod picture;
 pub mod plan;
 pub mod tiles;
 
@@ -132,7 +133,7 @@ pub fn generate<O: Ops>(
     for message in &plan.notices {
         observer.event(Event::Notice { message: message.clone() });
     }
-    let normalised = denoise::denoise(ops, model, plan, observer, cancel)?;
+    let normalised = denoise::denoise(ops, &model.arch, plan, observer, cancel)?;
     let latents = denoise::denormalise(model, normalised);
     decode(ops, &model.arch, &latents, &plan.tiling, canvas, observer, cancel)
 }

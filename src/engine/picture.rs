@@ -2,73 +2,46 @@
 
 use crate::{
     engine::{plan::MAX_EXTENT, tiles::Canvas},
-    error::{Error, Kind, Result},
+    error::{Error, Result},
+    image_in::{Limits, Picture},
     image_out::Bits,
     model::{arch::Arch, encoder, sampler::Latent},
     ops::{Ops, Shape},
 };
 
-/// A picture in memory: rows of RGB, black at -1 and white at 1.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Picture {
-    /// Width in pixels.
-    pub width: usize,
-    /// Height in pixels.
-    pub height: usize,
-    /// `height` rows of `width` pixels of three values.
-    pub values: Vec<f32>,
-}
+/// How large a picture that goes through the networks may be: sides up to [`MAX_EXTENT`].
+pub const LIMITS: Limits = Limits { side: MAX_EXTENT as u32, pixels: 1 << 27 };
 
-impl Picture {
-    /// Refuses a picture without pixels or with a side longer than [`MAX_EXTENT`].
-    ///
-    /// # Errors
-    /// [`Kind::InvalidImage`] naming the side and the limit.
-    pub fn check_size(width: usize, height: usize) -> Result<()> {
-        for (field, value) in [("width", width), ("height", height)] {
-            if !(1..=MAX_EXTENT).contains(&value) {
-                return Err(Error::new(
-                    Kind::InvalidImage,
-                    format!("the picture's {field} is {value}, which is not from 1 to {MAX_EXTENT} pixels"),
-                ));
-            }
-        }
-        Ok(())
+/// `picture` with its last column and row repeated until both sides are multiples of `multiple`.
+fn padded(picture: Picture, multiple: usize) -> (Shape, Vec<f32>) {
+    let (own_width, own_height) = (picture.width as usize, picture.height as usize);
+    let width = own_width.next_multiple_of(multiple);
+    let height = own_height.next_multiple_of(multiple);
+    let shape = Shape::new(1, height, width, 3);
+    if (width, height) == (own_width, own_height) {
+        return (shape, picture.samples);
     }
-
-    /// The picture with its last column and row repeated until both sides are multiples of `multiple`.
-    #[must_use]
-    pub fn padded(self, multiple: usize) -> Self {
-        let width = self.width.next_multiple_of(multiple);
-        let height = self.height.next_multiple_of(multiple);
-        if (width, height) == (self.width, self.height) {
-            return self;
+    let mut samples = Vec::with_capacity(shape.len());
+    for y in 0..height {
+        let start = y.min(own_height - 1) * own_width * 3;
+        let row = &picture.samples[start..start + own_width * 3];
+        samples.extend_from_slice(row);
+        for _ in own_width..width {
+            samples.extend_from_slice(&row[row.len() - 3..]);
         }
-        let mut values = Vec::with_capacity(width * height * 3);
-        for y in 0..height {
-            let start = y.min(self.height - 1) * self.width * 3;
-            let row = &self.values[start..start + self.width * 3];
-            values.extend_from_slice(row);
-            for _ in self.width..width {
-                values.extend_from_slice(&row[row.len() - 3..]);
-            }
-        }
-        Self { width, height, values }
     }
+    (shape, samples)
 }
 
 /// The latents of `picture`, finest first: the encoder's means, not normalised, for the picture padded to a multiple of
 /// the coarsest factor.
 ///
 /// # Errors
-/// [`Kind::InvalidImage`] when the picture's size is out of range; [`Kind::InvalidModel`] when the weights overflow;
-/// what the device reports.
+/// [`crate::error::Kind::InvalidModel`] when the weights overflow; what the device reports.
 pub fn encode<O: Ops>(ops: &mut O, arch: &Arch, picture: Picture) -> Result<Vec<Latent>> {
-    Picture::check_size(picture.width, picture.height)?;
-    let picture = picture.padded(arch.coarsest_factor());
-    let shape = Shape::new(1, picture.height, picture.width, 3);
-    let input = ops.upload(shape, &picture.values)?;
-    drop(picture);
+    let (shape, samples) = padded(picture, arch.coarsest_factor());
+    let input = ops.upload(shape, &samples)?;
+    drop(samples);
     let moments = encoder::encode(ops, arch, &input)?;
     drop(input);
     let mut latents = Vec::with_capacity(moments.len());
@@ -106,12 +79,12 @@ pub fn psnr(picture: &Picture, canvas: &Canvas) -> f64 {
                 .map(|v| f64::from(u16::from_ne_bytes([v[0], v[1]])) / 65535.0),
         ),
     };
-    -10.0 * (error / picture.values.len() as f64).log10()
+    -10.0 * (error / picture.samples.len() as f64).log10()
 }
 
 /// Sum of squared differences, both sides from 0 to 1.
 fn squares(picture: &Picture, samples: impl Iterator<Item = f64>) -> f64 {
-    let values = picture.values.iter().map(|&v| f64::from(v) * 0.5 + 0.5);
+    let values = picture.samples.iter().map(|&v| f64::from(v) * 0.5 + 0.5);
     values.zip(samples).map(|(a, b)| (a - b) * (a - b)).sum()
 }
 
@@ -121,17 +94,11 @@ mod tests {
 
     #[test]
     fn padding_repeats_the_last_column_and_row() {
-        let values = [[0.0; 3], [0.1; 3], [0.2; 3], [0.3; 3], [0.4; 3], [0.5; 3]].concat();
-        let picture = Picture { width: 3, height: 2, values }.padded(4);
-        let column = |y: usize| {
-            (0..4).map(|x| (10.0 * picture.values[(y * 4 + x) * 3]).round() as i32).collect::<Vec<_>>()
-        };
-        assert_eq!((picture.width, picture.height), (4, 4));
-        assert_eq!([column(0), column(1), column(2), column(3)], [
-            vec![0, 1, 2, 2],
-            vec![3, 4, 5, 5],
-            vec![3, 4, 5, 5],
-            vec![3, 4, 5, 5],
-        ]);
+        let samples: Vec<f32> = (0..6).flat_map(|v| [v as f32, 0.5, -0.5]).collect();
+        let (shape, samples) = padded(Picture { width: 3, height: 2, bits: 8, samples }, 4);
+        assert_eq!(shape, Shape::new(1, 4, 4, 3));
+        let red: Vec<_> = samples.chunks(3).map(|pixel| pixel[0] as u8).collect();
+        assert_eq!(red, [0, 1, 2, 2, 3, 4, 5, 5, 3, 4, 5, 5, 3, 4, 5, 5]);
+        assert!(samples.chunks(3).all(|pixel| pixel[1..] == [0.5, -0.5]));
     }
 }
