@@ -1,4 +1,5 @@
 //! How it is computed: the implementations of [`crate::ops::Ops`].
 
+pub mod cpu;
 pub mod reference;
 pub mod trace;
