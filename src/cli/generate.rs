@@ -155,7 +155,6 @@ fn one(
     let scratch = &output::directory(path);
     let canvas = match device {
         Device::Cpu(ops) => engine::generate(ops, model, plan, scratch, progress, cancel),
-        Device::Gpu(ops) => engine::generate(ops, model, plan, scratch, progress, cancel),
     }?;
     progress.busy("write");
     let mut receipt = output::receipt(model, &name);

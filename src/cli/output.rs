@@ -59,5 +59,10 @@ pub(super) fn write(
 ) -> Result<u64> {
     let metadata = Metadata { description, created: SystemTime::now(), receipt };
     image_out::write(path, &canvas.source(cancel), &metadata)?;
+    length(path)
+}
+
+/// Length of a file in bytes.
+pub(super) fn length(path: &Path) -> Result<u64> {
     std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::io("can't read", path, e))
 }

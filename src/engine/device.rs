@@ -2,9 +2,11 @@
 
 use std::{str::FromStr, sync::Arc};
 
+use serde::Serialize;
+
 use crate::{
     error::{Error, Kind, Result},
-    exec::{cpu::Cpu, gpu::Gpu},
+    exec::cpu::Cpu,
     ops::weights::Weights,
 };
 
@@ -39,8 +41,6 @@ impl FromStr for Choice {
 pub enum Device {
     /// The native CPU path.
     Cpu(Cpu),
-    /// A GPU.
-    Gpu(Gpu),
 }
 
 /// One line of the list of devices.
@@ -62,15 +62,12 @@ impl Device {
     /// # Errors
     /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found.
     pub fn open(choice: Choice, weights: Arc<Weights>) -> Result<Self> {
-        let index = match choice {
-            Choice::Cpu => None,
-            Choice::Auto => gpu::best_real(),
-            Choice::Gpu(Some(index)) => Some(index),
-            Choice::Gpu(None) => Some(gpu::best_real().unwrap_or(0)),
-        };
-        match index {
-            None => Ok(Self::Cpu(Cpu::new(weights))),
-            Some(index) => Ok(Self::Gpu(Gpu::new(index, weights)?)),
+        match choice {
+            Choice::Auto | Choice::Cpu => Ok(Self::Cpu(Cpu::new(weights))),
+            Choice::Gpu(index) => {
+                let index = index.unwrap_or(0);
+                Err(Error::device(format!("there is no gpu:{index}; found: {}", cpu_name())))
+            }
         }
     }
 
@@ -78,7 +75,6 @@ impl Device {
     pub fn name(&self) -> String {
         match self {
             Self::Cpu(_) => cpu_name(),
-            Self::Gpu(gpu) => gpu.name(),
         }
     }
 }
@@ -92,4 +88,14 @@ pub fn set_threads(threads: usize) -> Result<()> {
         .num_threads(threads)
         .build_global()
         .map_err(|e| Error::new(Kind::Internal, "threads can't be started").with_source(e))
+}
+
+/// All devices of this machine.
+pub fn list() -> Vec<Info> {
+    vec![Info { selector: "cpu".into(), description: cpu_name(), software: false, auto: true }]
+}
+
+fn cpu_name() -> String {
+    let threads = rayon::current_num_threads();
+    format!("CPU, {threads} thread{}", if threads == 1 { "" } else { "s" })
 }
