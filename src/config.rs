@@ -34,7 +34,7 @@ impl Config {
     /// # Errors
     /// [`crate::error::Kind::InvalidArgument`] naming the variable whose value can't be used.
     pub fn from_vars(var: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
-        let set = |name| var(name).filter(|value| !value.is_empty());
+        let set = |name: &str| var(name).filter(|value| !value.is_empty());
         let text = |name: &str| match set(name).map(OsString::into_string) {
             None => Ok(None),
             Some(Ok(value)) => Ok(Some(value)),
