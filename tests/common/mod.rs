@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 
+pub(crate) mod parity;
+
 use std::sync::Arc;
 
 use tessera::{
