@@ -1,7 +1,29 @@
-#![allow(clippy::panic, reason = "a failed test panics")]
-//! The interpreters against each other and against the networks' definition in PyTorch.
+//! The interpreters against the networks' definition in PyTorch: the fixtures hold inputs and outputs of every operator,
+//! block and net, computed there in f64.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 
+mod common;
+
+use common::parity;
 use tessera::{exec::reference::Reference, ops::cases};
+
+/// Largest relative L2 error of the reference: its sums are f64, its results f32.
+const REFERENCE: f64 = 1e-5;
+
+#[test]
+fn reference_operators_match_pytorch() {
+    parity::operators(Reference::new, REFERENCE);
+}
+
+#[test]
+fn reference_blocks_match_pytorch() {
+    parity::blocks(Reference::new, REFERENCE);
+}
+
+#[test]
+fn reference_networks_match_pytorch() {
+    parity::networks(Reference::new, REFERENCE);
+}
 
 /// Every case of the table runs, gives finite values, and is the same again from the same seed.
 #[test]

@@ -1,4 +1,6 @@
 //! How it is computed: the implementations of [`crate::ops::Ops`].
 
+pub mod cpu;
 pub mod gpu;
 pub mod reference;
+pub mod trace;

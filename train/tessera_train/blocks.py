@@ -26,6 +26,34 @@ def conv(cin: int, cout: int, kernel: int = 3, zero: bool = False) -> nn.Conv2d:
     return layer
 
 
+def at_least_f32(x: Tensor) -> Tensor:
+    """`x` in f32, or in f64 if it is that already (the fixtures are computed in f64)."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class PixelNormFunction(torch.autograd.Function):
+    """PixelNorm with a gradient of its own: autograd's needs about twice the passes over memory."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        last = x.permute(0, 2, 3, 1)
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        power = torch.linalg.vector_norm(last, dim=-1, keepdim=True, dtype=exact).square_().div_(x.shape[1])
+        scale = power.add_(PIXEL_NORM_EPS).rsqrt_().to(x.dtype)
+        ctx.save_for_backward(x, weight, scale)
+        return (last * scale).mul_(weight.to(x.dtype)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, scale = ctx.saved_tensors
+        c, gain = x.shape[1], weight.to(x.dtype)
+        normed, grad = x.permute(0, 2, 3, 1) * scale, grad.permute(0, 2, 3, 1)
+        product = (grad * normed).reshape(-1, c)
+        along = (product @ gain[:, None]).view(scale.shape) / c
+        grad_x = torch.addcmul(grad * gain, normed, along, value=-1).mul_(scale).permute(0, 3, 1, 2)
+        return grad_x, product.sum(0, dtype=weight.dtype)
+
+
 class PixelNorm(nn.Module):
     """Per-pixel RMS norm over channels with a gain: x / sqrt(mean(x^2) + eps) * weight."""
 
@@ -34,8 +62,7 @@ class PixelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        power = x.float().square().mean(1, keepdim=True)
-        return x * torch.rsqrt(power + PIXEL_NORM_EPS).to(x.dtype) * self.weight.to(x.dtype).view(1, -1, 1, 1)
+        return PixelNormFunction.apply(x, self.weight)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -45,7 +72,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(norm_groups(channels), channels, eps=GROUP_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        return super().forward(at_least_f32(x)).to(x.dtype)
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
@@ -132,6 +159,18 @@ class Block(nn.Module):
         return (x + h) * SQRT_HALF
 
 
+def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax over pixels of (q^T k / sqrt C), applied to v; all [n, c, pixels]."""
+    out = F.scaled_dot_product_attention(*(t.transpose(1, 2).unsqueeze(1) for t in (q, k, v)))
+    return out.squeeze(1).transpose(1, 2)
+
+
+def channel_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax over channels of (q k^T / sqrt N), applied to v; all [n, c, pixels], N pixels."""
+    weight = torch.softmax((at_least_f32(q) @ at_least_f32(k).transpose(1, 2)) / math.sqrt(q.shape[2]), -1)
+    return weight.to(v.dtype) @ v
+
+
 class ScAttention(nn.Module):
     """Spatial-channel attention (the paper's figures 2 and 3; the arithmetic is the project's reconstruction).
 
@@ -150,11 +189,8 @@ class ScAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
         h = self.norm(x)
-        q, k, v = (f(h).flatten(2) for f in (self.q, self.k, self.v))  # [n, c, pixels]
-        spatial = F.scaled_dot_product_attention(*(t.transpose(1, 2).unsqueeze(1) for t in (q, k, v)))
-        spatial = spatial.squeeze(1).transpose(1, 2)
-        weight = torch.softmax((q.float() @ k.float().transpose(1, 2)) / math.sqrt(height * width), -1)
-        channel = weight.to(v.dtype) @ v
+        q, k, v = (f(h).flatten(2) for f in (self.q, self.k, self.v))
+        spatial, channel = spatial_attention(q, k, v), channel_attention(q, k, v)
         share = torch.sigmoid(self.ratio) if self.kind == "learned" else spatial_share(self.kind, height * width, c)
         mixed = share * spatial + (1 - share) * channel
         return (x + self.out(mixed.reshape(n, c, height, width))) * SQRT_HALF

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arch import Arch
-from .blocks import PixelNorm, conv
+from .blocks import PixelNorm, at_least_f32, conv
 
 
 class ConvNorm(nn.Module):
@@ -67,6 +67,6 @@ class Encoder(nn.Module):
             moments.append(self.head(h.mean((2, 3), keepdim=True)))
         out = []
         for moment in moments:
-            mean, log_variance = moment.float().chunk(2, 1)
+            mean, log_variance = at_least_f32(moment).chunk(2, 1)
             out.append((mean, log_variance.clamp(-30, 20)))
         return out

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .arch import Arch, Noise
+from .blocks import at_least_f32
 
 
 def level_sigma(noise: Noise, level: int, sigma: Tensor) -> Tensor:
@@ -29,6 +30,6 @@ class Denoiser(nn.Module):
         scaled = [x / torch.sqrt(s**2 + sd**2) for x, s in zip(z, sigmas)]
         raw = self.unet(scaled, torch.log(sigma) / 4)
         return [
-            x * (sd**2 / (s**2 + sd**2)) + f.float() * (s * sd / torch.sqrt(s**2 + sd**2))
+            x * (sd**2 / (s**2 + sd**2)) + at_least_f32(f) * (s * sd / torch.sqrt(s**2 + sd**2))
             for x, s, f in zip(z, sigmas, raw)
         ]

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arch import Arch
-from .blocks import Block, GroupNorm, ScAttention, conv, fir_down, fir_up, scale_shift
+from .blocks import Block, GroupNorm, ScAttention, at_least_f32, conv, fir_down, fir_up, scale_shift
 
 
 def fourier_features(c_noise: Tensor, size: int) -> Tensor:
     """[N] to [N, size, 1, 1]: cosines, then sines, of c_noise times pi/2 * 32**(k/(K-1)), k = 0 .. K-1, K = size/2."""
     half = size // 2
-    k = torch.arange(half, device=c_noise.device, dtype=torch.float32) / max(half - 1, 1)
-    angle = c_noise.float()[:, None] * (math.pi / 2 * 32.0**k)
+    c_noise = at_least_f32(c_noise)
+    k = torch.arange(half, device=c_noise.device, dtype=c_noise.dtype) / max(half - 1, 1)
+    angle = c_noise[:, None] * (math.pi / 2 * 32.0**k)
     return torch.cat([angle.cos(), angle.sin()], 1)[:, :, None, None]
 
 

@@ -1,0 +1,126 @@
+//! Files that appear whole or not at all.
+
+use std::{
+    fs,
+    io::{self, BufWriter, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// A file being written under a temporary name in the directory of its final one.
+///
+/// [`commit`](Self::commit) puts it on the disk and then under its final name in one step,
+/// replacing what is there. Dropped before, it is removed, and what was there stays.
+#[derive(Debug)]
+pub struct AtomicFile {
+    file: BufWriter<NamedTempFile>,
+    path: PathBuf,
+}
+
+/// Refuses an output path that can't be written to, before the work for it is done.
+///
+/// Makes and removes a temporary file beside it, which is the only true test of a directory.
+///
+/// # Errors
+///
+/// [`Kind::InvalidArgument`](crate::error::Kind) if the path names no file, its directory is
+/// missing, or it is a directory or another thing that isn't a regular file;
+/// [`Kind::Io`](crate::error::Kind::Io) if its directory can't be written to.
+pub fn preflight(path: &Path) -> Result<()> {
+    AtomicFile::create(path).map(drop)
+}
+
+impl AtomicFile {
+    /// Starts the file that will be `path`. A symbolic link is followed: what it points to is
+    /// replaced.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`preflight`].
+    pub fn create(path: &Path) -> Result<Self> {
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let refused = |why: &str| Error::invalid(format!("output file {} {why}", path.display()));
+        match fs::metadata(&path) {
+            Ok(there) if there.is_dir() => return Err(refused("is a directory")),
+            Ok(there) if !there.is_file() => return Err(refused("is not a regular file")),
+            _ => {}
+        }
+        let Some(name) = path.file_name() else { return Err(refused("has no name")) };
+        let directory = directory_of(&path);
+        if !directory.is_dir() {
+            return Err(refused("is in a directory that does not exist"));
+        }
+        let mut prefix = std::ffi::OsString::from(".");
+        prefix.push(name);
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".partial");
+        #[cfg(unix)]
+        {
+            // As for any new file, the umask decides; without this it would be the owner's alone.
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        let file = builder
+            .tempfile_in(directory)
+            .map_err(|source| Error::io("can't make a file in", directory, source))?;
+        Ok(Self { file: BufWriter::with_capacity(1 << 20, file), path })
+    }
+
+    /// The final name, to say in messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes what is buffered, waits until the disk has it, and gives the file its final name.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Io`](crate::error::Kind::Io); the file is removed then.
+    pub fn commit(self) -> Result<()> {
+        let Self { file, path } = self;
+        let failed = |source| Error::io("can't write", &path, source);
+        let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist(&path).map_err(|error| failed(error.error))?;
+        sync_directory(directory_of(&path)).map_err(failed)
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.file.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for AtomicFile {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.file.seek(position)
+    }
+}
+
+/// The directory that a file of this name is in.
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Waits until the new name is on the disk.
+#[cfg(unix)]
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    fs::File::open(directory)?.sync_all()
+}
+
+/// Elsewhere directories can't be synchronised; the file system's own journal must do.
+#[cfg(not(unix))]
+fn sync_directory(_: &Path) -> io::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! What a picture file says of itself: program, time, a sentence, a receipt.
+
+use std::{
+    fmt::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde_json::{Map, Value};
+
+/// Namespace of the receipt's properties in XMP.
+const NAMESPACE: &str = "urn:tessera:receipt:1#";
+
+/// What is written beside the pixels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metadata {
+    /// One sentence for people, shown by viewers.
+    pub description: String,
+    /// When the picture was made. Files with equal pixels and equal metadata are equal bytes.
+    pub created: SystemTime,
+    /// What the picture was made from, so that it can be made again: seed, hash of the model,
+    /// sampler, steps, device, sizes. In XMP it stands whole, as JSON, in the property `receipt`,
+    /// and its simple entries stand as a property each.
+    pub receipt: Map<String, Value>,
+}
+
+impl Metadata {
+    /// Program and version.
+    pub fn software() -> &'static str {
+        concat!("Tessera ", env!("CARGO_PKG_VERSION"))
+    }
+
+    /// The description in ASCII, as TIFF's and PNG's plain text fields need it: each other
+    /// character becomes a question mark. XMP has it unchanged.
+    pub(super) fn ascii_description(&self) -> String {
+        let plain = |c: char| if matches!(c, ' '..='~' | '\n') { c } else { '?' };
+        self.description.chars().map(plain).collect()
+    }
+
+    /// The time as TIFF writes it, in UTC: `YYYY:MM:DD HH:MM:SS`.
+    pub(super) fn tiff_time(&self) -> String {
+        let (year, month, day, [hour, minute, second]) = self.utc();
+        format!("{year:04}:{month:02}:{day:02} {hour:02}:{minute:02}:{second:02}")
+    }
+
+    /// The time by RFC 3339, in UTC.
+    pub(super) fn rfc3339_time(&self) -> String {
+        let (year, month, day, [hour, minute, second]) = self.utc();
+        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    }
+
+    /// The XMP packet (ISO 16684-1), UTF-8.
+    pub(super) fn xmp(&self) -> String {
+        let mut properties = String::new();
+        for (key, value) in &self.receipt {
+            let simple = match value {
+                Value::String(text) => text.clone(),
+                Value::Number(_) | Value::Bool(_) => value.to_string(),
+                Value::Null | Value::Array(_) | Value::Object(_) => continue,
+            };
+            let is_name = key.starts_with(|c: char| c.is_ascii_alphabetic())
+                && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            if is_name && key != "receipt" {
+                property(&mut properties, &format!("t:{key}"), &simple);
+            }
+        }
+        property(&mut properties, "t:receipt", &Value::Object(self.receipt.clone()).to_string());
+        format!(
+            "<?xpacket begin=\"\u{FEFF}\" id=\"W5M0MpCehiHzreSzNTczkc9d\"?>\n\
+             <x:xmpmeta xmlns:x=\"adobe:ns:meta/\">\n\
+             <rdf:RDF xmlns:rdf=\"http://www.w3.org/1999/02/22-rdf-syntax-ns#\">\n\
+             <rdf:Description rdf:about=\"\" xmlns:xmp=\"http://ns.adobe.com/xap/1.0/\" \
+             xmlns:dc=\"http://purl.org/dc/elements/1.1/\" xmlns:t=\"{NAMESPACE}\">\n\
+             <xmp:CreatorTool>{}</xmp:CreatorTool>\n\
+             <xmp:CreateDate>{}</xmp:CreateDate>\n\
+             <dc:description><rdf:Alt><rdf:li xml:lang=\"x-default\">{}</rdf:li></rdf:Alt>\
+             </dc:description>\n\
+             {properties}\
+             </rdf:Description>\n</rdf:RDF>\n</x:xmpmeta>\n<?xpacket end=\"r\"?>",
+            escaped(Self::software()),
+            self.rfc3339_time(),
+            escaped(&self.description),
+        )
+    }
+
+    /// Year, month, day and [hour, minute, second] in UTC. A time before 1970 becomes 1970.
+    fn utc(&self) -> (u64, u64, u64, [u64; 3]) {
+        let seconds = self.created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+        let (year, month, day) = civil_date(days);
+        (year, month, day, [of_day / 3600, of_day / 60 % 60, of_day % 60])
+    }
+}
+
+/// Adds one XMP property of simple text.
+fn property(to: &mut String, name: &str, text: &str) {
+    // Writing to a String can't fail.
+    let _ = writeln!(to, "<{name}>{}</{name}>", escaped(text));
+}
+
+/// `text` as XML character data. Characters that XML 1.0 can't hold become U+FFFD.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\r' => out.push_str("&#13;"),
+            '\t' | '\n' => out.push(c),
+            '\0'..='\u{1F}' | '\u{FFFE}' | '\u{FFFF}' => out.push('\u{FFFD}'),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+/// Year, month and day of the Gregorian calendar, `days` after 1970-01-01. Years are counted from
+/// March, so that the leap day is a year's last.
+fn civil_date(days: u64) -> (u64, u64, u64) {
+    const DAYS_IN_400_YEARS: u64 = 146_097;
+    let days = days + 719_468; // since 0000-03-01
+    let (era, day) = (days / DAYS_IN_400_YEARS, days % DAYS_IN_400_YEARS);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153; // 0 is March
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = (400 * era + year + month / 10, (month + 2) % 12 + 1);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn metadata(seconds: u64) -> Metadata {
+        Metadata {
+            description: "a <b> & c\u{0} Å".to_owned(),
+            created: UNIX_EPOCH + Duration::from_secs(seconds),
+            receipt: Map::from_iter([("seed".to_owned(), 7.into())]),
+        }
+    }
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, expected) in [
+            (0, "1970:01:01 00:00:00"),
+            (951_782_399, "2000:02:28 23:59:59"),
+            (951_782_400, "2000:02:29 00:00:00"),
+            (951_868_800, "2000:03:01 00:00:00"),
+            (1_735_689_599, "2024:12:31 23:59:59"),
+            (4_107_542_400, "2100:03:01 00:00:00"),
+        ] {
+            assert_eq!(metadata(seconds).tiff_time(), expected);
+        }
+        assert_eq!(metadata(86_399).rfc3339_time(), "1970-01-01T23:59:59Z");
+    }
+
+    #[test]
+    fn text_can_not_break_out_of_its_field() {
+        let metadata = metadata(0);
+        assert_eq!(metadata.ascii_description(), "a <b> & c? ?");
+        let xmp = metadata.xmp();
+        assert!(xmp.contains("a &lt;b&gt; &amp; c\u{FFFD} Å"), "{xmp}");
+        assert!(xmp.contains("<t:seed>7</t:seed>"), "{xmp}");
+        assert!(xmp.contains("<t:receipt>{\"seed\":7}</t:receipt>"), "{xmp}");
+    }
+}

@@ -1,0 +1,109 @@
+//! The decoder: a global stage up to the finest latent's grid, a local stage of finite reach from there to pixels.
+
+use crate::{
+    error::{Error, Result},
+    model::{
+        arch::{Arch, Norm},
+        block::{Block, Resample, add, conv, norm, sc_attention},
+    },
+    ops::Ops,
+};
+
+/// Number of stages that belong to the local stage: those finer than the finest latent.
+pub fn local_stages(arch: &Arch) -> usize {
+    (arch.finest_factor() / arch.decoder.shuffle).ilog2() as usize
+}
+
+/// Stage `i`: entered by `up` (but for the coarsest), joined by its latent through `frgb`, left by `trgb`.
+fn stage<O: Ops>(
+    o: &mut O,
+    arch: &Arch,
+    i: usize,
+    h: O::Tensor,
+    r: Option<O::Tensor>,
+    z: Option<&O::Tensor>,
+) -> Result<(O::Tensor, O::Tensor)> {
+    let name = format!("decoder.stages.{i}");
+    let (stages, spec) = (&arch.decoder.stages, arch.decoder.stages[i]);
+    let coarsest = i == stages.len() - 1;
+    let kind = if i < local_stages(arch) { Norm::Pixel } else { arch.decoder.global_norm };
+    let mut h = h;
+    if !coarsest {
+        let up = Block::new(format!("{name}.up"), spec.channels, kind, Some(Resample::NearestUp));
+        h = up.run(o, h, None)?;
+    }
+    if let (false, Some(z)) = (coarsest, z) {
+        let latent = conv(o, z, format!("{name}.frgb"), spec.channels, 1)?;
+        h = add(o, &h, &latent)?;
+    }
+    for j in 0..spec.blocks {
+        h = Block::new(format!("{name}.blocks.{j}"), spec.channels, kind, None).run(o, h, None)?;
+    }
+    if spec.attention {
+        h = sc_attention(o, &h, &format!("{name}.attention"), arch.attention_ratio)?;
+    }
+    let mut t = conv(o, &h, format!("{name}.trgb"), 3, 1)?;
+    if let Some(r) = r {
+        let r = o.upsample_nearest2(&r)?;
+        t = add(o, &r, &t)?;
+    }
+    Ok((h, t))
+}
+
+/// Latents `z` (finest first, not normalised) to the features and the RGB stream at the finest latent's grid.
+///
+/// # Errors
+/// The interpreter's, and one when there is not one latent per level.
+pub fn global_stage<O: Ops>(
+    o: &mut O,
+    arch: &Arch,
+    z: &[O::Tensor],
+) -> Result<(O::Tensor, O::Tensor)> {
+    let [.., last] = z else { return Err(Error::invalid("decoder: no latents")) };
+    if z.len() != arch.levels.len() {
+        let (found, wanted) = (z.len(), arch.levels.len());
+        return Err(Error::invalid(format!("decoder: {found} latents, the model has {wanted}")));
+    }
+    let stages = &arch.decoder.stages;
+    let width = stages[stages.len() - 1].channels;
+    let mut h = conv(o, &z[arch.finite().len() - 1], "decoder.enter".into(), width, 3)?;
+    if arch.has_global() {
+        let pair = conv(o, last, "decoder.modulate".into(), 2 * width, 1)?;
+        h = o.scale_shift(&h, &pair, false)?;
+    }
+    let mut r = None;
+    for i in (local_stages(arch)..stages.len()).rev() {
+        let latent = arch.level_at(arch.decoder.shuffle << i).map(|level| &z[level]);
+        let (features, rgb) = stage(o, arch, i, h, r, latent)?;
+        (h, r) = (features, Some(rgb));
+    }
+    match r {
+        Some(r) => Ok((h, r)),
+        None => Err(Error::model("decoder: the architecture has no stage at the finest latent")),
+    }
+}
+
+/// Features `h` and RGB stream `r` of any window of the global stage's output to its pixels [n, H, W, 3], about
+/// [-1, 1]; right but for the reach of its operators from cut edges.
+///
+/// # Errors
+/// The interpreter's.
+pub fn local_stage<O: Ops>(
+    o: &mut O,
+    arch: &Arch,
+    h: O::Tensor,
+    r: O::Tensor,
+) -> Result<O::Tensor> {
+    let (mut h, mut r) = (h, r);
+    for i in (0..local_stages(arch)).rev() {
+        (h, r) = stage(o, arch, i, h, Some(r), None)?;
+    }
+    let shuffle = arch.decoder.shuffle;
+    h = norm(o, &h, "decoder.norm".into(), Norm::Pixel, true)?;
+    h = conv(o, &h, "decoder.out".into(), 3 * shuffle * shuffle, 3)?;
+    h = o.pixel_shuffle(&h, shuffle)?;
+    for _ in 0..shuffle.ilog2() {
+        r = o.upsample_nearest2(&r)?;
+    }
+    add(o, &r, &h)
+}

@@ -1,0 +1,55 @@
+//! The encoder: lightweight, no branches, an input-skip stream beside the down-sampling one (the paper's figure 5).
+
+use crate::{
+    error::Result,
+    model::{
+        arch::{Arch, Norm},
+        block::{add, conv, norm},
+    },
+    ops::Ops,
+};
+
+/// SiLU(PixelNorm(conv3x3 x)).
+fn conv_norm<O: Ops>(o: &mut O, x: &O::Tensor, name: &str, channels: usize) -> Result<O::Tensor> {
+    let h = conv(o, x, format!("{name}.conv"), channels, 3)?;
+    norm(o, &h, format!("{name}.norm"), Norm::Pixel, true)
+}
+
+/// `picture` [n, H, W, 3] in [-1, 1] to, per level (finest first), the moments [n, h, w, 2 C]: C means, then C
+/// logarithms of variances. The latter are not yet clamped to [-30, 20].
+///
+/// # Errors
+/// The interpreter's; H and W must be multiples of the coarsest factor.
+pub fn encode<O: Ops>(o: &mut O, arch: &Arch, picture: &O::Tensor) -> Result<Vec<O::Tensor>> {
+    let (stages, unshuffle) = (&arch.encoder.stages, arch.encoder.unshuffle);
+    let mut moments = Vec::with_capacity(arch.levels.len());
+    let mut h = o.pixel_unshuffle(picture, unshuffle)?;
+    h = conv(o, &h, "encoder.stem".into(), stages[0].channels, 3)?;
+    let mut r = picture.clone();
+    for _ in 0..unshuffle.ilog2() {
+        r = o.avg_pool2(&r)?;
+    }
+    for (i, stage) in stages.iter().enumerate() {
+        let name = format!("encoder.stages.{i}");
+        if i > 0 {
+            h = o.avg_pool2(&h)?;
+            h = conv_norm(o, &h, &format!("{name}.down"), stage.channels)?;
+            r = o.avg_pool2(&r)?;
+        }
+        let skip = conv(o, &r, format!("{name}.frgb"), stage.channels, 1)?;
+        h = add(o, &h, &skip)?;
+        drop(skip);
+        for j in 0..stage.blocks {
+            h = conv_norm(o, &h, &format!("{name}.blocks.{j}"), stage.channels)?;
+        }
+        if let Some(level) = arch.level_at(unshuffle << i) {
+            let channels = 2 * arch.levels[level].channels;
+            moments.push(conv(o, &h, format!("{name}.head"), channels, 1)?);
+        }
+    }
+    if let (true, Some(level)) = (arch.has_global(), arch.levels.last()) {
+        h = o.global_avg_pool(&h)?;
+        moments.push(conv(o, &h, "encoder.head".into(), 2 * level.channels, 1)?);
+    }
+    Ok(moments)
+}

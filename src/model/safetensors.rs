@@ -1,0 +1,349 @@
+//! The safetensors format, read with suspicion and written by replacement.
+//!
+//! A file is 8 bytes of little-endian header length, the header (a JSON object from tensor names to dtype, shape and byte
+//! range, and `__metadata__`), and the values. The reader believes nothing: the header's length is compared with the
+//! file's before memory is taken, names must not repeat, and the ranges must fill the rest of the file without holes or
+//! overlaps. F32, F16 and BF16 are read, as f32, and must be finite.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    io::{self, BufReader, Read, Write},
+    path::Path,
+};
+
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, MapAccess, Visitor},
+};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    error::{Error, Kind, Result},
+    ops::weights::Param,
+};
+
+/// Longest header that is read, in bytes.
+pub const MAX_HEADER: u64 = 16 << 20;
+
+/// How a value is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Dtype {
+    F32,
+    F16,
+    BF16,
+}
+
+impl Dtype {
+    fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        let half = |f: fn([u8; 2]) -> f32| bytes.chunks_exact(2).map(move |b| f([b[0], b[1]]));
+        match self {
+            Self::F32 => bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+            Self::F16 => half(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
+            Self::BF16 => half(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+        }
+    }
+}
+
+/// A tensor's entry in the header.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data_offsets: [u64; 2],
+}
+
+/// The metadata: free text by name.
+pub type Metadata = BTreeMap<String, String>;
+
+/// A file whose header has been read and checked; its values are still to come.
+pub struct Reader<R> {
+    source: R,
+    hash: Sha256,
+    metadata: Metadata,
+    /// By position in the file.
+    entries: Vec<(String, Entry)>,
+}
+
+impl<R> fmt::Debug for Reader<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("entries", &self.entries).finish_non_exhaustive()
+    }
+}
+
+impl Reader<BufReader<File>> {
+    /// Opens a file and reads its header.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Io`] when it can't be opened, else as [`Reader::new`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |e| Error::io("can't open", path, e);
+        let file = File::open(path).map_err(failed)?;
+        let info = file.metadata().map_err(failed)?;
+        if !info.is_file() {
+            return Err(failed(io::Error::other("not a regular file")));
+        }
+        Self::new(BufReader::new(file), info.len())
+    }
+}
+
+impl<R: Read> Reader<R> {
+    /// Reads the header of a file of `len` bytes.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidModel`] when the header is damaged or hostile; the message says in what.
+    pub fn new(mut source: R, len: u64) -> Result<Self> {
+        let mut prefix = [0; 8];
+        let after_prefix = len.checked_sub(8).ok_or_else(|| {
+            Error::model(format!("file has {len} bytes, a header length alone takes 8"))
+        })?;
+        fill(&mut source, &mut prefix, "the header length")?;
+        let header_len = u64::from_le_bytes(prefix);
+        let limit = after_prefix.min(MAX_HEADER);
+        if header_len > limit {
+            return Err(Error::model(format!(
+                "header length is {header_len}, the limit is {limit}"
+            )));
+        }
+        let mut text = vec![0; header_len as usize];
+        fill(&mut source, &mut text, "the header")?;
+        let header = Header::parse(&text)?;
+        let entries = check_layout(header.entries, after_prefix - header_len)?;
+        let hash = Sha256::new_with_prefix(prefix).chain_update(&text);
+        Ok(Self { source, hash, metadata: header.metadata, entries })
+    }
+
+    /// The metadata.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Names and shapes of the tensors.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice()))
+    }
+
+    /// Reads the values.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidModel`] when the file ends early or a value is not finite.
+    pub fn read(mut self) -> Result<Contents> {
+        let mut tensors = BTreeMap::new();
+        for (name, entry) in self.entries {
+            // The range lies in the file, so its length is no more than the file's.
+            let mut bytes = vec![0; (entry.data_offsets[1] - entry.data_offsets[0]) as usize];
+            fill(&mut self.source, &mut bytes, &format!("tensor {name}"))?;
+            self.hash.update(&bytes);
+            let data = entry.dtype.decode(&bytes);
+            if let Some(at) = data.iter().position(|v| !v.is_finite()) {
+                let value = data[at];
+                return Err(Error::model(format!(
+                    "tensor {name}: value {at} is {value}, not finite"
+                )));
+            }
+            tensors.insert(name, Param { shape: entry.shape, data });
+        }
+        let digest = self.hash.finalize();
+        let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Contents { tensors, metadata: self.metadata, sha256 })
+    }
+}
+
+/// A file's contents.
+#[derive(Clone, Debug)]
+pub struct Contents {
+    /// Tensors by name, as f32.
+    pub tensors: BTreeMap<String, Param>,
+    /// The metadata.
+    pub metadata: Metadata,
+    /// SHA-256 of the whole file, in hexadecimal.
+    pub sha256: String,
+}
+
+/// Reads a file as a whole.
+///
+/// # Errors
+/// Those of [`Reader::open`] and [`Reader::read`].
+pub fn read(path: &Path) -> Result<Contents> {
+    Reader::open(path)?.read()
+}
+
+fn fill(source: &mut impl Read, buffer: &mut [u8], part: &str) -> Result<()> {
+    source
+        .read_exact(buffer)
+        .map_err(|e| Error::model(format!("file ends or fails within {part}")).with_source(e))
+}
+
+/// The tensors by position, once their ranges fill `len` bytes exactly and agree with their shapes.
+fn check_layout(entries: BTreeMap<String, Entry>, len: u64) -> Result<Vec<(String, Entry)>> {
+    let mut entries: Vec<_> = entries.into_iter().collect();
+    entries.sort_by_key(|(_, entry)| entry.data_offsets);
+    let mut end = 0;
+    for (name, Entry { dtype, shape, data_offsets: [from, to] }) in &entries {
+        let elements = shape.iter().try_fold(1usize, |a, &b| a.checked_mul(b));
+        let bytes = elements.and_then(|n| n.checked_mul(dtype.size())).map(|n| n as u64);
+        if bytes.is_none() || to.checked_sub(*from) != bytes {
+            return Err(Error::model(format!(
+                "tensor {name}: bytes {from} to {to} do not hold {dtype:?} {shape:?}"
+            )));
+        }
+        if *from != end {
+            let what = if *from < end { "an overlap" } else { "a hole" };
+            return Err(Error::model(format!(
+                "tensor {name}: starts at byte {from}, the one before ends at {end}: {what}"
+            )));
+        }
+        end = *to;
+    }
+    if end != len {
+        return Err(Error::model(format!("tensors end at byte {end}, the file's values at {len}")));
+    }
+    Ok(entries)
+}
+
+/// The header as it stands in the file; every name once.
+#[derive(Default)]
+struct Header {
+    metadata: Metadata,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Header {
+    fn parse(text: &[u8]) -> Result<Self> {
+        if text.first() != Some(&b'{') {
+            return Err(Error::model("header does not start with '{'"));
+        }
+        serde_json::from_slice(text)
+            .map_err(|e| Error::model("header can't be read").with_source(e))
+    }
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct HeaderVisitor;
+        impl<'de> Visitor<'de> for HeaderVisitor {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let mut header = Header::default();
+                let mut metadata = None;
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        let Unique(value) = map.next_value()?;
+                        if metadata.replace(value).is_some() {
+                            return Err(duplicate(&name));
+                        }
+                    } else {
+                        insert_new(&mut header.entries, name, map.next_value()?)?;
+                    }
+                }
+                header.metadata = metadata.unwrap_or_default();
+                Ok(header)
+            }
+        }
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+/// A map of texts in which every name stands once.
+struct Unique(Metadata);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct UniqueVisitor;
+        impl<'de> Visitor<'de> for UniqueVisitor {
+            type Value = Unique;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of texts")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unique, A::Error> {
+                let mut texts = Metadata::new();
+                while let Some((name, value)) = map.next_entry()? {
+                    insert_new(&mut texts, name, value)?;
+                }
+                Ok(Unique(texts))
+            }
+        }
+        deserializer.deserialize_map(UniqueVisitor)
+    }
+}
+
+fn insert_new<V, E: de::Error>(
+    map: &mut BTreeMap<String, V>,
+    name: String,
+    value: V,
+) -> Result<(), E> {
+    match map.entry(name) {
+        std::collections::btree_map::Entry::Vacant(place) => {
+            place.insert(value);
+            Ok(())
+        }
+        std::collections::btree_map::Entry::Occupied(place) => Err(duplicate(place.key())),
+    }
+}
+
+fn duplicate<E: de::Error>(name: &str) -> E {
+    E::custom(format!("duplicate key {name}"))
+}
+
+/// Writes `tensors` (name, shape, values) as F32, in order of their names.
+///
+/// # Errors
+/// The writer's; that a name is used twice or values don't fill their shape.
+pub fn write(
+    mut out: impl Write,
+    tensors: &[(&str, &[usize], &[f32])],
+    metadata: &Metadata,
+) -> Result<()> {
+    let mut tensors = tensors.to_vec();
+    tensors.sort_by_key(|&(name, ..)| name);
+    let mut header = serde_json::Map::new();
+    let json = |e: serde_json::Error| Error::invalid("tensors: header").with_source(e);
+    header.insert("__metadata__".into(), serde_json::to_value(metadata).map_err(json)?);
+    let mut end = 0;
+    for &(name, shape, data) in &tensors {
+        if shape.iter().product::<usize>() != data.len() {
+            return Err(Error::invalid(format!(
+                "tensor {name}: {} values for {shape:?}",
+                data.len()
+            )));
+        }
+        let start = end;
+        end += 4 * data.len() as u64;
+        let entry = Entry { dtype: Dtype::F32, shape: shape.to_vec(), data_offsets: [start, end] };
+        let value = serde_json::to_value(entry).map_err(json)?;
+        if header.insert(name.into(), value).is_some() {
+            return Err(Error::invalid(format!("tensor {name} is given twice")));
+        }
+    }
+    let mut text = serde_json::to_vec(&header).map_err(json)?;
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut put = |bytes: &[u8]| {
+        out.write_all(bytes).map_err(|e| Error::new(Kind::Io, "can't write tensors").with_source(e))
+    };
+    put(&(text.len() as u64).to_le_bytes())?;
+    put(&text)?;
+    for (_, _, data) in tensors {
+        let bytes: Vec<u8> = data.iter().flat_map(|v| v.to_le_bytes()).collect();
+        put(&bytes)?;
+    }
+    Ok(())
+}

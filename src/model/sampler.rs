@@ -1,0 +1,211 @@
+//! From noise to latents: the samplers, in their papers' symbols. Every level goes by its own sigma s.
+//!
+//! In all of them D = D(z; sigma) is the denoised pyramid, and a level whose next s is 0 becomes its D: it is settled,
+//! and stays. Updates are computed in f64 and rounded to f32 once a step.
+
+use crate::{
+    error::Result,
+    model::{noise, schedule::Schedule},
+    ops::Shape,
+};
+
+/// A level's latent on the host, NHWC; normalised to a standard deviation of sigma_data, unless said otherwise.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Latent {
+    /// Extent.
+    pub shape: Shape,
+    /// Values.
+    pub data: Vec<f32>,
+}
+
+/// What the samplers ask: the denoised pyramid.
+pub trait Denoise {
+    /// D(z; sigma), `sigma` the shared one; `z` finest first, and the answer too.
+    ///
+    /// # Errors
+    /// The device's, or that the work was cancelled.
+    fn denoise(&mut self, z: &[Latent], sigma: f64) -> Result<Vec<Latent>>;
+}
+
+/// Which sampler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// EDM's second-order sampler (Karras et al. 2022, algorithms 1 and 2).
+    Heun,
+    /// DPM-Solver++(2M) (Lu et al. 2022).
+    Dpmpp,
+    /// DDIM (Song et al. 2021), deterministic: Euler's method in sigma.
+    Ddim,
+}
+
+impl Method {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Heun, Self::Dpmpp, Self::Ddim];
+
+    /// Its short name: `heun`, `dpmpp`, `ddim`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Heun => "heun",
+            Self::Dpmpp => "dpmpp",
+            Self::Ddim => "ddim",
+        }
+    }
+}
+
+/// Stochastic churn of EDM's algorithm 2, for [`Method::Heun`]; `s_churn` 0 is none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Churn {
+    /// S_churn: total amount of noise that is added again.
+    pub s_churn: f64,
+    /// S_tmin: no churn below this shared sigma.
+    pub s_min: f64,
+    /// S_tmax: no churn above this shared sigma.
+    pub s_max: f64,
+    /// S_noise: standard deviation of the noise.
+    pub s_noise: f64,
+}
+
+impl Churn {
+    /// None.
+    pub const NONE: Self = Self { s_churn: 0.0, s_min: 0.0, s_max: f64::INFINITY, s_noise: 1.0 };
+
+    /// gamma_i at the shared `sigma` of a schedule of `steps` steps.
+    fn gamma(&self, sigma: f64, steps: usize) -> f64 {
+        let inside = (self.s_min..=self.s_max).contains(&sigma);
+        if inside { (self.s_churn / steps as f64).min(std::f64::consts::SQRT_2 - 1.0) } else { 0.0 }
+    }
+}
+
+/// The pure noise that sampling starts from: every level at its own s_0.
+pub fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Vec<Latent> {
+    let level = |(l, &shape): (usize, &Shape)| {
+        let s = schedule.level(l, 0);
+        let data = noise::normal(seed, l, 0, shape);
+        Latent { shape, data: data.into_iter().map(|v| (s * f64::from(v)) as f32).collect() }
+    };
+    shapes.iter().enumerate().map(level).collect()
+}
+
+/// Denoises `z` from [`start`] along `schedule`. `observe` hears of every finished step: how many are done, and z.
+///
+/// # Errors
+/// The denoiser's and `observe`'s.
+pub fn sample(
+    denoiser: &mut impl Denoise,
+    schedule: &Schedule,
+    method: Method,
+    churn: Churn,
+    seed: u64,
+    mut z: Vec<Latent>,
+    mut observe: impl FnMut(usize, &[Latent]) -> Result<()>,
+) -> Result<Vec<Latent>> {
+    let mut previous = None;
+    for i in 0..schedule.steps() {
+        if schedule.active(i) {
+            z = match method {
+                Method::Heun => heun(denoiser, schedule, churn, seed, i, z)?,
+                Method::Ddim => {
+                    let d = denoiser.denoise(&z, schedule.sigma(i))?;
+                    each(&z, |l| {
+                        euler(&z[l], &d[l], schedule.level(l, i), schedule.level(l, i + 1))
+                    })
+                }
+                Method::Dpmpp => {
+                    let d = denoiser.denoise(&z, schedule.sigma(i))?;
+                    let next =
+                        each(&z, |l| dpmpp(schedule, i, l, &z[l], &d[l], previous.as_deref()));
+                    previous = Some(d);
+                    next
+                }
+            };
+        }
+        observe(i + 1, &z)?;
+    }
+    Ok(z)
+}
+
+/// A step of EDM's algorithm 2. Levels that settle in this step take Euler's method, as the last step does.
+fn heun(
+    denoiser: &mut impl Denoise,
+    schedule: &Schedule,
+    churn: Churn,
+    seed: u64,
+    i: usize,
+    mut z: Vec<Latent>,
+) -> Result<Vec<Latent>> {
+    // sigma-hat = sigma + gamma sigma; z-hat = z + sqrt(sigma-hat^2 - sigma^2) S_noise epsilon
+    let gamma = churn.gamma(schedule.sigma(i), schedule.steps());
+    let s_hat = |l: usize| schedule.level(l, i) * (1.0 + gamma);
+    if gamma > 0.0 {
+        for (l, latent) in z.iter_mut().enumerate() {
+            let s = schedule.level(l, i);
+            let added = churn.s_noise * (s_hat(l).powi(2) - s * s).sqrt();
+            let epsilon = noise::normal(seed, l, i + 1, latent.shape);
+            for (z, epsilon) in latent.data.iter_mut().zip(epsilon) {
+                *z = (f64::from(*z) + added * f64::from(epsilon)) as f32;
+            }
+        }
+    }
+    let d = denoiser.denoise(&z, schedule.sigma(i) * (1.0 + gamma))?;
+    let next = each(&z, |l| euler(&z[l], &d[l], s_hat(l), schedule.level(l, i + 1)));
+    if !schedule.active(i + 1) {
+        return Ok(next);
+    }
+    let d_next = denoiser.denoise(&next, schedule.sigma(i + 1))?;
+    Ok(each(&z, |l| {
+        let (s, s_next) = (s_hat(l), schedule.level(l, i + 1));
+        if s_next == 0.0 {
+            return next[l].clone();
+        }
+        // z + (s' - s) (slope + slope') / 2, slope = (z - D) / s
+        let half = (s_next - s) / 2.0;
+        let terms = [
+            (&z[l], 1.0 + half / s),
+            (&d[l], -half / s),
+            (&next[l], half / s_next),
+            (&d_next[l], -half / s_next),
+        ];
+        combine(terms)
+    }))
+}
+
+/// z' = D + (s'/s) (z - D).
+fn euler(z: &Latent, d: &Latent, s: f64, s_next: f64) -> Latent {
+    if s == 0.0 {
+        return z.clone();
+    }
+    combine([(z, s_next / s), (d, 1.0 - s_next / s)])
+}
+
+/// z' = (s'/s) z - (exp(-h) - 1) D~, h = ln s - ln s', D~ = (1 + 1/2r) D - D_before/2r, r = h_before / h.
+fn dpmpp(
+    schedule: &Schedule,
+    i: usize,
+    l: usize,
+    z: &Latent,
+    d: &Latent,
+    before: Option<&[Latent]>,
+) -> Latent {
+    let (s, s_next) = (schedule.level(l, i), schedule.level(l, i + 1));
+    match before {
+        Some(before) if s > 0.0 && s_next > 0.0 => {
+            let h = libm::log(s / s_next);
+            let h_before = libm::log(schedule.level(l, i - 1) / s);
+            let w = h / (2.0 * h_before);
+            let gain = -libm::expm1(-h);
+            combine([(z, s_next / s), (d, gain * (1.0 + w)), (&before[l], -gain * w)])
+        }
+        _ => euler(z, d, s, s_next), // first order: the same formula with D~ = D
+    }
+}
+
+/// The sum of weighted latents.
+fn combine<const N: usize>(terms: [(&Latent, f64); N]) -> Latent {
+    let shape = terms[0].0.shape;
+    let value = |j| terms.iter().map(|(x, w)| w * f64::from(x.data[j])).sum::<f64>() as f32;
+    Latent { shape, data: (0..shape.len()).map(value).collect() }
+}
+
+fn each(z: &[Latent], update: impl FnMut(usize) -> Latent) -> Vec<Latent> {
+    (0..z.len()).map(update).collect()
+}

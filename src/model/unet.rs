@@ -1,0 +1,158 @@
+//! The pyramid U-Net: NCSN++ blocks, Res-Skip streams of latents, SC attention (the paper's figures 2 to 4).
+
+use std::f64::consts::FRAC_PI_2;
+
+use crate::{
+    error::{Error, Result},
+    model::{
+        arch::{Arch, Norm},
+        block::{Block, Resample, add, conv, norm, sc_attention},
+    },
+    ops::{Ops, Shape},
+};
+
+/// Cosines, then sines, of `c_noise` times pi/2 * 32^(k/(K-1)), k = 0 .. K-1, K = size/2.
+fn fourier_features(c_noise: f64, size: usize) -> Vec<f32> {
+    let half = size / 2;
+    let last = half.saturating_sub(1).max(1) as f64;
+    let angle = |k: usize| c_noise * FRAC_PI_2 * libm::pow(32.0, k as f64 / last);
+    let cosines = (0..half).map(|k| libm::cos(angle(k)) as f32);
+    cosines.chain((0..half).map(|k| libm::sin(angle(k)) as f32)).collect()
+}
+
+/// The time embedding [1, 1, 1, E].
+fn embed<O: Ops>(o: &mut O, arch: &Arch, c_noise: f64) -> Result<O::Tensor> {
+    let size = arch.unet.embedding;
+    let mut e = o.upload(Shape::new(1, 1, 1, size), &fourier_features(c_noise, size))?;
+    for layer in ["unet.time1", "unet.time2"] {
+        e = conv(o, &e, layer.into(), size, 1)?;
+        e = o.silu(&e)?;
+    }
+    Ok(e)
+}
+
+/// Features to the change of a latent: conv(SiLU(GroupNorm x)).
+fn to_latent<O: Ops>(
+    o: &mut O,
+    h: &O::Tensor,
+    name: &str,
+    channels: usize,
+    kernel: usize,
+) -> Result<O::Tensor> {
+    let h = norm(o, h, format!("{name}.norm"), Norm::Group, true)?;
+    conv(o, &h, format!("{name}.conv"), channels, kernel)
+}
+
+/// `blocks` residual blocks at one resolution, then attention if the stage has it.
+fn half_stage<O: Ops>(
+    o: &mut O,
+    arch: &Arch,
+    i: usize,
+    half: &str,
+    h: O::Tensor,
+    e: &O::Tensor,
+) -> Result<O::Tensor> {
+    let spec = arch.unet.stages[i];
+    let mut h = h;
+    for j in 0..spec.blocks {
+        let name = format!("unet.stages.{i}.{half}.{j}");
+        h = Block::new(name, spec.channels, Norm::Group, None).run(o, h, Some(e))?;
+    }
+    if spec.attention {
+        let name = format!("unet.stages.{i}.{half}_attention");
+        h = sc_attention(o, &h, &name, arch.attention_ratio)?;
+    }
+    Ok(h)
+}
+
+/// The 1x1 level: joins the mean over the coarsest grid, hands a scale and shift back to it. Gives (h, prediction).
+fn global_stage<O: Ops>(
+    o: &mut O,
+    arch: &Arch,
+    h: &O::Tensor,
+    z: &O::Tensor,
+    e: &O::Tensor,
+) -> Result<(O::Tensor, O::Tensor)> {
+    let (channels, width) = (o.shape(h).c, arch.unet.global_channels);
+    let mut g = o.global_avg_pool(h)?;
+    g = conv(o, &g, "unet.coarsest.down".into(), width, 1)?;
+    let latent = conv(o, z, "unet.coarsest.frgb".into(), width, 1)?;
+    g = add(o, &g, &latent)?;
+    let block = Block { kernel: 1, ..Block::new("unet.coarsest.block", width, Norm::Group, None) };
+    g = block.run(o, g, Some(e))?;
+    let prediction = to_latent(o, &g, "unet.coarsest.trgb", o.shape(z).c, 1)?;
+    let pair = conv(o, &g, "unet.coarsest.up".into(), 2 * channels, 1)?;
+    Ok((o.scale_shift(h, &pair, false)?, prediction))
+}
+
+/// Scaled latents `z` = c_in z_t (finest first) and c_noise to the raw prediction F per level.
+///
+/// # Errors
+/// The interpreter's, and one when there is not one latent per level.
+pub fn predict<O: Ops>(
+    o: &mut O,
+    arch: &Arch,
+    z: &[O::Tensor],
+    c_noise: f64,
+) -> Result<Vec<O::Tensor>> {
+    let levels = arch.levels.len();
+    if z.len() != levels {
+        return Err(Error::invalid(format!("unet: {} latents, the model has {levels}", z.len())));
+    }
+    let (stages, finest) = (&arch.unet.stages, arch.finest_factor());
+    let name = |i: usize, part: &str| format!("unet.stages.{i}.{part}");
+    let e = embed(o, arch, c_noise)?;
+
+    let mut h = conv(o, &z[0], "unet.enter".into(), stages[0].channels, 3)?;
+    let mut r = z[0].clone();
+    let mut skips = Vec::with_capacity(stages.len());
+    for (i, spec) in stages.iter().enumerate() {
+        if i > 0 {
+            r = match arch.level_at(finest << i) {
+                Some(level) => z[level].clone(),
+                None => o.fir_down2(&r)?,
+            };
+            let down =
+                Block::new(name(i, "down"), spec.channels, Norm::Group, Some(Resample::FirDown));
+            h = down.run(o, h, Some(&e))?;
+            let latent = conv(o, &r, name(i, "frgb"), spec.channels, 1)?;
+            h = add(o, &h, &latent)?;
+        }
+        h = half_stage(o, arch, i, "encoder", h, &e)?;
+        skips.push(h.clone());
+    }
+
+    let mut out: Vec<Option<O::Tensor>> = vec![None; levels];
+    if arch.has_global() {
+        let prediction;
+        (h, prediction) = global_stage(o, arch, &h, &z[levels - 1], &e)?;
+        out[levels - 1] = Some(prediction);
+    }
+
+    // The coarsest stage has no `up` and does not read its own skip.
+    skips.pop();
+    let mut rgb: Option<O::Tensor> = None;
+    for (i, spec) in stages.iter().enumerate().rev() {
+        if i + 1 < stages.len()
+            && let Some(skip) = skips.pop()
+        {
+            let up = Block::new(name(i, "up"), spec.channels, Norm::Group, Some(Resample::FirUp));
+            h = up.run(o, h, Some(&e))?;
+            h = o.concat(&h, &skip)?;
+        }
+        h = half_stage(o, arch, i, "decoder", h, &e)?;
+        let channels = arch.levels[arch.owner(finest << i)].channels;
+        let mut t = to_latent(o, &h, &name(i, "trgb"), channels, 3)?;
+        // A stream starts at the coarsest stage of its level and runs to the level's own grid.
+        if let Some(coarser) = rgb.take() {
+            let up = o.fir_up2(&coarser)?;
+            t = add(o, &up, &t)?;
+        }
+        match arch.level_at(finest << i) {
+            Some(level) => out[level] = Some(t),
+            None => rgb = Some(t),
+        }
+    }
+    let missing = || Error::model("unet: a level has no prediction");
+    out.into_iter().map(|prediction| prediction.ok_or_else(missing)).collect()
+}

@@ -1,0 +1,265 @@
+//! The tracer: an interpreter without arithmetic. It follows shapes and collects what a network asks for: parameters,
+//! FLOPs, bytes moved, the most bytes alive at once, and the reach of its operators.
+//!
+//! It needs nothing but the operators' shape and cost rules, so it lives beside them, below the networks: the checkpoint
+//! loader takes the list of parameters from it.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use super::{Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, elements};
+use crate::error::{Error, Kind, Result};
+
+/// What a traced network costs. Numbers saturate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Floating-point operations, by the operators' cost rules.
+    pub flops: u64,
+    /// Bytes read and written by the operators, parameters included, if nothing stays in a cache.
+    pub bytes: u64,
+    /// Names and shapes of the parameters, in the order of first use.
+    pub params: Vec<(String, Vec<usize>)>,
+    /// Most bytes of tensors alive at once, inputs included, without parameters and an interpreter's scratch memory.
+    pub peak_bytes: u64,
+}
+
+impl Cost {
+    /// Number of values of all parameters.
+    pub fn parameter_count(&self) -> u64 {
+        let count = |(_, shape): &(String, Vec<usize>)| super::product(shape);
+        self.params.iter().map(count).fold(0, u64::saturating_add)
+    }
+}
+
+/// The interpreter.
+#[derive(Debug, Default)]
+pub struct Tracer {
+    cost: Cost,
+    known: HashMap<String, usize>,
+    memory: Arc<Memory>,
+}
+
+/// A tensor of [`Tracer`]: a shape and a reach.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    shape: Shape,
+    reach: Option<usize>,
+    _allocation: Arc<Allocation>,
+}
+
+impl Tensor {
+    /// Pixels along a cut edge of the input's window whose values depend on what was cut off, in this tensor's own pixels;
+    /// None: all of them.
+    pub fn reach(&self) -> Option<usize> {
+        self.reach
+    }
+}
+
+/// Bytes alive, and the most there ever were. One thread traces; atomics make the tensors `Send`.
+#[derive(Debug, Default)]
+struct Memory {
+    alive: AtomicU64,
+    peak: AtomicU64,
+}
+
+/// The memory that a tensor and its clones share.
+#[derive(Debug)]
+struct Allocation {
+    bytes: u64,
+    memory: Arc<Memory>,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        self.memory.alive.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+fn bytes_of(shape: Shape) -> u64 {
+    elements(shape).saturating_mul(4)
+}
+
+fn farthest(a: &Tensor, b: &Tensor) -> Option<usize> {
+    Some(a.reach?.max(b.reach?))
+}
+
+impl Tracer {
+    /// A tracer that has seen nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A tensor without values.
+    ///
+    /// # Errors
+    /// When it would be empty, or its memory is beyond 2^52 bytes.
+    pub fn input(&self, shape: Shape) -> Result<Tensor> {
+        self.tensor(shape, Some(0))
+    }
+
+    /// What was collected.
+    pub fn finish(self) -> Cost {
+        Cost { peak_bytes: self.memory.peak.load(Relaxed), ..self.cost }
+    }
+
+    fn tensor(&self, shape: Shape, reach: Option<usize>) -> Result<Tensor> {
+        let bytes = bytes_of(shape);
+        if bytes == 0 || bytes > 1 << 52 {
+            return Err(Error::invalid(format!("tensor {shape:?} has {bytes} bytes")));
+        }
+        let alive = self.memory.alive.fetch_add(bytes, Relaxed).saturating_add(bytes);
+        self.memory.peak.fetch_max(alive, Relaxed);
+        let allocation = Arc::new(Allocation { bytes, memory: self.memory.clone() });
+        Ok(Tensor { shape, reach, _allocation: allocation })
+    }
+
+    /// The result of an operator that read `inputs`.
+    fn result(
+        &mut self,
+        inputs: &[&Tensor],
+        shape: Result<Shape>,
+        flops: u64,
+        reach: Option<usize>,
+    ) -> Result<Tensor> {
+        let out = self.tensor(shape?, reach)?;
+        let tensors = inputs.iter().map(|x| x.shape).chain([out.shape]);
+        let bytes = tensors.map(bytes_of).fold(0, u64::saturating_add);
+        self.cost.bytes = self.cost.bytes.saturating_add(bytes);
+        self.cost.flops = self.cost.flops.saturating_add(flops);
+        Ok(out)
+    }
+
+    fn param(&mut self, (name, shape): (String, Vec<usize>)) -> Result<()> {
+        let bytes = super::product(&shape).saturating_mul(4);
+        self.cost.bytes = self.cost.bytes.saturating_add(bytes);
+        match self.known.get(&name) {
+            Some(&at) if self.cost.params[at].1 == shape => Ok(()),
+            Some(_) => Err(Error::model(format!("parameter {name} is used with two shapes"))),
+            None => {
+                self.known.insert(name.clone(), self.cost.params.len());
+                self.cost.params.push((name, shape));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Ops for Tracer {
+    type Tensor = Tensor;
+
+    fn shape(&self, x: &Tensor) -> Shape {
+        x.shape
+    }
+
+    fn upload(&mut self, shape: Shape, data: &[f32]) -> Result<Tensor> {
+        super::check_upload(shape, data.len())?;
+        self.input(shape)
+    }
+
+    /// Always an error: there are no values.
+    fn download(&mut self, x: &Tensor) -> Result<Vec<f32>> {
+        Err(Error::new(Kind::Internal, format!("trace: {:?} has no values", x.shape)))
+    }
+
+    fn scalar(&mut self, name: &str) -> Result<f32> {
+        self.param((name.into(), vec![1]))?;
+        Ok(0.0)
+    }
+
+    fn conv2d(&mut self, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
+        let shape = super::conv2d::output_shape(x.shape, p)?;
+        p.params().into_iter().try_for_each(|param| self.param(param))?;
+        let reach = x.reach.map(|reach| reach + p.kernel / 2);
+        self.result(&[x], Ok(shape), super::conv2d::flops(x.shape, p), reach)
+    }
+
+    fn group_norm(&mut self, x: &Tensor, p: &GroupNorm) -> Result<Tensor> {
+        let shape = super::group_norm::output_shape(x.shape, p)?;
+        p.params().into_iter().try_for_each(|param| self.param(param))?;
+        self.result(&[x], Ok(shape), super::group_norm::flops(x.shape, p), None)
+    }
+
+    fn pixel_norm(&mut self, x: &Tensor, p: &PixelNorm) -> Result<Tensor> {
+        let shape = super::pixel_norm::output_shape(x.shape, p)?;
+        p.params().into_iter().try_for_each(|param| self.param(param))?;
+        self.result(&[x], Ok(shape), super::pixel_norm::flops(x.shape, p), x.reach)
+    }
+
+    fn silu(&mut self, x: &Tensor) -> Result<Tensor> {
+        let flops = super::silu::flops(x.shape);
+        self.result(&[x], super::silu::output_shape(x.shape), flops, x.reach)
+    }
+
+    fn scale_shift(&mut self, x: &Tensor, pair: &Tensor, silu: bool) -> Result<Tensor> {
+        let shape = super::scale_shift::output_shape(x.shape, pair.shape);
+        self.result(&[x, pair], shape, super::scale_shift::flops(x.shape, silu), farthest(x, pair))
+    }
+
+    fn weighted_add(&mut self, a: &Tensor, b: &Tensor, _wa: f32, _wb: f32) -> Result<Tensor> {
+        let shape = super::weighted_add::output_shape(a.shape, b.shape);
+        self.result(&[a, b], shape, super::weighted_add::flops(a.shape), farthest(a, b))
+    }
+
+    fn concat(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let shape = super::concat::output_shape(a.shape, b.shape);
+        self.result(&[a, b], shape, 0, farthest(a, b))
+    }
+
+    fn avg_pool2(&mut self, x: &Tensor) -> Result<Tensor> {
+        let flops = super::avg_pool2::flops(x.shape);
+        let reach = x.reach.map(|reach| reach.div_ceil(2));
+        self.result(&[x], super::avg_pool2::output_shape(x.shape), flops, reach)
+    }
+
+    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
+        let flops = super::global_avg_pool::flops(x.shape);
+        self.result(&[x], super::global_avg_pool::output_shape(x.shape), flops, None)
+    }
+
+    fn upsample_nearest2(&mut self, x: &Tensor) -> Result<Tensor> {
+        let shape = super::upsample_nearest2::output_shape(x.shape);
+        self.result(&[x], shape, 0, x.reach.map(|reach| 2 * reach))
+    }
+
+    fn fir_down2(&mut self, x: &Tensor) -> Result<Tensor> {
+        let flops = super::fir_down2::flops(x.shape);
+        let reach = x.reach.map(|reach| (reach + 1).div_ceil(2));
+        self.result(&[x], super::fir_down2::output_shape(x.shape), flops, reach)
+    }
+
+    fn fir_up2(&mut self, x: &Tensor) -> Result<Tensor> {
+        let flops = super::fir_up2::flops(x.shape);
+        let reach = x.reach.map(|reach| 2 * reach + 1);
+        self.result(&[x], super::fir_up2::output_shape(x.shape), flops, reach)
+    }
+
+    fn pixel_unshuffle(&mut self, x: &Tensor, r: usize) -> Result<Tensor> {
+        let shape = super::pixel_unshuffle::output_shape(x.shape, r)?;
+        self.result(&[x], Ok(shape), 0, x.reach.map(|reach| reach.div_ceil(r)))
+    }
+
+    fn pixel_shuffle(&mut self, x: &Tensor, r: usize) -> Result<Tensor> {
+        let shape = super::pixel_shuffle::output_shape(x.shape, r)?;
+        self.result(&[x], Ok(shape), 0, x.reach.map(|reach| reach * r))
+    }
+
+    fn spatial_attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let shape = super::spatial_attention::output_shape(q.shape, k.shape, v.shape);
+        self.result(&[q, k, v], shape, super::spatial_attention::flops(q.shape), None)
+    }
+
+    fn channel_attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let shape = super::channel_attention::output_shape(q.shape, k.shape, v.shape);
+        self.result(&[q, k, v], shape, super::channel_attention::flops(q.shape), None)
+    }
+
+    fn crop(&mut self, x: &Tensor, window: Window) -> Result<Tensor> {
+        let shape = super::crop::output_shape(x.shape, window);
+        self.result(&[x], shape, 0, x.reach)
+    }
+}

@@ -1,0 +1,238 @@
+//! Comparison of any interpreter with the fixtures: `make` builds one from a model's parameters.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use serde::Deserialize;
+use serde_json::Value;
+use tessera::{
+    model::{
+        arch::{AttentionRatio, Norm},
+        block::{Block, Resample, sc_attention},
+        checkpoint::Checkpoint,
+        decoder, encoder, precond, safetensors,
+        sampler::Latent,
+        unet,
+    },
+    ops::{
+        Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window,
+        cases::{OpCall, relative_error},
+        weights::{Param, Weights},
+    },
+};
+
+/// A file of fixtures.
+struct Fixture {
+    tensors: BTreeMap<String, Param>,
+    cases: Vec<Value>,
+}
+
+impl Fixture {
+    fn read(name: &str) -> Self {
+        let contents = safetensors::read(&path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let cases = contents.metadata.get("cases");
+        let cases = cases.map_or(Vec::new(), |text| serde_json::from_str(text).unwrap());
+        Self { tensors: contents.tensors, cases }
+    }
+
+    /// The tensor `name`, NHWC.
+    fn tensor(&self, name: &str) -> (Shape, &[f32]) {
+        let param = self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}"));
+        let [n, h, w, c] = param.shape[..] else { panic!("{name}: {:?}", param.shape) };
+        (Shape::new(n, h, w, c), &param.data)
+    }
+
+    /// `prefix` followed by 0, 1, .. as far as there are.
+    fn numbered(&self, prefix: &str) -> Vec<Latent> {
+        let names = (0..).map(|i| format!("{prefix}{i}"));
+        let names = names.take_while(|name| self.tensors.contains_key(name));
+        names
+            .map(|name| self.tensor(&name))
+            .map(|(shape, data)| Latent { shape, data: data.to_vec() })
+            .collect()
+    }
+
+    /// Those tensors that are parameters.
+    fn weights(&self) -> Arc<Weights> {
+        let mut weights = Weights::default();
+        for (name, param) in self.tensors.iter().filter(|(name, _)| !name.contains('/')) {
+            weights.insert(name.clone(), param.clone());
+        }
+        Arc::new(weights)
+    }
+}
+
+fn path(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.safetensors"))
+}
+
+fn upload<O: Ops>(o: &mut O, latents: &[Latent]) -> Vec<O::Tensor> {
+    latents.iter().map(|x| o.upload(x.shape, &x.data).unwrap()).collect()
+}
+
+/// `found` is `expected`, but for `tolerance`.
+fn close<O: Ops>(
+    o: &mut O,
+    name: &str,
+    found: &O::Tensor,
+    (shape, expected): (Shape, &[f32]),
+    tolerance: f64,
+) {
+    assert_eq!(o.shape(found), shape, "{name}");
+    let error = relative_error(&o.download(found).unwrap(), expected);
+    assert!(error <= tolerance, "{name}: relative error {error:.2e}, the limit is {tolerance:.0e}");
+}
+
+/// The operator of a case of `ops.safetensors`.
+fn op_call(name: &str, case: &Value) -> OpCall {
+    let number = |key: &str| case["params"][key].as_u64().unwrap() as usize;
+    let float = |key: &str| case["params"][key].as_f64().unwrap() as f32;
+    let silu = || case["params"]["silu"].as_bool().unwrap();
+    let name = || name.to_owned();
+    match case["op"].as_str().unwrap() {
+        "conv2d" => OpCall::Conv2d(Conv2d {
+            name: name(),
+            in_channels: number("in_channels"),
+            out_channels: number("out_channels"),
+            kernel: number("kernel"),
+        }),
+        "group_norm" => OpCall::GroupNorm(GroupNorm {
+            name: name(),
+            channels: number("channels"),
+            groups: number("groups"),
+            silu: silu(),
+        }),
+        "pixel_norm" => OpCall::PixelNorm(PixelNorm {
+            name: name(),
+            channels: number("channels"),
+            silu: silu(),
+        }),
+        "silu" => OpCall::Silu,
+        "scale_shift" => OpCall::ScaleShift(silu()),
+        "weighted_add" => OpCall::WeightedAdd(float("wa"), float("wb")),
+        "concat" => OpCall::Concat,
+        "avg_pool2" => OpCall::AvgPool2,
+        "global_avg_pool" => OpCall::GlobalAvgPool,
+        "upsample_nearest2" => OpCall::UpsampleNearest2,
+        "fir_down2" => OpCall::FirDown2,
+        "fir_up2" => OpCall::FirUp2,
+        "pixel_unshuffle" => OpCall::PixelUnshuffle(number("r")),
+        "pixel_shuffle" => OpCall::PixelShuffle(number("r")),
+        "spatial_attention" => OpCall::SpatialAttention,
+        "channel_attention" => OpCall::ChannelAttention,
+        "crop" => {
+            OpCall::Crop(Window { y: number("y"), x: number("x"), h: number("h"), w: number("w") })
+        }
+        other => panic!("operator {other} is not known here"),
+    }
+}
+
+/// Every operator's cases.
+pub(crate) fn operators<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
+    let fixture = Fixture::read("ops");
+    let mut o = make(fixture.weights());
+    assert!(fixture.cases.len() >= 17);
+    for case in &fixture.cases {
+        let name = case["name"].as_str().unwrap();
+        let inputs = upload(&mut o, &fixture.numbered(&format!("{name}/in")));
+        let call = op_call(name, case);
+        let out = call.apply(&mut o, &inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
+        close(&mut o, name, &out, fixture.tensor(&format!("{name}/out")), tolerance);
+    }
+}
+
+/// A case of `blocks.safetensors`.
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum BlockCase {
+    Block { name: String, cout: usize, norm: Norm, resample: Option<String>, kernel: usize },
+    Attention { name: String, ratio: AttentionRatio },
+}
+
+/// Residual blocks and attention.
+pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
+    let fixture = Fixture::read("blocks");
+    let mut o = make(fixture.weights());
+    assert!(fixture.cases.len() >= 10);
+    for case in &fixture.cases {
+        let case = BlockCase::deserialize(case).unwrap();
+        let (BlockCase::Block { name, .. } | BlockCase::Attention { name, .. }) = &case;
+        let inputs = upload(&mut o, &fixture.numbered(&format!("{name}/in")));
+        let out = match &case {
+            BlockCase::Block { name, cout, norm, resample, kernel } => {
+                let resample = resample.as_deref().map(|kind| match kind {
+                    "nearest_up" => Resample::NearestUp,
+                    "fir_up" => Resample::FirUp,
+                    "fir_down" => Resample::FirDown,
+                    other => panic!("resampling {other} is not known here"),
+                });
+                let block = Block {
+                    name: name.clone(),
+                    channels: *cout,
+                    norm: *norm,
+                    resample,
+                    kernel: *kernel,
+                };
+                block.run(&mut o, inputs[0].clone(), inputs.get(1)).unwrap()
+            }
+            BlockCase::Attention { name, ratio } => {
+                sc_attention(&mut o, &inputs[0], name, *ratio).unwrap()
+            }
+        };
+        close(&mut o, name, &out, fixture.tensor(&format!("{name}/out")), tolerance);
+    }
+}
+
+/// Encoder, both stages of the decoder, U-Net and preconditioned denoiser of three whole models.
+pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
+    for net in ["net-a", "net-b", "net-c"] {
+        let model = Checkpoint::open(&path(net)).unwrap_or_else(|e| panic!("{net}: {e}"));
+        let (arch, io) = (&model.arch, Fixture::read(&format!("{net}.io")));
+        let mut o = make(model.weights.clone());
+        let o = &mut o;
+        let named = |part: &str| format!("{net} {part}");
+
+        let (shape, picture) = io.tensor("encoder/in");
+        let picture = o.upload(shape, picture).unwrap();
+        let moments = encoder::encode(o, arch, &picture).unwrap();
+        assert_eq!(moments.len(), arch.levels.len());
+        for (l, moments) in moments.iter().enumerate() {
+            let [mean, log_variance] =
+                ["mean", "log_variance"].map(|part| format!("encoder/{part}.{l}"));
+            let halves = io.tensor(&mean).1.chunks_exact(arch.levels[l].channels);
+            let logs = io.tensor(&log_variance).1.chunks_exact(arch.levels[l].channels);
+            let expected: Vec<f32> = halves.zip(logs).flat_map(|(m, v)| [m, v].concat()).collect();
+            assert!(
+                expected.iter().all(|v| v.abs() < 20.0),
+                "the fixture is clamped, the operator's result is not"
+            );
+            let shape = io.tensor(&mean).0.with_channels(2 * arch.levels[l].channels);
+            close(o, &named(&mean), moments, (shape, &expected), tolerance);
+        }
+
+        let z = upload(o, &io.numbered("decoder/in."));
+        let (h, r) = decoder::global_stage(o, arch, &z).unwrap();
+        close(o, &named("h"), &h, io.tensor("decoder/h"), tolerance);
+        close(o, &named("r"), &r, io.tensor("decoder/r"), tolerance);
+        let out = decoder::local_stage(o, arch, h, r).unwrap();
+        close(o, &named("decoder"), &out, io.tensor("decoder/out"), tolerance);
+
+        let z = upload(o, &io.numbered("unet/in."));
+        let c_noise = f64::from(io.tensor("unet/c_noise").1[0]);
+        let out = unet::predict(o, arch, &z, c_noise).unwrap();
+        assert_eq!(out.len(), arch.levels.len());
+        for (l, out) in out.iter().enumerate() {
+            let name = format!("unet/out.{l}");
+            close(o, &named(&name), out, io.tensor(&name), tolerance);
+        }
+
+        let sigma = f64::from(io.tensor("denoiser/sigma").1[0]);
+        let out = precond::denoise(o, arch, &io.numbered("denoiser/in."), sigma).unwrap();
+        for (l, out) in out.iter().enumerate() {
+            let name = format!("denoiser/out.{l}");
+            let (shape, expected) = io.tensor(&name);
+            assert_eq!(out.shape, shape);
+            let error = relative_error(&out.data, expected);
+            assert!(error <= tolerance, "{net} {name}: relative error {error:.2e}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The tracer's promises: its halo makes tiles equal the whole, its costs follow the sizes.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
+
+mod common;
+
+use tessera::{
+    exec::{reference::Reference, trace},
+    model::decoder,
+    ops::{Ops, Shape, Window, cases::Random},
+};
+
+/// The pixels of columns `inner` of a picture decoded from columns `outer` of the finest grid.
+fn decode(outer: std::ops::Range<usize>, inner: std::ops::Range<usize>) -> Vec<f32> {
+    let arch = common::small_arch();
+    let mut o = Reference::new(common::random_weights(&arch, 3));
+    let (rows, columns, factor) = (3, 21, arch.finest_factor());
+    let mut random = Random::new(4);
+    let mut draw = |c| random.values(rows * columns * c, 0.0, 1.0);
+    let mut window = |data: Vec<f32>, c| {
+        let whole = o.upload(Shape::new(1, rows, columns, c), &data).unwrap();
+        o.crop(&whole, Window { y: 0, x: outer.start, h: rows, w: outer.len() }).unwrap()
+    };
+    let (h, r) = (window(draw(8), 8), window(draw(3), 3));
+    let picture = decoder::local_stage(&mut o, &arch, h, r).unwrap();
+    let left = (inner.start - outer.start) * factor;
+    let tile = Window { y: 0, x: left, h: rows * factor, w: inner.len() * factor };
+    let tile = o.crop(&picture, tile).unwrap();
+    o.download(&tile).unwrap()
+}
+
+/// A window that has the halo around it gives the whole picture's bits; one pixel less on either side does not.
+#[test]
+fn halo_is_enough_and_not_too_much() {
+    let halo = trace::halo(&common::small_arch()).unwrap();
+    assert!((1..10).contains(&halo), "{halo}");
+    let whole = decode(0..21, 10..11);
+    assert_eq!(decode(10 - halo..11 + halo, 10..11), whole);
+    assert_ne!(decode(10 - halo + 1..11 + halo, 10..11), whole);
+    assert_ne!(decode(10 - halo..10 + halo, 10..11), whole);
+}
+
+/// FLOPs and memory of a local stage grow with its window alone.
+#[test]
+fn local_cost_is_proportional_to_the_window() {
+    let arch = common::small_arch();
+    let small = trace::local_cost(&arch, 4, 4).unwrap();
+    let large = trace::local_cost(&arch, 8, 12).unwrap();
+    assert_eq!(large.flops, 6 * small.flops);
+    assert_eq!(large.peak_bytes, 6 * small.peak_bytes);
+    assert_eq!(large.params, small.params);
+}
+
+/// Peak memory counts what is alive, not what ever was; dropping everything leaves the peak.
+#[test]
+fn peak_counts_live_tensors() {
+    let mut o = trace::Tracer::new();
+    let mut x = o.input(Shape::new(1, 8, 8, 4)).unwrap();
+    for _ in 0..10 {
+        x = o.silu(&x).unwrap();
+    }
+    let copy = x.clone();
+    drop((x, copy));
+    assert_eq!(o.finish().peak_bytes, 2 * 8 * 8 * 4 * 4);
+}
+
+/// Sizes that no memory holds are an error, not an overflow.
+#[test]
+fn impossible_sizes_are_refused() {
+    let arch = common::small_arch();
+    assert!(trace::unet_cost(&arch, 1 << 40, 1 << 40).is_err());
+    assert!(trace::encoder_cost(&arch, 0, 16).is_err());
+    assert!(trace::encoder_cost(&arch, 24, 16).is_err());
+}

@@ -1,0 +1,37 @@
+"""`python -m tessera_train COMMAND ...`: one module per command, with `add_arguments` and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "scenery": "make the procedural training pictures",
+    "autoencoder": "train encoder and decoder on pictures",
+    "latents": "encode the pictures once, with statistics",
+    "diffusion": "train the U-Net on latents",
+    "export": "write one safetensors of everything",
+    "fixtures": "write the test vectors that tie this package to the Rust crate",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command, loads its module, runs it; returns the exit code."""
+    listing = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="tessera_train",
+        description=f"commands:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="COMMAND --help lists them")
+    chosen = parser.parse_args(argv)
+    module = importlib.import_module(f".{chosen.command}", __package__)
+    command = argparse.ArgumentParser(prog=f"tessera_train {chosen.command}", description=COMMANDS[chosen.command])
+    module.add_arguments(command)
+    return module.run(command.parse_args(chosen.arguments)) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Training of encoder and decoder on pictures."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import cost, loop
+from .arch import Arch
+from .config import Config
+from .data import Pictures, step_rng
+from .decoder import Decoder
+from .encoder import Encoder
+from .images import save_grid, shrink
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the budget: until which share of it, at which picture size, with how many pictures a step.
+
+    `windows` windows per picture of at most `window` x `window` pixels go through the local stage and the losses.
+    `crop`: probability of a part at stored size, in place of the whole picture averaged down.
+    """
+
+    until: float
+    width: int
+    height: int
+    batch: int
+    window: int
+    windows: int = 1
+    crop: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settings(loop.Recipe):
+    """The section `[autoencoder]`. `kl`: weight of each level's mean KL divergence per element; `zero_levels`:
+    probability that a picture's finest k levels are zeroed, k uniform; `bands`: of the Laplacian pyramid."""
+
+    phases: list[dict] = field(default_factory=list)
+    kl: float = 1e-6
+    zero_levels: float = 0.1
+    bands: int = 4
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder, under the prefixes that a checkpoint has."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Encoder(arch), Decoder(arch)
+        with torch.no_grad():  # the picture is a sum over all stages; it starts near grey
+            for layer in (*(stage.trgb for stage in self.decoder.stages), self.decoder.out):
+                layer.weight.mul_(0.1)
+
+
+def autoencoder_identity(arch: Arch) -> str:
+    """What a checkpoint of this AutoEncoder calls itself; it does not depend on the U-Net."""
+    parts = (arch.levels, arch.encoder, arch.decoder, arch.attention_ratio)
+    return f"autoencoder {parts}"
+
+
+def local_halo(arch: Arch) -> int:
+    """Pixels of the finest latent's grid that the local stage reads around a window."""
+    reach, shuffle = 1, arch.decoder.shuffle  # the last convolution, at factor `shuffle`
+    for i, stage in enumerate(arch.decoder.stages):
+        if shuffle << i >= arch.levels[0].factor:
+            break
+        reach = math.ceil((reach + 2 * stage.blocks + 2) / 2)
+    return reach
+
+
+def decode_window(decoder: Decoder, h: Tensor, r: Tensor, top: int, left: int, rows: int, columns: int) -> Tensor:
+    """The pixels of a window of the finest latent's grid: local stage on the window and its halo, cropped."""
+    halo, factor = local_halo(decoder.arch), decoder.arch.levels[0].factor
+    y, x = max(0, top - halo), max(0, left - halo)
+    cut = (..., slice(y, top + rows + halo), slice(x, left + columns + halo))
+    out = decoder.local_stage(h[cut], r[cut])
+    y, x = (top - y) * factor, (left - x) * factor
+    return out[..., y : y + rows * factor, x : x + columns * factor]
+
+
+def pyramid_l1(difference: Tensor, bands: int) -> Tensor:
+    """Sum over `bands` bands of the Laplacian pyramid of the mean absolute value; the pyramid is linear, so the
+    difference's bands are the bands' differences."""
+    total = difference.new_zeros(())
+    for _ in range(bands - 1):
+        if min(difference.shape[2:]) < 2:
+            break
+        low = F.avg_pool2d(difference, 2)
+        total = total + (difference - F.interpolate(low, difference.shape[2:], mode="nearest")).abs().mean()
+        difference = low
+    return total + difference.abs().mean()
+
+
+def psnr(difference: Tensor) -> float:
+    """Of pictures in [-1, 1], in dB, from the mean squared error over all of `difference`."""
+    return -10 * math.log10(max(float((difference / 2).square().mean()), 1e-12))
+
+
+@dataclass
+class Batch:
+    """Pictures [N, 3, H, W]; how many of the finest levels each has zeroed; windows (picture, top, left) of `extent`
+    (rows, columns) of the finest latent's grid."""
+
+    pictures: Tensor
+    zeroed: list[int]
+    windows: list[tuple[int, int, int]]
+    extent: tuple[int, int]
+
+
+class Task:
+    """See `loop.Task`."""
+
+    def __init__(self, config: Config, pictures: Pictures, seed: int) -> None:
+        self.arch, self.pictures, self.seed = config.arch, pictures, seed
+        self.recipe = config.section("autoencoder", Settings)
+        self.phases = [Phase(**phase) for phase in self.recipe.phases]
+        if not self.phases or self.phases[-1].until < 1:
+            raise ValueError(f"{config.path}: [[autoencoder.phases]] must lead to until = 1")
+        for phase in self.phases:
+            if phase.width % self.arch.coarsest_factor or phase.height % self.arch.coarsest_factor:
+                raise ValueError(f"{config.path}: a phase's size is not a multiple of {self.arch.coarsest_factor}")
+        self.model = Autoencoder(self.arch)
+        self.identity = autoencoder_identity(self.arch)
+
+    def batch(self, step: int, progress: float) -> Batch:
+        phase = next(phase for phase in self.phases if progress < phase.until or phase is self.phases[-1])
+        rng, factor, levels = step_rng(self.seed, step), self.arch.levels[0].factor, len(self.arch.levels)
+        drawn = [self.pictures.draw(rng, phase.width, phase.height, phase.crop) for _ in range(phase.batch)]
+        zero = rng.random(phase.batch) < self.recipe.zero_levels
+        zeroed = np.where(zero, rng.integers(1, max(levels, 2), phase.batch), 0) if levels > 1 else zero * 0
+        rows, columns = (min(size, phase.window) // factor for size in (phase.height, phase.width))
+        tops = rng.integers(0, phase.height // factor - rows + 1, (phase.batch, phase.windows))
+        lefts = rng.integers(0, phase.width // factor - columns + 1, (phase.batch, phase.windows))
+        windows = [(n, int(y), int(x)) for n in range(phase.batch) for y, x in zip(tops[n], lefts[n])]
+        return Batch(torch.cat(drawn), [int(k) for k in zeroed], windows, (rows, columns))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
+        device = next(self.model.parameters()).device
+        pictures = batch.pictures.to(device).contiguous(memory_format=torch.channels_last)
+        z, kl = [], pictures.new_zeros(())
+        for level, (mean, log_variance) in enumerate(self.model.encoder(pictures)):
+            kl = kl + (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
+            keep = torch.tensor([k <= level for k in batch.zeroed], device=device).view(-1, 1, 1, 1)
+            z.append((mean + (log_variance / 2).exp() * torch.randn_like(mean)) * keep)
+        h, r = self.model.decoder.global_stage(z)
+        (rows, columns), factor, differences = batch.extent, self.arch.levels[0].factor, []
+        for n, y, x in batch.windows:
+            out = decode_window(self.model.decoder, h[n : n + 1], r[n : n + 1], y, x, rows, columns)
+            target = pictures[n : n + 1, :, y * factor : (y + rows) * factor, x * factor : (x + columns) * factor]
+            differences.append(out.float() - target)
+        difference = torch.cat(differences)
+        l1, bands = difference.abs().mean(), pyramid_l1(difference, self.recipe.bands)
+        numbers = {"l1": float(l1.detach()), "bands": float(bands.detach()), "kl": float(kl.detach())}
+        return l1 + bands + self.recipe.kl * kl, len(pictures), numbers
+
+    def evaluate(self, ema: nn.Module, picture: Path) -> dict[str, float]:
+        """PSNR over the held-out pictures at the first phase's size; the grid shows four of them, each over its
+        reconstruction, then parts of two at 100 %, originals first."""
+        phase, device = self.phases[0], next(ema.parameters()).device
+        originals, results = [], []
+        for i in range(self.pictures.training, self.pictures.training + self.pictures.held_out):
+            x = self.pictures.whole(i, phase.width, phase.height).to(device)
+            x = x.contiguous(memory_format=torch.channels_last)
+            results.append(ema.decoder([mean for mean, _ in ema.encoder(x)]).float())
+            originals.append(x)
+        if not originals:
+            return {}
+        a, b = torch.cat(originals), torch.cat(results)
+        height, width = (min(512, n) for n in a.shape[2:])
+        y, x = (a.shape[2] - height) // 2, (a.shape[3] - width) // 2
+        details = torch.cat([t[:2, :, y : y + height, x : x + width] for t in (a, b)])
+        save_grid(picture, [shrink(a[:4], 512), shrink(b[:4], 512), details])
+        return {"psnr": psnr(a - b.clamp(-1, 1))}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--pictures", type=Path, required=True, help="folder that the scenery command has written")
+    loop.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    device = loop.prepare(args)
+    config = Config(args.config)
+    print(cost.describe(config.arch), flush=True)
+    task = Task(config, Pictures(args.pictures), args.seed)
+    return loop.Loop(task, args, device).run()

@@ -1,0 +1,43 @@
+"""Parameters and arithmetic of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .arch import Arch
+from .decoder import Decoder
+from .encoder import Encoder
+from .unet import UNet
+
+
+def gflop(f: Callable[[], object]) -> float:
+    """10^9 floating point operations (a multiply-add is two) of `f`."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        f()
+    return counter.get_total_flops() / 1e9
+
+
+def millions(module: nn.Module) -> float:
+    """10^6 parameters."""
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+def describe(arch: Arch) -> str:
+    """Lines of parameters and GFLOP per picture of the trained size; nothing is computed."""
+    with torch.device("meta"):
+        encoder, decoder, unet = Encoder(arch), Decoder(arch), UNet(arch)
+        picture = torch.empty(1, 3, arch.height, arch.width)
+        grids = zip(arch.levels, arch.grids(arch.width, arch.height))
+        z = [torch.empty(1, level.channels, h, w) for level, (h, w) in grids]
+        c_noise = torch.empty(1)
+    rows = [
+        ("encoder", encoder, gflop(lambda: encoder(picture))),
+        ("decoder", decoder, gflop(lambda: decoder(z))),
+        ("U-Net", unet, gflop(lambda: unet(z, c_noise))),
+    ]
+    size = f"at {arch.width}x{arch.height}"
+    return "\n".join(f"{name}: {millions(net):.2f} M parameters, {cost:.1f} GFLOP {size}" for name, net, cost in rows)

@@ -1,0 +1,55 @@
+"""Pictures from the memory-mapped array that `tessera_train scenery` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HELD_OUT = 16
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """The random numbers of one training step: they depend on nothing else, so a resumed run draws the same ones."""
+    return np.random.default_rng([seed, step])
+
+
+class Pictures:
+    """`pictures.npy`, uint8 [count, height, width, 3]; the last 16 (at most a quarter) are held out from training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rows = np.load(folder / "pictures.npy", mmap_mode="r")
+        if self.rows.ndim != 4 or self.rows.shape[-1] != 3 or self.rows.dtype != np.uint8:
+            raise ValueError(f"{folder}: pictures.npy is {self.rows.dtype} {self.rows.shape}, not uint8 [n, h, w, 3]")
+        self.held_out = min(HELD_OUT, len(self.rows) // 4)
+        self.training = len(self.rows) - self.held_out
+        if self.training < 1:
+            raise ValueError(f"{folder}: no pictures")
+
+    def window(self, i: int, y: int, x: int, height: int, width: int) -> Tensor:
+        """A rectangle of picture `i` as [1, 3, height, width] in [-1, 1]."""
+        part = torch.from_numpy(np.array(self.rows[i, y : y + height, x : x + width]))
+        return part.permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+
+    def whole(self, i: int, width: int, height: int) -> Tensor:
+        """Picture `i` at `width` x `height`, averaged down by area where it is stored larger."""
+        stored_height, stored_width = self.rows.shape[1:3]
+        picture = self.window(i, 0, 0, stored_height, stored_width)
+        if (stored_height, stored_width) == (height, width):
+            return picture
+        return F.interpolate(picture, (height, width), mode="area")
+
+    def draw(self, rng: np.random.Generator, width: int, height: int, crop: float) -> Tensor:
+        """A training picture [1, 3, height, width], half of them mirrored: with probability `crop` a part of a picture
+        at its stored size, else the whole of it."""
+        i = int(rng.integers(self.training))
+        cut, flip, down, right = rng.random(4)
+        free_y, free_x = self.rows.shape[1] - height, self.rows.shape[2] - width
+        if cut < crop and free_y >= 0 and free_x >= 0:
+            picture = self.window(i, int(down * (free_y + 1)), int(right * (free_x + 1)), height, width)
+        else:
+            picture = self.whole(i, width, height)
+        return picture.flip(3) if flip < 0.5 else picture

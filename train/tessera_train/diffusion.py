@@ -1,0 +1,108 @@
+"""Training of the U-Net on latents: EDM's loss at every level of the pyramid."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import cost, loop
+from .arch import Arch
+from .autoencoder import Autoencoder, autoencoder_identity
+from .config import Config
+from .data import step_rng
+from .images import save_grid, shrink
+from .latents import Latents
+from .precond import Denoiser, level_sigma
+from .sampler import heun
+from .unet import UNet
+
+
+@dataclass(frozen=True)
+class Settings(loop.Recipe):
+    """The section `[diffusion]`. ln(shared sigma) ~ N(p_mean, p_std^2); `level_weight`: of each level's loss, 1 if empty."""
+
+    batch: int = 16
+    p_mean: float = -0.4
+    p_std: float = 1.2
+    level_weight: list[float] = field(default_factory=list)
+    sample_steps: int = 18
+
+
+class Task:
+    """See `loop.Task`."""
+
+    def __init__(self, config: Config, latents: Latents, autoencoder: Autoencoder, seed: int, device: torch.device) -> None:
+        self.arch, self.latents, self.autoencoder, self.seed = config.arch, latents, autoencoder, seed
+        self.recipe, self.device = config.section("diffusion", Settings), device
+        self.weights = self.recipe.level_weight or [1.0] * len(self.arch.levels)
+        if len(self.weights) != len(self.arch.levels):
+            raise ValueError(f"{config.path}: [diffusion] level_weight needs {len(self.arch.levels)} numbers")
+        self.model = UNet(self.arch)
+        self.identity = unet_identity(self.arch)
+
+    def batch(self, step: int, progress: float) -> list[Tensor]:
+        entries = step_rng(self.seed, step).integers(self.latents.training, size=self.recipe.batch)
+        return self.latents.normalised(entries)
+
+    def losses(self, unet: nn.Module, z: list[Tensor]) -> list[Tensor]:
+        """EDM's loss per level: mean of (s^2 + sd^2) / (s sd)^2 * (D - z)^2, s the level's sigma."""
+        noise = self.arch.noise
+        z = [x.to(self.device).contiguous(memory_format=torch.channels_last) for x in z]
+        sigma = (torch.randn(len(z[0]), device=self.device) * self.recipe.p_std + self.recipe.p_mean).exp()
+        sigmas = [level_sigma(noise, level, sigma).view(-1, 1, 1, 1) for level in range(len(z))]
+        noisy = [x + s * torch.randn_like(x) for x, s in zip(z, sigmas)]
+        denoised = Denoiser(self.arch, unet)(noisy, sigma)
+        sd = noise.sigma_data
+        return [((s**2 + sd**2) / (s * sd) ** 2 * (d - x) ** 2).mean() for d, x, s in zip(denoised, z, sigmas)]
+
+    def loss(self, batch: list[Tensor]) -> tuple[Tensor, int, dict[str, float]]:
+        losses = self.losses(self.model, batch)
+        total = sum(weight * loss for weight, loss in zip(self.weights, losses)) / sum(self.weights)
+        return total, len(batch[0]), {f"level{i}": float(loss.detach()) for i, loss in enumerate(losses)}
+
+    def evaluate(self, ema: nn.Module, picture: Path) -> dict[str, float]:
+        """Loss on held-out latents with noise that is the same each time; the grid shows eight samples of the noise
+        that is the same each time, then a part of the first at 100 %."""
+        grids = zip(self.arch.levels, self.arch.grids(self.arch.width, self.arch.height))
+        start = [torch.randn(8, level.channels, h, w, device=self.device) for level, (h, w) in grids]
+        z = self.latents.raw(heun(Denoiser(self.arch, ema), start, self.recipe.sample_steps))
+        pictures = [self.autoencoder.decoder([x[i : i + 1] for x in z]).float() for i in range(8)]
+        small = torch.cat([shrink(x, 512) for x in pictures])
+        height, width = (min(size, most) for size, most in zip(pictures[0].shape[2:], (512, 4 * small.shape[3])))
+        detail = pictures[0][:, :, -height:, :width]
+        save_grid(picture, [small[:4], small[4:], detail])
+        numbers = {}
+        held_out = range(self.latents.training, len(self.latents.levels[0]), 2)
+        if held_out:
+            losses = self.losses(ema, self.latents.normalised(held_out))
+            numbers = {f"held_out{i}": float(loss) for i, loss in enumerate(losses)}
+        return numbers
+
+
+def unet_identity(arch: Arch) -> str:
+    """What a checkpoint of this U-Net calls itself."""
+    return f"unet {(arch.levels, arch.unet, arch.noise, arch.attention_ratio)}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--latents", type=Path, required=True, help="folder that the latents command has written")
+    parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command")
+    loop.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    device = loop.prepare(args)
+    config, latents = Config(args.config), Latents.open(args.latents)
+    if latents.arch.levels != config.arch.levels:
+        raise SystemExit(f"{args.latents} are of another model than the configuration's")
+    print(cost.describe(config.arch), flush=True)
+    autoencoder = Autoencoder(config.arch)
+    loop.load_ema(args.autoencoder, autoencoder, autoencoder_identity(config.arch), device)
+    torch.manual_seed(args.seed)
+    return loop.Loop(Task(config, latents, autoencoder, args.seed, device), args, device).run()

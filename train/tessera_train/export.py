@@ -1,0 +1,57 @@
+"""The file that the Rust program reads: AutoEncoder, U-Net and latent statistics, EMA weights in f16."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from .autoencoder import Autoencoder, autoencoder_identity
+from .checkpoint import save_safetensors
+from .config import Config
+from .diffusion import unet_identity
+from .latents import Latents
+from .loop import load_ema
+from .unet import UNet
+
+
+def export(config: Config, autoencoder: Path, diffusion: Path, latents: Latents, out: Path) -> None:
+    """Writes `out` from the runs `autoencoder` and `diffusion`; `config.arch` names the model."""
+    arch, cpu = config.arch, torch.device("cpu")
+    first, second = Autoencoder(arch), UNet(arch)
+    trained = {
+        "autoencoder": load_ema(autoencoder, first, autoencoder_identity(arch), cpu),
+        "diffusion": load_ema(diffusion, second, unet_identity(arch), cpu),
+    }
+    tensors = dict(first.state_dict()) | {f"unet.{name}": x for name, x in second.state_dict().items()}
+    for i, (mean, std) in enumerate(zip(latents.mean, latents.std)):
+        tensors |= {f"latents.{i}.mean": mean, f"latents.{i}.std": std}
+    arrays: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        array = tensor.to(torch.float16).numpy()
+        if not np.isfinite(array).all():
+            raise SystemExit(f"{name} is not finite in f16")
+        arrays[name] = array
+    save_safetensors(out, arrays, {"format": "tessera", "arch": arch.to_json(), "trained": json.dumps(trained)})
+    with safe_open(out, "np") as file:
+        if set(file.keys()) != set(arrays):
+            raise SystemExit(f"{out} does not read back")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command")
+    parser.add_argument("--diffusion", type=Path, required=True, help="run folder of the diffusion command")
+    parser.add_argument("--latents", type=Path, required=True, help="folder that the latents command has written")
+    parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
+    parser.add_argument("--out", type=Path, required=True, help="the safetensors file")
+
+
+def run(args: argparse.Namespace) -> None:
+    """The command."""
+    export(Config(args.config), args.autoencoder, args.diffusion, Latents.open(args.latents), args.out)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,137 @@
+"""Latents of every picture, computed once by a trained encoder; what the U-Net is trained on.
+
+A folder of `level.<l>.npy` (f16 means, [2 * pictures, C, h, w], memory-mapped; entry 2i is picture i, entry 2i + 1 its
+mirror image) and `latents.json` (the Arch, how many pictures are held out, and per level the mean and standard
+deviation of every channel over the training pictures).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import precision
+from .arch import Arch
+from .autoencoder import Autoencoder, autoencoder_identity
+from .checkpoint import replace_file
+from .config import Config
+from .data import Pictures
+from .loop import load_ema
+
+SMALLEST_STD = 1e-4
+
+
+@dataclass(frozen=True)
+class Latents:
+    """An open folder. `mean`, `std`: per level [C], f32."""
+
+    arch: Arch
+    levels: list[np.ndarray]
+    held_out: int
+    mean: list[Tensor]
+    std: list[Tensor]
+
+    @staticmethod
+    def open(folder: Path) -> "Latents":
+        """Maps the arrays of `folder`."""
+        doc = json.loads((folder / "latents.json").read_text())
+        arch = Arch.from_json(json.dumps(doc["arch"]))
+        levels = [np.load(folder / f"level.{i}.npy", mmap_mode="r") for i in range(len(arch.levels))]
+        return Latents(arch, levels, doc["held_out"], *([torch.tensor(x) for x in doc[key]] for key in ("mean", "std")))
+
+    @property
+    def training(self) -> int:
+        """Entries to train on; those after them are held out."""
+        return len(self.levels[0]) - 2 * self.held_out
+
+    def normalised(self, entries: np.ndarray) -> list[Tensor]:
+        """Per level [N, C, h, w]: (z - mean) / std * sigma_data."""
+        out = []
+        for level, mean, std in zip(self.levels, self.mean, self.std):
+            z = torch.from_numpy(level[np.asarray(entries)]).float()
+            out.append((z - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1) * self.arch.noise.sigma_data)
+        return out
+
+    def raw(self, z: list[Tensor]) -> list[Tensor]:
+        """The inverse of `normalised`, for the decoder."""
+        sd = self.arch.noise.sigma_data
+        scale = [(std.to(x).view(1, -1, 1, 1) / sd, mean.to(x).view(1, -1, 1, 1)) for x, mean, std in zip(z, self.mean, self.std)]
+        return [x * factor + offset for x, (factor, offset) in zip(z, scale)]
+
+
+class Moments:
+    """Running sum and sum of squares per channel, in f64."""
+
+    def __init__(self, channels: int) -> None:
+        self.count, self.sum, self.squares = 0, np.zeros(channels), np.zeros(channels)
+
+    def add(self, z: np.ndarray) -> None:
+        """Takes [N, C, h, w] in."""
+        z = z.astype(np.float64)
+        self.count += z.size // z.shape[1]
+        self.sum += z.sum((0, 2, 3))
+        self.squares += np.square(z).sum((0, 2, 3))
+
+    def mean_std(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of every channel; the latter at least 1e-4."""
+        mean = self.sum / self.count
+        std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
+        return mean.tolist(), np.maximum(std, SMALLEST_STD).tolist()
+
+
+def write(arch: Arch, model: Autoencoder, pictures: Pictures, out: Path, device: torch.device, bf16: bool) -> None:
+    """Encodes every picture and its mirror image at the trained size into `out`; `latents.json` comes last."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "latents.json").unlink(missing_ok=True)
+    count = len(pictures.rows)
+    grids = zip(arch.levels, arch.grids(arch.width, arch.height))
+    files = [
+        np.lib.format.open_memmap(out / f"level.{i}.npy", "w+", np.float16, (2 * count, level.channels, h, w))
+        for i, (level, (h, w)) in enumerate(grids)
+    ]
+    moments = [Moments(level.channels) for level in arch.levels]
+    for i in tqdm(range(count), unit="picture", disable=None):
+        x = pictures.whole(i, arch.width, arch.height).to(device)
+        for entry, view in ((2 * i, x), (2 * i + 1, x.flip(3))):
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                encoded = model.encoder(view.contiguous(memory_format=torch.channels_last))
+            for file, moment, (mean, _) in zip(files, moments, encoded):
+                file[entry] = mean.float().cpu().numpy()[0]
+                if i < pictures.training:
+                    moment.add(file[entry : entry + 1])
+    if not all(np.isfinite(moment.squares).all() for moment in moments):
+        raise SystemExit("a latent is not finite in f16")
+    for file in files:
+        file.flush()
+    mean, std = zip(*(moment.mean_std() for moment in moments))
+    doc = {"arch": json.loads(arch.to_json()), "held_out": pictures.held_out, "mean": mean, "std": std}
+    replace_file(out / "latents.json", lambda file: file.write(json.dumps(doc).encode()))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--pictures", type=Path, required=True, help="folder that the scenery command has written")
+    parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
+    parser.add_argument("--precision", choices=("f32", "bf16"), help="default: bf16 where it works")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """The command."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    arch, device = Config(args.config).arch, torch.device(args.device)
+    model = Autoencoder(arch)
+    load_ema(args.autoencoder, model, autoencoder_identity(arch), device)
+    bf16 = args.precision == "bf16" or (args.precision is None and precision.bf16_works(device))
+    write(arch, model, Pictures(args.pictures), args.out, device, bf16)

@@ -1,0 +1,290 @@
+"""The training loop that AutoEncoder and U-Net share: budget, schedule, EMA, checkpoints, exact resume, log.
+
+A step's random numbers depend on the seed and the step's number only, and everything else that a step depends on is
+in the checkpoint; so a run that was stopped and resumed computes what it would have computed. (With a budget in
+minutes the learning rate follows the clock, so only runs with a budget in steps repeat each other.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import precision
+from .checkpoint import replace_file
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimiser settings, a part of both sections of a configuration. Half-lives count training pictures."""
+
+    learning_rate: float = 1e-3
+    warm_up: int = 100
+    decay_from: float = 0.5
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema_half_life: float = 500_000.0
+    ema_ramp: float = 0.05
+
+    def rate(self, step: int, progress: float) -> float:
+        """Learning rate: linear warm-up over steps, constant, then half a cosine to 0 from `decay_from` of the budget."""
+        late = max(0.0, min(1.0, (progress - self.decay_from) / (1 - self.decay_from)))
+        return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * (1 + math.cos(math.pi * late)) / 2
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    model: nn.Module
+    recipe: Recipe
+    identity: str
+    """Text that must be the same when a run is resumed."""
+
+    def batch(self, step: int, progress: float) -> Any:
+        """The data of a step, on the CPU; a function of its arguments (and made one step ahead, in a thread)."""
+
+    def loss(self, batch: Any) -> tuple[Tensor, int, dict[str, float]]:
+        """Loss, number of pictures, numbers for the log, of a batch that is moved to the model's device; may draw from torch's generator."""
+
+    def evaluate(self, ema: nn.Module, picture: Path) -> dict[str, float]:
+        """Writes a sample grid to `picture` and returns numbers on held-out data."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that both trainings have."""
+    parser.add_argument("--out", type=Path, required=True, help="run folder; a checkpoint in it is resumed")
+    parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
+    parser.add_argument("--minutes", type=float, help="budget in minutes of training, over all resumes")
+    parser.add_argument("--steps", type=int, help="budget in steps")
+    parser.add_argument("--save-minutes", type=float, default=3.0, help="between checkpoints (default: 3)")
+    parser.add_argument("--sample-minutes", type=float, default=5.0, help="between sample grids (default: 5)")
+    parser.add_argument("--precision", choices=("auto", "f32", "bf16"), default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def prepare(args: argparse.Namespace) -> torch.device:
+    """Applies the arguments that hold for the whole process; to be called before networks are made."""
+    if args.minutes is None and args.steps is None:
+        raise SystemExit("a budget is needed: --minutes or --steps")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    if args.device != "auto":
+        return torch.device(args.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Loop:
+    """One run: a task, its optimiser and EMA, and where it stands."""
+
+    def __init__(self, task: Task, args: argparse.Namespace, device: torch.device) -> None:
+        self.task, self.args, self.device = task, args, device
+        self.model = task.model.to(device, memory_format=torch.channels_last).train()
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        r = task.recipe
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), r.learning_rate, (r.beta1, r.beta2), weight_decay=r.weight_decay
+        )
+        self.step = self.seen = 0
+        self.elapsed = 0.0
+        self.dtype: torch.dtype | None = None
+        self.stop_signal = 0
+        self.bar: tqdm | None = None
+
+    # -- budget ------------------------------------------------------------------------------------------------
+
+    def progress(self, step: int) -> float:
+        """Share of the budget used before `step`, in [0, 1]."""
+        by_time = self.elapsed / (self.args.minutes * 60) if self.args.minutes else 0.0
+        by_steps = step / self.args.steps if self.args.steps else 0.0
+        return min(1.0, max(by_time, by_steps))
+
+    # -- checkpoint --------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Replaces the run's checkpoint."""
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seen": self.seen,
+            "elapsed": self.elapsed,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "seed": self.args.seed,
+            "identity": self.task.identity,
+        }
+        replace_file(self.args.out / CHECKPOINT, lambda file: torch.save(state, file))
+
+    def resume(self) -> None:
+        """Continues from the run's checkpoint, if there is one."""
+        path = self.args.out / CHECKPOINT
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if (state["identity"], state["seed"]) != (self.task.identity, self.args.seed):
+            raise SystemExit(f"{path} is of another model or seed; choose another --out")
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seen, self.elapsed = state["step"], state["seen"], state["elapsed"]
+        self.dtype = getattr(torch, state["precision"])
+        self.say(f"resumed at step {self.step}, {self.elapsed / 60:.1f} minutes")
+
+    # -- output ------------------------------------------------------------------------------------------------
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+        if self.bar is not None:
+            self.bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def log(self, **values: float) -> None:
+        """A line for programs, in log.jsonl."""
+        values = {"step": self.step, "seen": self.seen, "elapsed": round(self.elapsed, 1), **values}
+        with open(self.args.out / "log.jsonl", "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def report(self, sums: dict[str, float], steps: int, pictures: int, seconds: float) -> None:
+        """Means over the last `steps`, to the log and, away from a terminal, as a line with the time left."""
+        means = {key: value / steps for key, value in sums.items()}
+        speed = pictures / seconds
+        self.log(**{key: round(value, 6) for key, value in means.items()}, images_per_second=round(speed, 3))
+        text = " ".join(f"{key} {value:.4f}" for key, value in means.items())
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"step {self.step} {speed:.2f} images/s {text}")
+        else:
+            done = self.progress(self.step)
+            left = self.elapsed * (1 / max(done, 1e-6) - 1) / 60
+            self.say(f"step {self.step} {100 * done:.1f} % {speed:.2f} images/s, {left:.0f} min left, {text}")
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def forward_backward(self, batch: Any, dtype: torch.dtype) -> tuple[float, float, int, dict[str, float]]:
+        """Loss, norm of the gradient (clipped afterwards), number of pictures, numbers for the log."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss, pictures, numbers = self.task.loss(batch)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.recipe.clip)
+        return float(loss.detach()), float(norm), pictures, numbers
+
+    def update(self, pictures: int, progress: float) -> None:
+        """One step of the optimiser and of the EMA."""
+        recipe = self.task.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate(self.step, progress)
+        self.optimizer.step()
+        self.step, self.seen = self.step + 1, self.seen + pictures
+        half_life = min(recipe.ema_half_life, recipe.ema_ramp * self.seen)
+        share = 1 - 0.5 ** (pictures / half_life)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), share)
+
+    def evaluate(self) -> None:
+        """Sample grid and held-out numbers of the EMA weights."""
+        torch.manual_seed(self.args.seed)
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            numbers = self.task.evaluate(self.ema, self.args.out / f"sample-{self.step:07}.png")
+        self.log(**{key: round(value, 4) for key, value in numbers.items()})
+        self.say(f"step {self.step} held out: " + " ".join(f"{k} {v:.3f}" for k, v in numbers.items()))
+
+    def on_signal(self, number: int, _frame: object) -> None:
+        """SIGINT and SIGTERM: finish the step, save, leave. A second SIGINT does not wait."""
+        if self.stop_signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop_signal = number
+
+    def run(self) -> int:
+        """Trains until the budget is used, a signal comes or the loss is no number; returns the exit code."""
+        self.args.out.mkdir(parents=True, exist_ok=True)
+        self.resume()
+        if self.dtype is None:
+            first = self.task.batch(0, 0.0)
+            self.dtype, why = precision.choose(
+                self.args.precision, self.device, lambda dtype: self.forward_backward(first, dtype)
+            )
+            self.say(why)
+        if sys.stderr.isatty():
+            total = self.args.minutes * 60 if self.args.minutes else self.args.steps
+            self.bar = tqdm(total=round(total), unit="s" if self.args.minutes else "step", dynamic_ncols=True)
+        old = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        pool = ThreadPoolExecutor(1)
+        try:
+            return self.train(pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for number, handler in old.items():
+                signal.signal(number, handler)
+            if self.bar is not None:
+                self.bar.close()
+
+    def train(self, pool: ThreadPoolExecutor) -> int:
+        """The loop itself."""
+        clock = time.monotonic() - self.elapsed
+        saved = sampled = reported = self.elapsed
+        sums: dict[str, float] = {}
+        steps = pictures_since = 0
+        following = pool.submit(self.task.batch, self.step, self.progress(self.step))
+        while (progress := self.progress(self.step)) < 1 and not self.stop_signal:
+            batch = following.result()
+            following = pool.submit(self.task.batch, self.step + 1, self.progress(self.step + 1))
+            torch.manual_seed((self.args.seed << 32) + self.step)
+            loss, norm, pictures, numbers = self.forward_backward(batch, self.dtype)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self.say(f"stopped at step {self.step}: loss {loss}, gradient {norm}; {CHECKPOINT} is from before")
+                return 1
+            self.update(pictures, progress)
+            self.elapsed = time.monotonic() - clock
+            if self.bar is not None:
+                self.bar.update(round(self.elapsed if self.args.minutes else self.step) - self.bar.n)
+            steps, pictures_since = steps + 1, pictures_since + pictures
+            for key, value in {"loss": loss, "gradient": norm, **numbers}.items():
+                sums[key] = sums.get(key, 0.0) + value
+            if self.elapsed - reported > 20:
+                self.report(sums, steps, pictures_since, self.elapsed - reported)
+                reported, sums, steps, pictures_since = self.elapsed, {}, 0, 0
+            if self.elapsed - sampled > self.args.sample_minutes * 60:
+                self.evaluate()
+                self.elapsed = time.monotonic() - clock
+                sampled = reported = self.elapsed
+                sums, steps, pictures_since = {}, 0, 0
+            if self.elapsed - saved > self.args.save_minutes * 60:
+                self.save()
+                saved = self.elapsed
+        self.save()
+        if self.stop_signal:
+            self.say(f"stopped by {signal.Signals(self.stop_signal).name} at step {self.step}; the same command resumes")
+            return 128 + self.stop_signal
+        self.evaluate()
+        return 0
+
+
+def load_ema(run: Path, model: nn.Module, identity: str, device: torch.device) -> dict[str, Any]:
+    """Loads a run's EMA weights into `model`; returns the checkpoint's other numbers."""
+    state = torch.load(run / CHECKPOINT, map_location=device, weights_only=True)
+    if state["identity"] != identity:
+        raise SystemExit(f"{run / CHECKPOINT} is of another model than the configuration's")
+    model.load_state_dict(state["ema"])
+    model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return {key: state[key] for key in ("step", "seen", "elapsed")}

@@ -1,0 +1,50 @@
+"""EDM's deterministic Heun sampler (Karras et al. 2022, algorithm 1) with a sigma of its own for every level."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .arch import Noise
+from .precond import Denoiser
+
+
+def schedule(noise: Noise, steps: int) -> list[float]:
+    """Shared sigmas: `steps` from sigma_max to sigma_min, evenly spaced in sigma^(1/rho), then 0."""
+    first, last = noise.sigma_max ** (1 / noise.rho), noise.sigma_min ** (1 / noise.rho)
+    sigmas = [(first + i / max(steps - 1, 1) * (last - first)) ** noise.rho for i in range(steps)]
+    return [*sigmas, 0.0]
+
+
+def level_sigmas(noise: Noise, sigma: float) -> list[float]:
+    """Per level sigma * exp(shift); 0 (settled) once that is below sigma_min."""
+    shifted = [sigma * math.exp(shift) for shift in noise.shift]
+    return [s if s >= noise.sigma_min else 0.0 for s in shifted]
+
+
+def heun(denoiser: Denoiser, start: list[Tensor], steps: int) -> list[Tensor]:
+    """Normalised latents from `start`, standard normal noise per level [N, C, h, w]."""
+    noise = denoiser.noise
+    sigmas = schedule(noise, steps)
+    z = [x * s for x, s in zip(start, level_sigmas(noise, sigmas[0]))]
+
+    def slopes(z: list[Tensor], sigma: float) -> list[Tensor]:
+        """dz/ds per level; 0 for settled ones."""
+        shared = torch.full((z[0].shape[0],), sigma, device=z[0].device)
+        levels = level_sigmas(noise, sigma)
+        return [(x - d) / s if s else torch.zeros_like(x) for x, d, s in zip(z, denoiser(z, shared), levels)]
+
+    for now, following in zip(sigmas, sigmas[1:]):
+        change = [b - a for a, b in zip(level_sigmas(noise, now), level_sigmas(noise, following))]
+        d = slopes(z, now)
+        euler = [x + c * g for x, c, g in zip(z, change, d)]
+        if following == 0:
+            return euler
+        after = slopes(euler, following)
+        z = [
+            x + c * (g + g2) / 2 if s else e
+            for x, e, c, g, g2, s in zip(z, euler, change, d, after, level_sigmas(noise, following))
+        ]
+    return z

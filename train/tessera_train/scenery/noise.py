@@ -1,0 +1,160 @@
+"""Random numbers and band-limited noise of a scene.
+
+Guarantee: every lattice has a size of its own, independent of the picture's, so one seed gives one composition at
+every resolution; and every noise is cut off below the Nyquist frequency of its lattice, so nothing in a picture is
+white noise and no lattice shows through.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+SEED_LIMIT = 2**32
+"""Seeds are in [0, SEED_LIMIT): the generator's state is started from 32 bits."""
+
+
+def mix_seed(seed: int) -> int:
+    """A bijection of 32-bit integers (the finaliser of MurmurHash3), so that neighbouring seeds share no structure
+    and different seeds never meet."""
+    seed ^= seed >> 16
+    seed = seed * 0x85EBCA6B % SEED_LIMIT
+    seed ^= seed >> 13
+    seed = seed * 0xC2B2AE35 % SEED_LIMIT
+    return seed ^ seed >> 16
+
+
+class Draw:
+    """The random numbers of one scene, always drawn on the CPU (the same numbers for every device)."""
+
+    def __init__(self, seed: int, device: torch.device):
+        self.generator = torch.Generator("cpu").manual_seed(mix_seed(seed))
+        self.device = device
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=self.generator).item()
+
+    def chance(self, probability: float) -> bool:
+        return self.uniform(0.0, 1.0) < probability
+
+    def sign(self) -> float:
+        return 1.0 if self.chance(0.5) else -1.0
+
+    def uniforms(self, count: int) -> torch.Tensor:
+        """`count` numbers in [0, 1)."""
+        return torch.rand(count, generator=self.generator).to(self.device)
+
+    def normals(self, rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=self.generator).to(self.device)
+
+
+class Spectrum:
+    """White noise on a periodic lattice [rows, columns], held by its Fourier transform; bands are cut from it.
+
+    `height` and `width` are the lattice's extents in units of picture heights: frequencies are cycles per picture
+    height, the same in both directions whatever the cell's shape.
+    """
+
+    def __init__(self, draw: Draw, rows: int, columns: int, height: float, width: float):
+        self.shape = (rows, columns)
+        self.waves = torch.fft.rfft2(draw.normals(rows, columns))
+        self.fy = torch.fft.fftfreq(rows, height / rows, device=draw.device)[:, None]
+        self.fx = torch.fft.rfftfreq(columns, width / columns, device=draw.device)[None, :]
+        # Half the Nyquist frequency of each axis: the cut leaves interpolation nothing to alias.
+        limit_y, limit_x = 0.32 * rows / height, 0.32 * columns / width
+        self.cut = torch.exp(-((self.fy / limit_y) ** 4) - (self.fx / limit_x) ** 4)
+
+    def _field(self, gain: torch.Tensor) -> torch.Tensor:
+        gain = gain * self.cut
+        gain[0, 0] = 0.0
+        field = torch.fft.irfft2(self.waves * gain, s=self.shape)
+        return field / field.std().clamp_min(1e-12)
+
+    def band(self, frequency: float, stretch: float = 1.0, octaves: float = 0.5) -> torch.Tensor:
+        """One band about `frequency`, of unit deviation; `stretch` > 1 makes its features that much wider than tall."""
+        k = torch.sqrt(self.fy**2 + (self.fx * stretch) ** 2).clamp_min(1e-6)
+        return self._field(torch.exp(-0.5 * (torch.log2(k / frequency) / octaves) ** 2))
+
+    def fractal(self, low: float, slope: float = 1.0, stretch: float = 1.0) -> torch.Tensor:
+        """All frequencies from about `low` up, amplitude falling by 2^-slope an octave; unit deviation."""
+        k = torch.sqrt(self.fy**2 + (self.fx * stretch) ** 2).clamp_min(1e-6)
+        # In two dimensions an octave at k holds k^2 of the waves: one more power of k levels that out.
+        return self._field((1.0 + (k / low) ** 2) ** (-0.5 * (slope + 1.0)) * (1.0 - torch.exp(-((k / low) ** 2))))
+
+    def ridged(self, low: float, count: int, gain: float = 0.5, stretch: float = 1.0) -> torch.Tensor:
+        """Ridged multifractal in about [0, 1]: sharp crests, smooth valleys, finer bands strongest on the crests."""
+        total, weight, amplitude, norm = 0.0, 1.0, 1.0, 0.0
+        for octave in range(count):
+            crest = (1.0 - torch.sqrt((0.75 * self.band(low * 2**octave, stretch)) ** 2 + 0.004)).clamp_min(-0.5)
+            total = total + amplitude * weight * crest
+            weight = smooth(crest, -0.3, 0.9)
+            norm += amplitude
+            amplitude *= gain
+        return total / norm
+
+
+def smooth(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Smoothstep from 0 at `low` to 1 at `high`."""
+    t = ((x - low) / (high - low)).clamp(0.0, 1.0)
+    return t * t * (3.0 - 2.0 * t)
+
+
+WORLD_PERIOD = 32.0
+"""Wavelengths after which a tile of ground repeats."""
+
+
+def ground_tile(draw: Draw) -> torch.Tensor:
+    """A periodic square band of noise, of unit deviation, to be laid over the ground by `world`."""
+    return Spectrum(draw, 256, 256, WORLD_PERIOD, WORLD_PERIOD).band(1.0, octaves=0.35)
+
+
+def world(tile: torch.Tensor, x: torch.Tensor, z: torch.Tensor, wavelength: float, turn: float) -> torch.Tensor:
+    """`tile` at the points (x, z) of the ground, scaled to `wavelength`, turned and shifted by `turn`."""
+    size = tile.shape[0]
+    padded = F.pad(tile[None, None], (2, 2, 2, 2), mode="circular")
+    c, s = math.cos(turn), math.sin(turn)
+    place = torch.stack((c * x - s * z, s * x + c * z), -1) / (WORLD_PERIOD * wavelength) + 0.37 * turn
+    place = (2.0 * (place - place.floor()) - 1.0) * size / (size + 4)
+    return F.grid_sample(padded, place[None], mode="bicubic", align_corners=False)[0, 0]
+
+
+def profile(draw: Draw, points: int, extent: float, low: float, slope: float) -> torch.Tensor:
+    """One-dimensional fractal line [points] over `extent` picture heights, of unit deviation."""
+    pad = 2 * points
+    waves = torch.fft.rfft(draw.normals(1, pad)[0])
+    k = torch.fft.rfftfreq(pad, 2 * extent / pad, device=draw.device)
+    gain = (1.0 + (k / low) ** 2) ** (-0.5 * (slope + 0.5)) * torch.exp(-((k * extent / (0.32 * points)) ** 4))
+    gain[0] = 0.0
+    line = torch.fft.irfft(waves * gain, n=pad)[:points]
+    return (line - line.mean()) / line.std().clamp_min(1e-12)
+
+
+def resize(planes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """[C, h, w] to [C, rows, columns], bicubic, filtered where it shrinks."""
+    shrinks = rows < planes.shape[1] or columns < planes.shape[2]
+    return F.interpolate(planes[None], size=(rows, columns), mode="bicubic", align_corners=False, antialias=shrinks)[0]
+
+
+def blur(field: torch.Tensor, radius: int) -> torch.Tensor:
+    """A box filter of half width `radius` cells, twice, over [rows, columns]."""
+    x = field[None, None]
+    for _ in range(2):
+        x = F.avg_pool2d(x, (1, 2 * radius + 1), 1, (0, radius), count_include_pad=False)
+        x = F.avg_pool2d(x, (2 * radius + 1, 1), 1, (radius, 0), count_include_pad=False)
+    return x[0, 0]
+
+
+def linear(*rgb: float) -> torch.Tensor:
+    """A displayed colour given in 0..255 as light [3].
+
+    Light is held as the square of the displayed value: close to the sRGB curve (exponent 2.2), and its inverse,
+    needed for every pixel, is one square root.
+    """
+    return (torch.tensor(rgb, dtype=torch.float32) / 255.0) ** 2
+
+
+def lerp(a, b, t):
+    return a + (b - a) * t
+
+
+TAU = 2.0 * math.pi

@@ -1,0 +1,173 @@
+"""Promises of the training: exact resume, fixtures that reproduce, an Arch that survives its JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tessera_train import __main__ as cli
+from tessera_train import fixtures, loop
+from tessera_train.arch import Arch
+from tessera_train.autoencoder import Autoencoder, Task, decode_window
+from tessera_train.checkpoint import save_safetensors
+from tessera_train.config import Config
+from tessera_train.data import Pictures
+
+FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def write_pictures(folder: Path, count: int = 6) -> Path:
+    """Smooth random pictures of 256x128."""
+    rng = np.random.default_rng(5)
+    ramp = rng.random((count, 2, 2, 3))
+    y, x = np.linspace(0, 1, 128)[:, None, None], np.linspace(0, 1, 256)[None, :, None]
+    parts = [ramp[:, None, None, i, j] * (y if i else 1 - y) * (x if j else 1 - x) for i in (0, 1) for j in (0, 1)]
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "pictures.npy", (sum(parts) * 255).astype(np.uint8))
+    return folder
+
+
+def train(pictures: Path, out: Path, steps: int, stop_after: int | None = None) -> dict:
+    """An AutoEncoder run of `steps`; `stop_after`: a signal comes during that step. Returns the checkpoint."""
+    parser = argparse.ArgumentParser()
+    loop.add_arguments(parser)
+    args = parser.parse_args(["--out", str(out), "--config", "tiny", "--steps", str(steps), "--precision", "f32"])
+    device = loop.prepare(args)
+    run = loop.Loop(Task(Config("tiny"), Pictures(pictures), args.seed), args, device)
+    if stop_after is not None:
+        update = run.update
+
+        def update_and_stop(count: int, progress: float) -> None:
+            update(count, progress)
+            if run.step == stop_after:
+                run.stop_signal = 15
+
+        run.update = update_and_stop
+    code = run.run()
+    assert code == (0 if stop_after is None else 128 + 15)
+    return torch.load(out / loop.CHECKPOINT, weights_only=True)
+
+
+def test_a_stopped_and_resumed_run_equals_an_unstopped_one(tmp_path):
+    """Weights, EMA and optimiser state, bit for bit."""
+    pictures = write_pictures(tmp_path / "pictures")
+    whole = train(pictures, tmp_path / "whole", 6)
+    train(pictures, tmp_path / "parts", 6, stop_after=2)
+    parts = train(pictures, tmp_path / "parts", 6)
+    for name, value in whole["model"].items():
+        assert torch.equal(value, parts["model"][name]), name
+    for name, value in whole["ema"].items():
+        assert torch.equal(value, parts["ema"][name]), name
+    for i, state in whole["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, parts["optimizer"]["state"][i][name]), (i, name)
+    assert (whole["step"], whole["seen"]) == (parts["step"], parts["seen"]) == (6, 24)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path):
+    """The checkpoint on disk is the one from before."""
+    pictures = write_pictures(tmp_path / "pictures")
+    before = train(pictures, tmp_path / "run", 4, stop_after=2)
+    args = argparse.ArgumentParser()
+    loop.add_arguments(args)
+    args = args.parse_args(["--out", str(tmp_path / "run"), "--config", "tiny", "--steps", "4", "--precision", "f32"])
+    task = Task(Config("tiny"), Pictures(pictures), 0)
+    healthy = task.loss
+    task.loss = lambda batch: (healthy(batch)[0] * float("nan"), 4, {})
+    assert loop.Loop(task, args, torch.device("cpu")).run() == 1
+    after = torch.load(tmp_path / "run" / loop.CHECKPOINT, weights_only=True)
+    assert after["step"] == before["step"] == 2
+    assert all(torch.isfinite(x).all() for x in after["model"].values())
+
+
+def test_windows_decode_as_the_whole():
+    """The local stage on a window and its halo gives the whole picture's pixels, also at edges."""
+    arch = Config("tiny").arch
+    decoder = Autoencoder(arch).decoder.eval()
+    fixtures.Draw("windows").fill(decoder)
+    grids = zip(arch.levels, arch.grids(arch.width, arch.height))
+    draw = fixtures.Draw("latents")
+    with torch.no_grad():
+        h, r = decoder.global_stage([draw.tensor(1, level.channels, *grid) for level, grid in grids])
+        whole = decoder.local_stage(h, r)
+        for top, left in ((0, 0), (5, 9), (12, 28), (3, 0)):
+            window = decode_window(decoder, h, r, top, left, 4, 4)
+            expected = whole[..., top * 8 : top * 8 + 32, left * 8 : left * 8 + 32]
+            assert torch.allclose(window, expected, rtol=0, atol=1e-11), (top, left)
+
+
+def test_the_committed_fixtures_are_what_the_package_writes(tmp_path):
+    """Byte for byte."""
+    fixtures.write(tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted(path.name for path in FIXTURES.iterdir())
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (FIXTURES / name).read_bytes(), name
+
+
+def test_commands_from_pictures_to_the_exported_file(tmp_path):
+    """The exported file holds every parameter in f16, the statistics and the Arch."""
+    from safetensors import safe_open
+
+    pictures, run = write_pictures(tmp_path / "pictures"), tmp_path
+    common = ["--config", "tiny"]
+    budget = ["--steps", "2", "--precision", "f32", "--device", "cpu"]
+    assert cli.main(["autoencoder", *common, *budget, "--pictures", str(pictures), "--out", str(run / "ae")]) == 0
+    ae = ["--autoencoder", str(run / "ae")]
+    assert cli.main(["latents", *common, *ae, "--pictures", str(pictures), "--out", str(run / "z")]) == 0
+    z = ["--latents", str(run / "z")]
+    assert cli.main(["diffusion", *common, *budget, *ae, *z, "--out", str(run / "u")]) == 0
+    out = run / "tiny.safetensors"
+    assert cli.main(["export", *common, *ae, *z, "--diffusion", str(run / "u"), "--out", str(out)]) == 0
+    arch = Config("tiny").arch
+    with safe_open(out, "pt") as file:
+        assert file.metadata()["format"] == "tessera"
+        assert Arch.from_json(file.metadata()["arch"]) == arch
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    assert {str(x.dtype) for x in tensors.values()} == {"torch.float16"}
+    assert {name.split(".")[0] for name in tensors} == {"encoder", "decoder", "unet", "latents"}
+    for i, level in enumerate(arch.levels):
+        assert tensors[f"latents.{i}.mean"].shape == tensors[f"latents.{i}.std"].shape == (level.channels,)
+
+
+def test_arch_survives_json():
+    """Of both configurations."""
+    for name in ("scenery", "tiny"):
+        arch = Config(name).arch
+        assert Arch.from_json(arch.to_json()) == arch
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version"),
+        ({"levels": [{"factor": 12, "channels": 4}]}, "power of two"),
+        ({"levels": [{"factor": 8, "channels": 4}, {"factor": 8, "channels": 4}]}, "increase"),
+        ({"attention_ratio": "cubic"}, "attention_ratio"),
+    ],
+)
+def test_arch_refuses_what_does_not_fit(change, message):
+    """The error names the field."""
+    doc = json.loads(Config("tiny").arch.to_json()) | change
+    with pytest.raises(ValueError, match=message):
+        Arch.from_json(json.dumps(doc))
+
+
+def test_safetensors_are_replaced_whole(tmp_path):
+    """A failing write leaves the old file and no other."""
+    path = tmp_path / "a.safetensors"
+    save_safetensors(path, {"x": np.zeros(3, np.float32)}, {})
+    old = path.read_bytes()
+    with pytest.raises(KeyError):
+        save_safetensors(path, {"x": np.zeros(3, np.int32)}, {})
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
