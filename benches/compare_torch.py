@@ -76,8 +76,9 @@ class Tessera:
 
 
 def torch_time(work, cpu_time: bool) -> list[float]:
-    """Seconds of `work`, of several batches that are long enough for the clocks, after one run that warms caches."""
+    """Seconds of `work`, of several batches that are long enough for the clocks, after two that warm caches."""
     clock = time.process_time if cpu_time else time.perf_counter
+    work()
     begin = time.perf_counter()
     work()
     batch = math.ceil(0.02 / (time.perf_counter() - begin))

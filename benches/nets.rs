@@ -41,11 +41,12 @@ fn now(cpu_time: bool) -> Result<f64, Box<dyn Error>> {
     Ok(nanoseconds as f64 / 1e9)
 }
 
-/// Seconds of `work`, of several batches that are long enough for the clocks, after one run that warms caches and pools.
+/// Seconds of `work`, of several batches that are long enough for the clocks, after two that warm caches and pools.
 fn time(
     cpu_time: bool,
     mut work: impl FnMut() -> tessera::error::Result<()>,
 ) -> Result<Vec<f64>, Box<dyn Error>> {
+    work()?;
     let begin = Instant::now();
     work()?;
     let batch = (0.02 / begin.elapsed().as_secs_f64()).ceil() as usize;
