@@ -134,7 +134,9 @@ pub(super) fn decode(
     let arch = &model.arch;
     let canvas = match &mut device {
         Device::Cpu(ops) => engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel),
-        Device::Gpu(ops) => engine::decode(ops.as_mut(), arch, &latents, &tiling, canvas, progress, cancel),
+        Device::Gpu(ops) => {
+            engine::decode(ops.as_mut(), arch, &latents, &tiling, canvas, progress, cancel)
+        }
     }?;
     progress.busy("write");
     let mut receipt = output::receipt(&model, &name);
