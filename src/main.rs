@@ -1,3 +1,5 @@
 //! The `tessera` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    tessera::cli::main()
+}

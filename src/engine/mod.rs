@@ -1,1 +1,163 @@
-//! One image: plan, denoise, decode; synchronous, tokio-free.
+//! One image: plan, denoise, decode; synchronous.
+//!
+//! Everything here is generic over [`Ops`], so that the same lines run on every device; progress goes to an
+//! [`Observer`], and a [`Cancel`] flag is looked at before every step and every tile.
+
+pub mod denoise;
+pub mod device;
+pub mod latents;
+pub mod picture;
+pub mod plan;
+pub mod tiles;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use serde::Serialize;
+
+use crate::{
+    error::{Error, Kind, Result},
+    model::{arch::Arch, checkpoint::Checkpoint, sampler::Latent},
+    ops::Ops,
+};
+use plan::{Plan, Rect, Tiling};
+use tiles::{Canvas, TileDecoder};
+
+/// Something that happened on the way to an image.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// Nothing is wrong, but the caller should know.
+    Notice {
+        /// What there is to know.
+        message: String,
+    },
+    /// Denoising begins.
+    Denoising {
+        /// Steps in all.
+        of: usize,
+    },
+    /// A denoising step is done.
+    Step {
+        /// Steps done.
+        step: usize,
+        /// Steps in all.
+        of: usize,
+        /// Shared sigma reached.
+        sigma: f64,
+    },
+    /// A level reached its floor: it stays as it is while finer ones go on.
+    Settled {
+        /// The level, 0 the finest.
+        level: usize,
+        /// Steps done.
+        step: usize,
+        /// Rows of its grid.
+        rows: usize,
+        /// Columns of its grid.
+        columns: usize,
+    },
+    /// Decoding begins.
+    Decoding {
+        /// Tiles in all.
+        of: usize,
+    },
+    /// A tile is decoded.
+    Tile {
+        /// Tiles done.
+        tile: usize,
+        /// Tiles in all.
+        of: usize,
+        /// Its pixels in the picture.
+        #[serde(flatten)]
+        rect: Rect,
+    },
+}
+
+/// Hears of progress, on the thread that does the work.
+pub trait Observer {
+    /// Called for every event, in order.
+    fn event(&mut self, event: Event);
+}
+
+impl<F: FnMut(Event)> Observer for F {
+    fn event(&mut self, event: Event) {
+        self(event);
+    }
+}
+
+/// A flag that any thread may raise to end the work at the next step or tile.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks for the end of the work.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the end was asked for.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// # Errors
+    /// [`Kind::Cancelled`] once the flag is raised.
+    pub fn check(&self) -> Result<()> {
+        match self.is_cancelled() {
+            true => Err(Error::new(Kind::Cancelled, "cancelled")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// From a seed to pixels: denoises the latents of `plan`, then decodes them tile by tile into a file in `scratch`.
+///
+/// # Errors
+/// [`Kind::Cancelled`] when `cancel` was raised; otherwise what the device, the weights or the disk reported.
+pub fn generate<O: Ops>(
+    ops: &mut O,
+    model: &Checkpoint,
+    plan: &Plan,
+    scratch: &Path,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<Canvas> {
+    // The disk is asked before the arithmetic, which may take hours.
+    let canvas = Canvas::create(scratch, plan.spec.width, plan.spec.height, plan.spec.bits)?;
+    for message in &plan.notices {
+        observer.event(Event::Notice { message: message.clone() });
+    }
+    let normalised = denoise::denoise(ops, &model.arch, plan, observer, cancel)?;
+    let latents = denoise::denormalise(model, normalised);
+    decode(ops, &model.arch, &latents, &plan.tiling, canvas, observer, cancel)
+}
+
+/// Decodes `latents` (not normalised) tile by tile, row by row, onto `canvas`.
+///
+/// # Errors
+/// As [`generate`].
+pub fn decode<O: Ops>(
+    ops: &mut O,
+    arch: &Arch,
+    latents: &[Latent],
+    tiling: &Tiling,
+    mut canvas: Canvas,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<Canvas> {
+    cancel.check()?;
+    observer.event(Event::Decoding { of: tiling.tiles.len() });
+    let decoder = TileDecoder::new(ops, arch, latents)?;
+    for (i, tile) in tiling.tiles.iter().enumerate() {
+        cancel.check()?;
+        canvas.put(tile.rect, &decoder.decode(ops, tile)?)?;
+        observer.event(Event::Tile { tile: i + 1, of: tiling.tiles.len(), rect: tile.rect });
+    }
+    Ok(canvas)
+}

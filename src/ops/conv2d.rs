@@ -13,7 +13,7 @@ impl Conv2d {
         ]
     }
 
-    /// The layer's weight [out, in, kernel, kernel] and bias [out].
+    /// The layer's weight `[out, in, kernel, kernel]` and bias `[out]`.
     ///
     /// # Errors
     /// When one is missing or has another shape.

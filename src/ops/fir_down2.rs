@@ -1,4 +1,4 @@
-//! FIR [1,3,3,1]/8 per axis at every second pixel, zero-padded (NCSN++, Song et al. 2021).
+//! FIR `[1,3,3,1]`/8 per axis at every second pixel, zero-padded (NCSN++, Song et al. 2021).
 
 use super::{Shape, elements, need};
 use crate::error::Result;

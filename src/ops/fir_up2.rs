@@ -1,4 +1,4 @@
-//! FIR [1,3,3,1]/4 per axis after zero insertion: twice the resolution, zero-padded (NCSN++, Song et al. 2021).
+//! FIR `[1,3,3,1]`/4 per axis after zero insertion: twice the resolution, zero-padded (NCSN++, Song et al. 2021).
 
 use super::{Shape, elements};
 use crate::error::Result;

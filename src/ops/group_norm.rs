@@ -13,7 +13,7 @@ impl GroupNorm {
         [(format!("{}.weight", self.name), c.clone()), (format!("{}.bias", self.name), c)]
     }
 
-    /// The layer's weight and bias, [channels] each.
+    /// The layer's weight and bias, `[channels]` each.
     ///
     /// # Errors
     /// When one is missing or has another shape.

@@ -88,7 +88,7 @@ pub struct Window {
     pub w: usize,
 }
 
-/// A convolution with stride 1 and "same" zero padding: parameters `name.weight` [out, in, kernel, kernel] and `name.bias` [out].
+/// A convolution with stride 1 and "same" zero padding: parameters `name.weight` `[out, in, kernel, kernel]` and `name.bias` `[out]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conv2d {
     /// Name of the layer.
@@ -102,7 +102,7 @@ pub struct Conv2d {
 }
 
 /// GroupNorm (Wu and He 2018) over (h, w, channels of a group), population variance, eps 1e-6 under the root;
-/// parameters `name.weight` and `name.bias` [channels].
+/// parameters `name.weight` and `name.bias` `[channels]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupNorm {
     /// Name of the layer.
@@ -115,7 +115,7 @@ pub struct GroupNorm {
     pub silu: bool,
 }
 
-/// Per-pixel RMS norm over channels, x / sqrt(mean(x^2) + 1e-6) * gain; parameter `name.weight` [channels].
+/// Per-pixel RMS norm over channels, x / sqrt(mean(x^2) + 1e-6) * gain; parameter `name.weight` `[channels]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PixelNorm {
     /// Name of the layer.
@@ -143,7 +143,7 @@ pub trait Ops {
     /// Copies a tensor back, NHWC.
     fn download(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
-    /// The single value of the parameter `name` of shape [1].
+    /// The single value of the parameter `name` of shape `[1]`.
     fn scalar(&mut self, name: &str) -> Result<f32>;
 
     /// Convolution; `kernel` 1 also serves as a linear layer.
@@ -187,11 +187,11 @@ pub trait Ops {
     /// Every pixel becomes 2x2.
     fn upsample_nearest2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// FIR [1,3,3,1]/8 per axis at every second pixel, zero-padded: y[i] = (x[2i-1] + 3x[2i] + 3x[2i+1] + x[2i+2]) / 8.
+    /// FIR `[1,3,3,1]`/8 per axis at every second pixel, zero-padded: `y[i] = (x[2i-1] + 3x[2i] + 3x[2i+1] + x[2i+2]) / 8`.
     /// Height and width must be even.
     fn fir_down2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// FIR [1,3,3,1]/4 per axis, zero-padded: y[2i] = (x[i-1] + 3x[i]) / 4, y[2i+1] = (3x[i] + x[i+1]) / 4.
+    /// FIR `[1,3,3,1]`/4 per axis, zero-padded: `y[2i] = (x[i-1] + 3x[i]) / 4`, `y[2i+1] = (3x[i] + x[i+1]) / 4`.
     fn fir_up2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
     /// Space to depth: [n, h, w, c] to [n, h/r, w/r, c r^2], channel c r^2 + dy r + dx as in PyTorch.

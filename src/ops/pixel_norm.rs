@@ -12,7 +12,7 @@ impl PixelNorm {
         [(format!("{}.weight", self.name), vec![self.channels])]
     }
 
-    /// The layer's gain [channels].
+    /// The layer's gain `[channels]`.
     ///
     /// # Errors
     /// When it is missing or has another shape.

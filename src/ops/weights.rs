@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 /// One parameter: row-major values of `shape`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Param {
-    /// Extents, outermost first; convolutions are [out, in, rows, columns].
+    /// Extents, outermost first; convolutions are `[out, in, rows, columns]`.
     pub shape: Vec<usize>,
     /// Values, `shape`'s product of them.
     pub data: Vec<f32>,

@@ -1,0 +1,162 @@
+//! Flags that several subcommands share, and how their values are read.
+
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use clap::Args;
+
+use crate::{
+    config::{self, Config},
+    engine::{
+        device::{self, Choice, Device},
+        picture,
+        plan::{MAX_TILE, MIN_TILE, TileSize},
+    },
+    error::{Error, Kind, Result},
+    image_in::{self, Picture},
+    image_out::Bits,
+    model::{checkpoint::Checkpoint, sampler::Method},
+};
+
+/// Which weights.
+#[derive(Debug, Args)]
+pub(super) struct ModelArgs {
+    /// Checkpoint to use in place of the embedded one [env: TESSERA_MODEL]
+    #[arg(long, value_name = "FILE")]
+    pub(super) model: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// The checkpoint: flag, then environment, then the embedded one.
+    pub(super) fn open(&self, config: &Config) -> Result<Checkpoint> {
+        open_model(self.model.as_ref().or(config.model.as_ref()))
+    }
+}
+
+/// The checkpoint at `path`, or the embedded one.
+pub(super) fn open_model(path: Option<&PathBuf>) -> Result<Checkpoint> {
+    match path {
+        Some(path) => Checkpoint::open(path).map_err(|error| named_input(error, "model")),
+        None => Checkpoint::default_model(),
+    }
+}
+
+/// The picture at `path`.
+pub(super) fn read_picture(path: &Path) -> Result<Picture> {
+    image_in::read(path, picture::LIMITS).map_err(|error| named_input(error, "the picture"))
+}
+
+/// A file that was named and can't be opened is bad input, not a failure of the machine.
+pub(super) fn named_input(error: Error, field: &str) -> Error {
+    match error.kind() {
+        Kind::Io => Error::invalid(format!("{field} can't be read")).with_source(error),
+        _ => error,
+    }
+}
+
+/// Where the work is done.
+#[derive(Debug, Args)]
+pub(super) struct DeviceArgs {
+    /// auto, cpu, gpu or gpu:N; auto takes a real GPU, else the CPU [env: TESSERA_DEVICE]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Choice>,
+    /// Threads of the CPU path; all cores if not given [env: TESSERA_THREADS]
+    #[arg(long, value_name = "N", value_parser = config::parse_threads)]
+    threads: Option<usize>,
+}
+
+impl DeviceArgs {
+    /// The device, with the model's weights.
+    pub(super) fn open(&self, config: &Config, model: &Checkpoint) -> Result<Device> {
+        let choice = match (&self.device, &config.device) {
+            (Some(choice), _) => *choice,
+            (None, Some(text)) => text
+                .parse()
+                .map_err(|message| Error::invalid(format!("TESSERA_DEVICE: {message}")))?,
+            (None, None) => Choice::Auto,
+        };
+        if let Some(threads) = self.threads.or(config.threads) {
+            device::set_threads(threads)?;
+        }
+        Device::open(choice, model.weights.clone())
+    }
+}
+
+/// How pixels are decoded.
+#[derive(Debug, Args)]
+pub(super) struct DecodeFlags {
+    /// Side of a decoded tile in pixels, 64 to 1024, or "whole"; the picture is the same for all
+    #[arg(long, value_name = "N", value_parser = parse_tile, default_value = "512")]
+    pub(super) tile: TileSize,
+    /// Bits of a sample, 8 or 16
+    #[arg(long, value_name = "BITS", value_parser = parse_bits, default_value = "8")]
+    pub(super) bits: Bits,
+}
+
+/// Width and height, as in `2048x1024`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size {
+    /// Width in pixels.
+    pub(super) width: usize,
+    /// Height in pixels.
+    pub(super) height: usize,
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let sides = text.split_once(['x', 'X', '×']);
+        match sides.map(|(width, height)| (width.parse(), height.parse())) {
+            Some((Ok(width), Ok(height))) => Ok(Self { width, height }),
+            _ => Err(format!("{text:?} is not a width and a height in pixels, such as 2048x1024")),
+        }
+    }
+}
+
+/// A number of pixels or "whole"; whether the number is in range is the plan's to say.
+pub(super) fn parse_tile(text: &str) -> Result<TileSize, String> {
+    match (text, text.parse()) {
+        ("whole", _) => Ok(TileSize::Whole),
+        (_, Ok(side)) => Ok(TileSize::Pixels(side)),
+        _ => Err(format!("{text:?} is not from {MIN_TILE} to {MAX_TILE} pixels, nor whole")),
+    }
+}
+
+fn parse_bits(text: &str) -> Result<Bits, String> {
+    match text {
+        "8" => Ok(Bits::Eight),
+        "16" => Ok(Bits::Sixteen),
+        _ => Err(format!("{text:?} bits are not 8 or 16")),
+    }
+}
+
+/// A sampler by its name.
+pub(super) fn parse_method(text: &str) -> Result<Method, String> {
+    let method = Method::ALL.into_iter().find(|method| method.name() == text);
+    method.ok_or_else(|| format!("{text:?} is not {}", Method::ALL.map(Method::name).join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_either_cross_and_nothing_else() {
+        let size = Ok(Size { width: 2048, height: 1024 });
+        assert_eq!("2048x1024".parse::<Size>(), size);
+        assert_eq!("2048×1024".parse::<Size>(), size);
+        for text in ["2048", "2048x", "x", "-1x5", "2048x1024x3", "99999999999999999999999x1"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_tile_is_a_number_or_whole() {
+        assert_eq!(parse_tile("64"), Ok(TileSize::Pixels(64)));
+        assert_eq!(parse_tile("whole"), Ok(TileSize::Whole));
+        assert!(parse_tile("half").is_err());
+    }
+}

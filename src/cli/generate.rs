@@ -1,0 +1,235 @@
+//! `tessera generate`: from seeds to pictures.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    args::{self, DecodeFlags, DeviceArgs, ModelArgs, Size},
+    output,
+    progress::{Progress, ProgressArgs},
+    text,
+};
+use crate::{
+    config::Config,
+    engine::{
+        self, Cancel,
+        device::Device,
+        plan::{Plan, Spec},
+    },
+    error::{Error, Result},
+    model::{checkpoint::Checkpoint, sampler::Method},
+};
+
+/// Most pictures of one run.
+const MAX_COUNT: u64 = 9999;
+
+/// Make a picture from a seed
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Key of the noise; the same seed gives the same picture
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Size in pixels; the size the model was trained for if not given
+    #[arg(long, value_name = "WxH")]
+    size: Option<Size>,
+    /// Denoising steps, 1 to 1000
+    #[arg(long, value_name = "N", default_value_t = 25)]
+    steps: usize,
+    /// heun (best), dpmpp (fastest) or ddim
+    #[arg(long, value_name = "NAME", value_parser = args::parse_method, default_value = "dpmpp")]
+    sampler: Method,
+    /// Pictures to make, with seeds from --seed on
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    count: u64,
+    /// Picture to write, .tiff or .png; tessera-SEED.tiff if not given
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    decode: DecodeFlags,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    pub(super) progress: ProgressArgs,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "started")]
+struct Started<'a> {
+    seed: u64,
+    width: usize,
+    height: usize,
+    steps: usize,
+    sampler: &'a str,
+    tiles: usize,
+    model: &'a str,
+    model_sha256: &'a str,
+    device: &'a str,
+    arena_bytes: u64,
+    peak_bytes: u64,
+    flops: u64,
+    out: &'a Path,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "finished")]
+struct Finished<'a> {
+    seed: u64,
+    out: &'a Path,
+    bytes: u64,
+    seconds: f64,
+}
+
+pub(super) fn run(
+    args: &Args,
+    config: &Config,
+    progress: &mut Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let jobs = jobs(args)?;
+    for (_, path) in &jobs {
+        output::check(path)?;
+    }
+    let model = args.model.open(config)?;
+    let mut spec = Spec::new(&model.arch, args.seed);
+    if let Some(Size { width, height }) = args.size {
+        (spec.width, spec.height) = (width, height);
+    }
+    spec.steps = args.steps;
+    spec.method = args.sampler;
+    spec.tile = args.decode.tile;
+    spec.bits = args.decode.bits;
+    let mut plan = Plan::new(spec, &model.arch)?;
+    let mut device = args.device.open(config, &model)?;
+    for (seed, path) in &jobs {
+        plan.spec.seed = *seed;
+        one(&model, &plan, &mut device, path, progress, cancel)?;
+        // What there is to know was said with the first picture.
+        plan.notices.clear();
+    }
+    Ok(())
+}
+
+/// One picture, from `plan.spec.seed` to the file at `path`.
+fn one(
+    model: &Checkpoint,
+    plan: &Plan,
+    device: &mut Device,
+    path: &Path,
+    progress: &mut Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let began = Instant::now();
+    let spec = &plan.spec;
+    let name = device.name();
+    progress.json(&Started {
+        seed: spec.seed,
+        width: spec.width,
+        height: spec.height,
+        steps: spec.steps,
+        sampler: spec.method.name(),
+        tiles: plan.tiling.tiles.len(),
+        model: &model.arch.name,
+        model_sha256: &model.sha256,
+        device: &name,
+        arena_bytes: plan.arena_bytes,
+        peak_bytes: plan.peak_bytes,
+        flops: plan.flops,
+        out: path,
+    });
+    progress.say(&format!(
+        "{}  {} x {}  seed {}  {} {} steps  on {name}",
+        model.arch.name,
+        spec.width,
+        spec.height,
+        spec.seed,
+        spec.method.name(),
+        spec.steps,
+    ));
+    let scratch = &output::directory(path);
+    let canvas = match device {
+        Device::Cpu(ops) => engine::generate(ops, model, plan, scratch, progress, cancel),
+    }?;
+    progress.busy("write");
+    let mut receipt = output::receipt(model, &name);
+    for (key, value) in [
+        ("seed", json!(spec.seed)),
+        ("width", json!(spec.width)),
+        ("height", json!(spec.height)),
+        ("steps", json!(spec.steps)),
+        ("sampler", json!(spec.method.name())),
+    ] {
+        receipt.insert(key.to_owned(), value);
+    }
+    let description = format!(
+        "{}, seed {}, {} {} steps",
+        model.arch.name,
+        spec.seed,
+        spec.method.name(),
+        spec.steps
+    );
+    let bytes = output::write(path, &canvas, description, receipt, cancel)?;
+    progress.leave();
+    let took = began.elapsed();
+    progress.json(&Finished { seed: spec.seed, out: path, bytes, seconds: took.as_secs_f64() });
+    progress.result(&format!(
+        "{}  {} x {}  {} bit  {}  {}\n",
+        path.display(),
+        spec.width,
+        spec.height,
+        8 * spec.bits.sample_len(),
+        text::bytes(bytes),
+        text::seconds(took)
+    ))
+}
+
+/// Seed and file of every picture.
+fn jobs(args: &Args) -> Result<Vec<(u64, PathBuf)>> {
+    if !(1..=MAX_COUNT).contains(&args.count) {
+        let (count, nearest) = (args.count, args.count.clamp(1, MAX_COUNT));
+        return Err(Error::invalid(format!(
+            "count is {count}, which is not from 1 to {MAX_COUNT} (nearest: {nearest})"
+        )));
+    }
+    if args.seed.checked_add(args.count - 1).is_none() {
+        let (seed, count) = (args.seed, args.count);
+        return Err(Error::invalid(format!(
+            "seed {seed} with count {count} goes past the largest seed, {}",
+            u64::MAX
+        )));
+    }
+    let seeds = (0..args.count).map(|i| args.seed + i);
+    Ok(match &args.out {
+        None => seeds.map(|seed| (seed, format!("tessera-{seed}.tiff").into())).collect(),
+        Some(out) if args.count == 1 => vec![(args.seed, out.clone())],
+        Some(out) => seeds.zip(1..).map(|(seed, i)| (seed, numbered(out, i))).collect(),
+    })
+}
+
+/// `dir/name-0007.tiff` for the seventh of `dir/name.tiff`.
+fn numbered(path: &Path, number: u64) -> PathBuf {
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("-{number:04}"));
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_numbered_before_the_extension() {
+        assert_eq!(numbered(Path::new("a/out.b.tiff"), 7), Path::new("a/out.b-0007.tiff"));
+        assert_eq!(numbered(Path::new("out"), 12345), Path::new("out-12345"));
+    }
+}

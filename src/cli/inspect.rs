@@ -1,0 +1,183 @@
+//! `tessera inspect`: what a checkpoint holds and what it costs to run.
+
+use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
+
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    args::{self, Size},
+    progress::{Progress, ProgressArgs},
+    text,
+};
+use crate::{
+    config::Config,
+    engine::plan::{self, Plan, Spec, TileSize},
+    error::Result,
+    exec::trace,
+    model::checkpoint::Checkpoint,
+};
+
+/// Show a checkpoint: levels, parameters, cost, hashes
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Checkpoint; the embedded one if not given [env: TESSERA_MODEL]
+    #[arg(value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// Size in pixels that the costs are for; the trained one if not given
+    #[arg(long, value_name = "WxH")]
+    size: Option<Size>,
+    /// Side of a tile in pixels that the costs are for, or "whole"
+    #[arg(long, value_name = "N", value_parser = args::parse_tile, default_value = "512")]
+    tile: TileSize,
+    #[command(flatten)]
+    pub(super) progress: ProgressArgs,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "model")]
+struct Report {
+    name: String,
+    sha256: String,
+    trained_width: usize,
+    trained_height: usize,
+    width: usize,
+    height: usize,
+    levels: Vec<Level>,
+    networks: BTreeMap<&'static str, Network>,
+    parameters: u64,
+    step_flops: u64,
+    step_peak_bytes: u64,
+    decode_flops: u64,
+    decode_peak_bytes: u64,
+    tiles: usize,
+    tile_flops: u64,
+    tile_peak_bytes: u64,
+    halo: usize,
+    halo_pixels: usize,
+}
+
+#[derive(Serialize)]
+struct Level {
+    factor: usize,
+    rows: usize,
+    columns: usize,
+    channels: usize,
+    sigma_shift: f64,
+}
+
+#[derive(Default, Serialize)]
+struct Network {
+    parameters: u64,
+    sha256: String,
+}
+
+/// Prefixes of parameter names, as they are listed.
+const NETWORKS: [&str; 3] = ["encoder", "decoder", "unet"];
+
+pub(super) fn run(args: &Args, config: &Config, progress: &mut Progress) -> Result<()> {
+    let model = args::open_model(args.model.as_ref().or(config.model.as_ref()))?;
+    let report = report(args, &model)?;
+    progress.json(&report);
+    progress.result(&table(&report))
+}
+
+fn report(args: &Args, model: &Checkpoint) -> Result<Report> {
+    let arch = &model.arch;
+    let mut spec = Spec::new(arch, 0);
+    if let Some(Size { width, height }) = args.size {
+        (spec.width, spec.height) = (width, height);
+    }
+    spec.tile = args.tile;
+    let Plan { spec, tiling, latents, .. } = Plan::new(spec, arch)?;
+    let step = trace::unet_cost(arch, spec.width, spec.height)?;
+    let decode = plan::decode_cost(arch, &tiling)?;
+    let (rows, columns) = tiling.largest_window();
+    let tile = trace::local_cost(arch, rows, columns)?;
+    let levels = arch.levels.iter().zip(&latents).zip(&arch.noise.shift);
+    let networks = NETWORKS.map(|name| (name, network(model, name)));
+    Ok(Report {
+        name: arch.name.clone(),
+        sha256: model.sha256.clone(),
+        trained_width: arch.width,
+        trained_height: arch.height,
+        width: spec.width,
+        height: spec.height,
+        levels: levels
+            .map(|((level, shape), &sigma_shift)| Level {
+                factor: level.factor,
+                rows: shape.h,
+                columns: shape.w,
+                channels: level.channels,
+                sigma_shift,
+            })
+            .collect(),
+        parameters: model.weights.iter().map(|(_, p)| p.data.len() as u64).sum(),
+        networks: networks.into_iter().collect(),
+        step_flops: step.flops,
+        step_peak_bytes: step.peak_bytes,
+        decode_flops: decode.flops,
+        decode_peak_bytes: decode.peak_bytes,
+        tiles: tiling.tiles.len(),
+        tile_flops: tile.flops,
+        tile_peak_bytes: tile.peak_bytes,
+        halo: tiling.halo,
+        halo_pixels: tiling.halo * arch.finest_factor(),
+    })
+}
+
+/// Parameters of one network and the SHA-256 of their names and values (f32, least significant byte first), by name.
+fn network(model: &Checkpoint, network: &str) -> Network {
+    let mut params: Vec<_> = model
+        .weights
+        .iter()
+        .filter(|(name, _)| name.split('.').next() == Some(network))
+        .collect();
+    params.sort_by_key(|(name, _)| *name);
+    let mut hash = Sha256::new();
+    for (name, param) in &params {
+        hash.update(name.as_bytes());
+        for chunk in param.data.chunks(1024) {
+            hash.update(chunk.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+        }
+    }
+    let mut sha256 = String::new();
+    for byte in hash.finalize() {
+        let _ = write!(sha256, "{byte:02x}");
+    }
+    Network { parameters: params.iter().map(|(_, p)| p.data.len() as u64).sum(), sha256 }
+}
+
+fn table(report: &Report) -> String {
+    let mut out = String::new();
+    // Writing to a String can't fail.
+    let _ = write_table(&mut out, report);
+    out
+}
+
+fn write_table(out: &mut String, r: &Report) -> std::fmt::Result {
+    writeln!(out, "{}, trained for {} x {}", r.name, r.trained_width, r.trained_height)?;
+    writeln!(out, "sha256 {}\n", r.sha256)?;
+    writeln!(out, "  level  factor        grid  channels  sigma shift")?;
+    for (l, level) in r.levels.iter().enumerate() {
+        let factor = if level.factor == 0 { "-".into() } else { level.factor.to_string() };
+        let grid = format!("{} x {}", level.columns, level.rows);
+        let Level { channels, sigma_shift, .. } = level;
+        writeln!(out, "  {l:>5}  {factor:>6}  {grid:>10}  {channels:>8}  {sigma_shift:>11.2}")?;
+    }
+    writeln!(out, "\n  network  parameters  sha256")?;
+    for name in NETWORKS {
+        let Some(network) = r.networks.get(name) else { continue };
+        let count = text::scaled(network.parameters as f64);
+        writeln!(out, "  {name:<7}  {count:>10}  {:.16}", network.sha256)?;
+    }
+    writeln!(out, "  all      {:>10}", text::scaled(r.parameters as f64))?;
+    writeln!(out, "\n  at {} x {}           work      memory", r.width, r.height)?;
+    let mut row = |name: String, flops, bytes| {
+        writeln!(out, "  {name:<18}{:>13}  {:>10}", text::flops(flops), text::bytes(bytes))
+    };
+    row("denoising step".into(), r.step_flops, r.step_peak_bytes)?;
+    row(format!("decode, {} tiles", r.tiles), r.decode_flops, r.decode_peak_bytes)?;
+    row("largest tile".into(), r.tile_flops, r.tile_peak_bytes)?;
+    writeln!(out, "\n  halo of a tile: {} latent pixels, {} pixels", r.halo, r.halo_pixels)
+}

@@ -1,0 +1,164 @@
+//! `tessera encode` and `tessera decode`: pictures to files of latents and back.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    args::{self, DecodeFlags, DeviceArgs, ModelArgs},
+    output,
+    progress::{Progress, ProgressArgs},
+    text,
+};
+use crate::{
+    config::Config,
+    engine::{
+        self, Cancel, device::Device, latents::LatentFile, picture, plan::Tiling, tiles::Canvas,
+    },
+    error::Result,
+};
+
+/// Encode a picture to a safetensors file of latents
+#[derive(Debug, clap::Args)]
+pub(super) struct EncodeArgs {
+    /// Picture to read: JPEG, PNG or TIFF, 8 or 16 bit
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// Latents to write
+    #[arg(value_name = "LATENTS.safetensors")]
+    out: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    pub(super) progress: ProgressArgs,
+}
+
+/// Decode a safetensors file of latents to a picture
+#[derive(Debug, clap::Args)]
+pub(super) struct DecodeArgs {
+    /// Latents to read
+    #[arg(value_name = "LATENTS.safetensors")]
+    input: PathBuf,
+    /// Picture to write: .tiff or .png
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    decode: DecodeFlags,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    pub(super) progress: ProgressArgs,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "started")]
+struct Started<'a> {
+    width: usize,
+    height: usize,
+    model: &'a str,
+    model_sha256: &'a str,
+    device: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "finished")]
+struct Finished<'a> {
+    out: &'a Path,
+    bytes: u64,
+    seconds: f64,
+}
+
+pub(super) fn encode(
+    args: &EncodeArgs,
+    config: &Config,
+    progress: &mut Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let began = Instant::now();
+    output::writable(&args.out)?;
+    let model = args.model.open(config)?;
+    let picture = args::read_picture(&args.input)?;
+    let (width, height) = (picture.width as usize, picture.height as usize);
+    let mut device = args.device.open(config, &model)?;
+    let name = device.name();
+    progress.json(&Started {
+        width,
+        height,
+        model: &model.arch.name,
+        model_sha256: &model.sha256,
+        device: &name,
+    });
+    progress.say(&format!("{}  {width} x {height}  on {name}", args.input.display()));
+    progress.busy("encode");
+    let latents = match &mut device {
+        Device::Cpu(ops) => picture::encode(ops, &model.arch, picture),
+    }?;
+    cancel.check()?;
+    LatentFile { width, height, latents }.write(&args.out, &model)?;
+    let bytes = output::length(&args.out)?;
+    done(progress, &args.out, width, height, bytes, began)
+}
+
+pub(super) fn decode(
+    args: &DecodeArgs,
+    config: &Config,
+    progress: &mut Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let began = Instant::now();
+    output::check(&args.out)?;
+    let model = args.model.open(config)?;
+    let LatentFile { width, height, latents } = LatentFile::read(&args.input, &model)
+        .map_err(|error| args::named_input(error, "the latents"))?;
+    let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
+    let mut device = args.device.open(config, &model)?;
+    let name = device.name();
+    progress.json(&Started {
+        width,
+        height,
+        model: &model.arch.name,
+        model_sha256: &model.sha256,
+        device: &name,
+    });
+    progress.say(&format!("{}  {width} x {height}  on {name}", args.input.display()));
+    let canvas = Canvas::create(&output::directory(&args.out), width, height, args.decode.bits)?;
+    let arch = &model.arch;
+    let canvas = match &mut device {
+        Device::Cpu(ops) => engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel),
+    }?;
+    progress.busy("write");
+    let mut receipt = output::receipt(&model, &name);
+    receipt.insert("width".into(), json!(width));
+    receipt.insert("height".into(), json!(height));
+    let description = format!("decoded by {}", model.arch.name);
+    let bytes = output::write(&args.out, &canvas, description, receipt, cancel)?;
+    done(progress, &args.out, width, height, bytes, began)
+}
+
+/// Ends the progress and says what there is now.
+fn done(
+    progress: &mut Progress,
+    out: &Path,
+    width: usize,
+    height: usize,
+    bytes: u64,
+    began: Instant,
+) -> Result<()> {
+    progress.leave();
+    let took = began.elapsed();
+    progress.json(&Finished { out, bytes, seconds: took.as_secs_f64() });
+    progress.result(&format!(
+        "{}  {width} x {height}  {}  {}\n",
+        out.display(),
+        text::bytes(bytes),
+        text::seconds(took)
+    ))
+}

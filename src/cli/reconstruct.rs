@@ -1,0 +1,119 @@
+//! `tessera reconstruct`: a picture through the encoder and the tiled decoder, and how close it comes.
+
+use std::{path::PathBuf, time::Instant};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    args::{self, DecodeFlags, DeviceArgs, ModelArgs},
+    output,
+    progress::{Progress, ProgressArgs},
+    text,
+};
+use crate::{
+    config::Config,
+    engine::{
+        self, Cancel,
+        device::Device,
+        picture,
+        plan::Tiling,
+        tiles::Canvas,
+    },
+    error::Result,
+};
+
+/// Encode a picture, decode it again and measure the difference
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Picture to read: JPEG, PNG or TIFF, 8 or 16 bit
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// Picture to write: .tiff or .png
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    decode: DecodeFlags,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    pub(super) progress: ProgressArgs,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "started")]
+struct Started<'a> {
+    width: usize,
+    height: usize,
+    tiles: usize,
+    model: &'a str,
+    model_sha256: &'a str,
+    device: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "finished")]
+struct Finished<'a> {
+    out: &'a std::path::Path,
+    bytes: u64,
+    /// Peak signal-to-noise ratio in dB; null when there is no difference.
+    psnr: Option<f64>,
+    seconds: f64,
+}
+
+pub(super) fn run(
+    args: &Args,
+    config: &Config,
+    progress: &mut Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let began = Instant::now();
+    output::check(&args.out)?;
+    let model = args.model.open(config)?;
+    let picture = args::read_picture(&args.input)?;
+    let (width, height) = (picture.width as usize, picture.height as usize);
+    let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
+    let mut device = args.device.open(config, &model)?;
+    let name = device.name();
+    progress.json(&Started {
+        width,
+        height,
+        tiles: tiling.tiles.len(),
+        model: &model.arch.name,
+        model_sha256: &model.sha256,
+        device: &name,
+    });
+    progress.say(&format!("{}  {width} x {height}  on {name}", args.input.display()));
+    let canvas = Canvas::create(&output::directory(&args.out), width, height, args.decode.bits)?;
+    let (arch, original) = (&model.arch, picture.clone());
+    progress.busy("encode");
+    let canvas = match &mut device {
+        Device::Cpu(ops) => {
+            let latents = picture::encode(ops, arch, picture)?;
+            engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel)
+        }
+    }?;
+    let psnr = picture::psnr(&original, &canvas);
+    progress.busy("write");
+    let mut receipt = output::receipt(&model, &name);
+    receipt.insert("width".into(), json!(width));
+    receipt.insert("height".into(), json!(height));
+    let description = format!("reconstruction by {}", model.arch.name);
+    let bytes = output::write(&args.out, &canvas, description, receipt, cancel)?;
+    progress.leave();
+    let took = began.elapsed();
+    progress.json(&Finished {
+        out: &args.out,
+        bytes,
+        psnr: psnr.is_finite().then_some(psnr),
+        seconds: took.as_secs_f64(),
+    });
+    progress.result(&format!(
+        "{}  {width} x {height}  PSNR {psnr:.2} dB  {}  {}\n",
+        args.out.display(),
+        text::bytes(bytes),
+        text::seconds(took)
+    ))
+}

@@ -1,0 +1,60 @@
+//! Numbers for people.
+
+use std::time::Duration;
+
+/// `value` with three significant digits and a decimal prefix: 1.23 G.
+pub(super) fn scaled(value: f64) -> String {
+    let prefixes = ["", " k", " M", " G", " T", " P"];
+    let mut value = value;
+    let mut at = 0;
+    while value >= 999.5 && at + 1 < prefixes.len() {
+        value /= 1000.0;
+        at += 1;
+    }
+    let digits = match value {
+        _ if at == 0 && value.fract() == 0.0 => 0,
+        v if v < 9.995 => 2,
+        v if v < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$}{}", prefixes[at])
+}
+
+/// Bytes: `4.19 MB`.
+pub(super) fn bytes(count: u64) -> String {
+    let number = scaled(count as f64);
+    if number.contains(' ') { format!("{number}B") } else { format!("{number} B") }
+}
+
+/// Floating-point operations: `48.1 GFLOP`.
+pub(super) fn flops(count: u64) -> String {
+    let number = scaled(count as f64);
+    if number.contains(' ') { format!("{number}FLOP") } else { format!("{number} FLOP") }
+}
+
+/// A time: `0.8 s`, `21.3 s`, `3 min 12 s`.
+pub(super) fn seconds(time: Duration) -> String {
+    let s = time.as_secs_f64();
+    if s < 99.95 { format!("{s:.1} s") } else { format!("{} min {} s", time.as_secs() / 60, time.as_secs() % 60) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits_and_a_prefix() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1000), "1.00 kB");
+        assert_eq!(bytes(4_194_304), "4.19 MB");
+        assert_eq!(flops(999_900_000), "1.00 GFLOP");
+        assert_eq!(flops(48_060_000_000), "48.1 GFLOP");
+    }
+
+    #[test]
+    fn times_are_in_seconds_until_they_are_long() {
+        assert_eq!(seconds(Duration::from_millis(21_340)), "21.3 s");
+        assert_eq!(seconds(Duration::from_secs(192)), "3 min 12 s");
+    }
+}

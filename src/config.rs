@@ -1,0 +1,110 @@
+//! Settings of the process: defaults < environment < flags. The environment is read here, once, and nowhere else.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Most threads that `TESSERA_THREADS` and `--threads` accept.
+pub const MAX_THREADS: usize = 1024;
+
+/// What the environment says; flags take precedence over it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// `TESSERA_MODEL`: checkpoint to use in place of the embedded one.
+    pub model: Option<PathBuf>,
+    /// `TESSERA_DEVICE`: `auto`, `cpu`, `gpu` or `gpu:N`.
+    pub device: Option<String>,
+    /// `TESSERA_THREADS`: threads of the native CPU path.
+    pub threads: Option<usize>,
+    /// `TESSERA_LOG`: filter of the log, such as `info` or `tessera=debug`.
+    pub log: Option<String>,
+}
+
+impl Config {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] naming the variable whose value can't be used.
+    pub fn from_env() -> Result<Self> {
+        Self::from_vars(|name| std::env::var_os(name))
+    }
+
+    /// Reads variables through `var`; an empty one counts as absent.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] naming the variable whose value can't be used.
+    pub fn from_vars(var: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
+        let set = |name: &str| var(name).filter(|value| !value.is_empty());
+        let text = |name: &str| match set(name).map(OsString::into_string) {
+            None => Ok(None),
+            Some(Ok(value)) => Ok(Some(value)),
+            Some(Err(value)) => Err(Error::invalid(format!("{name} is {value:?}, not text"))),
+        };
+        let threads = match text("TESSERA_THREADS")? {
+            None => None,
+            Some(value) => Some(parse_threads(&value).map_err(|message| {
+                Error::invalid(format!("TESSERA_THREADS: {message}"))
+            })?),
+        };
+        Ok(Self {
+            model: set("TESSERA_MODEL").map(PathBuf::from),
+            device: text("TESSERA_DEVICE")?,
+            threads,
+            log: text("TESSERA_LOG")?,
+        })
+    }
+}
+
+/// A number of threads, from 1 to [`MAX_THREADS`].
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn parse_threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if (1..=MAX_THREADS).contains(&threads) => Ok(threads),
+        _ => Err(format!("{text} is not a number of threads from 1 to {MAX_THREADS}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(vars: &[(&str, &str)]) -> Result<Config> {
+        Config::from_vars(|name| {
+            vars.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+        })
+    }
+
+    #[test]
+    fn every_variable_reaches_its_setting() {
+        let vars = [
+            ("TESSERA_MODEL", "a.safetensors"),
+            ("TESSERA_DEVICE", "cpu"),
+            ("TESSERA_THREADS", "3"),
+            ("TESSERA_LOG", "info"),
+        ];
+        let expected = Config {
+            model: Some("a.safetensors".into()),
+            device: Some("cpu".into()),
+            threads: Some(3),
+            log: Some("info".into()),
+        };
+        assert_eq!(config(&vars).ok(), Some(expected));
+    }
+
+    #[test]
+    fn an_empty_variable_is_an_absent_one() {
+        let vars = [("TESSERA_MODEL", ""), ("TESSERA_THREADS", "")];
+        assert_eq!(config(&vars).ok(), Some(Config::default()));
+    }
+
+    #[test]
+    fn a_bad_number_of_threads_is_named_with_its_limit() {
+        for value in ["0", "1025", "two", "-1"] {
+            let message = config(&[("TESSERA_THREADS", value)]).map_err(|e| e.to_string());
+            let message = message.err().unwrap_or_default();
+            assert!(message.contains("TESSERA_THREADS") && message.contains("1024"), "{message}");
+        }
+    }
+}

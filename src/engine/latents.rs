@@ -1,0 +1,104 @@
+//! Files of latents: safetensors with one F32 tensor `latent.<l>` [rows, columns, channels] per level, finest first, as
+//! the decoder takes them (not normalised), and in the metadata the picture's size and the model they belong to.
+
+use std::{collections::BTreeMap, path::Path};
+
+use crate::{
+    engine::plan::{MAX_EXTENT, latent_shapes},
+    error::{Error, Result},
+    image_out::AtomicFile,
+    model::{
+        checkpoint::Checkpoint,
+        safetensors::{self, Metadata, Reader},
+        sampler::Latent,
+    },
+    ops::Shape,
+};
+
+/// Value of `format` in the metadata.
+const FORMAT: &str = "tessera-latents";
+
+/// The latents of one picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentFile {
+    /// Width of the picture, which the grids may reach past.
+    pub width: usize,
+    /// Height of the picture.
+    pub height: usize,
+    /// Latents, finest first, not normalised.
+    pub latents: Vec<Latent>,
+}
+
+impl LatentFile {
+    /// Writes the file: whole, or not at all.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Io`] when it can't be written.
+    pub fn write(&self, path: &Path, model: &Checkpoint) -> Result<()> {
+        let metadata: Metadata = [
+            ("format", FORMAT.to_owned()),
+            ("width", self.width.to_string()),
+            ("height", self.height.to_string()),
+            ("model", model.arch.name.clone()),
+            ("model_sha256", model.sha256.clone()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        let names: Vec<_> = (0..self.latents.len()).map(name).collect();
+        let shapes: Vec<_> = self.latents.iter().map(|latent| extents(latent.shape)).collect();
+        let tensors: Vec<_> = (names.iter().zip(&shapes).zip(&self.latents))
+            .map(|((name, shape), latent)| (name.as_str(), shape.as_slice(), latent.data.as_slice()))
+            .collect();
+        let mut file = AtomicFile::create(path)?;
+        safetensors::write(&mut file, &tensors, &metadata)?;
+        file.commit()
+    }
+
+    /// Reads a file of latents that fit `model`.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Io`] when it can't be opened; [`crate::error::Kind::InvalidModel`] when it is damaged, of
+    /// another kind, or its latents are not those of the model.
+    pub fn read(path: &Path, model: &Checkpoint) -> Result<Self> {
+        let bad = |why: String| Error::model(format!("{}: {why}", path.display()));
+        let within = |e: Error| Error::new(e.kind(), path.display().to_string()).with_source(e);
+        let reader = Reader::open(path).map_err(within)?;
+        let field = |name: &str| reader.metadata().get(name).map_or("missing", String::as_str);
+        if field("format") != FORMAT {
+            return Err(bad(format!("metadata format is {}, not {FORMAT}", field("format"))));
+        }
+        let side = |name| match field(name).parse() {
+            Ok(side) if (1..=MAX_EXTENT).contains(&side) => Ok(side),
+            _ => Err(bad(format!("{name} is {}, not from 1 to {MAX_EXTENT}", field(name)))),
+        };
+        let (width, height) = (side("width")?, side("height")?);
+        let factor = model.arch.coarsest_factor();
+        let padded = (width.next_multiple_of(factor), height.next_multiple_of(factor));
+        let expected = latent_shapes(&model.arch, padded.0, padded.1);
+        // Shapes are compared before the values are read: a file of another shape costs no memory.
+        let found: BTreeMap<String, Vec<usize>> =
+            reader.shapes().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect();
+        let wanted: BTreeMap<String, Vec<usize>> =
+            expected.iter().enumerate().map(|(l, &s)| (name(l), extents(s).to_vec())).collect();
+        if found != wanted {
+            let arch = &model.arch.name;
+            return Err(bad(format!("has latents {found:?}, {arch} needs {wanted:?}")));
+        }
+        let mut tensors = reader.read().map_err(within)?.tensors;
+        let latents = expected.into_iter().enumerate().map(|(l, shape)| {
+            let param = tensors.remove(&name(l));
+            param
+                .map(|param| Latent { shape, data: param.data })
+                .ok_or_else(|| bad(format!("{} is missing", name(l))))
+        });
+        Ok(Self { width, height, latents: latents.collect::<Result<_>>()? })
+    }
+}
+
+fn name(level: usize) -> String {
+    format!("latent.{level}")
+}
+
+fn extents(shape: Shape) -> [usize; 3] {
+    [shape.h, shape.w, shape.c]
+}

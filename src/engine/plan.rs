@@ -1,0 +1,292 @@
+//! The plan of one image: everything that follows from what was asked for and the architecture, before any arithmetic.
+//!
+//! A [`Plan`] that exists can be carried out: impossible sizes, step counts and tiles are refused here, with the number
+//! that was wrong, its limit and the nearest number that would do.
+
+use crate::{
+    error::{Error, Result},
+    exec::trace,
+    image_out::Bits,
+    model::{arch::Arch, decoder, sampler::Method, schedule::Schedule},
+    ops::{Shape, Window},
+};
+
+/// Largest width or height of a generated picture, in pixels.
+pub const MAX_EXTENT: usize = 16384;
+/// Largest number of denoising steps.
+pub const MAX_STEPS: usize = 1000;
+/// Smallest side of a decoded tile, in pixels.
+pub const MIN_TILE: usize = 64;
+/// Largest side of a decoded tile, in pixels.
+pub const MAX_TILE: usize = 1024;
+
+/// How the decoder's local stage is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TileSize {
+    /// Squares of this many pixels a side, from [`MIN_TILE`] to [`MAX_TILE`]; those at the far edges may be smaller.
+    Pixels(usize),
+    /// The whole picture at once.
+    Whole,
+}
+
+impl TileSize {
+    /// Refuses a side that is out of range.
+    fn check(self) -> Result<()> {
+        match self {
+            Self::Pixels(tile) if !(MIN_TILE..=MAX_TILE).contains(&tile) => {
+                let nearest = tile.clamp(MIN_TILE, MAX_TILE);
+                Err(Error::invalid(format!(
+                    "tile is {tile}, which is not from {MIN_TILE} to {MAX_TILE} pixels (nearest: {nearest}) or whole"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What is asked for: one picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// Key of the noise; the same seed gives the same picture.
+    pub seed: u64,
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Denoising steps, 1 to [`MAX_STEPS`].
+    pub steps: usize,
+    /// Sampler.
+    pub method: Method,
+    /// Cutting of the local stage.
+    pub tile: TileSize,
+    /// Bits of a sample.
+    pub bits: Bits,
+}
+
+impl Spec {
+    /// The defaults for a model: its trained size, 25 steps of DPM-Solver++(2M), tiles of 512 pixels, 8 bits.
+    pub fn new(arch: &Arch, seed: u64) -> Self {
+        Self {
+            seed,
+            width: arch.width,
+            height: arch.height,
+            steps: 25,
+            method: Method::Dpmpp,
+            tile: TileSize::Pixels(512),
+            bits: Bits::Eight,
+        }
+    }
+}
+
+/// A rectangle of a picture, in its pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Rect {
+    /// First column.
+    pub x: usize,
+    /// First row.
+    pub y: usize,
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+}
+
+/// One tile of the local stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Place among the columns of tiles.
+    pub column: usize,
+    /// Place among the rows of tiles.
+    pub row: usize,
+    /// Pixels of the picture that it decodes.
+    pub rect: Rect,
+    /// What it reads of the global stage's output: the rectangle on the finest latent's grid with the halo around it,
+    /// cut at the edges of the grid.
+    pub window: Window,
+}
+
+/// How a picture's grid is cut into tiles.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// Width of the picture.
+    pub width: usize,
+    /// Height of the picture.
+    pub height: usize,
+    /// Tiles, row by row.
+    pub tiles: Vec<Tile>,
+    /// Columns of tiles.
+    pub columns: usize,
+    /// Rows of tiles.
+    pub rows: usize,
+    /// Halo in pixels of the finest latent's grid.
+    pub halo: usize,
+}
+
+impl Tiling {
+    /// Cuts `width` x `height` pixels decoded from `arch`'s finest grid, which may reach past them.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] when the tile's side is out of range.
+    pub fn new(arch: &Arch, width: usize, height: usize, tile: TileSize) -> Result<Self> {
+        tile.check()?;
+        let (side_x, side_y) = match tile {
+            TileSize::Pixels(side) => (side, side),
+            TileSize::Whole => (width, height),
+        };
+        let halo = trace::halo(arch)?;
+        let factor = arch.finest_factor();
+        let coarsest = arch.coarsest_factor();
+        let padded = |extent: usize| extent.next_multiple_of(coarsest) / factor;
+        let (columns, rows) = (width.div_ceil(side_x), height.div_ceil(side_y));
+        let span = |index: usize, side: usize, extent: usize, grid: usize| {
+            let start = index * side;
+            let end = (start + side).min(extent);
+            let first = (start / factor).saturating_sub(halo);
+            let last = (end.div_ceil(factor) + halo).min(grid);
+            (start, end - start, first, last - first)
+        };
+        let mut tiles = Vec::with_capacity(columns * rows);
+        for row in 0..rows {
+            let (y, h, window_y, window_h) = span(row, side_y, height, padded(height));
+            for column in 0..columns {
+                let (x, w, window_x, window_w) = span(column, side_x, width, padded(width));
+                tiles.push(Tile {
+                    column,
+                    row,
+                    rect: Rect { x, y, width: w, height: h },
+                    window: Window { y: window_y, x: window_x, h: window_h, w: window_w },
+                });
+            }
+        }
+        Ok(Self { width, height, tiles, columns, rows, halo })
+    }
+
+    /// The largest window of any tile, (rows, columns) of the finest latent's grid: what sets the local stage's memory.
+    pub fn largest_window(&self) -> (usize, usize) {
+        let rows = self.tiles.iter().map(|t| t.window.h).max().unwrap_or(0);
+        let columns = self.tiles.iter().map(|t| t.window.w).max().unwrap_or(0);
+        (rows, columns)
+    }
+}
+
+/// All that is settled about an image before its first step.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What was asked for.
+    pub spec: Spec,
+    /// Shape of every level's latent, finest first.
+    pub latents: Vec<Shape>,
+    /// Sigma of every step and level.
+    pub schedule: Schedule,
+    /// Tiles of the local stage.
+    pub tiling: Tiling,
+    /// Bytes of the decoded picture in the arena.
+    pub arena_bytes: u64,
+    /// Estimate of the most memory that tensors and weights take at one time, in bytes.
+    pub peak_bytes: u64,
+    /// Floating-point operations of the whole image.
+    pub flops: u64,
+    /// What the caller should know though nothing is wrong.
+    pub notices: Vec<String>,
+}
+
+impl Plan {
+    /// Plans `spec` for a model.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] naming field, value, limit and the nearest value that would do.
+    pub fn new(spec: Spec, arch: &Arch) -> Result<Self> {
+        check_extent("width", spec.width, arch)?;
+        check_extent("height", spec.height, arch)?;
+        if !(1..=MAX_STEPS).contains(&spec.steps) {
+            let nearest = spec.steps.clamp(1, MAX_STEPS);
+            return Err(Error::invalid(format!(
+                "steps is {}, which is not from 1 to {MAX_STEPS} (nearest: {nearest})",
+                spec.steps
+            )));
+        }
+        let tiling = Tiling::new(arch, spec.width, spec.height, spec.tile)?;
+        let latents = latent_shapes(arch, spec.width, spec.height);
+        let schedule = Schedule::new(&arch.noise, spec.steps);
+
+        let unet = trace::unet_cost(arch, spec.width, spec.height)?;
+        let decode = decode_cost(arch, &tiling)?;
+        let params = trace::params(arch)?;
+        let values: usize = params.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        let samples = 3 * spec.width as u64 * spec.height as u64;
+        let evaluations = schedule.evaluations(spec.method) as u64;
+
+        let mut notices = Vec::new();
+        if (spec.width, spec.height) != (arch.width, arch.height) {
+            notices.push(format!(
+                "{} was trained for {}x{}; {}x{} works, but may repeat or stretch what it has learned",
+                arch.name, arch.width, arch.height, spec.width, spec.height
+            ));
+        }
+        Ok(Self {
+            latents,
+            schedule,
+            arena_bytes: samples * spec.bits.sample_len() as u64,
+            peak_bytes: 4 * values as u64 + unet.peak_bytes.max(decode.peak_bytes),
+            flops: evaluations * unet.flops + decode.flops,
+            notices,
+            tiling,
+            spec,
+        })
+    }
+}
+
+/// Cost of decoding one picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeCost {
+    /// Floating-point operations, halos included.
+    pub flops: u64,
+    /// Most bytes of tensors at one time.
+    pub peak_bytes: u64,
+}
+
+/// What the global stage and the tiles of `tiling` cost together.
+///
+/// # Errors
+/// When the decoder can't be traced for this size.
+pub fn decode_cost(arch: &Arch, tiling: &Tiling) -> Result<DecodeCost> {
+    let coarsest = arch.coarsest_factor();
+    let (width, height) =
+        (tiling.width.next_multiple_of(coarsest), tiling.height.next_multiple_of(coarsest));
+    let global = trace::global_cost(arch, width, height)?;
+    // A picture has at most nine different windows: corners, edges and the middle.
+    let mut windows = std::collections::HashMap::new();
+    for tile in &tiling.tiles {
+        *windows.entry((tile.window.h, tile.window.w)).or_insert(0u64) += 1;
+    }
+    // The global stage's output stays: features and RGB stream on the finest latent's grid.
+    let stage = arch.decoder.stages[decoder::local_stages(arch)];
+    let grid = (width / arch.finest_factor()) * (height / arch.finest_factor());
+    let kept = 4 * (grid * (stage.channels + 3)) as u64;
+    let mut cost = DecodeCost { flops: global.flops, peak_bytes: global.peak_bytes };
+    for ((rows, columns), count) in windows {
+        let local = trace::local_cost(arch, rows, columns)?;
+        cost.flops += count * local.flops;
+        cost.peak_bytes = cost.peak_bytes.max(kept + local.peak_bytes);
+    }
+    Ok(cost)
+}
+
+/// Shape of every level's latent for a picture of `width` x `height` pixels, finest first.
+pub fn latent_shapes(arch: &Arch, width: usize, height: usize) -> Vec<Shape> {
+    let grids = arch.grids(width, height);
+    grids.iter().zip(&arch.levels).map(|(&(h, w), level)| Shape::new(1, h, w, level.channels)).collect()
+}
+
+/// Refuses a side of the picture that is not a multiple of the coarsest factor up to [`MAX_EXTENT`].
+fn check_extent(field: &str, value: usize, arch: &Arch) -> Result<()> {
+    let factor = arch.coarsest_factor();
+    let most = MAX_EXTENT / factor * factor;
+    if value > 0 && value <= most && value % factor == 0 {
+        return Ok(());
+    }
+    let nearest = (value.min(most).saturating_add(factor / 2) / factor * factor).clamp(factor, most);
+    Err(Error::invalid(format!(
+        "{field} is {value}, which is not a multiple of {factor} from {factor} to {most} pixels (nearest: {nearest})"
+    )))
+}

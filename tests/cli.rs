@@ -1,0 +1,477 @@
+//! The command line as a user meets it: results, progress, exit codes, and what every bad input is told.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// The command, on the CPU, with the model `net-a` and without this process's settings.
+fn tessera() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
+    for name in ["TESSERA_DEVICE", "TESSERA_THREADS", "TESSERA_LOG"] {
+        command.env_remove(name);
+    }
+    command.env("TESSERA_MODEL", fixture("net-a.safetensors")).env("TESSERA_DEVICE", "cpu");
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn run(dir: &Path, args: &[&str]) -> Output {
+    tessera().current_dir(dir).args(args).output().unwrap()
+}
+
+/// Runs what must succeed; gives standard output.
+fn succeeds(dir: &Path, args: &[&str]) -> String {
+    let output = run(dir, args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Runs what must be refused as bad input, with every one of `words` in the message, leaving `dir` as it was.
+fn refused(dir: &Path, args: &[&str], words: &[&str]) {
+    let before = names(dir);
+    let output = run(dir, args);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
+    for word in words {
+        assert!(message.contains(word), "{args:?} should say {word:?}: {message}");
+    }
+    assert_eq!(names(dir), before, "{args:?} left something behind");
+}
+
+/// Everything in `dir`, hidden files too.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn events(stdout: &str) -> Vec<Value> {
+    stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+}
+
+fn of_kind<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    events.iter().filter(|e| e["event"] == kind).collect()
+}
+
+fn pixels(path: &Path) -> image::RgbImage {
+    image::open(path).unwrap().into_rgb8()
+}
+
+const SMALL: [&str; 5] = ["generate", "--size", "64x48", "--steps", "3"];
+
+fn small<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&SMALL[..], more].concat()
+}
+
+#[test]
+fn generate_writes_a_picture_of_the_size_asked_for_and_says_so() {
+    let dir = TempDir::new().unwrap();
+    let stdout = succeeds(dir.path(), &small(&["--seed", "7", "--out", "a.tiff"]));
+    assert!(stdout.contains("a.tiff") && stdout.contains("64 x 48"), "{stdout}");
+    assert_eq!(pixels(&dir.path().join("a.tiff")).dimensions(), (64, 48));
+    assert_eq!(names(dir.path()), ["a.tiff"]);
+}
+
+#[test]
+fn without_out_the_file_is_named_after_the_seed() {
+    let dir = TempDir::new().unwrap();
+    succeeds(dir.path(), &small(&["--seed", "12"]));
+    assert_eq!(names(dir.path()), ["tessera-12.tiff"]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_picture_and_another_seed_another() {
+    let dir = TempDir::new().unwrap();
+    let picture = |name: &str, args: &[&str]| {
+        succeeds(dir.path(), &small(&[args, &["--out", name]].concat()));
+        pixels(&dir.path().join(name))
+    };
+    let first = picture("a.png", &["--seed", "7", "--threads", "1"]);
+    assert!(first == picture("b.tiff", &["--seed", "7", "--threads", "2"]));
+    assert!(first != picture("c.png", &["--seed", "8"]));
+    assert!(first != picture("d.png", &["--seed", "7", "--sampler", "heun"]));
+}
+
+#[test]
+fn sixteen_bits_are_written_as_such_and_agree_with_eight() {
+    let dir = TempDir::new().unwrap();
+    for (bits, name) in [("8", "8.png"), ("16", "16.png"), ("16", "16.tiff")] {
+        succeeds(dir.path(), &small(&["--bits", bits, "--out", name]));
+    }
+    let eight = pixels(&dir.path().join("8.png"));
+    for name in ["16.png", "16.tiff"] {
+        let sixteen = image::open(dir.path().join(name)).unwrap();
+        assert_eq!(sixteen.color(), image::ColorType::Rgb16);
+        for (a, b) in eight.iter().zip(sixteen.into_rgb16().iter()) {
+            assert!((f64::from(*a) - f64::from(*b) / 257.0).abs() <= 0.5 + 1e-6);
+        }
+    }
+}
+
+#[test]
+fn a_batch_is_numbered_and_its_pictures_are_those_of_its_seeds() {
+    let dir = TempDir::new().unwrap();
+    succeeds(dir.path(), &small(&["--seed", "5", "--count", "3", "--out", "out.png"]));
+    assert_eq!(names(dir.path()), ["out-0001.png", "out-0002.png", "out-0003.png"]);
+    succeeds(dir.path(), &small(&["--seed", "7", "--out", "single.png"]));
+    assert!(pixels(&dir.path().join("out-0003.png")) == pixels(&dir.path().join("single.png")));
+}
+
+#[test]
+fn json_events_are_complete_numbered_and_alone_on_standard_output() {
+    let dir = TempDir::new().unwrap();
+    let args = small(&["--tile", "64", "--seed", "9", "--json", "--out", "a.tiff"]);
+    let events = events(&succeeds(dir.path(), &args));
+    for (i, event) in events.iter().enumerate() {
+        assert_eq!(event["sequence"], i + 1);
+    }
+    assert_eq!(events[0]["event"], "started");
+    assert_eq!(events[0]["seed"], 9);
+    assert_eq!(events[0]["model_sha256"].as_str().unwrap().len(), 64);
+    // Another size than the trained one works, and is said.
+    assert!(of_kind(&events, "notice")[0]["message"].as_str().unwrap().contains("96x64"));
+    let steps: Vec<_> = of_kind(&events, "step").iter().map(|e| e["step"].as_u64()).collect();
+    assert_eq!(steps, [Some(1), Some(2), Some(3)]);
+    let mut levels: Vec<_> =
+        of_kind(&events, "settled").iter().map(|e| e["level"].as_u64().unwrap()).collect();
+    levels.sort_unstable();
+    assert_eq!(levels, [0, 1, 2]);
+    let tiles = of_kind(&events, "tile");
+    assert_eq!(tiles.len(), 1);
+    assert_eq!((&tiles[0]["width"], &tiles[0]["height"]), (&64.into(), &48.into()));
+    let last = events.last().unwrap();
+    assert_eq!(last["event"], "finished");
+    assert_eq!(last["bytes"], fs::metadata(dir.path().join("a.tiff")).unwrap().len());
+}
+
+#[test]
+fn the_file_says_what_it_was_made_from() {
+    let dir = TempDir::new().unwrap();
+    let args = small(&["--seed", "41", "--sampler", "ddim", "--json", "--out", "a.tiff"]);
+    let events = events(&succeeds(dir.path(), &args));
+    let file = fs::read(dir.path().join("a.tiff")).unwrap();
+    let file = String::from_utf8_lossy(&file);
+    let hash = events[0]["model_sha256"].as_str().unwrap();
+    for entry in ["<t:seed>41<", "<t:steps>3<", "<t:sampler>ddim<", hash, env!("CARGO_PKG_VERSION")] {
+        assert!(file.contains(entry), "{entry}");
+    }
+}
+
+#[test]
+fn away_from_a_terminal_progress_is_plain_lines_on_standard_error() {
+    let dir = TempDir::new().unwrap();
+    let output = run(dir.path(), &small(&["--out", "a.tiff"]));
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(!stderr.contains(['\x1b', '\r']) && !stdout.contains(['\x1b', '\r']), "{stderr}");
+    assert!(stderr.contains("denoise") && stderr.contains("decode"), "{stderr}");
+    assert!(stderr.lines().count() < 10, "{stderr}");
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+}
+
+#[test]
+fn flags_take_precedence_over_the_environment() {
+    let dir = TempDir::new().unwrap();
+    let mut command = tessera();
+    command.current_dir(dir.path()).env("TESSERA_MODEL", "missing").env("TESSERA_DEVICE", "none");
+    command.args(["generate", "--steps", "1", "--size", "32x32", "--device", "cpu", "--model"]);
+    let output = command.arg(fixture("net-c.safetensors")).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for (name, value) in
+        [("TESSERA_DEVICE", "none"), ("TESSERA_THREADS", "0"), ("TESSERA_LOG", "a=b=c")]
+    {
+        let mut command = tessera();
+        command.current_dir(dir.path()).env(name, value);
+        let output = command.args(small(&[])).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains(name), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn impossible_numbers_are_refused_with_field_value_limit_and_nearest() {
+    let dir = TempDir::new().unwrap();
+    let largest_seed = u64::MAX.to_string();
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--size", "0x64"], &["width", "0", "16384", "nearest: 16"]),
+        (&["--size", "64x0"], &["height", "0", "16384", "nearest: 16"]),
+        (&["--size", "100x64"], &["width", "100", "multiple of 16", "nearest: 96"]),
+        (&["--size", "64x16400"], &["height", "16400", "16384", "nearest: 16384"]),
+        (&["--size", "18446744073709551615x16"], &["width", "16384"]),
+        (&["--size", "64"], &["64", "2048x1024"]),
+        (&["--size", "-64x64"], &["64"]),
+        (&["--steps", "0"], &["steps", "0", "1000", "nearest: 1"]),
+        (&["--steps", "1001"], &["steps", "1001", "nearest: 1000"]),
+        (&["--steps", "many"], &["steps", "many"]),
+        (&["--tile", "0"], &["tile", "0", "64", "1024", "nearest: 64"]),
+        (&["--tile", "63"], &["tile", "63", "64", "1024", "nearest: 64"]),
+        (&["--tile", "1025"], &["tile", "1025", "nearest: 1024"]),
+        (&["--tile", "half"], &["tile", "half", "whole"]),
+        (&["--bits", "12"], &["bits", "12", "8 or 16"]),
+        (&["--count", "0"], &["count", "0", "9999"]),
+        (&["--count", "10000"], &["count", "10000", "9999"]),
+        (&["--seed", &largest_seed, "--count", "2"], &["seed", &largest_seed]),
+        (&["--seed", "-1"], &["seed"]),
+        (&["--sampler", "euler"], &["sampler", "euler", "heun", "dpmpp", "ddim"]),
+        (&["--device", "gpu:x"], &["device", "gpu:x", "gpu:N"]),
+        (&["--threads", "0"], &["threads", "0", "1024"]),
+    ];
+    for (args, words) in cases {
+        refused(dir.path(), &[&["generate", "--out", "a.tiff"], *args].concat(), words);
+    }
+}
+
+#[test]
+fn an_output_that_can_not_be_written_is_refused_before_the_work() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    fs::create_dir(dir.path().join("directory.tiff")).unwrap();
+    let mut cases = vec![
+        ("a.jpeg", "a.jpeg"),
+        ("a", "must end in"),
+        ("missing/a.tiff", "does not exist"),
+        ("file/a.tiff", "out"),
+        ("directory.tiff", "is a directory"),
+    ];
+    if cfg!(target_os = "linux") {
+        // Nobody, root included, can make a file here.
+        cases.push(("/proc/a.tiff", "/proc"));
+    }
+    for (out, word) in cases {
+        refused(dir.path(), &small(&["--out", out]), &[word]);
+        refused(dir.path(), &["reconstruct", "file", out], &[word]);
+    }
+}
+
+#[test]
+fn a_batch_checks_every_output_before_the_first_picture() {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("a-0002.tiff")).unwrap();
+    refused(dir.path(), &small(&["--count", "2", "--out", "a.tiff"]), &["a-0002.tiff"]);
+}
+
+/// Runs the command where no file can grow past `blocks` of 512 bytes, as on a disk that is full.
+#[cfg(unix)]
+fn on_a_full_disk(dir: &Path, blocks: usize, args: &[&str]) -> Output {
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+    let template = tessera();
+    let mut command = Command::new("/bin/sh");
+    for (name, value) in template.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.current_dir(dir).arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_tessera")).args(args);
+    command.output().unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_an_error_that_leaves_nothing_behind() {
+    let dir = TempDir::new().unwrap();
+    // 64 x 48 pixels need 9216 bytes of working space, more than the first limit; 16 x 16 need 768, which fits the
+    // second, but the file with its profile and its metadata does not.
+    for (blocks, size) in [(8, "64x48"), (2, "16x16")] {
+        for out in ["a.tiff", "a.png"] {
+            let args = ["generate", "--steps", "1", "--size", size, "--out", out];
+            let output = on_a_full_disk(dir.path(), blocks, &args);
+            let message = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{size} {out}: {message}");
+            assert!(message.contains("can't"), "{message}");
+            assert_eq!(names(dir.path()), [""; 0], "{size} {out}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_was_there_survives_a_failure_and_is_replaced_by_a_success() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.png");
+    fs::write(&path, "before").unwrap();
+    refused(dir.path(), &small(&["--tile", "1", "--out", "a.png"]), &["tile"]);
+    assert_eq!(fs::read(&path).unwrap(), b"before");
+    succeeds(dir.path(), &small(&["--out", "a.png"]));
+    assert_eq!(pixels(&path).dimensions(), (64, 48));
+}
+
+/// A checkpoint with its header changed.
+fn changed(name: &str, change: impl FnOnce(&mut Value)) -> Vec<u8> {
+    let file = fs::read(fixture(name)).unwrap();
+    let end = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&file[8..end]).unwrap();
+    change(&mut header);
+    let mut header = header.to_string();
+    while header.len() % 8 != 0 {
+        header.push(' ');
+    }
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &file[end..]].concat()
+}
+
+#[test]
+fn a_checkpoint_that_is_missing_truncated_or_mismatched_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let whole = fs::read(fixture("net-a.safetensors")).unwrap();
+    let rename = |header: &mut Value| {
+        let header = header.as_object_mut().unwrap();
+        let tensor = header.remove("unet.enter.weight").unwrap();
+        header.insert("unet.entry.weight".into(), tensor);
+    };
+    let widen = |header: &mut Value| {
+        let arch = header["__metadata__"]["arch"].as_str().unwrap();
+        let arch = arch.replace("\"embedding\":8", "\"embedding\":10");
+        header["__metadata__"]["arch"] = arch.into();
+    };
+    let mut lying = whole.clone();
+    lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    let mut nan = whole.clone();
+    let last = nan.len() - 4;
+    nan[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let cases: [(&str, Vec<u8>, &str); 7] = [
+        ("empty", Vec::new(), "empty"),
+        ("truncated", whole[..whole.len() / 2].to_vec(), "truncated"),
+        ("picture", b"\x89PNG\r\n\x1a\n a picture, not weights".to_vec(), "picture"),
+        ("lying", lying, "18446744073709551615"),
+        ("renamed", changed("net-a.safetensors", rename), "unet.ent"),
+        ("widened", changed("net-a.safetensors", widen), "shape"),
+        ("nan", nan, "NaN"),
+    ];
+    for (name, bytes, word) in cases {
+        fs::write(dir.path().join(name), bytes).unwrap();
+        refused(dir.path(), &small(&["--model", name]), &[word]);
+        refused(dir.path(), &["inspect", name], &[word]);
+    }
+    refused(dir.path(), &small(&["--model", "missing"]), &["model", "missing"]);
+    refused(dir.path(), &small(&["--model", "."]), &["model"]);
+}
+
+#[test]
+fn a_picture_that_can_not_be_read_is_refused() {
+    let dir = TempDir::new().unwrap();
+    succeeds(dir.path(), &small(&["--out", "whole.png"]));
+    let whole = fs::read(dir.path().join("whole.png")).unwrap();
+    fs::write(dir.path().join("half.png"), &whole[..whole.len() / 2]).unwrap();
+    fs::write(dir.path().join("words.jpg"), "not a picture").unwrap();
+    fs::write(dir.path().join("empty.tiff"), "").unwrap();
+    for name in ["half.png", "words.jpg", "empty.tiff", "missing.png", "."] {
+        refused(dir.path(), &["reconstruct", name, "out.png"], &[name]);
+        refused(dir.path(), &["encode", name, "out.safetensors"], &[name]);
+    }
+}
+
+#[test]
+fn reconstruct_keeps_odd_sizes_and_prints_the_psnr() {
+    let dir = TempDir::new().unwrap();
+    let picture = image::RgbImage::from_fn(53, 37, |x, y| image::Rgb([(x * 4) as u8, (y * 6) as u8, 99]));
+    picture.save(dir.path().join("in.png")).unwrap();
+    let stdout = succeeds(dir.path(), &["reconstruct", "in.png", "out.png"]);
+    let out = pixels(&dir.path().join("out.png"));
+    assert_eq!(out.dimensions(), (53, 37));
+    let error: f64 = picture.iter().zip(out.iter()).map(|(&a, &b)| {
+        (f64::from(a) - f64::from(b)).powi(2)
+    }).sum();
+    let psnr = 10.0 * (255.0 * 255.0 * picture.len() as f64 / error).log10();
+    assert!(stdout.contains(&format!("PSNR {psnr:.2} dB")), "{psnr}: {stdout}");
+}
+
+#[test]
+fn encode_then_decode_is_reconstruct() {
+    let dir = TempDir::new().unwrap();
+    let picture = image::RgbImage::from_fn(70, 45, |x, y| image::Rgb([(x * 3) as u8, 7, (y * 5) as u8]));
+    picture.save(dir.path().join("in.png")).unwrap();
+    succeeds(dir.path(), &["reconstruct", "in.png", "one.png"]);
+    succeeds(dir.path(), &["encode", "in.png", "latents.safetensors"]);
+    succeeds(dir.path(), &["decode", "latents.safetensors", "two.png", "--tile", "64"]);
+    assert!(pixels(&dir.path().join("one.png")) == pixels(&dir.path().join("two.png")));
+    // Latents of one model do not fit another.
+    let other = fixture("net-b.safetensors");
+    let args = ["decode", "latents.safetensors", "b.png", "--model", other.to_str().unwrap()];
+    refused(dir.path(), &args, &["latent"]);
+    refused(dir.path(), &["decode", "in.png", "c.png"], &["in.png"]);
+    refused(dir.path(), &["decode", "missing", "c.png"], &["missing"]);
+    let weights = fixture("net-a.safetensors");
+    refused(dir.path(), &["decode", weights.to_str().unwrap(), "c.png"], &["latents"]);
+}
+
+#[test]
+fn inspect_counts_what_the_file_holds() {
+    let dir = TempDir::new().unwrap();
+    let path = fixture("net-a.safetensors");
+    let path = path.to_str().unwrap();
+    let report = events(&succeeds(dir.path(), &["inspect", path, "--json"])).remove(0);
+    let file = fs::read(path).unwrap();
+    let data = file.len() - 8 - u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    assert_eq!(report["parameters"], data / 4, "the fixture is f32");
+    assert_eq!(report["levels"].as_array().unwrap().len(), 3);
+    assert!(report["step_flops"].as_u64().unwrap() > 0 && report["halo"].as_u64().unwrap() > 0);
+    let table = succeeds(dir.path(), &["inspect", path]);
+    assert!(table.contains(report["sha256"].as_str().unwrap()), "{table}");
+}
+
+#[test]
+fn devices_lists_the_cpu_and_marks_one_device() {
+    let dir = TempDir::new().unwrap();
+    let report = events(&succeeds(dir.path(), &["devices", "--json"])).remove(0);
+    let devices = report["devices"].as_array().unwrap();
+    assert!(devices.iter().any(|d| d["selector"] == "cpu"));
+    assert_eq!(devices.iter().filter(|d| d["auto"] == true).count(), 1);
+    // A software GPU is never the one.
+    assert!(devices.iter().all(|d| d["auto"] == false || d["software"] == false));
+    assert!(succeeds(dir.path(), &["devices"]).contains("cpu"));
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_an_error_that_names_what_is() {
+    let dir = TempDir::new().unwrap();
+    let output = run(dir.path(), &small(&["--device", "gpu:99"]));
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("99") && message.contains("found"), "{message}");
+    assert_eq!(names(dir.path()), [""; 0]);
+}
+
+#[test]
+fn failures_too_are_events() {
+    let dir = TempDir::new().unwrap();
+    let output = run(dir.path(), &small(&["--tile", "1", "--json"]));
+    let events = events(&text(&output.stdout));
+    let last = events.last().unwrap();
+    assert_eq!((&last["event"], &last["kind"]), (&"failed".into(), &"invalid_argument".into()));
+    assert!(last["message"].as_str().unwrap().contains("tile"));
+}
+
+#[cfg(unix)]
+#[test]
+fn interrupted_work_ends_with_130_and_leaves_nothing_behind() {
+    for signal in ["-INT", "-TERM"] {
+        let dir = TempDir::new().unwrap();
+        let mut command = tessera();
+        command.current_dir(dir.path()).args(["generate", "--json", "--steps", "1000"]);
+        command.args(["--size", "512x512", "--out", "a.tiff"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let step = lines.by_ref().find(|line| line.as_ref().unwrap().contains("\"step\""));
+        assert!(step.is_some(), "it ended before its first step");
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        let last = lines.last().unwrap().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        assert!(last.contains("\"cancelled\""), "{last}");
+        assert_eq!(names(dir.path()), [""; 0]);
+    }
+}
