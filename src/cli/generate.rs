@@ -155,6 +155,7 @@ fn one(
     let scratch = &output::directory(path);
     let canvas = match device {
         Device::Cpu(ops) => engine::generate(ops, model, plan, scratch, progress, cancel),
+        Device::Gpu(ops) => engine::generate(ops.as_mut(), model, plan, scratch, progress, cancel),
     }?;
     progress.busy("write");
     let mut receipt = output::receipt(model, &name);

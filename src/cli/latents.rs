@@ -100,6 +100,7 @@ pub(super) fn encode(
     progress.busy("encode");
     let latents = match &mut device {
         Device::Cpu(ops) => picture::encode(ops, &model.arch, picture),
+        Device::Gpu(ops) => picture::encode(ops.as_mut(), &model.arch, picture),
     }?;
     cancel.check()?;
     LatentFile { width, height, latents }.write(&args.out, &model)?;
@@ -133,6 +134,9 @@ pub(super) fn decode(
     let arch = &model.arch;
     let canvas = match &mut device {
         Device::Cpu(ops) => engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel),
+        Device::Gpu(ops) => {
+            engine::decode(ops.as_mut(), arch, &latents, &tiling, canvas, progress, cancel)
+        }
     }?;
     progress.busy("write");
     let mut receipt = output::receipt(&model, &name);

@@ -13,13 +13,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    engine::{
-        self, Cancel,
-        device::Device,
-        picture,
-        plan::Tiling,
-        tiles::Canvas,
-    },
+    engine::{self, Cancel, device::Device, picture, plan::Tiling, tiles::Canvas},
     error::Result,
 };
 
@@ -93,6 +87,10 @@ pub(super) fn run(
         Device::Cpu(ops) => {
             let latents = picture::encode(ops, arch, picture)?;
             engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel)
+        }
+        Device::Gpu(ops) => {
+            let latents = picture::encode(ops.as_mut(), arch, picture)?;
+            engine::decode(ops.as_mut(), arch, &latents, &tiling, canvas, progress, cancel)
         }
     }?;
     let psnr = picture::psnr(&original, &canvas);

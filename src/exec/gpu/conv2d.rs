@@ -2,7 +2,7 @@
 
 use super::{
     Gpu, Tensor,
-    pipelines::{operator, params},
+    pipelines::{Constants, operator, params},
     queue::Call,
     word,
 };
@@ -13,52 +13,73 @@ use crate::{
 
 params! {
     struct ConvParams {
+        tiles_across: u32,
+        tiles_down: u32,
+        tiles: u32,
         count: u32,
         in_channels: u32,
         out_channels: u32,
         height: u32,
         width: u32,
-        kernel: u32,
-        pad0: u32,
-        pad1: u32,
     }
 }
 
-operator!(CONV2D, "conv2d", ConvParams, [Read, Read, Read, ReadWrite], "main": [1, 2, 3, 4]);
+operator!(
+    CONV2D, "conv2d", ConvParams, [Read, Read, Read, ReadWrite],
+    "kernel1": [1, 2, 3, 4],
+    "kernel3": [1, 2, 3, 4]
+);
+
+/// Invocations of a workgroup for layers with few and with many output channels; each computes two of them.
+const LANES: [(usize, Constants); 2] = [(8, &[("LANES", 8.0)]), (16, &[("LANES", 16.0)])];
 
 pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
     let shape = conv2d::output_shape(x.shape, p)?;
     let y = gpu.tensor(shape, &p.name)?;
+    let (lanes, constants) = LANES[usize::from(p.out_channels > 2 * LANES[0].0)];
+    let block = 2 * lanes;
+    let blocks = p.out_channels.div_ceil(block);
     let [weight, bias] = p.params().map(|(name, _)| name);
-    let weight = gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p)))?;
-    let bias = gpu.parameter(&bias, |w| Ok(p.load(w)?.1.to_vec()))?;
+    let weight = gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, block)))?;
+    let bias = gpu.parameter(&bias, |w| {
+        let mut bias = p.load(w)?.1.to_vec();
+        bias.resize(blocks * block, 0.0);
+        Ok(bias)
+    })?;
+    let (height, width, across, down, pictures) = match p.kernel {
+        1 => (1, shape.n * shape.pixels(), (shape.n * shape.pixels()).div_ceil(32), 1, 1),
+        _ => (shape.h, shape.w, shape.w.div_ceil(8), shape.h.div_ceil(4), shape.n),
+    };
+    let tiles = across * down * pictures;
     let params = ConvParams {
-        count: word(shape.len()),
+        tiles_across: word(across),
+        tiles_down: word(down),
+        tiles: word(tiles),
+        count: word(tiles * blocks),
         in_channels: word(p.in_channels),
         out_channels: word(p.out_channels),
-        height: word(shape.h),
-        width: word(shape.w),
-        kernel: word(p.kernel),
-        ..ConvParams::default()
+        height: word(height),
+        width: word(width),
     };
     gpu.dispatch(Call {
         operator: &CONV2D,
-        kernel: 0,
-        constants: &[],
+        kernel: usize::from(p.kernel == 3),
+        constants,
         params,
         buffers: &[x.binding(), weight.as_entire_binding(), bias.as_entire_binding(), y.binding()],
-        workgroups: shape.len().div_ceil(64) as u64,
+        workgroups: (tiles * blocks) as u64,
     })?;
     Ok(y)
 }
 
-/// [out, in, row, column] to [row, column, in, out].
-fn pack(weight: &[f32], p: &Conv2d) -> Vec<f32> {
-    let (taps, inputs, outputs) = (p.kernel * p.kernel, p.in_channels, p.out_channels);
-    let mut packed = Vec::with_capacity(weight.len());
-    for tap in 0..taps {
-        for c in 0..inputs {
-            packed.extend((0..outputs).map(|o| weight[(o * inputs + c) * taps + tap]));
+/// [out, in, row, column] to [block of output channels, in, row, column, channel of the block], filled up with zeros.
+fn pack(weight: &[f32], p: &Conv2d, block: usize) -> Vec<f32> {
+    let (each, outputs) = (p.in_channels * p.kernel * p.kernel, p.out_channels);
+    let mut packed = Vec::with_capacity(outputs.next_multiple_of(block) * each);
+    for first in (0..outputs).step_by(block) {
+        for i in 0..each {
+            let weights = (first..first + block).map(|o| weight.get(o * each + i));
+            packed.extend(weights.map(|w| w.copied().unwrap_or(0.0)));
         }
     }
     packed
