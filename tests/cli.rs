@@ -318,7 +318,7 @@ fn changed(name: &str, change: impl FnOnce(&mut Value)) -> Vec<u8> {
     let mut header: Value = serde_json::from_slice(&file[8..end]).unwrap();
     change(&mut header);
     let mut header = header.to_string();
-    while header.len() % 8 != 0 {
+    while !header.len().is_multiple_of(8) {
         header.push(' ');
     }
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &file[end..]].concat()
