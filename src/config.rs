@@ -42,9 +42,10 @@ impl Config {
         };
         let threads = match text("TESSERA_THREADS")? {
             None => None,
-            Some(value) => Some(parse_threads(&value).map_err(|message| {
-                Error::invalid(format!("TESSERA_THREADS: {message}"))
-            })?),
+            Some(value) => Some(
+                parse_threads(&value)
+                    .map_err(|message| Error::invalid(format!("TESSERA_THREADS: {message}")))?,
+            ),
         };
         Ok(Self {
             model: set("TESSERA_MODEL").map(PathBuf::from),

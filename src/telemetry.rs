@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 /// [`crate::error::Kind::InvalidArgument`] when the filter can't be read or a log was started before.
 pub fn start(filter: Option<&str>) -> Result<()> {
     // The graphics layers warn about many a harmless thing; who wants to see it names them in the filter.
-    let filter = EnvFilter::try_new(filter.unwrap_or("warn,wgpu_core=error,wgpu_hal=error,naga=error"))
-        .map_err(|e| Error::invalid("TESSERA_LOG can't be read as a filter").with_source(e))?;
+    let filter =
+        EnvFilter::try_new(filter.unwrap_or("warn,wgpu_core=error,wgpu_hal=error,naga=error"))
+            .map_err(|e| Error::invalid("TESSERA_LOG can't be read as a filter").with_source(e))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

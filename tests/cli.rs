@@ -168,7 +168,8 @@ fn the_file_says_what_it_was_made_from() {
     let file = fs::read(dir.path().join("a.tiff")).unwrap();
     let file = String::from_utf8_lossy(&file);
     let hash = events[0]["model_sha256"].as_str().unwrap();
-    for entry in ["<t:seed>41<", "<t:steps>3<", "<t:sampler>ddim<", hash, env!("CARGO_PKG_VERSION")] {
+    for entry in ["<t:seed>41<", "<t:steps>3<", "<t:sampler>ddim<", hash, env!("CARGO_PKG_VERSION")]
+    {
         assert!(file.contains(entry), "{entry}");
     }
 }
@@ -377,14 +378,14 @@ fn a_picture_that_can_not_be_read_is_refused() {
 #[test]
 fn reconstruct_keeps_odd_sizes_and_prints_the_psnr() {
     let dir = TempDir::new().unwrap();
-    let picture = image::RgbImage::from_fn(53, 37, |x, y| image::Rgb([(x * 4) as u8, (y * 6) as u8, 99]));
+    let picture =
+        image::RgbImage::from_fn(53, 37, |x, y| image::Rgb([(x * 4) as u8, (y * 6) as u8, 99]));
     picture.save(dir.path().join("in.png")).unwrap();
     let stdout = succeeds(dir.path(), &["reconstruct", "in.png", "out.png"]);
     let out = pixels(&dir.path().join("out.png"));
     assert_eq!(out.dimensions(), (53, 37));
-    let error: f64 = picture.iter().zip(out.iter()).map(|(&a, &b)| {
-        (f64::from(a) - f64::from(b)).powi(2)
-    }).sum();
+    let error: f64 =
+        picture.iter().zip(out.iter()).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum();
     let psnr = 10.0 * (255.0 * 255.0 * picture.len() as f64 / error).log10();
     assert!(stdout.contains(&format!("PSNR {psnr:.2} dB")), "{psnr}: {stdout}");
 }
@@ -392,7 +393,8 @@ fn reconstruct_keeps_odd_sizes_and_prints_the_psnr() {
 #[test]
 fn encode_then_decode_is_reconstruct() {
     let dir = TempDir::new().unwrap();
-    let picture = image::RgbImage::from_fn(70, 45, |x, y| image::Rgb([(x * 3) as u8, 7, (y * 5) as u8]));
+    let picture =
+        image::RgbImage::from_fn(70, 45, |x, y| image::Rgb([(x * 3) as u8, 7, (y * 5) as u8]));
     picture.save(dir.path().join("in.png")).unwrap();
     succeeds(dir.path(), &["reconstruct", "in.png", "one.png"]);
     succeeds(dir.path(), &["encode", "in.png", "latents.safetensors"]);

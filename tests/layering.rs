@@ -224,9 +224,8 @@ fn this_test_sees_grouped_nested_and_relative_imports() {
          \"crate::text\"; use super::super::engine::plan; use crate::model::*;\n",
     );
     let found = crate_paths(&code, "store::arena");
-    let expected = [
-        "error::Error", "error::Result", "ops", "exec::cpu::Cpu", "model::", "engine::plan",
-    ];
+    let expected =
+        ["error::Error", "error::Result", "ops", "exec::cpu::Cpu", "model::", "engine::plan"];
     assert_eq!(found, expected);
     assert_eq!(rank("model::arch::Arch"), Some(("model::arch", 1)));
     assert_eq!(rank("model::unet"), Some(("model", 2)));

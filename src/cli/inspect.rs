@@ -128,11 +128,8 @@ fn report(args: &Args, model: &Checkpoint) -> Result<Report> {
 
 /// Parameters of one network and the SHA-256 of their names and values (f32, least significant byte first), by name.
 fn network(model: &Checkpoint, network: &str) -> Network {
-    let mut params: Vec<_> = model
-        .weights
-        .iter()
-        .filter(|(name, _)| name.split('.').next() == Some(network))
-        .collect();
+    let mut params: Vec<_> =
+        model.weights.iter().filter(|(name, _)| name.split('.').next() == Some(network)).collect();
     params.sort_by_key(|(name, _)| *name);
     let mut hash = Sha256::new();
     for (name, param) in &params {

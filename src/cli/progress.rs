@@ -134,7 +134,9 @@ impl Progress {
         let Some(phase) = self.phase.take() else { return };
         match phase.bar {
             Some(bar) => bar.finish_with_message(""),
-            None => self.say(&format!("  {:<8} {}", phase.name, text::seconds(phase.started.elapsed()))),
+            None => {
+                self.say(&format!("  {:<8} {}", phase.name, text::seconds(phase.started.elapsed())))
+            }
         }
     }
 
@@ -188,7 +190,8 @@ impl Observer for Progress {
 }
 
 fn style() -> ProgressStyle {
-    let template = "  {prefix:<8} {bar:32.cyan/dim} {pos:>4} of {len:<4} {elapsed:>5.dim}  {msg:.dim}";
+    let template =
+        "  {prefix:<8} {bar:32.cyan/dim} {pos:>4} of {len:<4} {elapsed:>5.dim}  {msg:.dim}";
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("━━─")

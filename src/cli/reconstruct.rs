@@ -13,13 +13,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    engine::{
-        self, Cancel,
-        device::Device,
-        picture,
-        plan::Tiling,
-        tiles::Canvas,
-    },
+    engine::{self, Cancel, device::Device, picture, plan::Tiling, tiles::Canvas},
     error::Result,
 };
 

@@ -35,7 +35,11 @@ pub(super) fn flops(count: u64) -> String {
 /// A time: `0.8 s`, `21.3 s`, `3 min 12 s`.
 pub(super) fn seconds(time: Duration) -> String {
     let s = time.as_secs_f64();
-    if s < 99.95 { format!("{s:.1} s") } else { format!("{} min {} s", time.as_secs() / 60, time.as_secs() % 60) }
+    if s < 99.95 {
+        format!("{s:.1} s")
+    } else {
+        format!("{} min {} s", time.as_secs() / 60, time.as_secs() % 60)
+    }
 }
 
 #[cfg(test)]

@@ -47,7 +47,9 @@ impl LatentFile {
         let names: Vec<_> = (0..self.latents.len()).map(name).collect();
         let shapes: Vec<_> = self.latents.iter().map(|latent| extents(latent.shape)).collect();
         let tensors: Vec<_> = (names.iter().zip(&shapes).zip(&self.latents))
-            .map(|((name, shape), latent)| (name.as_str(), shape.as_slice(), latent.data.as_slice()))
+            .map(|((name, shape), latent)| {
+                (name.as_str(), shape.as_slice(), latent.data.as_slice())
+            })
             .collect();
         let mut file = AtomicFile::create(path)?;
         safetensors::write(&mut file, &tensors, &metadata)?;

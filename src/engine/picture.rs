@@ -74,9 +74,7 @@ pub fn psnr(picture: &Picture, canvas: &Canvas) -> f64 {
         Bits::Eight => squares(picture, samples.iter().map(|&v| f64::from(v) / 255.0)),
         Bits::Sixteen => squares(
             picture,
-            samples
-                .chunks_exact(2)
-                .map(|v| f64::from(u16::from_ne_bytes([v[0], v[1]])) / 65535.0),
+            samples.chunks_exact(2).map(|v| f64::from(u16::from_ne_bytes([v[0], v[1]])) / 65535.0),
         ),
     };
     -10.0 * (error / picture.samples.len() as f64).log10()

@@ -275,7 +275,11 @@ pub fn decode_cost(arch: &Arch, tiling: &Tiling) -> Result<DecodeCost> {
 /// Shape of every level's latent for a picture of `width` x `height` pixels, finest first.
 pub fn latent_shapes(arch: &Arch, width: usize, height: usize) -> Vec<Shape> {
     let grids = arch.grids(width, height);
-    grids.iter().zip(&arch.levels).map(|(&(h, w), level)| Shape::new(1, h, w, level.channels)).collect()
+    grids
+        .iter()
+        .zip(&arch.levels)
+        .map(|(&(h, w), level)| Shape::new(1, h, w, level.channels))
+        .collect()
 }
 
 /// Refuses a side of the picture that is not a multiple of the coarsest factor up to [`MAX_EXTENT`].
@@ -285,7 +289,8 @@ fn check_extent(field: &str, value: usize, arch: &Arch) -> Result<()> {
     if value > 0 && value <= most && value % factor == 0 {
         return Ok(());
     }
-    let nearest = (value.min(most).saturating_add(factor / 2) / factor * factor).clamp(factor, most);
+    let nearest =
+        (value.min(most).saturating_add(factor / 2) / factor * factor).clamp(factor, most);
     Err(Error::invalid(format!(
         "{field} is {value}, which is not a multiple of {factor} from {factor} to {most} pixels (nearest: {nearest})"
     )))

@@ -207,3 +207,42 @@ impl Ops for Gpu {
         resample::crop(self, x, window)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    /// On a device that is lost every call is an error of kind `Device` that says so, before and after work is recorded.
+    #[test]
+    fn a_lost_device_is_an_error() {
+        if adapters().is_empty() {
+            let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
+            assert!(
+                !required,
+                "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter"
+            );
+            println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
+            return;
+        }
+        let mut gpu = Gpu::new(None, Arc::default()).unwrap();
+        let shape = Shape::new(1, 2, 2, 1);
+        let x = gpu.upload(shape, &[1.0; 4]).unwrap();
+        let y = gpu.silu(&x).unwrap();
+        gpu.device.device.destroy();
+        // Destruction is seen at the next look at the device.
+        let _ = gpu.device.device.poll(wgpu::PollType::Poll);
+        let failures = [
+            gpu.download(&y).map(drop),
+            gpu.silu(&x).map(drop),
+            gpu.upload(shape, &[1.0; 4]).map(drop),
+            gpu.download(&x).map(drop),
+        ];
+        for failure in failures {
+            let error = failure.unwrap_err();
+            assert_eq!(error.kind(), Kind::Device, "{error}");
+            assert!(error.to_string().contains("lost"), "{error}");
+        }
+    }
+}
