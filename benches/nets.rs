@@ -2,7 +2,8 @@
 //! with the seconds of every repetition on standard output. With `--cpu-time`, seconds that the threads were on a core
 //! (Linux): what to compare with one thread on a machine that has other work.
 //!
-//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`.
+//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`; with a checkpoint's path as argument also `unet WIDTH HEIGHT` and
+//! `decoder WIDTH HEIGHT`, for pictures of that size.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 use std::{
@@ -10,12 +11,14 @@ use std::{
     error::Error,
     fs,
     io::{BufRead, Write, stdin, stdout},
+    path::Path,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use tessera::{
     exec::cpu::Cpu,
+    model::{checkpoint::Checkpoint, decoder, unet},
     ops::{
         Conv2d, Ops, Shape,
         cases::Random,
@@ -38,17 +41,20 @@ fn now(cpu_time: bool) -> Result<f64, Box<dyn Error>> {
     Ok(nanoseconds as f64 / 1e9)
 }
 
-/// Repeats `work` until both the time and the number are reached, after one run that warms caches and pools.
+/// Seconds of `work`, of several batches that are long enough for the clocks, after two that warm caches and pools.
 fn time(
     cpu_time: bool,
     mut work: impl FnMut() -> tessera::error::Result<()>,
 ) -> Result<Vec<f64>, Box<dyn Error>> {
     work()?;
+    let begin = Instant::now();
+    work()?;
+    let batch = (0.02 / begin.elapsed().as_secs_f64()).ceil() as usize;
     let (start, mut seconds) = (Instant::now(), Vec::new());
     while start.elapsed() < Duration::from_millis(300) || seconds.len() < 3 {
         let begin = now(cpu_time)?;
-        work()?;
-        seconds.push(now(cpu_time)? - begin);
+        (0..batch).try_for_each(|_| work())?;
+        seconds.push((now(cpu_time)? - begin) / batch as f64);
     }
     Ok(seconds)
 }
@@ -71,17 +77,51 @@ fn conv(cpu_time: bool, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
     time(cpu_time, || cpu.conv2d(&x, &layer).map(|_| ()))
 }
 
+/// One evaluation of a network of `model` for a picture of `extents` pixels, upload and download included.
+fn network(
+    cpu_time: bool,
+    model: Option<&Checkpoint>,
+    net: &str,
+    extents: &[usize],
+) -> Result<Vec<f64>, Box<dyn Error>> {
+    let (Some(model), &[width, height]) = (model, extents) else {
+        return Err(
+            format!("{net} takes a width and a height, and a checkpoint as argument").into()
+        );
+    };
+    let (arch, mut random) = (&model.arch, Random::new(1));
+    let grids = arch.levels.iter().zip(arch.grids(width, height));
+    let latents: Vec<(Shape, Vec<f32>)> = grids
+        .map(|(level, (rows, columns))| Shape::new(1, rows, columns, level.channels))
+        .map(|shape| (shape, random.values(shape.len(), 0.0, 1.0)))
+        .collect();
+    let mut cpu = Cpu::new(model.weights.clone());
+    time(cpu_time, || {
+        let z = latents.iter().map(|(shape, data)| cpu.upload(*shape, data));
+        let z = z.collect::<tessera::error::Result<Vec<_>>>()?;
+        let outputs = if net == "unet" {
+            unet::predict(&mut cpu, arch, &z, 0.3)?
+        } else {
+            let (h, r) = decoder::global_stage(&mut cpu, arch, &z)?;
+            vec![decoder::local_stage(&mut cpu, arch, h, r)?]
+        };
+        outputs.iter().try_for_each(|out| cpu.download(out).map(|_| ()))
+    })
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let cpu_time = env::args().any(|argument| argument == "--cpu-time");
+    let path = env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    let model = path.map(|path| Checkpoint::open(Path::new(&path))).transpose()?;
     for line in stdin().lock().lines() {
         let line = line?;
         let mut words = line.split_whitespace();
-        let seconds = match words.next() {
-            Some("conv") => {
-                conv(cpu_time, &words.map(str::parse).collect::<Result<Vec<usize>, _>>()?)?
-            }
-            Some(other) => return Err(format!("{other} is not a command").into()),
-            None => continue,
+        let Some(command) = words.next() else { continue };
+        let extents = words.map(str::parse).collect::<Result<Vec<usize>, _>>()?;
+        let seconds = match command {
+            "conv" => conv(cpu_time, &extents)?,
+            "unet" | "decoder" => network(cpu_time, model.as_ref(), command, &extents)?,
+            other => return Err(format!("{other} is not a command").into()),
         };
         writeln!(stdout(), "{}", serde_json::json!({ "command": line, "seconds": seconds }))?;
         stdout().flush()?;

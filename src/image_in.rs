@@ -167,7 +167,7 @@ impl Sample for u16 {
 fn to_rgb<T: Sample, const N: usize>(stored: &[T]) -> Vec<f32> {
     let mut samples = Vec::with_capacity(stored.len() / N * 3);
     for pixel in stored.chunks_exact(N) {
-        let alpha = if N % 2 == 0 { pixel[N - 1].unit() } else { 1.0 };
+        let alpha = if N.is_multiple_of(2) { pixel[N - 1].unit() } else { 1.0 };
         for channel in 0..3 {
             let value = pixel[if N < 3 { 0 } else { channel }].unit();
             samples.push(2.0 * (value * alpha + (1.0 - alpha)) - 1.0);

@@ -2,8 +2,11 @@
 //! the same bits.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 
+mod common;
+
 use std::sync::Arc;
 
+use common::parity;
 use tessera::{
     exec::{cpu::Cpu, reference::Reference},
     ops::{
@@ -12,6 +15,24 @@ use tessera::{
         weights::{Param, Weights},
     },
 };
+
+/// Largest relative L2 error.
+const TOLERANCE: f64 = 1e-5;
+
+#[test]
+fn operators_match_pytorch() {
+    parity::operators(Cpu::new, TOLERANCE);
+}
+
+#[test]
+fn blocks_match_pytorch() {
+    parity::blocks(Cpu::new, TOLERANCE);
+}
+
+#[test]
+fn networks_match_pytorch() {
+    parity::networks(Cpu::new, TOLERANCE);
+}
 
 /// Every operator is within a relative L2 error of 1e-5 of the reference.
 #[test]
@@ -25,7 +46,7 @@ fn every_operator_agrees_with_the_reference() {
             case.run(&mut cpu).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         assert_eq!(found_shape, shape, "{}", case.name);
         let error = relative_error(&found, &wanted);
-        assert!(error <= 1e-5, "{} {:?}: relative error {error:e}", case.name, case.op);
+        assert!(error <= TOLERANCE, "{} {:?}: relative error {error:e}", case.name, case.op);
     }
 }
 

@@ -92,7 +92,7 @@ fn every_sample_type_becomes_rgb_between_minus_one_and_one() -> Outcome {
         };
         let mut expected = Vec::new();
         for pixel in stored.chunks_exact(channels) {
-            let alpha = if channels % 2 == 0 { pixel[channels - 1] } else { 1.0 };
+            let alpha = if channels.is_multiple_of(2) { pixel[channels - 1] } else { 1.0 };
             for c in 0..3 {
                 let value = pixel[if channels < 3 { 0 } else { c }];
                 expected.push(2.0 * (value * alpha + 1.0 - alpha) - 1.0);
@@ -231,7 +231,7 @@ fn damaged_files_are_read_or_refused_and_never_end_the_process() -> Outcome {
             let mut damaged = file.clone();
             for _ in 0..=random(&mut state) % 4 {
                 // Half of the damage goes to the header, where it does most.
-                let reach = if random(&mut state) % 2 == 0 { 64 } else { file.len() as u64 };
+                let reach = if random(&mut state).is_multiple_of(2) { 64 } else { file.len() as u64 };
                 let at = random(&mut state) % reach;
                 damaged[at as usize] = random(&mut state) as u8;
             }

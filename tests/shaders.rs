@@ -39,7 +39,7 @@ fn one_shader_for_each_operator() {
     assert_eq!(operators.len(), OPERATORS.len());
     assert_eq!(stems("shaders", "wgsl"), operators);
     let mut vocabulary = stems("src/ops", "rs");
-    for support in ["mod", "cases", "weights"] {
+    for support in ["mod", "cases", "trace", "weights"] {
         assert!(vocabulary.remove(support), "{support}");
     }
     assert_eq!(vocabulary, operators);

@@ -100,6 +100,7 @@ pub(super) fn encode(
     progress.busy("encode");
     let latents = match &mut device {
         Device::Cpu(ops) => picture::encode(ops, &model.arch, picture),
+        Device::Gpu(ops) => picture::encode(ops.as_mut(), &model.arch, picture),
     }?;
     cancel.check()?;
     LatentFile { width, height, latents }.write(&args.out, &model)?;
@@ -117,7 +118,7 @@ pub(super) fn decode(
     output::check(&args.out)?;
     let model = args.model.open(config)?;
     let LatentFile { width, height, latents } = LatentFile::read(&args.input, &model)
-        .map_err(|error| args::named_input(error, "the latents"))?;
+        .map_err(|error| args::named_input(error, "latents", &args.input))?;
     let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
     let mut device = args.device.open(config, &model)?;
     let name = device.name();
@@ -133,6 +134,9 @@ pub(super) fn decode(
     let arch = &model.arch;
     let canvas = match &mut device {
         Device::Cpu(ops) => engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel),
+        Device::Gpu(ops) => {
+            engine::decode(ops.as_mut(), arch, &latents, &tiling, canvas, progress, cancel)
+        }
     }?;
     progress.busy("write");
     let mut receipt = output::receipt(&model, &name);

@@ -88,6 +88,10 @@ pub(super) fn run(
             let latents = picture::encode(ops, arch, picture)?;
             engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel)
         }
+        Device::Gpu(ops) => {
+            let latents = picture::encode(ops.as_mut(), arch, picture)?;
+            engine::decode(ops.as_mut(), arch, &latents, &tiling, canvas, progress, cancel)
+        }
     }?;
     let psnr = picture::psnr(&original, &canvas);
     progress.busy("write");

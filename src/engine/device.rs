@@ -6,7 +6,10 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Kind, Result},
-    exec::cpu::Cpu,
+    exec::{
+        cpu::Cpu,
+        gpu::{self, AdapterInfo, AdapterKind, Gpu},
+    },
     ops::weights::Weights,
 };
 
@@ -41,6 +44,8 @@ impl FromStr for Choice {
 pub enum Device {
     /// The native CPU path.
     Cpu(Cpu),
+    /// A GPU.
+    Gpu(Box<Gpu>),
 }
 
 /// One line of the list of devices.
@@ -62,12 +67,18 @@ impl Device {
     /// # Errors
     /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found.
     pub fn open(choice: Choice, weights: Arc<Weights>) -> Result<Self> {
+        let cpu = |weights| Ok(Self::Cpu(Cpu::new(weights)));
+        let gpu = |index, weights| Ok(Self::Gpu(Box::new(Gpu::new(index, weights)?)));
         match choice {
-            Choice::Auto | Choice::Cpu => Ok(Self::Cpu(Cpu::new(weights))),
-            Choice::Gpu(index) => {
-                let index = index.unwrap_or(0);
-                Err(Error::device(format!("there is no gpu:{index}; found: {}", cpu_name())))
-            }
+            Choice::Cpu => cpu(weights),
+            Choice::Gpu(index) => gpu(index, weights),
+            Choice::Auto => match gpu::best_real() {
+                None => cpu(weights),
+                Some(index) => gpu(Some(index), weights.clone()).or_else(|error| {
+                    tracing::warn!("{error}; the CPU takes its place");
+                    cpu(weights)
+                }),
+            },
         }
     }
 
@@ -75,6 +86,7 @@ impl Device {
     pub fn name(&self) -> String {
         match self {
             Self::Cpu(_) => cpu_name(),
+            Self::Gpu(gpu) => gpu_name(gpu.adapter()),
         }
     }
 }
@@ -92,10 +104,34 @@ pub fn set_threads(threads: usize) -> Result<()> {
 
 /// All devices of this machine.
 pub fn list() -> Vec<Info> {
-    vec![Info { selector: "cpu".into(), description: cpu_name(), software: false, auto: true }]
+    let best = gpu::best_real();
+    let cpu = Info {
+        selector: "cpu".into(),
+        description: cpu_name(),
+        software: false,
+        auto: best.is_none(),
+    };
+    let gpus = gpu::adapters().into_iter().map(|adapter| Info {
+        selector: format!("gpu:{}", adapter.index),
+        description: gpu_name(&adapter),
+        software: adapter.software,
+        auto: best == Some(adapter.index),
+    });
+    std::iter::once(cpu).chain(gpus).collect()
 }
 
 fn cpu_name() -> String {
     let threads = rayon::current_num_threads();
     format!("CPU, {threads} thread{}", if threads == 1 { "" } else { "s" })
+}
+
+fn gpu_name(adapter: &AdapterInfo) -> String {
+    let kind = match adapter.kind {
+        AdapterKind::Discrete => ", discrete",
+        AdapterKind::Integrated => ", integrated",
+        AdapterKind::Virtual => ", virtual",
+        AdapterKind::Software => ", software",
+        AdapterKind::Other => "",
+    };
+    format!("{}, {}{kind}", adapter.name, adapter.backend)
 }

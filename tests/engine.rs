@@ -1,0 +1,349 @@
+//! The engine's promises, over the interpreters: tiles equal the whole, seeds decide, cancelling works.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
+
+mod common;
+
+use std::{path::Path, sync::Arc};
+
+use tessera::{
+    engine::{
+        self, Cancel, Event, denoise,
+        latents::LatentFile,
+        picture,
+        plan::{Plan, Rect, Spec, TileSize, Tiling, latent_shapes},
+        tiles::{Canvas, TileDecoder},
+    },
+    error::{Error, Kind, Result},
+    exec::{cpu::Cpu, reference::Reference},
+    image_in::Picture,
+    image_out::Bits,
+    model::{
+        arch::Arch,
+        checkpoint::Checkpoint,
+        decoder,
+        sampler::{Latent, Method},
+    },
+    ops::{Ops, cases::Random, weights::Weights},
+};
+
+fn model(name: &str) -> Checkpoint {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    Checkpoint::open(&dir.join(format!("{name}.safetensors"))).unwrap()
+}
+
+fn random_latents(arch: &Arch, width: usize, height: usize, seed: u64) -> Vec<Latent> {
+    let mut random = Random::new(seed);
+    let (width, height) = padded(arch, width, height);
+    let shapes = latent_shapes(arch, width, height);
+    shapes
+        .into_iter()
+        .map(|s| Latent { shape: s, data: random.values(s.len(), 0.0, 1.0) })
+        .collect()
+}
+
+fn padded(arch: &Arch, width: usize, height: usize) -> (usize, usize) {
+    let factor = arch.coarsest_factor();
+    (width.next_multiple_of(factor), height.next_multiple_of(factor))
+}
+
+/// `items` in an order that `random` draws.
+fn shuffled<T>(mut items: Vec<T>, random: &mut Random) -> Vec<T> {
+    for i in (1..items.len()).rev() {
+        let draw = random.values(1, 0.5, 0.5)[0].clamp(0.0, 0.999);
+        items.swap(i, (draw * (i + 1) as f32) as usize);
+    }
+    items
+}
+
+/// All pixels from one run of both stages, without tiles.
+fn whole<O: Ops>(ops: &mut O, arch: &Arch, latents: &[Latent]) -> (usize, Vec<f32>) {
+    let z: Vec<_> = latents.iter().map(|l| ops.upload(l.shape, &l.data).unwrap()).collect();
+    let (h, r) = decoder::global_stage(ops, arch, &z).unwrap();
+    let picture = decoder::local_stage(ops, arch, h, r).unwrap();
+    (ops.shape(&picture).w, ops.download(&picture).unwrap())
+}
+
+fn tiled_equals_whole<O: Ops>(
+    name: &str,
+    sizes: &[(usize, usize)],
+    make: impl Fn(Arc<Weights>) -> O,
+) {
+    let model = model(name);
+    let arch = &model.arch;
+    let mut random = Random::new(11);
+    for &(width, height) in sizes {
+        let mut ops = make(model.weights.clone());
+        let latents = random_latents(arch, width, height, 5);
+        let (stride, expected) = whole(&mut ops, arch, &latents);
+        let tilings = [64, 100, 256].map(TileSize::Pixels);
+        for tile in tilings.into_iter().chain([TileSize::Whole]) {
+            let tiling = Tiling::new(arch, width, height, tile).unwrap();
+            let decoder = TileDecoder::new(&mut ops, arch, &latents).unwrap();
+            for tile in shuffled(tiling.tiles, &mut random) {
+                let values = decoder.decode(&mut ops, &tile).unwrap();
+                let Rect { x, y, width, .. } = tile.rect;
+                for (i, row) in values.chunks_exact(3 * width).enumerate() {
+                    let start = 3 * ((y + i) * stride + x);
+                    let same = row.iter().zip(&expected[start..start + 3 * width]);
+                    for (j, (a, b)) in same.enumerate() {
+                        let at = (x + j / 3, y + i);
+                        assert!(
+                            a.to_bits() == b.to_bits(),
+                            "{name} {tile:?}: {a} != {b} at {at:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tiled_decode_is_the_whole_decode_bit_for_bit_on_the_reference() {
+    // Grids of odd sides; pictures that end within a latent's pixel; tiles that do not divide them.
+    tiled_equals_whole("net-a", &[(208, 144), (149, 67)], Reference::new);
+    tiled_equals_whole("net-b", &[(108, 76), (131, 70)], Reference::new);
+    tiled_equals_whole("net-c", &[(176, 80), (201, 111)], Reference::new);
+}
+
+#[test]
+fn tiled_decode_is_the_whole_decode_bit_for_bit_on_the_cpu() {
+    tiled_equals_whole("net-a", &[(656, 304), (149, 67), (16, 16)], Cpu::new);
+    tiled_equals_whole("net-b", &[(140, 76), (131, 70), (4, 4)], Cpu::new);
+    tiled_equals_whole("net-c", &[(560, 272), (201, 111), (16, 16)], Cpu::new);
+}
+
+fn spec(model: &Checkpoint, seed: u64, tile: TileSize, bits: Bits) -> Spec {
+    let spec = Spec::new(&model.arch, seed);
+    Spec { width: 208, height: 144, steps: 4, tile, bits, ..spec }
+}
+
+fn generate(model: &Checkpoint, spec: Spec) -> Vec<u8> {
+    let plan = Plan::new(spec, &model.arch).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut ops = Cpu::new(model.weights.clone());
+    let mut silent = |_: Event| {};
+    engine::generate(&mut ops, model, &plan, dir.path(), &mut silent, &Cancel::default())
+        .unwrap()
+        .bytes()
+        .to_vec()
+}
+
+#[test]
+fn every_tile_size_gives_the_same_file_of_pixels() {
+    let model = model("net-a");
+    for bits in [Bits::Eight, Bits::Sixteen] {
+        let expected = generate(&model, spec(&model, 3, TileSize::Whole, bits));
+        assert_eq!(expected.len(), 208 * 144 * bits.pixel_len());
+        for tile in [64, 100, 1000] {
+            let found = generate(&model, spec(&model, 3, TileSize::Pixels(tile), bits));
+            assert!(found == expected, "tile {tile}, {bits:?}");
+        }
+    }
+}
+
+#[test]
+fn the_seed_decides_and_nothing_else_does() {
+    let model = model("net-c");
+    for method in Method::ALL {
+        let picture = |seed| {
+            let spec = spec(&model, seed, TileSize::Pixels(64), Bits::Eight);
+            generate(&model, Spec { method, ..spec })
+        };
+        assert!(picture(1) == picture(1), "{method:?}");
+        assert!(picture(1) != picture(2), "{method:?}");
+    }
+}
+
+#[test]
+fn the_interpreters_agree_on_the_latents() {
+    let model = model("net-a");
+    let plan = Plan::new(spec(&model, 9, TileSize::Whole, Bits::Eight), &model.arch).unwrap();
+    let (mut silent, cancel) = (|_: Event| {}, Cancel::default());
+    let mut cpu = Cpu::new(model.weights.clone());
+    let mut reference = Reference::new(model.weights.clone());
+    let a = denoise::denoise(&mut cpu, &model.arch, &plan, &mut silent, &cancel).unwrap();
+    let b = denoise::denoise(&mut reference, &model.arch, &plan, &mut silent, &cancel).unwrap();
+    for (a, b) in a.iter().zip(&b) {
+        let square = |v: f64| v * v;
+        let error: f64 = a.data.iter().zip(&b.data).map(|(a, b)| square(f64::from(a - b))).sum();
+        let norm: f64 = b.data.iter().map(|&b| square(f64::from(b))).sum();
+        assert!((error / norm).sqrt() <= 1e-4, "relative error {}", (error / norm).sqrt());
+    }
+}
+
+#[test]
+fn events_tell_every_step_level_and_tile_once_and_in_order() {
+    let model = model("net-a");
+    let plan = Plan::new(spec(&model, 1, TileSize::Pixels(64), Bits::Eight), &model.arch).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = Vec::new();
+    let mut observer = |event: Event| events.push(event);
+    let mut ops = Cpu::new(model.weights.clone());
+    engine::generate(&mut ops, &model, &plan, dir.path(), &mut observer, &Cancel::default())
+        .unwrap();
+    let (mut steps, mut settled, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
+    for event in &events {
+        match event {
+            Event::Step { step, of: 4, .. } => steps.push(*step),
+            // A level is announced after the step that settled it, coarse ones no later than fine ones.
+            Event::Settled { level, step, .. } if steps.last() == Some(step) => {
+                settled.push(*level)
+            }
+            Event::Tile { tile, of: 12, rect } => tiles.push((*tile, *rect)),
+            Event::Notice { message } => assert!(message.contains("96x64"), "{message}"),
+            Event::Denoising { of: 4 } | Event::Decoding { of: 12 } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(steps, [1, 2, 3, 4]);
+    assert_eq!(settled, [2, 1, 0]);
+    assert!(tiles.iter().map(|(i, _)| *i).eq(1..=12));
+    assert!(tiles.iter().map(|(_, rect)| *rect).eq(plan.tiling.tiles.iter().map(|t| t.rect)));
+}
+
+/// Generates, cancelling at the first event that `when` picks; gives the outcome and the events after it.
+fn cancelled(when: impl Fn(&Event) -> bool) -> (Result<Canvas, Error>, Vec<Event>) {
+    let model = model("net-a");
+    let plan = Plan::new(spec(&model, 1, TileSize::Pixels(64), Bits::Eight), &model.arch).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let cancel = Cancel::default();
+    let mut after = Vec::new();
+    let mut observer = |event: Event| {
+        if cancel.is_cancelled() {
+            after.push(event);
+        } else if when(&event) {
+            cancel.cancel();
+        }
+    };
+    let mut ops = Cpu::new(model.weights.clone());
+    let outcome = engine::generate(&mut ops, &model, &plan, dir.path(), &mut observer, &cancel);
+    (outcome, after)
+}
+
+#[test]
+fn cancelling_ends_the_work_between_two_steps_or_tiles() {
+    let step = cancelled(|event| matches!(event, Event::Step { step: 2, .. }));
+    let tile = cancelled(|event| matches!(event, Event::Tile { tile: 3, .. }));
+    for (outcome, after) in [step, tile] {
+        assert_eq!(outcome.err().map(|e| e.kind()), Some(Kind::Cancelled));
+        assert_eq!(after, []);
+    }
+}
+
+#[test]
+fn tiles_cover_every_pixel_once_and_read_only_the_grid() {
+    let mut random = Random::new(3);
+    let arch = model("net-a").arch;
+    for _ in 0..60 {
+        let mut draw = |most: usize| {
+            let value = random.values(1, 0.5, 0.5)[0].clamp(0.0, 1.0);
+            1 + (value * (most - 1) as f32) as usize
+        };
+        let (width, height, side) = (draw(700), draw(700), 63 + draw(961));
+        let tiling = Tiling::new(&arch, width, height, TileSize::Pixels(side)).unwrap();
+        let (grid_w, grid_h) = padded(&arch, width, height);
+        let (grid_w, grid_h) = (grid_w / arch.finest_factor(), grid_h / arch.finest_factor());
+        let mut covered = vec![0u8; width * height];
+        for tile in &tiling.tiles {
+            let Rect { x, y, width: w, height: h } = tile.rect;
+            assert!(w <= side && h <= side && w > 0 && h > 0);
+            let window = tile.window;
+            assert!(window.x + window.w <= grid_w && window.y + window.h <= grid_h);
+            for row in y..y + h {
+                covered[row * width + x..][..w].iter_mut().for_each(|count| *count += 1);
+            }
+        }
+        assert!(covered.iter().all(|&count| count == 1), "{width}x{height}, tile {side}");
+    }
+}
+
+#[test]
+fn the_memory_of_a_tile_does_not_grow_with_the_picture() {
+    let arch = model("net-a").arch;
+    let window = |width, height| {
+        Tiling::new(&arch, width, height, TileSize::Pixels(256)).unwrap().largest_window()
+    };
+    assert_eq!(window(1024, 1024), window(16384, 16384));
+}
+
+#[test]
+fn encoding_an_odd_size_is_encoding_it_with_its_edges_repeated() {
+    let model = model("net-a");
+    let mut random = Random::new(8);
+    let samples = random.values(37 * 21 * 3, 0.0, 0.5);
+    let mut wide = Vec::new();
+    for y in 0..32 {
+        for x in 0..48 {
+            let at = 3 * (usize::min(y, 20) * 37 + usize::min(x, 36));
+            wide.extend_from_slice(&samples[at..at + 3]);
+        }
+    }
+    let mut ops = Reference::new(model.weights.clone());
+    let mut encode = |width, height, samples| {
+        let picture = Picture { width, height, bits: 8, samples };
+        picture::encode(&mut ops, &model.arch, picture).unwrap()
+    };
+    assert_eq!(encode(37, 21, samples), encode(48, 32, wide));
+}
+
+#[test]
+fn psnr_is_infinite_for_equal_pictures_and_right_for_known_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    for (bits, most) in [(Bits::Eight, 255.0), (Bits::Sixteen, 65535.0)] {
+        let mut canvas = Canvas::create(dir.path(), 2, 2, bits).unwrap();
+        let rect = Rect { x: 0, y: 0, width: 2, height: 2 };
+        canvas.put(rect, &[1.0; 12]).unwrap();
+        let mut picture = Picture { width: 2, height: 2, bits: 8, samples: vec![1.0; 12] };
+        assert_eq!(picture::psnr(&picture, &canvas), f64::INFINITY);
+        // One of twelve samples is off by half of the range.
+        picture.samples[5] = 0.0;
+        let expected = 10.0 * (4.0f64 * 12.0).log10();
+        assert!((picture::psnr(&picture, &canvas) - expected).abs() < 1e-9);
+        // What lies outside of the range is clamped, and halves go to the even sample.
+        canvas
+            .put(
+                rect,
+                &[[-3.0, 9.0, (1.0 / most) as f32 * 126.0], [-1.0; 3], [-1.0; 3], [-1.0; 3]]
+                    .concat(),
+            )
+            .unwrap();
+        let first = &canvas.bytes()[..2 * bits.sample_len()];
+        assert!(first[..bits.sample_len()].iter().all(|&b| b == 0));
+        assert!(first[bits.sample_len()..].iter().all(|&b| b == 255));
+    }
+}
+
+#[test]
+fn a_file_of_latents_gives_back_what_was_written() {
+    let model = model("net-a");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("latents.safetensors");
+    let latents = random_latents(&model.arch, 53, 37, 2);
+    let file = LatentFile { width: 53, height: 37, latents };
+    file.write(&path, &model).unwrap();
+    assert_eq!(LatentFile::read(&path, &model).unwrap(), file);
+}
+
+#[test]
+fn weights_that_overflow_are_an_error_and_not_a_picture() {
+    let mut model = model("net-a");
+    let mut weights = Weights::clone(&model.weights);
+    let (name, mut param) = weights
+        .iter()
+        .find(|(name, _)| *name == "unet.enter.weight")
+        .map(|(n, p)| (n.to_owned(), p.clone()))
+        .unwrap();
+    param.data.fill(f32::MAX);
+    weights.insert(name, param);
+    model.weights = Arc::new(weights);
+    let plan = Plan::new(spec(&model, 1, TileSize::Whole, Bits::Eight), &model.arch).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut ops = Cpu::new(model.weights.clone());
+    let mut silent = |_: Event| {};
+    let outcome =
+        engine::generate(&mut ops, &model, &plan, dir.path(), &mut silent, &Cancel::default());
+    let error = outcome.err().unwrap();
+    assert_eq!(error.kind(), Kind::InvalidModel);
+    assert!(error.to_string().contains("overflow"), "{error}");
+}
