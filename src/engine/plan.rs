@@ -286,7 +286,7 @@ pub fn latent_shapes(arch: &Arch, width: usize, height: usize) -> Vec<Shape> {
 fn check_extent(field: &str, value: usize, arch: &Arch) -> Result<()> {
     let factor = arch.coarsest_factor();
     let most = MAX_EXTENT / factor * factor;
-    if value > 0 && value <= most && value % factor == 0 {
+    if value > 0 && value <= most && value.is_multiple_of(factor) {
         return Ok(());
     }
     let nearest =
