@@ -4,7 +4,7 @@
 //
 // The sum of one result runs over input channels, rows of taps, columns of taps, in this order, wherever it lies.
 
-override LANES: u32 = 16u;
+override LANES: u32 = 8u;
 
 struct Params {
     // Tiles along a row, down a picture, and over all pictures; kernel 1: runs of 32 pixels in the last.

@@ -1,9 +1,9 @@
-// Every pixel becomes 2x2; one invocation per element of the result.
+// Every pixel becomes 2x2; one invocation per element of the source.
 
 struct Params {
     count: u32,
     channels: u32,
-    // Columns of the result; the source has half as many.
+    // Columns of the source; the result has twice as many.
     width: u32,
     pad0: u32,
 }
@@ -25,7 +25,12 @@ fn main(
     let c = i % params.channels;
     let pixel = i / params.channels;
     // Rows of all pictures in one count: the result's heights are even.
-    let row = pixel / params.width / 2u;
-    let column = pixel % params.width / 2u;
-    y[i] = x[(row * (params.width / 2u) + column) * params.channels + c];
+    let column = pixel % params.width;
+    let top = (pixel / params.width * 4u * params.width + 2u * column) * params.channels + c;
+    let bottom = top + 2u * params.width * params.channels;
+    let v = x[i];
+    y[top] = v;
+    y[top + params.channels] = v;
+    y[bottom] = v;
+    y[bottom + params.channels] = v;
 }

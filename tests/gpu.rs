@@ -4,8 +4,11 @@
 //! adapter is a failure. Any adapter serves, a software one too.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed test panics")]
 
+mod common;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use common::parity;
 use tessera::{
     error::Kind,
     exec::{
@@ -64,6 +67,16 @@ fn operators_equal_the_reference() {
         }
     }
     assert!(failed.is_empty(), "{} of {}: {failed:#?}", failed.len(), table.cases.len());
+}
+
+/// Operators, blocks and whole networks come out as in PyTorch.
+#[test]
+fn fixtures_match_pytorch() {
+    let Some((_, _lock)) = gpu(Arc::default()) else { return };
+    let make = |weights| Gpu::new(None, weights).unwrap();
+    parity::operators(make, TOLERANCE);
+    parity::blocks(make, TOLERANCE);
+    parity::networks(make, TOLERANCE);
 }
 
 /// GroupNorm and pooling keep their accuracy where the mean is a thousand times the deviation.

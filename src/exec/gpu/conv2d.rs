@@ -30,14 +30,36 @@ operator!(
     "kernel3": [1, 2, 3, 4]
 );
 
-/// Invocations of a workgroup for layers with few and with many output channels; each computes two of them.
-const LANES: [(usize, Constants); 2] = [(8, &[("LANES", 8.0)]), (16, &[("LANES", 16.0)])];
+/// Invocations of a workgroup; each computes two output channels, so that layers are filled up to a multiple of twice as
+/// many. Sums do not depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lanes {
+    /// The vectors of software devices have 8 elements or 16: few lanes, little filling.
+    Software,
+    /// What GPUs run in step: 32, half or twice as many.
+    Real,
+}
+
+impl Lanes {
+    fn count(self) -> usize {
+        match self {
+            Self::Software => 8,
+            Self::Real => 32,
+        }
+    }
+
+    fn constants(self) -> Constants {
+        match self {
+            Self::Software => &[("LANES", 8.0)],
+            Self::Real => &[("LANES", 32.0)],
+        }
+    }
+}
 
 pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
     let shape = conv2d::output_shape(x.shape, p)?;
     let y = gpu.tensor(shape, &p.name)?;
-    let (lanes, constants) = LANES[usize::from(p.out_channels > 2 * LANES[0].0)];
-    let block = 2 * lanes;
+    let block = 2 * gpu.lanes.count();
     let blocks = p.out_channels.div_ceil(block);
     let [weight, bias] = p.params().map(|(name, _)| name);
     let weight = gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, block)))?;
@@ -64,7 +86,7 @@ pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
     gpu.dispatch(Call {
         operator: &CONV2D,
         kernel: usize::from(p.kernel == 3),
-        constants,
+        constants: gpu.lanes.constants(),
         params,
         buffers: &[x.binding(), weight.as_entire_binding(), bias.as_entire_binding(), y.binding()],
         workgroups: (tiles * blocks) as u64,
@@ -83,4 +105,29 @@ fn pack(weight: &[f32], p: &Conv2d, block: usize) -> Vec<f32> {
         }
     }
     packed
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use super::*;
+    use crate::{
+        exec::gpu::tests::gpu,
+        ops::cases::{self, OpCall},
+    };
+
+    /// The number of lanes is a matter of speed: both give the same bits.
+    #[test]
+    fn lanes_do_not_change_results() {
+        let mut table = cases::table(7);
+        table.cases.retain(|case| matches!(case.op, OpCall::Conv2d(_)));
+        let Some(mut few) = gpu(table.weights.clone()) else { return };
+        let Some(mut many) = gpu(table.weights.clone()) else { return };
+        (few.lanes, many.lanes) = (Lanes::Software, Lanes::Real);
+        for case in &table.cases {
+            let (a, b) = (case.run(&mut few).unwrap().1, case.run(&mut many).unwrap().1);
+            let same = a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same && a.len() == b.len(), "{}", case.name);
+        }
+    }
 }

@@ -63,6 +63,7 @@ pub struct Gpu {
     weights: Arc<Weights>,
     /// Parameters on the device by name, as their kernel reads them.
     parameters: HashMap<String, wgpu::Buffer>,
+    lanes: conv2d::Lanes,
 }
 
 impl Gpu {
@@ -75,6 +76,8 @@ impl Gpu {
     pub fn new(index: Option<usize>, weights: Arc<Weights>) -> Result<Self> {
         let device = device::Device::open(index)?;
         let recorder = queue::Recorder::new(&device)?;
+        let software = device.info.software;
+        let lanes = if software { conv2d::Lanes::Software } else { conv2d::Lanes::Real };
         Ok(Self {
             device,
             pipelines: pipelines::Pipelines::default(),
@@ -82,6 +85,7 @@ impl Gpu {
             recorder,
             weights,
             parameters: HashMap::new(),
+            lanes,
         })
     }
 
@@ -205,5 +209,46 @@ impl Ops for Gpu {
 
     fn crop(&mut self, x: &Tensor, window: Window) -> Result<Tensor> {
         resample::crop(self, x, window)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    /// The best adapter with `weights`, or None and a line that says why; a failure where an adapter is required.
+    pub(super) fn gpu(weights: Arc<Weights>) -> Option<Gpu> {
+        if !adapters().is_empty() {
+            return Some(Gpu::new(None, weights).unwrap());
+        }
+        let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
+        assert!(!required, "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
+        println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
+        None
+    }
+
+    /// On a device that is lost every call is an error of kind `Device` that says so, before and after work is recorded.
+    #[test]
+    fn a_lost_device_is_an_error() {
+        let Some(mut gpu) = gpu(Arc::default()) else { return };
+        let shape = Shape::new(1, 2, 2, 1);
+        let x = gpu.upload(shape, &[1.0; 4]).unwrap();
+        let y = gpu.silu(&x).unwrap();
+        gpu.device.device.destroy();
+        // Destruction is seen at the next look at the device.
+        let _ = gpu.device.device.poll(wgpu::PollType::Poll);
+        let failures = [
+            gpu.download(&y).map(drop),
+            gpu.silu(&x).map(drop),
+            gpu.upload(shape, &[1.0; 4]).map(drop),
+            gpu.download(&x).map(drop),
+        ];
+        for failure in failures {
+            let error = failure.unwrap_err();
+            assert_eq!(error.kind(), Kind::Device, "{error}");
+            assert!(error.to_string().contains("lost"), "{error}");
+        }
     }
 }

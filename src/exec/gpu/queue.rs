@@ -149,6 +149,9 @@ impl Gpu {
     /// Moves what was recorded into `encoder`.
     fn encode(&mut self, encoder: &mut wgpu::CommandEncoder) {
         let recorder = &mut self.recorder;
+        if recorder.dispatches.is_empty() {
+            return;
+        }
         // Written before the next submission and after the last one, whose dispatches read the old values.
         self.device.queue.write_buffer(&recorder.uniforms, 0, &recorder.bytes);
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());

@@ -47,9 +47,9 @@ pub(super) fn avg_pool2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
 
 pub(super) fn upsample_nearest2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
     let shape = upsample_nearest2::output_shape(x.shape)?;
-    let (count, channels, width) = (word(shape.len()), word(shape.c), word(shape.w));
-    let params = WidthParams { count, channels, width, pad0: 0 };
-    map(gpu, &UPSAMPLE_NEAREST2, params, shape.len(), &[x.binding()], shape)
+    let (count, channels, width) = (x.shape.len(), word(shape.c), word(x.shape.w));
+    let params = WidthParams { count: word(count), channels, width, pad0: 0 };
+    map(gpu, &UPSAMPLE_NEAREST2, params, count, &[x.binding()], shape)
 }
 
 pub(super) fn fir_down2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
