@@ -231,7 +231,8 @@ fn damaged_files_are_read_or_refused_and_never_end_the_process() -> Outcome {
             let mut damaged = file.clone();
             for _ in 0..=random(&mut state) % 4 {
                 // Half of the damage goes to the header, where it does most.
-                let reach = if random(&mut state).is_multiple_of(2) { 64 } else { file.len() as u64 };
+                let reach =
+                    if random(&mut state).is_multiple_of(2) { 64 } else { file.len() as u64 };
                 let at = random(&mut state) % reach;
                 damaged[at as usize] = random(&mut state) as u8;
             }
