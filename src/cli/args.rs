@@ -38,22 +38,23 @@ impl ModelArgs {
 /// The checkpoint at `path`, or the embedded one.
 pub(super) fn open_model(path: Option<&PathBuf>) -> Result<Checkpoint> {
     match path {
-        Some(path) => Checkpoint::open(path).map_err(|error| named_input(error, "model")),
+        Some(path) => Checkpoint::open(path).map_err(|error| named_input(error, "model", path)),
         None => Checkpoint::default_model(),
     }
 }
 
 /// The picture at `path`.
 pub(super) fn read_picture(path: &Path) -> Result<Picture> {
-    image_in::read(path, picture::LIMITS).map_err(|error| named_input(error, "the picture"))
+    image_in::read(path, picture::LIMITS).map_err(|error| named_input(error, "picture", path))
 }
 
-/// A file that was named and can't be opened is bad input, not a failure of the machine.
-pub(super) fn named_input(error: Error, field: &str) -> Error {
-    match error.kind() {
-        Kind::Io => Error::invalid(format!("{field} can't be read")).with_source(error),
-        _ => error,
-    }
+/// The error with the name of the input file; one that can't be opened is bad input, not a failure of the machine.
+pub(super) fn named_input(error: Error, field: &str, path: &Path) -> Error {
+    let kind = match error.kind() {
+        Kind::Io => Kind::InvalidArgument,
+        kind => kind,
+    };
+    Error::new(kind, format!("{field} {}", path.display())).with_source(error)
 }
 
 /// Where the work is done.
@@ -63,7 +64,7 @@ pub(super) struct DeviceArgs {
     #[arg(long, value_name = "DEVICE")]
     device: Option<Choice>,
     /// Threads of the CPU path; all cores if not given [env: TESSERA_THREADS]
-    #[arg(long, value_name = "N", value_parser = config::parse_threads)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = config::parse_threads)]
     threads: Option<usize>,
 }
 
@@ -88,10 +89,10 @@ impl DeviceArgs {
 #[derive(Debug, Args)]
 pub(super) struct DecodeFlags {
     /// Side of a decoded tile in pixels, 64 to 1024, or "whole"; the picture is the same for all
-    #[arg(long, value_name = "N", value_parser = parse_tile, default_value = "512")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = parse_tile, default_value = "512")]
     pub(super) tile: TileSize,
     /// Bits of a sample, 8 or 16
-    #[arg(long, value_name = "BITS", value_parser = parse_bits, default_value = "8")]
+    #[arg(long, allow_negative_numbers = true, value_name = "BITS", value_parser = parse_bits, default_value = "8")]
     pub(super) bits: Bits,
 }
 

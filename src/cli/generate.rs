@@ -32,19 +32,19 @@ const MAX_COUNT: u64 = 9999;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Key of the noise; the same seed gives the same picture
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Size in pixels; the size the model was trained for if not given
-    #[arg(long, value_name = "WxH")]
+    #[arg(long, value_name = "WxH", allow_hyphen_values = true)]
     size: Option<Size>,
     /// Denoising steps, 1 to 1000
-    #[arg(long, value_name = "N", default_value_t = 25)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 25)]
     steps: usize,
     /// heun (best), dpmpp (fastest) or ddim
     #[arg(long, value_name = "NAME", value_parser = args::parse_method, default_value = "dpmpp")]
     sampler: Method,
     /// Pictures to make, with seeds from --seed on
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1)]
     count: u64,
     /// Picture to write, .tiff or .png; tessera-SEED.tiff if not given
     #[arg(long, value_name = "FILE")]

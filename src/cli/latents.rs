@@ -118,7 +118,7 @@ pub(super) fn decode(
     output::check(&args.out)?;
     let model = args.model.open(config)?;
     let LatentFile { width, height, latents } = LatentFile::read(&args.input, &model)
-        .map_err(|error| args::named_input(error, "the latents"))?;
+        .map_err(|error| args::named_input(error, "latents", &args.input))?;
     let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
     let mut device = args.device.open(config, &model)?;
     let name = device.name();

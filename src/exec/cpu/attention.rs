@@ -26,11 +26,14 @@ pub(super) fn spatial(out: &mut [f32], [q, k, v]: [&[f32]; 3], shape: Shape, poo
         blocks.for_each(|(out, q)| {
             let mut scores = pool.take(q.len() / c * pixels);
             keys.run_rows(q, &mut scores);
-            vectorised(|| {
-                for row in scores.chunks_exact_mut(pixels) {
-                    softmax(row, scale);
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    for row in scores.chunks_exact_mut(pixels) {
+                        softmax(row, scale);
+                    }
+                },
+            );
             values.run_rows(&scores, out);
         });
     }
@@ -53,7 +56,12 @@ pub(super) fn channel(out: &mut [f32], [q, k, v]: [&[f32]; 3], shape: Shape, poo
         let mut mix = pool.take(c * c);
         let rows = Shape::new(1, 1, c, pixels);
         keys.run(Grid { shape: rows, data: &turned }, &mut mix);
-        mix.par_chunks_mut(c).for_each(|row| vectorised(|| softmax(row, scale)));
+        mix.par_chunks_mut(c).for_each(|row| {
+            vectorised(
+                #[inline(always)]
+                || softmax(row, scale),
+            )
+        });
         let mixer = Packed::matrix((c, c), |j, i| mix[i * c + j]);
         let rows = Shape::new(1, 1, pixels, c);
         mixer.run(Grid { shape: rows, data: v }, out);

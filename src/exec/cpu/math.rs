@@ -58,20 +58,28 @@ pub(super) fn for_units(
     body: impl Fn(usize, &mut [f32]) + Sync + Send,
 ) {
     let units = (TASK / unit.max(1)).max(1);
-    out.par_chunks_mut(units * unit.max(1))
-        .enumerate()
-        .for_each(|(i, part)| vectorised(|| body(i * units, part)));
+    out.par_chunks_mut(units * unit.max(1)).enumerate().for_each(|(i, part)| {
+        vectorised(
+            #[inline(always)]
+            || body(i * units, part),
+        )
+    });
 }
 
 /// out = f(x) for every element.
 #[inline(always)]
 pub(super) fn map(out: &mut [f32], x: &[f32], f: impl Fn(f32) -> f32 + Sync + Send) {
-    for_units(out, 1, |first, out| {
-        let x = &x[first..first + out.len()];
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = f(x);
-        }
-    });
+    for_units(
+        out,
+        1,
+        #[inline(always)]
+        |first, out| {
+            let x = &x[first..first + out.len()];
+            for (out, &x) in out.iter_mut().zip(x) {
+                *out = f(x);
+            }
+        },
+    );
 }
 
 /// out = f(a, b) for every element.
@@ -82,12 +90,17 @@ pub(super) fn zip(
     b: &[f32],
     f: impl Fn(f32, f32) -> f32 + Sync + Send,
 ) {
-    for_units(out, 1, |first, out| {
-        let inputs = a[first..first + out.len()].iter().zip(&b[first..first + out.len()]);
-        for (out, (&a, &b)) in out.iter_mut().zip(inputs) {
-            *out = f(a, b);
-        }
-    });
+    for_units(
+        out,
+        1,
+        #[inline(always)]
+        |first, out| {
+            let inputs = a[first..first + out.len()].iter().zip(&b[first..first + out.len()]);
+            for (out, (&a, &b)) in out.iter_mut().zip(inputs) {
+                *out = f(a, b);
+            }
+        },
+    );
 }
 
 /// Sum in a fixed order: 16 strided partial sums, then pairs of them.
@@ -127,7 +140,12 @@ pub(super) fn softmax(x: &mut [f32], scale: f32) {
     for x in x.iter_mut() {
         *x = exp((*x - largest) * scale);
     }
-    let inverse = 1.0 / sum_by(x, |x| x);
+    let inverse = 1.0
+        / sum_by(
+            x,
+            #[inline(always)]
+            |x| x,
+        );
     for x in x {
         *x *= inverse;
     }

@@ -118,7 +118,15 @@ impl Ops for Cpu {
 
     fn weighted_add(&mut self, a: &Tensor, b: &Tensor, wa: f32, wb: f32) -> Result<Tensor> {
         let shape = ops::weighted_add::output_shape(a.shape, b.shape)?;
-        Ok(self.make(shape, |out| math::zip(out, &a.data, &b.data, |a, b| wa * a + wb * b)))
+        Ok(self.make(shape, |out| {
+            math::zip(
+                out,
+                &a.data,
+                &b.data,
+                #[inline(always)]
+                |a, b| wa * a + wb * b,
+            )
+        }))
     }
 
     fn concat(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {

@@ -54,14 +54,24 @@ fn group_moments(x: &[f32], channels: usize, groups: usize) -> Vec<Moments> {
     for span in x.chunks(SPAN * channels) {
         let count = (span.len() / groups) as f64;
         sums.fill(0.0);
-        add_pixels(&mut sums, span, |_, x| x);
+        add_pixels(
+            &mut sums,
+            span,
+            #[inline(always)]
+            |_, x| x,
+        );
         for (means, sums) in means.chunks_exact_mut(width).zip(sums.chunks_exact(width)) {
             let sum: f64 = sums.iter().map(|&x| f64::from(x)).sum();
             means.fill((sum / count) as f32);
         }
         sums.fill(0.0);
         let centres = &means[..channels];
-        add_pixels(&mut sums, span, |c, x| (x - centres[c]) * (x - centres[c]));
+        add_pixels(
+            &mut sums,
+            span,
+            #[inline(always)]
+            |c, x| (x - centres[c]) * (x - centres[c]),
+        );
         for (g, sums) in sums.chunks_exact(width).enumerate() {
             let deviation = sums.iter().map(|&x| f64::from(x)).sum();
             let mean = f64::from(means[g * width]);
@@ -84,7 +94,12 @@ pub(super) fn group_norm<const SILU: bool>(
     for (x, out) in x.chunks_exact(picture).zip(out.chunks_exact_mut(picture)) {
         let parts: Vec<Vec<Moments>> = x
             .par_chunks(SPANS * SPAN * channels)
-            .map(|x| vectorised(|| group_moments(x, channels, groups)))
+            .map(|x| {
+                vectorised(
+                    #[inline(always)]
+                    || group_moments(x, channels, groups),
+                )
+            })
             .collect();
         let mut affine = Affine::new(channels);
         for c in 0..channels {
@@ -117,15 +132,22 @@ impl Affine {
     /// Applies it, then SiLU if asked for.
     fn run<const SILU: bool>(&self, out: &mut [f32], x: &[f32]) {
         let channels = self.scale.len();
-        for_units(out, channels, |first, out| {
-            let x = &x[first * channels..][..out.len()];
-            for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                let factors = self.centre.iter().zip(&self.scale).zip(&self.shift);
-                for ((out, &x), ((&centre, &scale), &shift)) in out.iter_mut().zip(x).zip(factors) {
-                    *out = activate::<SILU>((x - centre) * scale + shift);
+        for_units(
+            out,
+            channels,
+            #[inline(always)]
+            |first, out| {
+                let x = &x[first * channels..][..out.len()];
+                for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                    let factors = self.centre.iter().zip(&self.scale).zip(&self.shift);
+                    for ((out, &x), ((&centre, &scale), &shift)) in
+                        out.iter_mut().zip(x).zip(factors)
+                    {
+                        *out = activate::<SILU>((x - centre) * scale + shift);
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 }
 
@@ -150,16 +172,25 @@ pub(super) fn scale_shift<const SILU: bool>(
 /// Per-pixel RMS norm, then SiLU if asked for.
 pub(super) fn pixel_norm<const SILU: bool>(out: &mut [f32], x: &[f32], weight: &[f32]) {
     let channels = weight.len();
-    for_units(out, channels, |first, out| {
-        let x = &x[first * channels..][..out.len()];
-        for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-            let power = sum_by(x, |x| x * x) / channels as f32;
-            let inverse = 1.0 / (power + EPS as f32).sqrt();
-            for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
-                *out = activate::<SILU>(x * inverse * weight);
+    for_units(
+        out,
+        channels,
+        #[inline(always)]
+        |first, out| {
+            let x = &x[first * channels..][..out.len()];
+            for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                let power = sum_by(
+                    x,
+                    #[inline(always)]
+                    |x| x * x,
+                ) / channels as f32;
+                let inverse = 1.0 / (power + EPS as f32).sqrt();
+                for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
+                    *out = activate::<SILU>(x * inverse * weight);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Mean over the grid of every picture: `out` is [n, c].
@@ -168,7 +199,12 @@ pub(super) fn global_avg_pool(out: &mut [f32], x: &[f32], shape: Shape) {
     for (x, out) in x.chunks_exact(picture).zip(out.chunks_exact_mut(channels)) {
         let parts: Vec<Vec<f64>> = x
             .par_chunks(SPANS * SPAN * channels)
-            .map(|x| vectorised(|| channel_sums(x, channels)))
+            .map(|x| {
+                vectorised(
+                    #[inline(always)]
+                    || channel_sums(x, channels),
+                )
+            })
             .collect();
         for (c, out) in out.iter_mut().enumerate() {
             let sum: f64 = parts.iter().map(|part| part[c]).sum();
@@ -183,7 +219,12 @@ fn channel_sums(x: &[f32], channels: usize) -> Vec<f64> {
     let mut sums = vec![0.0; channels];
     for span in x.chunks(SPAN * channels) {
         sums.fill(0.0);
-        add_pixels(&mut sums, span, |_, x| x);
+        add_pixels(
+            &mut sums,
+            span,
+            #[inline(always)]
+            |_, x| x,
+        );
         for (all, &sum) in all.iter_mut().zip(&sums) {
             *all += f64::from(sum);
         }

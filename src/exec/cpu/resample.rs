@@ -4,13 +4,19 @@ use super::math::for_units;
 use crate::ops::{Shape, Window};
 
 /// Runs `body(n, y, row)` for every row [w, c] of `out`, whose extent is `shape`.
+#[inline(always)]
 fn for_rows(out: &mut [f32], shape: Shape, body: impl Fn(usize, usize, &mut [f32]) + Sync + Send) {
     let row = shape.w * shape.c;
-    for_units(out, row, |first, out| {
-        for (i, out) in out.chunks_exact_mut(row).enumerate() {
-            body((first + i) / shape.h, (first + i) % shape.h, out);
-        }
-    });
+    for_units(
+        out,
+        row,
+        #[inline(always)]
+        |first, out| {
+            for (i, out) in out.chunks_exact_mut(row).enumerate() {
+                body((first + i) / shape.h, (first + i) % shape.h, out);
+            }
+        },
+    );
 }
 
 /// Rows of a picture batch.
@@ -51,31 +57,41 @@ fn pixel_or<'a>(row: &'a [f32], x: Option<usize>, zeros: &'a [f32], c: usize) ->
 pub(super) fn avg_pool2(out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let half = Shape { h: shape.h / 2, w: shape.w / 2, ..shape };
-    for_rows(out, half, |n, y, out| {
-        let (above, below) = (rows.row(n, 2 * y), rows.row(n, 2 * y + 1));
-        let pairs = above.chunks_exact(2 * c).zip(below.chunks_exact(2 * c));
-        for (out, (above, below)) in out.chunks_exact_mut(c).zip(pairs) {
-            let (a, b) = above.split_at(c);
-            let (d, e) = below.split_at(c);
-            for ((((out, a), b), d), e) in out.iter_mut().zip(a).zip(b).zip(d).zip(e) {
-                *out = ((a + b) + (d + e)) * 0.25;
+    for_rows(
+        out,
+        half,
+        #[inline(always)]
+        |n, y, out| {
+            let (above, below) = (rows.row(n, 2 * y), rows.row(n, 2 * y + 1));
+            let pairs = above.chunks_exact(2 * c).zip(below.chunks_exact(2 * c));
+            for (out, (above, below)) in out.chunks_exact_mut(c).zip(pairs) {
+                let (a, b) = above.split_at(c);
+                let (d, e) = below.split_at(c);
+                for ((((out, a), b), d), e) in out.iter_mut().zip(a).zip(b).zip(d).zip(e) {
+                    *out = ((a + b) + (d + e)) * 0.25;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Every pixel becomes 2x2.
 pub(super) fn upsample_nearest2(out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let double = Shape { h: shape.h * 2, w: shape.w * 2, ..shape };
-    for_rows(out, double, |n, y, out| {
-        let row = rows.row(n, y / 2);
-        for (out, x) in out.chunks_exact_mut(2 * c).zip(row.chunks_exact(c)) {
-            let (left, right) = out.split_at_mut(c);
-            left.copy_from_slice(x);
-            right.copy_from_slice(x);
-        }
-    });
+    for_rows(
+        out,
+        double,
+        #[inline(always)]
+        |n, y, out| {
+            let row = rows.row(n, y / 2);
+            for (out, x) in out.chunks_exact_mut(2 * c).zip(row.chunks_exact(c)) {
+                let (left, right) = out.split_at_mut(c);
+                left.copy_from_slice(x);
+                right.copy_from_slice(x);
+            }
+        },
+    );
 }
 
 /// FIR [1,3,3,1]/8 per axis at every second pixel.
@@ -83,20 +99,26 @@ pub(super) fn fir_down2(out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let half = Shape { h: shape.h / 2, w: shape.w / 2, ..shape };
     let zeros = vec![0.0; shape.w * c];
-    for_rows(out, half, |n, y, out| {
-        let taps = [(2 * y).checked_sub(1), Some(2 * y), Some(2 * y + 1), Some(2 * y + 2)];
-        let taps = taps.map(|y| rows.row_or(n, y, &zeros));
-        for (j, out) in out.chunks_exact_mut(c).enumerate() {
-            let x = [(2 * j).checked_sub(1), Some(2 * j), Some(2 * j + 1), Some(2 * j + 2)];
-            let [first, second, third, fourth] =
-                taps.map(|row| x.map(|x| pixel_or(row, x, &zeros, c)));
-            for (i, out) in out.iter_mut().enumerate() {
-                let across = |p: [&[f32]; 4]| (p[0][i] + p[3][i]) + 3.0 * (p[1][i] + p[2][i]);
-                let sum = (across(first) + across(fourth)) + 3.0 * (across(second) + across(third));
-                *out = sum * (1.0 / 64.0);
+    for_rows(
+        out,
+        half,
+        #[inline(always)]
+        |n, y, out| {
+            let taps = [(2 * y).checked_sub(1), Some(2 * y), Some(2 * y + 1), Some(2 * y + 2)];
+            let taps = taps.map(|y| rows.row_or(n, y, &zeros));
+            for (j, out) in out.chunks_exact_mut(c).enumerate() {
+                let x = [(2 * j).checked_sub(1), Some(2 * j), Some(2 * j + 1), Some(2 * j + 2)];
+                let [first, second, third, fourth] =
+                    taps.map(|row| x.map(|x| pixel_or(row, x, &zeros, c)));
+                for (i, out) in out.iter_mut().enumerate() {
+                    let across = |p: [&[f32]; 4]| (p[0][i] + p[3][i]) + 3.0 * (p[1][i] + p[2][i]);
+                    let sum =
+                        (across(first) + across(fourth)) + 3.0 * (across(second) + across(third));
+                    *out = sum * (1.0 / 64.0);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// FIR [1,3,3,1]/4 per axis to twice the size.
@@ -106,35 +128,45 @@ pub(super) fn fir_up2(out: &mut [f32], x: &[f32], shape: Shape) {
     let zeros = vec![0.0; shape.w * c];
     // The neighbour that weighs 1 beside the pixel itself that weighs 3.
     let far = |i: usize| if i.is_multiple_of(2) { (i / 2).checked_sub(1) } else { Some(i / 2 + 1) };
-    for_rows(out, double, |n, y, out| {
-        let (near_row, far_row) = (rows.row(n, y / 2), rows.row_or(n, far(y), &zeros));
-        for (j, out) in out.chunks_exact_mut(c).enumerate() {
-            let x = [Some(j / 2), far(j)];
-            let [a, b] = x.map(|x| pixel_or(near_row, x, &zeros, c));
-            let [d, e] = x.map(|x| pixel_or(far_row, x, &zeros, c));
-            for ((((out, a), b), d), e) in out.iter_mut().zip(a).zip(b).zip(d).zip(e) {
-                *out = (3.0 * (3.0 * a + b) + (3.0 * d + e)) * (1.0 / 16.0);
+    for_rows(
+        out,
+        double,
+        #[inline(always)]
+        |n, y, out| {
+            let (near_row, far_row) = (rows.row(n, y / 2), rows.row_or(n, far(y), &zeros));
+            for (j, out) in out.chunks_exact_mut(c).enumerate() {
+                let x = [Some(j / 2), far(j)];
+                let [a, b] = x.map(|x| pixel_or(near_row, x, &zeros, c));
+                let [d, e] = x.map(|x| pixel_or(far_row, x, &zeros, c));
+                for ((((out, a), b), d), e) in out.iter_mut().zip(a).zip(b).zip(d).zip(e) {
+                    *out = (3.0 * (3.0 * a + b) + (3.0 * d + e)) * (1.0 / 16.0);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Space to depth by `r`.
 pub(super) fn pixel_unshuffle(out: &mut [f32], x: &[f32], shape: Shape, r: usize) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let deep = Shape { n: shape.n, h: shape.h / r, w: shape.w / r, c: c * r * r };
-    for_rows(out, deep, |n, y, out| {
-        for dy in 0..r {
-            let row = rows.row(n, y * r + dy);
-            for (out, x) in out.chunks_exact_mut(deep.c).zip(row.chunks_exact(r * c)) {
-                for (dx, x) in x.chunks_exact(c).enumerate() {
-                    for (i, x) in x.iter().enumerate() {
-                        out[(i * r + dy) * r + dx] = *x;
+    for_rows(
+        out,
+        deep,
+        #[inline(always)]
+        |n, y, out| {
+            for dy in 0..r {
+                let row = rows.row(n, y * r + dy);
+                for (out, x) in out.chunks_exact_mut(deep.c).zip(row.chunks_exact(r * c)) {
+                    for (dx, x) in x.chunks_exact(c).enumerate() {
+                        for (i, x) in x.iter().enumerate() {
+                            out[(i * r + dy) * r + dx] = *x;
+                        }
                     }
                 }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Depth to space by `r`.
@@ -142,36 +174,51 @@ pub(super) fn pixel_shuffle(out: &mut [f32], x: &[f32], shape: Shape, r: usize) 
     let rows = Rows { x, shape };
     let c = shape.c / (r * r);
     let wide = Shape { n: shape.n, h: shape.h * r, w: shape.w * r, c };
-    for_rows(out, wide, |n, y, out| {
-        let (row, dy) = (rows.row(n, y / r), y % r);
-        for (out, x) in out.chunks_exact_mut(r * c).zip(row.chunks_exact(shape.c)) {
-            for (dx, out) in out.chunks_exact_mut(c).enumerate() {
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = x[(i * r + dy) * r + dx];
+    for_rows(
+        out,
+        wide,
+        #[inline(always)]
+        |n, y, out| {
+            let (row, dy) = (rows.row(n, y / r), y % r);
+            for (out, x) in out.chunks_exact_mut(r * c).zip(row.chunks_exact(shape.c)) {
+                for (dx, out) in out.chunks_exact_mut(c).enumerate() {
+                    for (i, out) in out.iter_mut().enumerate() {
+                        *out = x[(i * r + dy) * r + dx];
+                    }
                 }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Channels of `a`, then channels of `b`.
 pub(super) fn concat(out: &mut [f32], (a, ca): (&[f32], usize), (b, cb): (&[f32], usize)) {
-    for_units(out, ca + cb, |first, out| {
-        let pixels = a[first * ca..].chunks_exact(ca).zip(b[first * cb..].chunks_exact(cb));
-        for (out, (a, b)) in out.chunks_exact_mut(ca + cb).zip(pixels) {
-            let (left, right) = out.split_at_mut(ca);
-            left.copy_from_slice(a);
-            right.copy_from_slice(b);
-        }
-    });
+    for_units(
+        out,
+        ca + cb,
+        #[inline(always)]
+        |first, out| {
+            let pixels = a[first * ca..].chunks_exact(ca).zip(b[first * cb..].chunks_exact(cb));
+            for (out, (a, b)) in out.chunks_exact_mut(ca + cb).zip(pixels) {
+                let (left, right) = out.split_at_mut(ca);
+                left.copy_from_slice(a);
+                right.copy_from_slice(b);
+            }
+        },
+    );
 }
 
 /// A rectangle of the grid.
 pub(super) fn crop(out: &mut [f32], x: &[f32], shape: Shape, window: Window) {
     let rows = Rows { x, shape };
     let small = Shape { h: window.h, w: window.w, ..shape };
-    for_rows(out, small, |n, y, out| {
-        let row = rows.row(n, window.y + y);
-        out.copy_from_slice(&row[window.x * shape.c..][..out.len()]);
-    });
+    for_rows(
+        out,
+        small,
+        #[inline(always)]
+        |n, y, out| {
+            let row = rows.row(n, window.y + y);
+            out.copy_from_slice(&row[window.x * shape.c..][..out.len()]);
+        },
+    );
 }

@@ -1,0 +1,131 @@
+//! GFLOP/s of every operator at the sizes of the default model, on the CPU and, where there is a real one, on the GPU:
+//! criterion's "elements" are floating point operations as the cost rules count them (bytes moved, where that is 0).
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "a benchmark has no interface and may stop at an error"
+)]
+
+use std::{sync::Arc, time::Instant};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use tessera::{
+    exec::{
+        cpu::Cpu,
+        gpu::{Gpu, best_real},
+        trace::Tracer,
+    },
+    ops::{
+        Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window,
+        cases::{OpCall, Random},
+        weights::{Param, Weights},
+    },
+};
+
+fn conv(inputs: usize, outputs: usize, kernel: usize) -> OpCall {
+    let name = format!("conv2d.{inputs}.{outputs}.{kernel}");
+    OpCall::Conv2d(Conv2d { name, in_channels: inputs, out_channels: outputs, kernel })
+}
+
+/// What is timed: a label, the operator, extents of its inputs.
+fn table() -> Vec<(&'static str, OpCall, Vec<Shape>)> {
+    let (fine, latent) = (Shape::new(1, 256, 512, 48), Shape::new(1, 64, 128, 128));
+    let (deep, coarse) = (Shape::new(1, 16, 32, 128), Shape::new(1, 4, 8, 192));
+    let group = GroupNorm { name: "group_norm".into(), channels: 128, groups: 32, silu: true };
+    let pixel = PixelNorm { name: "pixel_norm".into(), channels: 48, silu: true };
+    let window = Window { y: 3, x: 5, h: 200, w: 400 };
+    let shuffled = Shape::new(1, 512, 1024, 12);
+    vec![
+        ("conv2d_3x3_fine", conv(48, 48, 3), vec![fine]),
+        ("conv2d_3x3_latent", conv(128, 128, 3), vec![latent]),
+        ("conv2d_3x3_coarse", conv(192, 192, 3), vec![coarse]),
+        ("conv2d_1x1", conv(128, 96, 1), vec![latent]),
+        ("group_norm", OpCall::GroupNorm(group), vec![latent]),
+        ("pixel_norm", OpCall::PixelNorm(pixel), vec![fine]),
+        ("silu", OpCall::Silu, vec![fine]),
+        ("scale_shift", OpCall::ScaleShift(true), vec![latent, Shape::new(1, 1, 1, 256)]),
+        ("weighted_add", OpCall::WeightedAdd(0.6, 0.8), vec![fine; 2]),
+        ("concat", OpCall::Concat, vec![latent; 2]),
+        ("avg_pool2", OpCall::AvgPool2, vec![fine]),
+        ("global_avg_pool", OpCall::GlobalAvgPool, vec![latent]),
+        ("upsample_nearest2", OpCall::UpsampleNearest2, vec![latent]),
+        ("fir_down2", OpCall::FirDown2, vec![latent]),
+        ("fir_up2", OpCall::FirUp2, vec![latent]),
+        ("pixel_unshuffle", OpCall::PixelUnshuffle(2), vec![Shape::new(1, 1024, 2048, 3)]),
+        ("pixel_shuffle", OpCall::PixelShuffle(2), vec![shuffled]),
+        ("spatial_attention", OpCall::SpatialAttention, vec![deep; 3]),
+        ("channel_attention", OpCall::ChannelAttention, vec![deep; 3]),
+        ("crop", OpCall::Crop(window), vec![fine]),
+    ]
+}
+
+fn weights() -> Arc<Weights> {
+    let (mut random, mut weights) = (Random::new(1), Weights::default());
+    for (_, op, _) in table() {
+        let params: Vec<(String, Vec<usize>)> = match op {
+            OpCall::Conv2d(p) => p.params().into(),
+            OpCall::GroupNorm(p) => p.params().into(),
+            OpCall::PixelNorm(p) => p.params().into(),
+            _ => continue,
+        };
+        for (name, shape) in params {
+            let data = random.values(shape.iter().product(), 0.1, 0.1);
+            weights.insert(name, Param { shape, data });
+        }
+    }
+    Arc::new(weights)
+}
+
+/// Times the table on `o`; queued work is waited for by reading one pixel of the last result back.
+fn operators<O: Ops>(c: &mut Criterion, device: &str, o: &mut O) {
+    let mut group = c.benchmark_group(device);
+    group.sample_size(20);
+    let mut random = Random::new(2);
+    for (label, op, shapes) in table() {
+        let data = shapes.iter().map(|shape| (*shape, random.values(shape.len(), 0.2, 1.0)));
+        let data: Vec<(Shape, Vec<f32>)> = data.collect();
+        let inputs: Vec<O::Tensor> = data.iter().map(|(s, x)| o.upload(*s, x).unwrap()).collect();
+        let mut tracer = Tracer::new();
+        let traced: Vec<_> = shapes.iter().map(|shape| tracer.input(*shape).unwrap()).collect();
+        op.apply(&mut tracer, &traced).unwrap();
+        let cost = tracer.finish();
+        group.throughput(match cost.flops {
+            0 => Throughput::Bytes(cost.bytes),
+            flops => Throughput::Elements(flops),
+        });
+        group.bench_function(label, |b| {
+            b.iter_custom(|times| {
+                let mut run = |times: u64| {
+                    let mut last = None;
+                    for _ in 0..times {
+                        last = Some(op.apply(o, &inputs).unwrap());
+                    }
+                    if let Some(last) = last {
+                        let pixel = o.crop(&last, Window { y: 0, x: 0, h: 1, w: 1 }).unwrap();
+                        o.download(&pixel).unwrap();
+                    }
+                };
+                run(1);
+                let begin = Instant::now();
+                run(times);
+                begin.elapsed()
+            });
+        });
+    }
+    group.finish();
+}
+
+fn cpu(c: &mut Criterion) {
+    operators(c, "cpu", &mut Cpu::new(weights()));
+}
+
+/// A software driver computes on the CPU, so that its times say nothing of a GPU.
+fn gpu(c: &mut Criterion) {
+    match best_real() {
+        Some(index) => operators(c, "gpu", &mut Gpu::new(Some(index), weights()).unwrap()),
+        None => println!("gpu: left out, no GPU was found"),
+    }
+}
+
+criterion_group!(benches, cpu, gpu);
+criterion_main!(benches);
