@@ -218,13 +218,12 @@ mod tests {
     use super::*;
     use crate::error::Kind;
 
-    /// The best adapter with `weights`, or None and a line that says why; a failure where an adapter is required.
+    /// The best adapter with `weights`, or None and a line that says why. Where an adapter is required, `tests/gpu.rs`
+    /// fails without one.
     pub(super) fn gpu(weights: Arc<Weights>) -> Option<Gpu> {
         if !adapters().is_empty() {
             return Some(Gpu::new(None, weights).unwrap());
         }
-        let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
-        assert!(!required, "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
         println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
         None
     }
