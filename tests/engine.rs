@@ -14,7 +14,7 @@ use tessera::{
         tiles::{Canvas, TileDecoder},
     },
     error::{Error, Kind, Result},
-    exec::{cpu::Cpu, reference::Reference},
+    exec::{cpu::Cpu, gpu::Gpu, reference::Reference},
     image_in::Picture,
     image_out::Bits,
     model::{
@@ -118,15 +118,18 @@ fn spec(model: &Checkpoint, seed: u64, tile: TileSize, bits: Bits) -> Spec {
     Spec { width: 208, height: 144, steps: 4, tile, bits, ..spec }
 }
 
-fn generate(model: &Checkpoint, spec: Spec) -> Vec<u8> {
+fn generate_on(ops: &mut impl Ops, model: &Checkpoint, spec: Spec) -> Vec<u8> {
     let plan = Plan::new(spec, &model.arch).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let mut ops = Cpu::new(model.weights.clone());
     let mut silent = |_: Event| {};
-    engine::generate(&mut ops, model, &plan, dir.path(), &mut silent, &Cancel::default())
+    engine::generate(ops, model, &plan, dir.path(), &mut silent, &Cancel::default())
         .unwrap()
         .bytes()
         .to_vec()
+}
+
+fn generate(model: &Checkpoint, spec: Spec) -> Vec<u8> {
+    generate_on(&mut Cpu::new(model.weights.clone()), model, spec)
 }
 
 #[test]
@@ -346,4 +349,30 @@ fn weights_that_overflow_are_an_error_and_not_a_picture() {
     let error = outcome.err().unwrap();
     assert_eq!(error.kind(), Kind::InvalidModel);
     assert!(error.to_string().contains("overflow"), "{error}");
+}
+
+/// Without an adapter this says that it is skipped; with `TESSERA_REQUIRE_GPU=1` a missing one is a failure.
+#[test]
+fn the_gpu_gives_the_cpus_picture_within_50_db_and_tiles_it_the_same() {
+    let model = model("net-a");
+    let Ok(gpu) = Gpu::new(None, model.weights.clone()) else {
+        let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
+        assert!(!required, "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
+        println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
+        return;
+    };
+    let mut gpu = gpu;
+    let bits = Bits::Sixteen;
+    let cpu = generate(&model, spec(&model, 7, TileSize::Whole, bits));
+    let whole = generate_on(&mut gpu, &model, spec(&model, 7, TileSize::Whole, bits));
+    let tiled = generate_on(&mut gpu, &model, spec(&model, 7, TileSize::Pixels(64), bits));
+    assert!(whole == tiled);
+    let samples = |bytes: &[u8]| -> Vec<f64> {
+        let sample = |b: &[u8]| f64::from(u16::from_ne_bytes([b[0], b[1]])) / 65535.0;
+        bytes.chunks_exact(2).map(sample).collect()
+    };
+    let (a, b) = (samples(&cpu), samples(&whole));
+    let error: f64 = a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum();
+    let psnr = -10.0 * (error / a.len() as f64).log10();
+    assert!(psnr >= 50.0, "{psnr} dB");
 }

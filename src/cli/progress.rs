@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::{kind_name, text};
@@ -24,8 +24,11 @@ pub(super) struct ProgressArgs {
 }
 
 enum Show {
-    Bars(MultiProgress),
+    /// One bar at a time, on a terminal.
+    Bars,
+    /// A line when a stretch of work ends.
     Lines,
+    /// Events on standard output, nothing for people.
     Json,
 }
 
@@ -34,6 +37,11 @@ struct Phase {
     name: &'static str,
     started: Instant,
     bar: Option<ProgressBar>,
+}
+
+/// Writes a line to standard error; that nobody reads it is no reason to stop.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Progress of one command.
@@ -62,7 +70,7 @@ impl Progress {
     pub(super) fn new(json: bool) -> Self {
         let show = match () {
             () if json => Show::Json,
-            () if std::io::stderr().is_terminal() => Show::Bars(MultiProgress::new()),
+            () if std::io::stderr().is_terminal() => Show::Bars,
             () => Show::Lines,
         };
         Self { show, sequence: 0, phase: None }
@@ -88,12 +96,10 @@ impl Progress {
 
     /// A line for people.
     pub(super) fn say(&self, line: &str) {
-        match &self.show {
-            Show::Bars(bars) => {
-                let _ = bars.println(line);
-            }
-            Show::Lines => eprintln!("{line}"),
-            Show::Json => {}
+        match self.phase.as_ref().and_then(|phase| phase.bar.as_ref()) {
+            Some(bar) => bar.println(line),
+            None if self.is_json() => {}
+            None => complain(line),
         }
     }
 
@@ -110,23 +116,26 @@ impl Progress {
         }
     }
 
-    /// Goes on to a stretch of `of` units; the one before is done.
-    fn enter(&mut self, name: &'static str, of: usize) {
-        if self.phase.as_ref().is_some_and(|phase| phase.name == name) {
-            return;
-        }
+    /// Goes on to a stretch of `of` units, or of work that has none; the one before is done.
+    fn enter(&mut self, name: &'static str, of: Option<usize>) {
         self.leave();
-        let bar = match &self.show {
-            Show::Bars(bars) => {
-                let bar = bars.add(ProgressBar::new(of as u64));
-                bar.set_style(style());
-                bar.set_prefix(name);
-                bar.enable_steady_tick(Duration::from_millis(120));
-                Some(bar)
-            }
-            _ => None,
-        };
+        let bar = matches!(self.show, Show::Bars).then(|| {
+            let bar = match of {
+                Some(of) => {
+                    ProgressBar::new(of as u64).with_style(style(BAR).progress_chars("━━─"))
+                }
+                None => ProgressBar::new_spinner().with_style(style(SPINNER).tick_strings(&TICKS)),
+            };
+            bar.set_prefix(name);
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
         self.phase = Some(Phase { name, started: Instant::now(), bar });
+    }
+
+    /// A stretch of work without units.
+    pub(super) fn busy(&mut self, name: &'static str) {
+        self.enter(name, None);
     }
 
     /// Ends the stretch of work that is going on.
@@ -135,25 +144,10 @@ impl Progress {
         match phase.bar {
             Some(bar) => bar.finish_with_message(""),
             None => {
-                self.say(&format!("  {:<8} {}", phase.name, text::seconds(phase.started.elapsed())))
+                let took = text::seconds(phase.started.elapsed());
+                self.say(&format!("  {:<8} {took}", phase.name));
             }
         }
-    }
-
-    /// A stretch of work without units.
-    pub(super) fn busy(&mut self, name: &'static str) {
-        self.leave();
-        let bar = match &self.show {
-            Show::Bars(bars) => {
-                let bar = bars.add(ProgressBar::new_spinner());
-                bar.set_style(spinner());
-                bar.set_prefix(name);
-                bar.enable_steady_tick(Duration::from_millis(120));
-                Some(bar)
-            }
-            _ => None,
-        };
-        self.phase = Some(Phase { name, started: Instant::now(), bar });
     }
 
     /// Reports the failure of the whole command.
@@ -163,14 +157,14 @@ impl Progress {
             bar.abandon();
         }
         self.json(&Failed { kind: kind_name(error.kind()), message: error.to_string() });
-        eprintln!("tessera: {error}");
+        complain(&format!("tessera: {error}"));
     }
 
     /// Moves the bar of the stretch that is going on.
-    fn advance(&mut self, to: usize, message: String) {
+    fn advance(&mut self, to: usize) {
         if let Some(bar) = self.phase.as_ref().and_then(|phase| phase.bar.as_ref()) {
-            bar.set_message(message);
             bar.set_position(to as u64);
+            bar.set_message(format!("{} left", text::seconds(bar.eta())));
         }
     }
 }
@@ -180,25 +174,20 @@ impl Observer for Progress {
         self.json(&event);
         match event {
             Event::Notice { message } => self.say(&format!("  note     {message}")),
-            Event::Denoising { of } => self.enter("denoise", of),
-            Event::Step { step, sigma, .. } => self.advance(step, format!("sigma {sigma:.3}")),
+            Event::Denoising { of } => self.enter("denoise", Some(of)),
+            Event::Step { step, .. } => self.advance(step),
             Event::Settled { .. } => {}
-            Event::Decoding { of } => self.enter("decode", of),
-            Event::Tile { tile, .. } => self.advance(tile, String::new()),
+            Event::Decoding { of } => self.enter("decode", Some(of)),
+            Event::Tile { tile, .. } => self.advance(tile),
         }
     }
 }
 
-fn style() -> ProgressStyle {
-    let template =
-        "  {prefix:<8} {bar:32.cyan/dim} {pos:>4} of {len:<4} {elapsed:>5.dim}  {msg:.dim}";
-    ProgressStyle::with_template(template)
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("━━─")
-}
+const BAR: &str =
+    "  {prefix:<8} {bar:32.cyan/dim} {pos:>4} of {len:<4} {elapsed:>5.dim}  {msg:.dim}";
+const SPINNER: &str = "  {prefix:<8} {elapsed:.dim} {spinner:.cyan}";
+const TICKS: [&str; 7] = ["⠋", "⠙", "⠸", "⠴", "⠦", "⠇", " "];
 
-fn spinner() -> ProgressStyle {
-    ProgressStyle::with_template("  {prefix:<8} {spinner:.cyan} {elapsed:>5.dim}")
-        .unwrap_or_else(|_| ProgressStyle::default_spinner())
-        .tick_strings(&["⠋", "⠙", "⠸", "⠴", "⠦", "⠇", " "])
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

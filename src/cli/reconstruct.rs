@@ -85,12 +85,10 @@ pub(super) fn run(
     progress.busy("encode");
     let canvas = match &mut device {
         Device::Cpu(ops) => {
-            let latents = picture::encode(ops, arch, picture)?;
-            engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel)
+            engine::reconstruct(ops, arch, picture, &tiling, canvas, progress, cancel)
         }
         Device::Gpu(ops) => {
-            let latents = picture::encode(ops.as_mut(), arch, picture)?;
-            engine::decode(ops.as_mut(), arch, &latents, &tiling, canvas, progress, cancel)
+            engine::reconstruct(ops.as_mut(), arch, picture, &tiling, canvas, progress, cancel)
         }
     }?;
     let psnr = picture::psnr(&original, &canvas);

@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Kind, Result},
+    image_in::Picture,
     model::{arch::Arch, checkpoint::Checkpoint, sampler::Latent},
     ops::Ops,
 };
@@ -136,6 +137,23 @@ pub fn generate<O: Ops>(
     let normalised = denoise::denoise(ops, &model.arch, plan, observer, cancel)?;
     let latents = denoise::denormalise(model, normalised);
     decode(ops, &model.arch, &latents, &plan.tiling, canvas, observer, cancel)
+}
+
+/// A picture through the encoder and back onto `canvas`, which `tiling` covers; odd sizes are padded and cut back.
+///
+/// # Errors
+/// As [`generate`].
+pub fn reconstruct<O: Ops>(
+    ops: &mut O,
+    arch: &Arch,
+    picture: Picture,
+    tiling: &Tiling,
+    canvas: Canvas,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<Canvas> {
+    let latents = picture::encode(ops, arch, picture)?;
+    decode(ops, arch, &latents, tiling, canvas, observer, cancel)
 }
 
 /// Decodes `latents` (not normalised) tile by tile, row by row, onto `canvas`.

@@ -219,8 +219,8 @@ impl Plan {
         let mut notices = Vec::new();
         if (spec.width, spec.height) != (arch.width, arch.height) {
             notices.push(format!(
-                "{} was trained for {}x{}; {}x{} works, but may repeat or stretch what it has learned",
-                arch.name, arch.width, arch.height, spec.width, spec.height
+                "trained for {}x{}; at {}x{} it may repeat or stretch what it knows",
+                arch.width, arch.height, spec.width, spec.height
             ));
         }
         Ok(Self {
