@@ -152,9 +152,9 @@ impl Progress {
 
     /// Reports the failure of the whole command.
     pub(super) fn failed(&mut self, error: &Error) {
-        // A terminal that echoes ^C has left the bar's line: drawing the bar once more would show it twice.
+        // The bars stay as far as they came.
         if let Some(bar) = self.phase.take().and_then(|phase| phase.bar) {
-            bar.finish_and_clear();
+            bar.abandon();
         }
         self.json(&Failed { kind: kind_name(error.kind()), message: error.to_string() });
         complain(&format!("tessera: {error}"));
