@@ -172,6 +172,17 @@ class Arch:
         )
 
 
+def autoencoder_identity(arch: Arch) -> str:
+    """What a checkpoint of this AutoEncoder calls itself; it does not depend on the U-Net."""
+    parts = (arch.levels, arch.encoder, arch.decoder, arch.attention_ratio)
+    return f"autoencoder {parts}"
+
+
+def unet_identity(arch: Arch) -> str:
+    """What a checkpoint of this U-Net calls itself."""
+    return f"unet {(arch.levels, arch.unet, arch.noise, arch.attention_ratio)}"
+
+
 def norm_groups(channels: int) -> int:
     """Groups of a GroupNorm: the largest divisor of `channels` that is at most min(channels / 4, 32)."""
     most = max(1, min(channels // 4, 32))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import cost, loop
-from .arch import Arch
+from .arch import Arch, autoencoder_identity
 from .config import Config
 from .data import Pictures, step_rng
 from .decoder import Decoder
@@ -58,12 +58,6 @@ class Autoencoder(nn.Module):
         with torch.no_grad():  # the picture is a sum over all stages; it starts near grey
             for layer in (*(stage.trgb for stage in self.decoder.stages), self.decoder.out):
                 layer.weight.mul_(0.1)
-
-
-def autoencoder_identity(arch: Arch) -> str:
-    """What a checkpoint of this AutoEncoder calls itself; it does not depend on the U-Net."""
-    parts = (arch.levels, arch.encoder, arch.decoder, arch.attention_ratio)
-    return f"autoencoder {parts}"
 
 
 def local_halo(arch: Arch) -> int:

@@ -65,6 +65,53 @@ class PixelNorm(nn.Module):
         return PixelNormFunction.apply(x, self.weight)
 
 
+def pixel_sum(x: Tensor) -> Tensor:
+    """[n, pixels, c] of bf16 to f32 [n, c]. Where there are many pixels, parts of 32 are rounded to bf16 first (each
+    summed in f32): summing straight into f32 would copy `x`, and the roundings average out."""
+    n, pixels, c = x.shape
+    if pixels >= 2048 and pixels % 32 == 0:
+        x = x.view(n, pixels // 32, 32, c).sum(2)
+    return x.sum(1, dtype=torch.float32)
+
+
+class GroupNormBf16(torch.autograd.Function):
+    """GroupNorm of bf16 with f32 statistics, in few passes over memory: torch's own gradient is several times slower
+    on CPUs. Both directions are affine per picture and channel, once the sums over pixels are known."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        n, c, height, width = x.shape
+        pixels = x.permute(0, 2, 3, 1).reshape(n, height * width, c)
+        count = height * width * c // groups
+
+        def per_group(sums: Tensor) -> Tensor:  # [n, c] to the group's mean, for every channel of it
+            return sums.view(n, groups, -1).sum(2, keepdim=True).expand(n, groups, c // groups).reshape(n, c) / count
+
+        mean = per_group(pixel_sum(pixels))
+        variance = per_group(pixel_sum(pixels.square())) - mean.square()
+        rstd = variance.clamp_min(0).add(eps).rsqrt()
+        scale = rstd * weight
+        shift = bias - mean * scale
+        ctx.save_for_backward(pixels, weight, mean, rstd)
+        ctx.shape, ctx.per_group = x.shape, per_group
+        out = torch.addcmul(shift.to(x.dtype)[:, None], pixels, scale.to(x.dtype)[:, None])
+        return out.view(n, height, width, c).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        pixels, weight, mean, rstd = ctx.saved_tensors
+        n, c, height, width = ctx.shape
+        grad = grad.permute(0, 2, 3, 1).reshape(n, height * width, c)
+        total = pixel_sum(grad)
+        along = (pixel_sum(grad * pixels) - mean * total) * rstd  # sum of grad * normalised x
+        scale = rstd * weight
+        slope = -rstd.square() * ctx.per_group(along * weight)
+        offset = -rstd * ctx.per_group(total * weight) - mean * slope
+        out = torch.addcmul(offset.to(grad.dtype)[:, None], grad, scale.to(grad.dtype)[:, None])
+        out.addcmul_(pixels, slope.to(grad.dtype)[:, None])
+        return out.view(n, height, width, c).permute(0, 3, 1, 2), along.sum(0), total.sum(0), None, None
+
+
 class GroupNorm(nn.GroupNorm):
     """GroupNorm with the project's group count and epsilon, statistics in f32."""
 
@@ -72,6 +119,8 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(norm_groups(channels), channels, eps=GROUP_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            return GroupNormBf16.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(at_least_f32(x)).to(x.dtype)
 
 
@@ -80,24 +129,61 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     return GroupNorm(channels) if kind == "group" else PixelNorm(channels)
 
 
-def fir_down(x: Tensor) -> Tensor:
-    """FIR [1,3,3,1]/8 per axis and every second pixel: y[i] = (x[2i-1] + 3x[2i] + 3x[2i+1] + x[2i+2]) / 8, zero-padded."""
+def fir_down_plain(x: Tensor) -> Tensor:
+    """`fir_down` without its gradient."""
     k = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
     c = x.shape[1]
     return F.conv2d(x, (k[:, None] * k[None, :]).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
 
 
-def fir_up(x: Tensor) -> Tensor:
-    """FIR [1,3,3,1]/4 per axis: y[2i] = (x[i-1] + 3x[i]) / 4, y[2i+1] = (3x[i] + x[i+1]) / 4, zero-padded."""
+def fir_up_plain(x: Tensor) -> Tensor:
+    """`fir_up` without its gradient."""
 
     def axis(x: Tensor, dim: int) -> Tensor:
         n = x.shape[dim]
-        edge = torch.zeros_like(x.narrow(dim, 0, 1))
-        before = torch.cat([edge, x.narrow(dim, 0, n - 1)], dim)
-        after = torch.cat([x.narrow(dim, 1, n - 1), edge], dim)
-        return torch.stack([(before + 3 * x) / 4, (3 * x + after) / 4], dim + 1).flatten(dim, dim + 1)
+        near, edge = x * 0.75, torch.zeros_like(x.narrow(dim, 0, 1))
+        far = x * 0.25
+        before = torch.cat([edge, far.narrow(dim, 0, n - 1)], dim)
+        after = torch.cat([far.narrow(dim, 1, n - 1), edge], dim)
+        return torch.stack([before.add_(near), after.add_(near)], dim + 1).flatten(dim, dim + 1)
 
-    return axis(axis(x, 2), 3)
+    last = x.permute(0, 2, 3, 1)  # rows and columns of channels_last memory move in whole pixels
+    return axis(axis(last, 1), 2).permute(0, 3, 1, 2)
+
+
+class FirDown(torch.autograd.Function):
+    """The gradient of `fir_down` is `fir_up` / 4: each is the other's transpose but for the gain. A depthwise
+    convolution's own gradient is many times slower."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return fir_down_plain(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return fir_up_plain(grad).mul_(0.25)
+
+
+class FirUp(torch.autograd.Function):
+    """The gradient of `fir_up` is 4 `fir_down`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return fir_up_plain(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return fir_down_plain(grad).mul_(4)
+
+
+def fir_down(x: Tensor) -> Tensor:
+    """FIR [1,3,3,1]/8 per axis and every second pixel: y[i] = (x[2i-1] + 3x[2i] + 3x[2i+1] + x[2i+2]) / 8, zero-padded."""
+    return FirDown.apply(x)
+
+
+def fir_up(x: Tensor) -> Tensor:
+    """FIR [1,3,3,1]/4 per axis: y[2i] = (x[i-1] + 3x[i]) / 4, y[2i+1] = (3x[i] + x[i+1]) / 4, zero-padded."""
+    return FirUp.apply(x)
 
 
 def nearest_up(x: Tensor) -> Tensor:

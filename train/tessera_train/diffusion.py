@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from . import cost, loop
-from .arch import Arch
-from .autoencoder import Autoencoder, autoencoder_identity
+from .arch import Arch, autoencoder_identity, unet_identity
+from .autoencoder import Autoencoder
 from .config import Config
 from .data import step_rng
 from .images import save_grid, shrink
@@ -83,15 +83,10 @@ class Task:
         return numbers
 
 
-def unet_identity(arch: Arch) -> str:
-    """What a checkpoint of this U-Net calls itself."""
-    return f"unet {(arch.levels, arch.unet, arch.noise, arch.attention_ratio)}"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--latents", type=Path, required=True, help="folder that the latents command has written")
-    parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command")
+    parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command, or an exported file")
     loop.add_arguments(parser)
 
 

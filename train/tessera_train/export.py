@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from .autoencoder import Autoencoder, autoencoder_identity
+from .arch import autoencoder_identity, unet_identity
+from .autoencoder import Autoencoder
 from .checkpoint import save_safetensors
 from .config import Config
-from .diffusion import unet_identity
 from .latents import Latents
 from .loop import load_ema
 from .unet import UNet
@@ -44,8 +44,8 @@ def export(config: Config, autoencoder: Path, diffusion: Path, latents: Latents,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command")
-    parser.add_argument("--diffusion", type=Path, required=True, help="run folder of the diffusion command")
+    parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command, or an exported file")
+    parser.add_argument("--diffusion", type=Path, required=True, help="run folder of the diffusion command, or an exported file")
     parser.add_argument("--latents", type=Path, required=True, help="folder that the latents command has written")
     parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file")

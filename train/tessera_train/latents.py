@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import precision
-from .arch import Arch
-from .autoencoder import Autoencoder, autoencoder_identity
+from .arch import Arch, autoencoder_identity
+from .autoencoder import Autoencoder
 from .checkpoint import replace_file
 from .config import Config
 from .data import Pictures
@@ -118,7 +118,7 @@ def write(arch: Arch, model: Autoencoder, pictures: Pictures, out: Path, device:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--pictures", type=Path, required=True, help="folder that the scenery command has written")
-    parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command")
+    parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command, or an exported file")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
     parser.add_argument("--precision", choices=("f32", "bf16"), help="default: bf16 where it works")

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import precision
+from .arch import Arch, autoencoder_identity, unet_identity
 from .checkpoint import replace_file
 
 CHECKPOINT = "checkpoint.pt"
@@ -70,6 +72,7 @@ class Task(Protocol):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that both trainings have."""
     parser.add_argument("--out", type=Path, required=True, help="run folder; a checkpoint in it is resumed")
+    parser.add_argument("--from", type=Path, dest="start", help="weights to start from: a run folder or an exported file")
     parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
     parser.add_argument("--minutes", type=float, help="budget in minutes of training, over all resumes")
     parser.add_argument("--steps", type=int, help="budget in steps")
@@ -136,9 +139,13 @@ class Loop:
         replace_file(self.args.out / CHECKPOINT, lambda file: torch.save(state, file))
 
     def resume(self) -> None:
-        """Continues from the run's checkpoint, if there is one."""
+        """Continues from the run's checkpoint, if there is one; else starts from the weights of `--from`, if that is given."""
         path = self.args.out / CHECKPOINT
         if not path.exists():
+            if self.args.start:
+                load_ema(self.args.start, self.ema, self.task.identity, self.device)
+                self.model.load_state_dict(self.ema.state_dict())
+                self.say(f"weights of {self.args.start}")
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         if (state["identity"], state["seed"]) != (self.task.identity, self.args.seed):
@@ -280,11 +287,32 @@ class Loop:
         return 0
 
 
-def load_ema(run: Path, model: nn.Module, identity: str, device: torch.device) -> dict[str, Any]:
-    """Loads a run's EMA weights into `model`; returns the checkpoint's other numbers."""
-    state = torch.load(run / CHECKPOINT, map_location=device, weights_only=True)
-    if state["identity"] != identity:
-        raise SystemExit(f"{run / CHECKPOINT} is of another model than the configuration's")
-    model.load_state_dict(state["ema"])
+def load_ema(source: Path, model: nn.Module, identity: str, device: torch.device) -> dict[str, Any]:
+    """Loads the EMA weights of a run folder, or of a file that `export` wrote, into `model`; returns what is known of
+    their training: step, pictures seen, seconds."""
+    if source.suffix == ".safetensors":
+        weights, numbers = exported_weights(source, identity)
+    else:
+        state = torch.load(source / CHECKPOINT, map_location=device, weights_only=True)
+        if state["identity"] != identity:
+            raise SystemExit(f"{source / CHECKPOINT} is of another model than the configuration's")
+        weights, numbers = state["ema"], {key: state[key] for key in ("step", "seen", "elapsed")}
+    model.load_state_dict(weights)
     model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return {key: state[key] for key in ("step", "seen", "elapsed")}
+    return numbers
+
+
+def exported_weights(file: Path, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The part of an exported file that calls itself `identity`, in f32, and its training's numbers."""
+    with safe_open(file, "pt") as tensors:
+        metadata = tensors.metadata() or {}
+        if metadata.get("format") != "tessera":
+            raise SystemExit(f"{file} was not written by the export command")
+        arch = Arch.from_json(metadata["arch"])
+        parts = {autoencoder_identity(arch): ("autoencoder", ("encoder.", "decoder.")), unet_identity(arch): ("diffusion", ("unet.",))}
+        if identity not in parts:
+            raise SystemExit(f"{file} is of another model than the configuration's")
+        section, prefixes = parts[identity]
+        names = [name for name in tensors.keys() if name.startswith(prefixes)]
+        weights = {name.removeprefix("unet."): tensors.get_tensor(name).float() for name in names}
+    return weights, json.loads(metadata["trained"])[section]
