@@ -1,6 +1,10 @@
 //! Settings of the process: defaults < environment < flags. The environment is read here, once, and nowhere else.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use crate::error::{Error, Result};
 
@@ -16,6 +20,9 @@ pub struct Config {
     pub device: Option<String>,
     /// `TESSERA_THREADS`: threads of the native CPU path.
     pub threads: Option<usize>,
+    /// `SOURCE_DATE_EPOCH`: seconds since 1970 that pictures state as their time of making; without it they state none,
+    /// so that the same picture is always the same file.
+    pub created: Option<SystemTime>,
     /// `TESSERA_LOG`: filter of the log, such as `info` or `tessera=debug`.
     pub log: Option<String>,
 }
@@ -47,7 +54,19 @@ impl Config {
                     .map_err(|message| Error::invalid(format!("TESSERA_THREADS: {message}")))?,
             ),
         };
+        let created = match text("SOURCE_DATE_EPOCH")? {
+            None => None,
+            Some(value) => {
+                let seconds = value.parse().map_err(|_| {
+                    Error::invalid(format!(
+                        "SOURCE_DATE_EPOCH is {value:?}, not a number of seconds"
+                    ))
+                })?;
+                SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+            }
+        };
         Ok(Self {
+            created,
             model: set("TESSERA_MODEL").map(PathBuf::from),
             device: text("TESSERA_DEVICE")?,
             threads,
@@ -83,12 +102,14 @@ mod tests {
             ("TESSERA_MODEL", "a.safetensors"),
             ("TESSERA_DEVICE", "cpu"),
             ("TESSERA_THREADS", "3"),
+            ("SOURCE_DATE_EPOCH", "86400"),
             ("TESSERA_LOG", "info"),
         ];
         let expected = Config {
             model: Some("a.safetensors".into()),
             device: Some("cpu".into()),
             threads: Some(3),
+            created: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(86400)),
             log: Some("info".into()),
         };
         assert_eq!(config(&vars).ok(), Some(expected));

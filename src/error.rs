@@ -6,7 +6,8 @@ use std::{fmt, io, path::PathBuf};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What kind of failure an [`Error`] is; front ends choose exit and status codes by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Kind {
     /// The caller asked for something impossible: a size, a step count, a name. Exit code 2.
@@ -21,8 +22,35 @@ pub enum Kind {
     Io,
     /// The work was cancelled.
     Cancelled,
+    /// There is nothing of the name that was given.
+    NotFound,
+    /// The thing asked for is not in a state that allows it, such as a tile that is not decoded yet.
+    NotReady,
+    /// A limit of this server is reached, such as its queue or its memory; later there may be room.
+    Exhausted,
+    /// The deadline that was given has passed.
+    Expired,
     /// A defect of this program.
     Internal,
+}
+
+impl Kind {
+    /// Its name for programs: `invalid_argument`, `io`, ...
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "invalid_argument",
+            Self::InvalidModel => "invalid_model",
+            Self::InvalidImage => "invalid_image",
+            Self::Device => "device",
+            Self::Io => "io",
+            Self::Cancelled => "cancelled",
+            Self::NotFound => "not_found",
+            Self::NotReady => "not_ready",
+            Self::Exhausted => "exhausted",
+            Self::Expired => "expired",
+            Self::Internal => "internal",
+        }
+    }
 }
 
 /// An error: its kind, a message that names the field, the value and the limit, and its cause.

@@ -10,7 +10,9 @@
 //!    [`image_in`], [`image_out`]: bytes and pictures.
 //! 4. [`exec`]: interpreters of the operators: naive reference, native CPU, GPU, and a tracer that only counts.
 //! 5. [`engine`]: one image.
-//! 6. [`cli`]: the command line.
+//! 6. [`jobs`]: many images: queue, admission, and what survives a crash.
+//! 7. [`api`]: the messages of the service.
+//! 8. [`cli`]: the command line.
 //!
 //! # The journey of one image
 //!
@@ -23,6 +25,7 @@
 //!    [`store::Arena`].
 //! 5. [`image_out`] reads the arena and writes the file: temporary name, sync, rename.
 
+pub mod api;
 pub mod cli;
 pub mod config;
 pub mod engine;
@@ -30,6 +33,7 @@ pub mod error;
 pub mod exec;
 pub mod image_in;
 pub mod image_out;
+pub mod jobs;
 pub mod model;
 pub mod ops;
 pub mod store;

@@ -11,7 +11,7 @@ use tessera::{
         latents::LatentFile,
         picture,
         plan::{Plan, Rect, Spec, TileSize, Tiling, latent_shapes},
-        tiles::{Canvas, TileDecoder},
+        tiles::{Canvas, TileDecoder, samples},
     },
     error::{Error, Kind, Result},
     exec::{cpu::Cpu, gpu::Gpu, reference::Reference},
@@ -80,7 +80,7 @@ fn tiled_equals_whole<O: Ops>(
             let tiling = Tiling::new(arch, width, height, tile).unwrap();
             let decoder = TileDecoder::new(&mut ops, arch, &latents).unwrap();
             for tile in shuffled(tiling.tiles, &mut random) {
-                let values = decoder.decode(&mut ops, &tile).unwrap();
+                let values = decoder.decode(&mut ops, arch, &tile).unwrap();
                 let Rect { x, y, width, .. } = tile.rect;
                 for (i, row) in values.chunks_exact(3 * width).enumerate() {
                     let start = 3 * ((y + i) * stride + x);
@@ -296,7 +296,7 @@ fn psnr_is_infinite_for_equal_pictures_and_right_for_known_errors() {
     for (bits, most) in [(Bits::Eight, 255.0), (Bits::Sixteen, 65535.0)] {
         let mut canvas = Canvas::create(dir.path(), 2, 2, bits).unwrap();
         let rect = Rect { x: 0, y: 0, width: 2, height: 2 };
-        canvas.put(rect, &[1.0; 12]).unwrap();
+        canvas.put(rect, &samples(rect, &[1.0; 12], bits).unwrap()).unwrap();
         let mut picture = Picture { width: 2, height: 2, bits: 8, samples: vec![1.0; 12] };
         assert_eq!(picture::psnr(&picture, &canvas), f64::INFINITY);
         // One of twelve samples is off by half of the range.
@@ -304,13 +304,8 @@ fn psnr_is_infinite_for_equal_pictures_and_right_for_known_errors() {
         let expected = 10.0 * (4.0f64 * 12.0).log10();
         assert!((picture::psnr(&picture, &canvas) - expected).abs() < 1e-9);
         // What lies outside of the range is clamped, and halves go to the even sample.
-        canvas
-            .put(
-                rect,
-                &[[-3.0, 9.0, (1.0 / most) as f32 * 126.0], [-1.0; 3], [-1.0; 3], [-1.0; 3]]
-                    .concat(),
-            )
-            .unwrap();
+        let values = [[-3.0, 9.0, (1.0 / most) as f32 * 126.0], [-1.0; 3], [-1.0; 3], [-1.0; 3]];
+        canvas.put(rect, &samples(rect, &values.concat(), bits).unwrap()).unwrap();
         let first = &canvas.bytes()[..2 * bits.sample_len()];
         assert!(first[..bits.sample_len()].iter().all(|&b| b == 0));
         assert!(first[bits.sample_len()..].iter().all(|&b| b == 255));

@@ -99,11 +99,15 @@ fn metadata() -> Metadata {
         "seed": 7, "model_sha256": "5d41…", "sampler": "heun", "steps": 18, "device": "CPU <test>",
         "size": [1000, 600], "tile": 256,
     }) else {
-        return Metadata { description: String::new(), created: UNIX_EPOCH, receipt: Map::new() };
+        return Metadata {
+            description: String::new(),
+            created: Some(UNIX_EPOCH),
+            receipt: Map::new(),
+        };
     };
     Metadata {
         description: "Seed 7 & Ångström".to_owned(),
-        created: UNIX_EPOCH + Duration::from_secs(1_767_225_600),
+        created: Some(UNIX_EPOCH + Duration::from_secs(1_767_225_600)),
         receipt,
     }
 }

@@ -22,8 +22,10 @@ const RANKS: &[(&str, usize)] = &[
     ("exec", 3),
     ("engine", 4),
     ("jobs", 5),
+    ("api", 5),
     ("service", 6),
-    ("cli", 6),
+    ("client", 6),
+    ("cli", 7),
 ];
 
 /// Names that may be written only in the modules listed with them.
@@ -36,8 +38,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("indicatif", &["cli"]),
     ("ctrlc", &["cli"]),
-    ("tokio", &["jobs", "service"]),
-    ("tonic", &["service"]),
+    ("tokio", &["jobs", "service", "client"]),
+    ("tonic", &["api", "service", "client"]),
 ];
 
 /// One source file without comments, literals and unit tests.

@@ -6,7 +6,6 @@ use std::{
 };
 
 use serde::Serialize;
-use serde_json::json;
 
 use super::{
     args::{self, DecodeFlags, DeviceArgs, ModelArgs, Size},
@@ -20,6 +19,7 @@ use crate::{
         self, Cancel,
         device::Device,
         plan::{Plan, Spec},
+        receipt,
     },
     error::{Error, Result},
     model::{checkpoint::Checkpoint, sampler::Method},
@@ -109,7 +109,7 @@ pub(super) fn run(
     let mut device = args.device.open(config, &model)?;
     for (seed, path) in &jobs {
         plan.spec.seed = *seed;
-        one(&model, &plan, &mut device, path, progress, cancel)?;
+        one(&model, &plan, &mut device, path, config, progress, cancel)?;
         // What there is to know was said with the first picture.
         plan.notices.clear();
     }
@@ -122,6 +122,7 @@ fn one(
     plan: &Plan,
     device: &mut Device,
     path: &Path,
+    config: &Config,
     progress: &mut Progress,
     cancel: &Cancel,
 ) -> Result<()> {
@@ -158,24 +159,8 @@ fn one(
         Device::Gpu(ops) => engine::generate(ops.as_mut(), model, plan, scratch, progress, cancel),
     }?;
     progress.busy("write");
-    let mut receipt = output::receipt(model, &name);
-    for (key, value) in [
-        ("seed", json!(spec.seed)),
-        ("width", json!(spec.width)),
-        ("height", json!(spec.height)),
-        ("steps", json!(spec.steps)),
-        ("sampler", json!(spec.method.name())),
-    ] {
-        receipt.insert(key.to_owned(), value);
-    }
-    let description = format!(
-        "{}, seed {}, {} {} steps",
-        model.arch.name,
-        spec.seed,
-        spec.method.name(),
-        spec.steps
-    );
-    let bytes = output::write(path, &canvas, description, receipt, cancel)?;
+    let metadata = receipt::generated(model, &name, spec);
+    let bytes = output::write(path, &canvas, metadata, config, cancel)?;
     progress.leave();
     let took = began.elapsed();
     progress.json(&Finished { seed: spec.seed, out: path, bytes, seconds: took.as_secs_f64() });

@@ -6,7 +6,6 @@ use std::{
 };
 
 use serde::Serialize;
-use serde_json::json;
 
 use super::{
     args::{self, DecodeFlags, DeviceArgs, ModelArgs},
@@ -17,7 +16,8 @@ use super::{
 use crate::{
     config::Config,
     engine::{
-        self, Cancel, device::Device, latents::LatentFile, picture, plan::Tiling, tiles::Canvas,
+        self, Cancel, device::Device, latents::LatentFile, picture, plan::Tiling, receipt,
+        tiles::Canvas,
     },
     error::Result,
 };
@@ -139,11 +139,9 @@ pub(super) fn decode(
         }
     }?;
     progress.busy("write");
-    let mut receipt = output::receipt(&model, &name);
-    receipt.insert("width".into(), json!(width));
-    receipt.insert("height".into(), json!(height));
     let description = format!("decoded by {}", model.arch.name);
-    let bytes = output::write(&args.out, &canvas, description, receipt, cancel)?;
+    let metadata = receipt::decoded(&model, &name, (width, height), description);
+    let bytes = output::write(&args.out, &canvas, metadata, config, cancel)?;
     done(progress, &args.out, width, height, bytes, began)
 }
 

@@ -92,19 +92,6 @@ fn exit_code(kind: Kind) -> ExitCode {
     ExitCode::from(match kind {
         Kind::InvalidArgument | Kind::InvalidModel | Kind::InvalidImage => 2,
         Kind::Cancelled => 130,
-        Kind::Device | Kind::Io | Kind::Internal => 1,
+        _ => 1,
     })
-}
-
-/// The name that `--json` gives a kind of failure.
-fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::InvalidArgument => "invalid_argument",
-        Kind::InvalidModel => "invalid_model",
-        Kind::InvalidImage => "invalid_image",
-        Kind::Device => "device",
-        Kind::Io => "io",
-        Kind::Cancelled => "cancelled",
-        Kind::Internal => "internal",
-    }
 }

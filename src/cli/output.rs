@@ -1,17 +1,12 @@
 //! The picture file: checked before the work, written after it, and what it says of itself.
 
-use std::{
-    path::{Path, PathBuf},
-    time::SystemTime,
-};
-
-use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
 
 use crate::{
+    config::Config,
     engine::{Cancel, tiles::Canvas},
     error::{Error, Kind, Result},
     image_out::{self, Format, Metadata},
-    model::checkpoint::Checkpoint,
 };
 
 /// Refuses a file that can't be written, before any work is done for it.
@@ -38,26 +33,15 @@ pub(super) fn directory(path: &Path) -> PathBuf {
     }
 }
 
-/// What a picture was made from, as far as every command knows it.
-pub(super) fn receipt(model: &Checkpoint, device: &str) -> Map<String, Value> {
-    let entries = [
-        ("software", json!(Metadata::software())),
-        ("model", json!(model.arch.name)),
-        ("model_sha256", json!(model.sha256)),
-        ("device", json!(device)),
-    ];
-    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
-}
-
 /// Writes the picture under a temporary name and renames it; gives the length of the file.
 pub(super) fn write(
     path: &Path,
     canvas: &Canvas,
-    description: String,
-    receipt: Map<String, Value>,
+    metadata: Metadata,
+    config: &Config,
     cancel: &Cancel,
 ) -> Result<u64> {
-    let metadata = Metadata { description, created: SystemTime::now(), receipt };
+    let metadata = Metadata { created: config.created, ..metadata };
     image_out::write(path, &canvas.source(cancel), &metadata)?;
     length(path)
 }

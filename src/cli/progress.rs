@@ -9,7 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::{kind_name, text};
+use super::text;
 use crate::{
     engine::{Event, Observer},
     error::{Error, Result},
@@ -156,7 +156,7 @@ impl Progress {
         if let Some(bar) = self.phase.take().and_then(|phase| phase.bar) {
             bar.abandon();
         }
-        self.json(&Failed { kind: kind_name(error.kind()), message: error.to_string() });
+        self.json(&Failed { kind: error.kind().name(), message: error.to_string() });
         complain(&format!("tessera: {error}"));
     }
 

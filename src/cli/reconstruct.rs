@@ -3,7 +3,6 @@
 use std::{path::PathBuf, time::Instant};
 
 use serde::Serialize;
-use serde_json::json;
 
 use super::{
     args::{self, DecodeFlags, DeviceArgs, ModelArgs},
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    engine::{self, Cancel, device::Device, picture, plan::Tiling, tiles::Canvas},
+    engine::{self, Cancel, device::Device, picture, plan::Tiling, receipt, tiles::Canvas},
     error::Result,
 };
 
@@ -93,11 +92,9 @@ pub(super) fn run(
     }?;
     let psnr = picture::psnr(&original, &canvas);
     progress.busy("write");
-    let mut receipt = output::receipt(&model, &name);
-    receipt.insert("width".into(), json!(width));
-    receipt.insert("height".into(), json!(height));
     let description = format!("reconstruction by {}", model.arch.name);
-    let bytes = output::write(&args.out, &canvas, description, receipt, cancel)?;
+    let metadata = receipt::decoded(&model, &name, (width, height), description);
+    let bytes = output::write(&args.out, &canvas, metadata, config, cancel)?;
     progress.leave();
     let took = began.elapsed();
     progress.json(&Finished {

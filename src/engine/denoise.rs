@@ -7,7 +7,7 @@ use crate::{
         arch::Arch,
         checkpoint::Checkpoint,
         precond,
-        sampler::{self, Churn, Denoise, Latent},
+        sampler::{Churn, Denoise, Latent, Sampling},
     },
     ops::Ops,
 };
@@ -30,11 +30,34 @@ impl<O: Ops> Denoise for Denoiser<'_, O> {
     }
 }
 
-/// Samples the normalised latents of `plan`, finest first.
+/// Takes the next step of `sampling` along `plan`; gives what there is to tell of it.
 ///
 /// # Errors
 /// [`crate::error::Kind::Cancelled`]; [`crate::error::Kind::InvalidModel`] when the weights overflow; what the device
-/// reports.
+/// reports. `sampling` is then as it was.
+pub fn step<O: Ops>(
+    ops: &mut O,
+    arch: &Arch,
+    plan: &Plan,
+    sampling: &mut Sampling,
+    cancel: &Cancel,
+) -> Result<Vec<Event>> {
+    let (spec, schedule) = (&plan.spec, &plan.schedule);
+    let mut denoiser = Denoiser { ops, arch, cancel };
+    sampling.advance(&mut denoiser, schedule, spec.method, Churn::NONE, spec.seed)?;
+    let step = sampling.step;
+    let sigma = schedule.sigma(step);
+    let settled = sampling.z.iter().enumerate().rev().filter_map(|(level, latent)| {
+        let (rows, columns) = (latent.shape.h, latent.shape.w);
+        (schedule.settled(level) == step).then_some(Event::Settled { level, step, rows, columns })
+    });
+    Ok(std::iter::once(Event::Step { step, of: schedule.steps(), sigma }).chain(settled).collect())
+}
+
+/// Samples the normalised latents of `plan`, finest first.
+///
+/// # Errors
+/// Those of [`step`].
 pub fn denoise<O: Ops>(
     ops: &mut O,
     arch: &Arch,
@@ -42,22 +65,14 @@ pub fn denoise<O: Ops>(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Vec<Latent>> {
-    let (spec, schedule) = (&plan.spec, &plan.schedule);
-    observer.event(Event::Denoising { of: schedule.steps() });
-    let start = sampler::start(schedule, &plan.latents, spec.seed);
-    let observe = |step: usize, z: &[Latent]| {
-        let sigma = schedule.sigma(step);
-        observer.event(Event::Step { step, of: schedule.steps(), sigma });
-        for (level, latent) in z.iter().enumerate().rev() {
-            if schedule.settled(level) == step {
-                let (rows, columns) = (latent.shape.h, latent.shape.w);
-                observer.event(Event::Settled { level, step, rows, columns });
-            }
+    observer.event(Event::Denoising { of: plan.schedule.steps() });
+    let mut sampling = Sampling::start(&plan.schedule, &plan.latents, plan.spec.seed);
+    while sampling.step < plan.schedule.steps() {
+        for event in step(ops, arch, plan, &mut sampling, cancel)? {
+            observer.event(event);
         }
-        Ok(())
-    };
-    let mut denoiser = Denoiser { ops, arch, cancel };
-    sampler::sample(&mut denoiser, schedule, spec.method, Churn::NONE, spec.seed, start, observe)
+    }
+    Ok(sampling.z)
 }
 
 /// Normalised latents to the decoder's: z / sigma_data * std + mean, per channel.

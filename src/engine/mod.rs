@@ -8,6 +8,7 @@ pub mod device;
 pub mod latents;
 pub mod picture;
 pub mod plan;
+pub mod receipt;
 pub mod tiles;
 
 use std::{
@@ -174,7 +175,8 @@ pub fn decode<O: Ops>(
     let decoder = TileDecoder::new(ops, arch, latents)?;
     for (i, tile) in tiling.tiles.iter().enumerate() {
         cancel.check()?;
-        canvas.put(tile.rect, &decoder.decode(ops, tile)?)?;
+        let values = decoder.decode(ops, arch, tile)?;
+        canvas.put(tile.rect, &tiles::samples(tile.rect, &values, canvas.bits())?)?;
         observer.event(Event::Tile { tile: i + 1, of: tiling.tiles.len(), rect: tile.rect });
     }
     Ok(canvas)

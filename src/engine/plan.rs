@@ -91,6 +91,17 @@ pub struct Rect {
     pub height: usize,
 }
 
+impl Rect {
+    /// Whether the two share a pixel.
+    pub fn intersects(self, other: Self) -> bool {
+        let meet = |a: usize, a_len: usize, b: usize, b_len: usize| {
+            a < b.saturating_add(b_len) && b < a.saturating_add(a_len)
+        };
+        meet(self.x, self.width, other.x, other.width)
+            && meet(self.y, self.height, other.y, other.height)
+    }
+}
+
 /// One tile of the local stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {

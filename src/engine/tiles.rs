@@ -19,38 +19,37 @@ use crate::{
 };
 
 /// The global stage's output of one picture, from which any tile can be decoded at any time.
-pub struct TileDecoder<'a, O: Ops> {
-    arch: &'a Arch,
+pub struct TileDecoder<O: Ops> {
     /// Features on the finest latent's grid.
     features: O::Tensor,
     /// RGB stream on the same grid.
     rgb: O::Tensor,
 }
 
-impl<'a, O: Ops> TileDecoder<'a, O> {
+impl<O: Ops> TileDecoder<O> {
     /// Runs the global stage on `latents`, finest first, as the encoder's means are: not normalised.
     ///
     /// # Errors
     /// When an operator fails.
-    pub fn new(ops: &mut O, arch: &'a Arch, latents: &[Latent]) -> Result<Self> {
+    pub fn new(ops: &mut O, arch: &Arch, latents: &[Latent]) -> Result<Self> {
         let uploaded: Vec<_> = latents
             .iter()
             .map(|latent| ops.upload(latent.shape, &latent.data))
             .collect::<Result<_>>()?;
         let (features, rgb) = decoder::global_stage(ops, arch, &uploaded)?;
-        Ok(Self { arch, features, rgb })
+        Ok(Self { features, rgb })
     }
 
     /// The pixels of `tile`: rows of RGB, black at -1 and white at 1.
     ///
     /// # Errors
     /// When an operator fails.
-    pub fn decode(&self, ops: &mut O, tile: &Tile) -> Result<Vec<f32>> {
+    pub fn decode(&self, ops: &mut O, arch: &Arch, tile: &Tile) -> Result<Vec<f32>> {
         let features = ops.crop(&self.features, tile.window)?;
         let rgb = ops.crop(&self.rgb, tile.window)?;
-        let decoded = decoder::local_stage(ops, self.arch, features, rgb)?;
+        let decoded = decoder::local_stage(ops, arch, features, rgb)?;
         // The halo ends here, on the device: only the tile's own pixels are copied back.
-        let factor = self.arch.finest_factor();
+        let factor = arch.finest_factor();
         let own = Window {
             y: tile.rect.y - tile.window.y * factor,
             x: tile.rect.x - tile.window.x * factor,
@@ -62,10 +61,68 @@ impl<'a, O: Ops> TileDecoder<'a, O> {
     }
 }
 
+/// A small picture of the layout: the RGB stream at the end of the global stage, before the local stage adds detail, from
+/// the `settled` coarsest levels of the decoder's `latents`; finer ones count as zero, as training shows them to it.
+/// Its size is the finest latent's grid.
+///
+/// # Errors
+/// When an operator fails; [`crate::error::Kind::InvalidModel`] when a value is not a number.
+pub fn preview<O: Ops>(
+    ops: &mut O,
+    arch: &Arch,
+    latents: &[Latent],
+    settled: usize,
+) -> Result<(Rect, Vec<u8>)> {
+    let finest = latents.len().saturating_sub(settled);
+    let seen: Vec<Latent> = (latents.iter().enumerate())
+        .map(|(level, latent)| match level < finest {
+            true => Latent { shape: latent.shape, data: vec![0.0; latent.data.len()] },
+            false => latent.clone(),
+        })
+        .collect();
+    let decoder = TileDecoder::new(ops, arch, &seen)?;
+    let shape = ops.shape(&decoder.rgb);
+    let rect = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
+    let samples = samples(rect, &ops.download(&decoder.rgb)?, Bits::Eight)?;
+    Ok((rect, samples))
+}
+
 /// The sample of `value` among levels 0 to `most`: [-1, 1] becomes [0, most], rounded half to even; what lies outside
 /// is clamped.
 fn quantise(value: f32, most: f32) -> f32 {
     ((value * 0.5 + 0.5) * most).round_ties_even().clamp(0.0, most)
+}
+
+/// The samples of `rect`'s `values`: rows of RGB, in the machine's byte order.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidModel`] when a value is not a number: the weights overflowed.
+pub fn samples(rect: Rect, values: &[f32], bits: Bits) -> Result<Vec<u8>> {
+    if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+        let Rect { x, y, width, height } = rect;
+        return Err(Error::model(format!(
+            "decoding pixels {x},{y} to {},{} gave {value}: the model's weights overflow",
+            x + width,
+            y + height
+        )));
+    }
+    Ok(match bits {
+        Bits::Eight => values.iter().map(|&v| quantise(v, 255.0) as u8).collect(),
+        Bits::Sixteen => {
+            values.iter().flat_map(|&v| (quantise(v, 65535.0) as u16).to_ne_bytes()).collect()
+        }
+    })
+}
+
+/// Where the samples of `rect` lie in a picture of `width` columns: rows without gaps.
+pub fn placed(rect: Rect, width: usize, bits: Bits) -> store::Rect {
+    let pixel = bits.pixel_len();
+    store::Rect {
+        offset: (rect.y * width + rect.x) * pixel,
+        stride: width * pixel,
+        row_len: rect.width * pixel,
+        rows: rect.height,
+    }
 }
 
 /// A picture being decoded: RGB samples, row by row, in a memory-mapped file that goes with the value.
@@ -86,41 +143,14 @@ impl Canvas {
         Ok(Self { arena, width, height, bits })
     }
 
-    /// Writes the values of one tile.
+    /// Writes the samples of one tile, as [`samples`] gives them.
     ///
     /// # Errors
-    /// [`crate::error::Kind::InvalidModel`] when a value is not a number: the weights overflowed.
-    pub fn put(&mut self, rect: Rect, values: &[f32]) -> Result<()> {
-        if let Some(value) = values.iter().find(|v| !v.is_finite()) {
-            let Rect { x, y, width, height } = rect;
-            return Err(Error::model(format!(
-                "decoding pixels {x},{y} to {},{} gave {value}: the model's weights overflow",
-                x + width,
-                y + height
-            )));
-        }
-        let pixel = self.bits.pixel_len();
-        let target = store::Rect {
-            offset: (rect.y * self.width + rect.x) * pixel,
-            stride: self.width * pixel,
-            row_len: rect.width * pixel,
-            rows: rect.height,
-        };
-        match self.bits {
-            Bits::Eight => {
-                let samples: Vec<u8> = values.iter().map(|&v| quantise(v, 255.0) as u8).collect();
-                self.arena.write_rect(target, &samples)
-            }
-            Bits::Sixteen => {
-                let samples: Vec<u16> =
-                    values.iter().map(|&v| quantise(v, 65535.0) as u16).collect();
-                self.arena.write_rect(target, &samples)
-            }
-        }
+    /// [`crate::error::Kind::Internal`] when they don't fill `rect` or it leaves the picture.
+    pub fn put(&mut self, rect: Rect, samples: &[u8]) -> Result<()> {
+        self.arena.write_rect(placed(rect, self.width, self.bits), samples)
     }
-}
 
-impl Canvas {
     /// Samples of the picture: rows without gaps, R G B, in the machine's byte order.
     pub fn bytes(&self) -> &[u8] {
         self.arena.bytes()

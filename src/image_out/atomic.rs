@@ -114,13 +114,21 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 /// Waits until the new name is on the disk.
+///
+/// # Errors
+///
+/// What the disk reports.
 #[cfg(unix)]
-fn sync_directory(directory: &Path) -> io::Result<()> {
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
     fs::File::open(directory)?.sync_all()
 }
 
 /// Elsewhere directories can't be synchronised; the file system's own journal must do.
+///
+/// # Errors
+///
+/// None.
 #[cfg(not(unix))]
-fn sync_directory(_: &Path) -> io::Result<()> {
+pub fn sync_directory(_: &Path) -> io::Result<()> {
     Ok(())
 }

@@ -15,8 +15,8 @@ const NAMESPACE: &str = "urn:tessera:receipt:1#";
 pub struct Metadata {
     /// One sentence for people, shown by viewers.
     pub description: String,
-    /// When the picture was made. Files with equal pixels and equal metadata are equal bytes.
-    pub created: SystemTime,
+    /// When the picture was made, if the file is to say so. Files with equal pixels and equal metadata are equal bytes.
+    pub created: Option<SystemTime>,
     /// What the picture was made from, so that it can be made again: seed, hash of the model,
     /// sampler, steps, device, sizes. In XMP it stands whole, as JSON, in the property `receipt`,
     /// and its simple entries stand as a property each.
@@ -37,15 +37,15 @@ impl Metadata {
     }
 
     /// The time as TIFF writes it, in UTC: `YYYY:MM:DD HH:MM:SS`.
-    pub(super) fn tiff_time(&self) -> String {
-        let (year, month, day, [hour, minute, second]) = self.utc();
-        format!("{year:04}:{month:02}:{day:02} {hour:02}:{minute:02}:{second:02}")
+    pub(super) fn tiff_time(&self) -> Option<String> {
+        let (year, month, day, [hour, minute, second]) = self.utc()?;
+        Some(format!("{year:04}:{month:02}:{day:02} {hour:02}:{minute:02}:{second:02}"))
     }
 
     /// The time by RFC 3339, in UTC.
-    pub(super) fn rfc3339_time(&self) -> String {
-        let (year, month, day, [hour, minute, second]) = self.utc();
-        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    pub(super) fn rfc3339_time(&self) -> Option<String> {
+        let (year, month, day, [hour, minute, second]) = self.utc()?;
+        Some(format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"))
     }
 
     /// The XMP packet (ISO 16684-1), UTF-8.
@@ -63,6 +63,10 @@ impl Metadata {
                 property(&mut properties, &format!("t:{key}"), &simple);
             }
         }
+        let mut created = String::new();
+        if let Some(time) = self.rfc3339_time() {
+            property(&mut created, "xmp:CreateDate", &time);
+        }
         property(&mut properties, "t:receipt", &Value::Object(self.receipt.clone()).to_string());
         format!(
             "<?xpacket begin=\"\u{FEFF}\" id=\"W5M0MpCehiHzreSzNTczkc9d\"?>\n\
@@ -71,23 +75,22 @@ impl Metadata {
              <rdf:Description rdf:about=\"\" xmlns:xmp=\"http://ns.adobe.com/xap/1.0/\" \
              xmlns:dc=\"http://purl.org/dc/elements/1.1/\" xmlns:t=\"{NAMESPACE}\">\n\
              <xmp:CreatorTool>{}</xmp:CreatorTool>\n\
-             <xmp:CreateDate>{}</xmp:CreateDate>\n\
+             {created}\
              <dc:description><rdf:Alt><rdf:li xml:lang=\"x-default\">{}</rdf:li></rdf:Alt>\
              </dc:description>\n\
              {properties}\
              </rdf:Description>\n</rdf:RDF>\n</x:xmpmeta>\n<?xpacket end=\"r\"?>",
             escaped(Self::software()),
-            self.rfc3339_time(),
             escaped(&self.description),
         )
     }
 
     /// Year, month, day and [hour, minute, second] in UTC. A time before 1970 becomes 1970.
-    fn utc(&self) -> (u64, u64, u64, [u64; 3]) {
-        let seconds = self.created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    fn utc(&self) -> Option<(u64, u64, u64, [u64; 3])> {
+        let seconds = self.created?.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (days, of_day) = (seconds / 86_400, seconds % 86_400);
         let (year, month, day) = civil_date(days);
-        (year, month, day, [of_day / 3600, of_day / 60 % 60, of_day % 60])
+        Some((year, month, day, [of_day / 3600, of_day / 60 % 60, of_day % 60]))
     }
 }
 
@@ -137,7 +140,7 @@ mod tests {
     fn metadata(seconds: u64) -> Metadata {
         Metadata {
             description: "a <b> & c\u{0} Å".to_owned(),
-            created: UNIX_EPOCH + Duration::from_secs(seconds),
+            created: Some(UNIX_EPOCH + Duration::from_secs(seconds)),
             receipt: Map::from_iter([("seed".to_owned(), 7.into())]),
         }
     }
@@ -152,9 +155,9 @@ mod tests {
             (1_735_689_599, "2024:12:31 23:59:59"),
             (4_107_542_400, "2100:03:01 00:00:00"),
         ] {
-            assert_eq!(metadata(seconds).tiff_time(), expected);
+            assert_eq!(metadata(seconds).tiff_time().as_deref(), Some(expected));
         }
-        assert_eq!(metadata(86_399).rfc3339_time(), "1970-01-01T23:59:59Z");
+        assert_eq!(metadata(86_399).rfc3339_time().as_deref(), Some("1970-01-01T23:59:59Z"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod tiff;
 
 use std::path::Path;
 
-pub use atomic::{AtomicFile, preflight};
+pub use atomic::{AtomicFile, preflight, sync_directory};
 pub use icc::srgb_profile;
 pub use metadata::Metadata;
 pub use tiff::{CLASSIC_LIMIT, TILE, write_tiff};

@@ -62,11 +62,12 @@ fn encoder<'a>(
     encoder.set_source_srgb(SrgbRenderingIntent::Perceptual);
     // 72 pixels per inch, as in the TIFF.
     encoder.set_pixel_dims(Some(PixelDimensions { xppu: 2835, yppu: 2835, unit: Unit::Meter }));
-    for (keyword, text) in [
-        ("Software", Metadata::software().to_owned()),
+    let texts = [
+        ("Software", Some(Metadata::software().to_owned())),
         ("Creation Time", metadata.rfc3339_time()),
-        ("Description", metadata.ascii_description()),
-    ] {
+        ("Description", Some(metadata.ascii_description())),
+    ];
+    for (keyword, text) in texts.into_iter().filter_map(|(keyword, text)| Some((keyword, text?))) {
         encoder.add_text_chunk(keyword.to_owned(), text)?;
     }
     encoder.add_itxt_chunk("XML:com.adobe.xmp".to_owned(), metadata.xmp())?;

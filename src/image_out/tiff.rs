@@ -263,7 +263,9 @@ fn describe<W: Write + Seek, K: TiffKind>(
     let (xmp, profile) = (metadata.xmp(), srgb_profile());
     write_aligned(directory, Tag::ImageDescription, metadata.ascii_description().as_str())?;
     write_aligned(directory, Tag::Software, Metadata::software())?;
-    write_aligned(directory, Tag::DateTime, metadata.tiff_time().as_str())?;
+    if let Some(time) = metadata.tiff_time() {
+        write_aligned(directory, Tag::DateTime, time.as_str())?;
+    }
     write_aligned(directory, XMP, xmp.as_bytes())?;
     // Not BYTE but UNDEFINED (ICC.1:2001-04, B.4).
     let entry = directory.write_entry_bytes(Type::UNDEFINED, &profile)?;

@@ -86,6 +86,57 @@ pub fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Vec<Latent> {
     shapes.iter().enumerate().map(level).collect()
 }
 
+/// Where sampling stands between two steps: all that the next one needs, so that a copy of it can go on elsewhere.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Steps done.
+    pub step: usize,
+    /// The latents.
+    pub z: Vec<Latent>,
+    /// D of the step before, which DPM-Solver++(2M) looks back at.
+    pub previous: Option<Vec<Latent>>,
+}
+
+impl Sampling {
+    /// Before the first step: pure noise.
+    pub fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Self {
+        Self { step: 0, z: start(schedule, shapes, seed), previous: None }
+    }
+
+    /// Takes the next step along `schedule`.
+    ///
+    /// # Errors
+    /// The denoiser's; nothing has changed then.
+    pub fn advance(
+        &mut self,
+        denoiser: &mut impl Denoise,
+        schedule: &Schedule,
+        method: Method,
+        churn: Churn,
+        seed: u64,
+    ) -> Result<()> {
+        let (i, z) = (self.step, &self.z);
+        if schedule.active(i) {
+            self.z = match method {
+                Method::Heun => heun(denoiser, schedule, churn, seed, i, z)?,
+                Method::Ddim => {
+                    let d = denoiser.denoise(z, schedule.sigma(i))?;
+                    each(z, |l| euler(&z[l], &d[l], schedule.level(l, i), schedule.level(l, i + 1)))
+                }
+                Method::Dpmpp => {
+                    let d = denoiser.denoise(z, schedule.sigma(i))?;
+                    let before = self.previous.as_deref();
+                    let next = each(z, |l| dpmpp(schedule, i, l, &z[l], &d[l], before));
+                    self.previous = Some(d);
+                    next
+                }
+            };
+        }
+        self.step += 1;
+        Ok(())
+    }
+}
+
 /// Denoises `z` from [`start`] along `schedule`. `observe` hears of every finished step: how many are done, and z.
 ///
 /// # Errors
@@ -96,32 +147,15 @@ pub fn sample(
     method: Method,
     churn: Churn,
     seed: u64,
-    mut z: Vec<Latent>,
+    z: Vec<Latent>,
     mut observe: impl FnMut(usize, &[Latent]) -> Result<()>,
 ) -> Result<Vec<Latent>> {
-    let mut previous = None;
-    for i in 0..schedule.steps() {
-        if schedule.active(i) {
-            z = match method {
-                Method::Heun => heun(denoiser, schedule, churn, seed, i, z)?,
-                Method::Ddim => {
-                    let d = denoiser.denoise(&z, schedule.sigma(i))?;
-                    each(&z, |l| {
-                        euler(&z[l], &d[l], schedule.level(l, i), schedule.level(l, i + 1))
-                    })
-                }
-                Method::Dpmpp => {
-                    let d = denoiser.denoise(&z, schedule.sigma(i))?;
-                    let next =
-                        each(&z, |l| dpmpp(schedule, i, l, &z[l], &d[l], previous.as_deref()));
-                    previous = Some(d);
-                    next
-                }
-            };
-        }
-        observe(i + 1, &z)?;
+    let mut sampling = Sampling { step: 0, z, previous: None };
+    while sampling.step < schedule.steps() {
+        sampling.advance(denoiser, schedule, method, churn, seed)?;
+        observe(sampling.step, &sampling.z)?;
     }
-    Ok(z)
+    Ok(sampling.z)
 }
 
 /// A step of EDM's algorithm 2. Levels that settle in this step take Euler's method, as the last step does.
@@ -131,8 +165,9 @@ fn heun(
     churn: Churn,
     seed: u64,
     i: usize,
-    mut z: Vec<Latent>,
+    z: &[Latent],
 ) -> Result<Vec<Latent>> {
+    let mut z = z.to_vec();
     // sigma-hat = sigma + gamma sigma; z-hat = z + sqrt(sigma-hat^2 - sigma^2) S_noise epsilon
     let gamma = churn.gamma(schedule.sigma(i), schedule.steps());
     let s_hat = |l: usize| schedule.level(l, i) * (1.0 + gamma);

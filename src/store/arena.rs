@@ -1,20 +1,30 @@
 //! The arena: working space of one picture, as large as the disk, mapped into memory.
 #![allow(unsafe_code, reason = "mapping a file is unsafe; the file here is private to the process")]
 
-use std::{fs::File, io, path::Path};
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    ops::Range,
+    path::Path,
+};
 
 use bytemuck::NoUninit;
 use memmap2::MmapMut;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    store::DirectoryLock,
+};
 
-/// A nameless, preallocated, memory-mapped file.
+/// A preallocated, memory-mapped file.
 ///
 /// Every block of the file is allocated when the arena is made, so that a full disk is an error
-/// there and never a signal later. The file has no name from the start: it goes away with the
-/// arena, even when the process is killed, and no other process can open it.
+/// there and never a signal later. It begins as zeros and lies page-aligned in memory.
 ///
-/// It begins as zeros and lies page-aligned in memory.
+/// A nameless one ([`Arena::create`]) goes away with the value, even when the process is killed,
+/// and no other process can open it. A named one ([`Arena::create_named`]) lasts, and can be opened
+/// again; it must lie in a directory that this process holds by a
+/// [`DirectoryLock`](crate::store::DirectoryLock).
 #[derive(Debug)]
 pub struct Arena {
     map: MmapMut,
@@ -45,13 +55,7 @@ impl Arena {
     /// disk has no room for `len` bytes; [`Kind::InvalidArgument`](crate::error::Kind) if `len` is
     /// 0 or more than can be mapped.
     pub fn create(directory: &Path, len: u64) -> Result<Self> {
-        let mappable = usize::try_from(len).is_ok_and(|n| n <= isize::MAX as usize);
-        if len == 0 || !mappable {
-            return Err(Error::invalid(format!(
-                "arena length is {len} bytes; the limits are 1 and {}",
-                isize::MAX
-            )));
-        }
+        check_len(len)?;
         let failed = |action: String| move |source| Error::io(&action, directory, source);
         let file = tempfile::tempfile_in(directory)
             .map_err(failed("can't make a working file in".to_owned()))?;
@@ -63,6 +67,54 @@ impl Arena {
         let map = unsafe { MmapMut::map_mut(&file) }
             .map_err(failed(format!("can't map {len} bytes of working space in")))?;
         Ok(Self { map })
+    }
+
+    /// Makes an arena of `len` bytes that lasts, as the file `path`, which must not exist.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Arena::create`]; a file that could not be allocated is removed.
+    pub fn create_named(path: &Path, len: u64, _lock: &DirectoryLock) -> Result<Self> {
+        check_len(len)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let file = file.map_err(|e| Error::io("can't make", path, e))?;
+        let made = allocate(&file, len).and_then(|()| file.sync_all());
+        made.and_then(|()| map_owned(&file)).map(|map| Self { map }).map_err(|e| {
+            // What is left of it would only be in the way.
+            let _ = std::fs::remove_file(path);
+            Error::io(&format!("can't allocate {len} bytes for"), path, e)
+        })
+    }
+
+    /// Opens an arena of `len` bytes that [`Arena::create_named`] made.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Io`](crate::error::Kind::Io) if it can't be opened, or has another length: then it was
+    /// damaged, and is not mapped.
+    pub fn open_named(path: &Path, len: u64, _lock: &DirectoryLock) -> Result<Self> {
+        check_len(len)?;
+        let failed = |e| Error::io("can't open", path, e);
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
+        let found = file.metadata().map_err(failed)?.len();
+        if found != len {
+            let why = format!("it has {found} bytes in place of {len}");
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, why)));
+        }
+        // A file with holes would be a signal on a full disk; allocating again is free where there are none.
+        allocate_holes(&file, len).map_err(failed)?;
+        map_owned(&file).map(|map| Self { map }).map_err(failed)
+    }
+
+    /// Waits until the disk has the bytes of `range`.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Io`](crate::error::Kind::Io) when the disk fails.
+    pub fn sync(&self, range: Range<usize>) -> Result<()> {
+        self.map
+            .flush_range(range.start, range.len())
+            .map_err(|e| Error::io("can't sync", "the arena", e))
     }
 
     /// All bytes.
@@ -110,6 +162,49 @@ impl Arena {
         }
         Ok(())
     }
+}
+
+/// Reads `rect` of a named arena that another thread may be writing elsewhere in: rows without gaps.
+///
+/// The file is read, not mapped: the map is its owner's alone, and a file that was shortened is an error.
+///
+/// # Errors
+///
+/// [`Kind::Io`](crate::error::Kind::Io) if it can't be opened or ends before the rectangle.
+pub fn read_rect(path: &Path, rect: Rect) -> Result<Vec<u8>> {
+    let failed = |e| Error::io("can't read", path, e);
+    let mut file = File::open(path).map_err(failed)?;
+    let mut bytes = vec![0; rect.row_len * rect.rows];
+    for (row, to) in bytes.chunks_exact_mut(rect.row_len.max(1)).enumerate() {
+        file.seek(SeekFrom::Start((rect.offset + row * rect.stride) as u64)).map_err(failed)?;
+        file.read_exact(to).map_err(failed)?;
+    }
+    Ok(bytes)
+}
+
+/// Refuses a length that can't be mapped.
+fn check_len(len: u64) -> Result<()> {
+    let mappable = usize::try_from(len).is_ok_and(|n| n <= isize::MAX as usize);
+    if len == 0 || !mappable {
+        return Err(Error::invalid(format!(
+            "arena length is {len} bytes; the limits are 1 and {}",
+            isize::MAX
+        )));
+    }
+    Ok(())
+}
+
+/// Maps a named file that this process alone uses.
+fn map_owned(file: &File) -> io::Result<MmapMut> {
+    // SAFETY: the callers hold the lock of the file's directory, so no other process of this program touches the file
+    // while it is mapped; within the process it is mapped once, by the one owner of its job. Its blocks are allocated.
+    unsafe { MmapMut::map_mut(file) }
+}
+
+/// Allocates what `file` lacks of its `len` bytes, and leaves the rest as it is.
+fn allocate_holes(file: &File, len: u64) -> io::Result<()> {
+    // Where the file system has no such request, the file was written in full when it was made.
+    reserve(file, len).map(drop)
 }
 
 /// Gives `file` a length of `len` zeros with every block allocated.

@@ -17,6 +17,14 @@ def step_rng(seed: int, step: int) -> np.random.Generator:
     return np.random.default_rng([seed, step])
 
 
+def to_tensor(picture: np.ndarray) -> Tensor:
+    """f32 [H, W, 3] in [0, 255], which is overwritten, to [1, 3, H, W] in [-1, 1]. By numpy, like all that the loading
+    thread does: torch would set both cores on it while the training step needs them."""
+    picture /= 127.5
+    picture -= 1
+    return torch.from_numpy(picture).permute(2, 0, 1)[None]
+
+
 class Pictures:
     """`pictures.npy`, uint8 [count, height, width, 3]; the last 16 (at most a quarter) are held out from training."""
 
@@ -31,16 +39,19 @@ class Pictures:
 
     def window(self, i: int, y: int, x: int, height: int, width: int) -> Tensor:
         """A rectangle of picture `i` as [1, 3, height, width] in [-1, 1]."""
-        part = torch.from_numpy(np.array(self.rows[i, y : y + height, x : x + width]))
-        return part.permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+        return to_tensor(self.rows[i, y : y + height, x : x + width].astype(np.float32))
 
     def whole(self, i: int, width: int, height: int) -> Tensor:
         """Picture `i` at `width` x `height`, averaged down by area where it is stored larger."""
-        stored_height, stored_width = self.rows.shape[1:3]
-        picture = self.window(i, 0, 0, stored_height, stored_width)
-        if (stored_height, stored_width) == (height, width):
-            return picture
-        return F.interpolate(picture, (height, width), mode="area")
+        picture = self.rows[i]
+        factor = picture.shape[0] // height
+        if picture.shape[:2] == (factor * height, factor * width):
+            total = np.zeros((height, width, 3), np.uint32)
+            for y in range(factor):
+                for x in range(factor):
+                    total += picture[y::factor, x::factor]
+            return to_tensor(total.astype(np.float32) / factor**2)
+        return F.interpolate(to_tensor(picture.astype(np.float32)), (height, width), mode="area")
 
     def draw(self, rng: np.random.Generator, width: int, height: int, crop: float) -> Tensor:
         """A training picture [1, 3, height, width], half of them mirrored: with probability `crop` a part of a picture

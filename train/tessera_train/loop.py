@@ -14,6 +14,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class Task(Protocol):
     """Text that must be the same when a run is resumed."""
 
     def batch(self, step: int, progress: float) -> Any:
-        """The data of a step, on the CPU; a function of its arguments (and made one step ahead, in a thread)."""
+        """The data of a step, on the CPU; a function of its arguments (on accelerators made one step ahead, in a thread)."""
 
     def loss(self, batch: Any) -> tuple[Tensor, int, dict[str, float]]:
         """Loss, number of pictures, numbers for the log, of a batch that is moved to the model's device; may draw from torch's generator."""
@@ -238,7 +239,7 @@ class Loop:
         old = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         pool = ThreadPoolExecutor(1)
         try:
-            return self.train(pool)
+            return self.train(self.batches(pool))
         finally:
             pool.shutdown(cancel_futures=True)
             for number, handler in old.items():
@@ -246,16 +247,26 @@ class Loop:
             if self.bar is not None:
                 self.bar.close()
 
-    def train(self, pool: ThreadPoolExecutor) -> int:
+    def batches(self, pool: ThreadPoolExecutor) -> Iterator[Any]:
+        """The batch of every step from the present one on. For an accelerator the next one is made meanwhile; on a CPU
+        that would take a core from the step, whose threads wait for each other many times."""
+        if self.device.type == "cpu":
+            while True:
+                yield self.task.batch(self.step, self.progress(self.step))
+        following = pool.submit(self.task.batch, self.step, self.progress(self.step))
+        while True:
+            batch = following.result()
+            following = pool.submit(self.task.batch, self.step + 1, self.progress(self.step + 1))
+            yield batch
+
+    def train(self, batches: Iterator[Any]) -> int:
         """The loop itself."""
         clock = time.monotonic() - self.elapsed
         saved = sampled = reported = self.elapsed
         sums: dict[str, float] = {}
         steps = pictures_since = 0
-        following = pool.submit(self.task.batch, self.step, self.progress(self.step))
         while (progress := self.progress(self.step)) < 1 and not self.stop_signal:
-            batch = following.result()
-            following = pool.submit(self.task.batch, self.step + 1, self.progress(self.step + 1))
+            batch = next(batches)
             torch.manual_seed((self.args.seed << 32) + self.step)
             loss, norm, pictures, numbers = self.forward_backward(batch, self.dtype)
             if not (math.isfinite(loss) and math.isfinite(norm)):

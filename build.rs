@@ -1,0 +1,19 @@
+//! Compiles `proto/` to Rust, with its descriptors for reflection.
+
+use std::{env, fs, path::PathBuf};
+
+use protox::prost::Message as _;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = [
+        "proto/tessera/v1/image.proto",
+        "proto/tessera/v1/job_service.proto",
+        "proto/tessera/v1/model_service.proto",
+    ];
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(files, ["proto"])?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure().build_transport(true).compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! The messages and services of `proto/tessera/v1`, as the compiler of proto files writes them; what they mean stands in
+//! those files.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; documented in proto/"
+)]
+
+tonic::include_proto!("tessera.v1");
+
+/// The compiled proto files, for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

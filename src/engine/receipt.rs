@@ -1,0 +1,37 @@
+//! What a picture says it was made from, so that it can be made again and compared.
+
+use serde_json::json;
+
+use crate::{engine::plan::Spec, image_out::Metadata, model::checkpoint::Checkpoint};
+
+/// What a picture that was decoded from given latents says; `description` is its sentence for people.
+pub fn decoded(
+    model: &Checkpoint,
+    device: &str,
+    (width, height): (usize, usize),
+    description: String,
+) -> Metadata {
+    let entries = [
+        ("software", json!(Metadata::software())),
+        ("model", json!(model.arch.name)),
+        ("model_sha256", json!(model.sha256)),
+        ("device", json!(device)),
+        ("width", json!(width)),
+        ("height", json!(height)),
+    ];
+    let receipt = entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    Metadata { description, created: None, receipt }
+}
+
+/// What a generated picture says. The tile's size is left out: it does not change a pixel.
+pub fn generated(model: &Checkpoint, device: &str, spec: &Spec) -> Metadata {
+    let (name, sampler) = (&model.arch.name, spec.method.name());
+    let description = format!("{name}, seed {}, {sampler} {} steps", spec.seed, spec.steps);
+    let mut metadata = decoded(model, device, (spec.width, spec.height), description);
+    for (key, value) in
+        [("seed", json!(spec.seed)), ("steps", json!(spec.steps)), ("sampler", json!(sampler))]
+    {
+        metadata.receipt.insert(key.to_owned(), value);
+    }
+    metadata
+}

@@ -1,0 +1,240 @@
+//! The files of a job: a directory of its own with a journal and an arena.
+//!
+//! The arena holds, in this order, two checkpoints of the denoising (written in turns, so that one is always whole) and
+//! the picture's samples. All of it is allocated when the job is queued: a full disk is an answer to the client then.
+//! A job's directory is made under a name that is not a job's, and renamed when it is complete.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    engine::{
+        plan::{Plan, Rect},
+        tiles,
+    },
+    error::{Error, Kind, Result},
+    image_out::{Bits, sync_directory},
+    jobs::record::Record,
+    model::sampler::{Latent, Sampling},
+    store::{self, Arena, DirectoryLock, Journal},
+};
+
+/// Prefix of directories that are not jobs: being made, or being removed.
+pub const UNFINISHED: &str = ".";
+
+/// Bytes of a page, to which the parts of the arena are aligned.
+const PAGE: usize = 4096;
+
+/// Where the parts of a job's arena lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Bytes of one checkpoint, rounded up to pages.
+    slot: usize,
+    /// Values of the latents together.
+    values: usize,
+    /// Bytes of the picture.
+    pixels: usize,
+    width: usize,
+    bits: Bits,
+}
+
+impl Layout {
+    /// The layout for a plan.
+    pub fn new(plan: &Plan) -> Self {
+        let values: usize = plan.latents.iter().map(|shape| shape.len()).sum();
+        // z, and for samplers that look back the step before's D.
+        let slot = (2 * 4 * values + 8usize).next_multiple_of(PAGE);
+        let (width, bits) = (plan.spec.width, plan.spec.bits);
+        Self { slot, values, pixels: plan.arena_bytes as usize, width, bits }
+    }
+
+    /// Bytes of the arena.
+    pub fn bytes(&self) -> u64 {
+        (2 * self.slot + self.pixels) as u64
+    }
+
+    /// Where the samples of `rect` lie.
+    fn placed(&self, rect: Rect) -> store::Rect {
+        let mut placed = tiles::placed(rect, self.width, self.bits);
+        placed.offset += 2 * self.slot;
+        placed
+    }
+}
+
+/// The directory of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobDirectory(PathBuf);
+
+impl JobDirectory {
+    /// The directory of the job `id` among the jobs of `root`.
+    pub fn new(root: &Path, id: &str) -> Self {
+        Self(root.join(id))
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.0.join("journal")
+    }
+
+    fn arena(&self) -> PathBuf {
+        self.0.join("arena")
+    }
+
+    /// The preview of the levels from `level` on.
+    pub fn preview(&self, level: usize) -> PathBuf {
+        self.0.join(format!("preview-{level}.png"))
+    }
+
+    /// The whole picture as a file, once somebody has asked for it.
+    pub fn picture(&self, extension: &str) -> PathBuf {
+        self.0.join(format!("picture.{extension}"))
+    }
+
+    /// Makes the directory with its first record and its arena; all, or nothing.
+    ///
+    /// # Errors
+    /// [`Kind::Exhausted`] when the disk is full, [`Kind::Io`] for other failures of it.
+    pub fn create(&self, first: &Record, layout: &Layout, lock: &DirectoryLock) -> Result<()> {
+        let name = self.0.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let making = Self(self.0.with_file_name(format!("{UNFINISHED}{name}")));
+        let failed = |e| Error::io("can't make", &self.0, e);
+        let made = fs::create_dir(&making.0).map_err(failed).and_then(|()| {
+            Journal::create(&making.journal())?.append(&[first.to_bytes()?])?;
+            drop(Arena::create_named(&making.arena(), layout.bytes(), lock)?);
+            sync_directory(&making.0).map_err(failed)?;
+            fs::rename(&making.0, &self.0).map_err(failed)?;
+            self.0.parent().map_or(Ok(()), sync_directory).map_err(failed)
+        });
+        made.map_err(|error| {
+            // What is left would only take up the disk.
+            let _ = fs::remove_dir_all(&making.0);
+            full_disk(error, layout.bytes())
+        })
+    }
+
+    /// Opens the journal.
+    ///
+    /// # Errors
+    /// Those of [`Journal::open`], and for records that can't be read.
+    pub fn open_journal(&self) -> Result<(Journal, Vec<Record>)> {
+        let (journal, recovered) = Journal::open(&self.journal())?;
+        if recovered.torn_bytes > 0 {
+            let path = self.journal();
+            tracing::warn!("{}: {} torn bytes cut off", path.display(), recovered.torn_bytes);
+        }
+        let records = recovered.records.iter().map(|bytes| Record::from_bytes(bytes));
+        Ok((journal, records.collect::<Result<_>>()?))
+    }
+
+    /// Maps the arena, for the one thread that works on the job.
+    ///
+    /// # Errors
+    /// Those of [`Arena::open_named`].
+    pub fn open_arena(&self, layout: &Layout, lock: &DirectoryLock) -> Result<Canvas> {
+        let arena = Arena::open_named(&self.arena(), layout.bytes(), lock)?;
+        Ok(Canvas { arena, layout: layout.clone() })
+    }
+
+    /// The samples of `rect`, which must lie in the picture: rows without gaps, 16 bits in the machine's byte order.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub fn read(&self, layout: &Layout, rect: Rect) -> Result<Vec<u8>> {
+        store::read_rect(&self.arena(), layout.placed(rect))
+    }
+
+    /// Removes the directory with all that is in it; what is left after a crash is not taken for a job.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub fn remove(&self) -> Result<()> {
+        let failed = |e| Error::io("can't remove", &self.0, e);
+        let name = self.0.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let leaving = self.0.with_file_name(format!("{UNFINISHED}{name}.removed"));
+        fs::rename(&self.0, &leaving).map_err(failed)?;
+        fs::remove_dir_all(&leaving).map_err(failed)
+    }
+}
+
+/// A job's arena, mapped.
+#[derive(Debug)]
+pub struct Canvas {
+    arena: Arena,
+    layout: Layout,
+}
+
+impl Canvas {
+    /// Writes a checkpoint and waits until the disk has it; gives its CRC32C. That of the step before stays.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub fn save(&mut self, sampling: &Sampling) -> Result<u32> {
+        let mut values: Vec<f32> = Vec::with_capacity(2 * self.layout.values);
+        let previous = sampling.previous.iter().flatten();
+        sampling.z.iter().chain(previous).for_each(|latent| values.extend(&latent.data));
+        let bytes: &[u8] = bytemuck::cast_slice(&values);
+        let slot = sampling.step % 2 * self.layout.slot;
+        self.arena.bytes_mut()[slot..slot + bytes.len()].copy_from_slice(bytes);
+        self.arena.sync(slot..slot + bytes.len())?;
+        Ok(crc32c::crc32c(bytes))
+    }
+
+    /// The checkpoint of `step`, of which the journal says that it has this CRC32C.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] when the arena does not hold it any more.
+    pub fn load(&self, plan: &Plan, step: usize, crc32c: u32) -> Result<Sampling> {
+        let slot = step % 2 * self.layout.slot;
+        for latents in [2, 1] {
+            let bytes = &self.arena.bytes()[slot..slot + 4 * latents * self.layout.values];
+            if crc32c::crc32c(bytes) == crc32c {
+                let mut values = bytemuck::pod_collect_to_vec::<u8, f32>(bytes).into_iter();
+                let mut take = || -> Vec<Latent> {
+                    (plan.latents.iter())
+                        .map(|&shape| Latent {
+                            shape,
+                            data: values.by_ref().take(shape.len()).collect(),
+                        })
+                        .collect()
+                };
+                let z = take();
+                return Ok(Sampling { step, z, previous: (latents == 2).then(take) });
+            }
+        }
+        Err(Error::new(Kind::Io, format!("the checkpoint of step {step} is damaged")))
+    }
+
+    /// Writes the samples of a tile and waits until the disk has them; gives their CRC32C, of 16 bits in little-endian
+    /// order.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub fn put(&mut self, rect: Rect, samples: &[u8]) -> Result<u32> {
+        let placed = self.layout.placed(rect);
+        self.arena.write_rect(placed, samples)?;
+        let last = placed.offset + (placed.rows - 1) * placed.stride + placed.row_len;
+        self.arena.sync(placed.offset..last)?;
+        Ok(crc32c::crc32c(&little_endian(samples, self.layout.bits)))
+    }
+}
+
+/// Samples in the machine's byte order to little-endian ones, as clients get them.
+pub fn little_endian(samples: &[u8], bits: Bits) -> std::borrow::Cow<'_, [u8]> {
+    if bits == Bits::Eight || cfg!(target_endian = "little") {
+        return samples.into();
+    }
+    samples.chunks_exact(2).flat_map(|s| [s[1], s[0]]).collect::<Vec<_>>().into()
+}
+
+/// A full disk is a limit of the server; other failures stay what they are.
+fn full_disk(error: Error, needed: u64) -> Error {
+    let source = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<std::io::Error>());
+    match source.map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => Error::new(
+            Kind::Exhausted,
+            format!("disk_bytes is {needed}; the server's disk has no room for it"),
+        ),
+        _ => error,
+    }
+}

@@ -1,0 +1,542 @@
+//! Jobs: queue, admission, the engine's threads, and what survives a crash.
+//!
+//! The guarantee: what was announced is durable. A job that was queued is there after a restart, goes on from its last
+//! step or tile, and ends with the bytes that an undisturbed run ends with; whoever watches it may come back with the
+//! last sequence number seen and misses nothing.
+//!
+//! # Order of work
+//!
+//! Each device works on a few jobs in turns (see `worker`). Waiting jobs come in by age, but one of the places is kept for
+//! the smallest waiting one: a preview is not stuck behind large pictures, and large ones are never starved. A job comes
+//! in only if the memory of all that are in, as quoted, stays within the budget.
+
+pub mod files;
+mod job;
+pub mod record;
+mod worker;
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, SystemTime},
+};
+
+pub use job::{Job, Phase, Snapshot};
+
+use crate::{
+    engine::{
+        device::{Choice, Device},
+        plan::{self, Plan, Rect, Spec, Tiling},
+    },
+    error::{Error, Kind, Result},
+    exec::trace,
+    image_out::{self, Area, Bits, Format, Metadata, PixelSource},
+    model::{arch::Arch, checkpoint::Checkpoint},
+    store::DirectoryLock,
+};
+use files::{JobDirectory, Layout, UNFINISHED};
+use record::{Event, Order, Record, StoredSpec, to_ms};
+
+/// Longest `request_id`.
+pub const MAX_REQUEST_ID: usize = 128;
+
+/// How jobs are kept and worked on.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the jobs lie; one process at a time uses it.
+    pub directory: PathBuf,
+    /// One engine thread for each of these devices.
+    pub devices: Vec<Choice>,
+    /// Most bytes of memory, as quoted, of the jobs that a device works on at one time.
+    pub memory: u64,
+    /// Most jobs that wait.
+    pub queue: usize,
+    /// Jobs that a device works on in turns.
+    pub active: usize,
+}
+
+/// What a job takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quote {
+    /// Most bytes of memory at one time, weights included.
+    pub memory_bytes: u64,
+    /// Bytes of disk until the job is deleted.
+    pub disk_bytes: u64,
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Those of one denoising step.
+    pub step_flops: u64,
+    /// Those of the decoder's global stage.
+    pub global_flops: u64,
+    /// Those of one tile, on average.
+    pub tile_flops: u64,
+    /// Time on the device if nothing else ran, by its speed so far.
+    pub compute_time: Duration,
+}
+
+/// What a client asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What to make.
+    pub spec: Spec,
+    /// The client's name for the request, by which it gets the same job again; empty: none.
+    pub request_id: String,
+    /// By when the job must have ended.
+    pub deadline: Option<SystemTime>,
+    /// What is looked at first.
+    pub viewport: Option<Rect>,
+    /// Who asks, where clients have names.
+    pub owner: String,
+}
+
+/// All jobs of a server. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Jobs {
+    shared: Arc<Shared>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+/// What the engine's threads and those who ask share.
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    model: Arc<Checkpoint>,
+    lock: DirectoryLock,
+    /// Guards the register and the queue. Held for short: never while computing or waiting for a disk.
+    table: Mutex<Table>,
+    /// Told when a job is queued or cancelled, and when the queue closes.
+    changed: Condvar,
+    speed: Speed,
+    /// Whether every device answers.
+    healthy: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// Every job by its id, which puts them in the order of their making.
+    jobs: BTreeMap<String, Arc<Job>>,
+    /// Jobs by their client's name for the request.
+    requests: HashMap<String, String>,
+    /// Jobs that wait, the oldest first.
+    waiting: VecDeque<Arc<Job>>,
+    /// Places in the queue that are being filled.
+    reserved: usize,
+    /// No new jobs, and no new units of work.
+    closed: bool,
+}
+
+impl Jobs {
+    /// Takes hold of the directory, reads the jobs in it, opens the devices and lets unfinished jobs go on.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] when another process has the directory or a setting is out of range;
+    /// [`Kind::Io`] when it can't be read; [`Kind::Device`] when a device can't be opened.
+    pub fn open(settings: Settings, model: Arc<Checkpoint>) -> Result<Self> {
+        for (field, value) in [("queue", settings.queue), ("active", settings.active)] {
+            if value == 0 {
+                return Err(Error::invalid(format!("{field} is 0, the least is 1")));
+            }
+        }
+        let lock = DirectoryLock::acquire(&settings.directory)?;
+        let devices = settings.devices.iter();
+        let devices: Vec<_> = devices
+            .map(|&choice| Device::open(choice, model.weights.clone()))
+            .collect::<Result<_>>()?;
+        let jobs = read_jobs(&settings.directory, &model)?;
+        let requests = jobs.values().filter(|job| !job.order.request_id.is_empty());
+        let requests = requests.map(|job| (job.order.request_id.clone(), job.id.clone()));
+        let unfinished = jobs.values().filter(|job| !job.snapshot().phase.is_last());
+        let table = Table {
+            requests: requests.collect(),
+            waiting: unfinished.cloned().collect(),
+            jobs,
+            ..Table::default()
+        };
+        let shared = Arc::new(Shared {
+            settings,
+            model,
+            lock,
+            table: Mutex::new(table),
+            changed: Condvar::new(),
+            speed: Speed::default(),
+            healthy: AtomicBool::new(true),
+        });
+        let threads = devices.into_iter().enumerate().map(|(i, device)| {
+            let shared = shared.clone();
+            std::thread::Builder::new()
+                .name(format!("engine-{i}"))
+                .spawn(move || worker::run(&shared, device))
+                .map_err(|e| Error::new(Kind::Internal, "no thread").with_source(e))
+        });
+        let threads = Arc::new(Mutex::new(threads.collect::<Result<_>>()?));
+        Ok(Self { shared, threads })
+    }
+
+    /// The model that pictures are made with.
+    pub fn model(&self) -> &Checkpoint {
+        &self.shared.model
+    }
+
+    /// What `spec` would take; admission goes by the same numbers.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] when it can't be made.
+    pub fn quote(&self, spec: &Spec) -> Result<(Plan, Quote)> {
+        let plan = Plan::new(spec.clone(), &self.shared.model.arch)?;
+        let quote = quote(&plan, &self.shared.model.arch, &self.shared.speed)?;
+        Ok((plan, quote))
+    }
+
+    /// Queues a job; when this returns it is durable.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] when it can't be made; [`Kind::Exhausted`] when it is too large for this server, the
+    /// queue is full or the disk is; [`Kind::NotReady`] while the server is shutting down; [`Kind::Io`].
+    pub fn create(&self, request: Request) -> Result<Arc<Job>> {
+        let Request { spec, request_id, deadline, viewport, owner } = request;
+        if request_id.chars().count() > MAX_REQUEST_ID {
+            return Err(Error::invalid(format!(
+                "request_id has {} characters; the limit is {MAX_REQUEST_ID}",
+                request_id.chars().count()
+            )));
+        }
+        let (plan, quote) = self.quote(&spec)?;
+        let memory = self.shared.settings.memory;
+        if quote.memory_bytes > memory {
+            return Err(Error::new(
+                Kind::Exhausted,
+                format!("memory_bytes is {}; the server's budget is {memory}", quote.memory_bytes),
+            ));
+        }
+        let order = Order {
+            spec: StoredSpec::from(&spec),
+            model_sha256: self.shared.model.sha256.clone(),
+            request_id,
+            deadline_ms: deadline.map(to_ms),
+            owner,
+        };
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        if let Some(known) = self.reserve(&order, &id)? {
+            return Ok(known);
+        }
+        let made = self.make(&id, order.clone(), plan, quote, viewport);
+        let mut table = self.shared.table();
+        table.reserved -= 1;
+        match made {
+            Ok(job) => {
+                table.jobs.insert(id, job.clone());
+                table.waiting.push_back(job.clone());
+                drop(table);
+                self.shared.changed.notify_all();
+                Ok(job)
+            }
+            Err(error) => {
+                table.requests.remove(&order.request_id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a place in the queue for the job `id`, or finds the one that the client has asked for before.
+    fn reserve(&self, order: &Order, id: &str) -> Result<Option<Arc<Job>>> {
+        let mut table = self.shared.table();
+        if table.closed {
+            return Err(Error::new(Kind::NotReady, "the server is shutting down"));
+        }
+        let request_id = &order.request_id;
+        if let Some(known) = table.requests.get(request_id).filter(|_| !request_id.is_empty()) {
+            return match table.jobs.get(known) {
+                Some(job) if job.order.spec == order.spec && job.order.owner == order.owner => {
+                    Ok(Some(job.clone()))
+                }
+                Some(_) => Err(Error::invalid(format!(
+                    "request_id {request_id:?} was used for another job"
+                ))),
+                None => Err(Error::new(
+                    Kind::NotReady,
+                    format!("request_id {request_id:?} is being queued by another call"),
+                )),
+            };
+        }
+        let (waiting, queue) = (table.waiting.len() + table.reserved, self.shared.settings.queue);
+        if waiting >= queue {
+            return Err(Error::new(
+                Kind::Exhausted,
+                format!("queue holds {waiting} jobs; the limit is {queue}"),
+            ));
+        }
+        if !request_id.is_empty() {
+            table.requests.insert(request_id.clone(), id.to_owned());
+        }
+        table.reserved += 1;
+        Ok(None)
+    }
+
+    fn make(
+        &self,
+        id: &str,
+        order: Order,
+        plan: Plan,
+        quote: Quote,
+        viewport: Option<Rect>,
+    ) -> Result<Arc<Job>> {
+        let directory = JobDirectory::new(&self.shared.settings.directory, id);
+        let first = Record::now(Event::Queued { order: order.clone() });
+        let layout = Layout::new(&plan);
+        let job =
+            Job::new(id.to_owned(), order, plan, quote, directory.clone(), vec![first.clone()]);
+        job.set_viewport(viewport)?;
+        directory.create(&first, &layout, &self.shared.lock)?;
+        Ok(Arc::new(job))
+    }
+
+    /// The job of that name.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`].
+    pub fn get(&self, id: &str) -> Result<Arc<Job>> {
+        let job = self.shared.table().jobs.get(id).cloned();
+        job.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no job {id:?}")))
+    }
+
+    /// At most `most` jobs after the id `after`, oldest first.
+    pub fn list(&self, after: &str, most: usize) -> Vec<Arc<Job>> {
+        let table = self.shared.table();
+        let later = (Bound::Excluded(after), Bound::Unbounded);
+        table.jobs.range::<str, _>(later).take(most).map(|(_, job)| job.clone()).collect()
+    }
+
+    /// Number of jobs that wait.
+    pub fn waiting(&self) -> usize {
+        self.shared.table().waiting.len()
+    }
+
+    /// Cancels the job: at once while it waits, else within one step or tile. An ended job stays as it is.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::Io`].
+    pub fn cancel(&self, id: &str) -> Result<Arc<Job>> {
+        let job = self.get(id)?;
+        job.cancel.cancel();
+        let mut table = self.shared.table();
+        let waited = table.waiting.iter().position(|waiting| waiting.id == id);
+        if let Some(place) = waited {
+            table.waiting.remove(place);
+            drop(table);
+            job.announce(vec![Event::Cancelled])?;
+        }
+        Ok(job)
+    }
+
+    /// Cancels the job if it has not ended, and removes it with its pixels.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::Io`].
+    pub fn delete(&self, id: &str) -> Result<()> {
+        let job = self.cancel(id)?;
+        let mut table = self.shared.table();
+        table.jobs.remove(id);
+        table.requests.remove(&job.order.request_id);
+        drop(table);
+        job.delete()
+    }
+
+    /// The finished picture as a file of `format`, which lies in the job's directory from the first call on.
+    ///
+    /// # Errors
+    /// [`Kind::NotReady`] while it is not finished; [`Kind::Io`].
+    pub fn picture(&self, job: &Job, format: Format) -> Result<PathBuf> {
+        job.need_finished()?;
+        let path = job.picture_file(match format {
+            Format::Tiff => "tiff",
+            Format::Png => "png",
+        });
+        if !path.exists() {
+            let (description, receipt) = job.receipt().unwrap_or_default();
+            let receipt = serde_json::from_str(&receipt).unwrap_or_default();
+            let metadata = Metadata { description, created: None, receipt };
+            image_out::write(&path, &Pixels(job), &metadata)?;
+        }
+        Ok(path)
+    }
+
+    /// Whether every device answers.
+    pub fn is_healthy(&self) -> bool {
+        self.shared.healthy.load(Ordering::Relaxed)
+    }
+
+    /// Ends the work: no new jobs, and the running ones stop at their last durable step or tile, to go on at the next
+    /// start. Returns when the devices are idle.
+    pub fn close(&self) {
+        self.shared.table().closed = true;
+        self.shared.changed.notify_all();
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("an engine's thread panicked");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Every change of the table is one insertion or removal: a panic elsewhere leaves it whole.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Jobs to take on beside the `held` ones. Waits while there is nothing at all to do. `None`: the queue is closed.
+    fn next(&self, held: &[Arc<Job>]) -> Option<Vec<Arc<Job>>> {
+        let mut table = self.table();
+        loop {
+            if table.closed {
+                return None;
+            }
+            let fresh = self.admit(&mut table, held);
+            if !(fresh.is_empty() && held.is_empty()) {
+                return Some(fresh);
+            }
+            table = self.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Takes jobs out of the queue as far as there are places and memory for them.
+    fn admit(&self, table: &mut Table, held: &[Arc<Job>]) -> Vec<Arc<Job>> {
+        let mut memory: u64 = held.iter().map(|job| job.quote.memory_bytes).sum();
+        let mut fresh = Vec::new();
+        while held.len() + fresh.len() < self.settings.active {
+            let place = held.len() + fresh.len() + 1;
+            // The last place is for the smallest job.
+            let smallest = place == self.settings.active && place > 1;
+            let size = |&i: &usize| if smallest { table.waiting[i].quote.flops } else { 0 };
+            let Some(next) = (0..table.waiting.len()).min_by_key(size) else { break };
+            let needed = table.waiting[next].quote.memory_bytes;
+            if memory + needed > self.settings.memory && place > 1 {
+                break;
+            }
+            memory += needed;
+            fresh.extend(table.waiting.remove(next));
+        }
+        fresh
+    }
+
+    /// A device does not answer any more.
+    fn device_failed(&self, error: &Error) {
+        tracing::error!("device: {error}");
+        self.healthy.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A finished job's pixels, for the writers of files.
+struct Pixels<'a>(&'a Job);
+
+impl PixelSource for Pixels<'_> {
+    fn width(&self) -> u32 {
+        self.0.plan.spec.width as u32
+    }
+
+    fn height(&self) -> u32 {
+        self.0.plan.spec.height as u32
+    }
+
+    fn bits(&self) -> Bits {
+        self.0.plan.spec.bits
+    }
+
+    fn read(&self, area: Area, buffer: &mut [u8]) -> Result<()> {
+        let [x, y, width, height] = [area.x, area.y, area.width, area.height].map(|v| v as usize);
+        buffer.copy_from_slice(&self.0.read(Rect { x, y, width, height })?);
+        Ok(())
+    }
+}
+
+/// Speed of the devices, in floating-point operations per second: a running mean over the last units.
+#[derive(Debug, Default)]
+struct Speed(AtomicU64);
+
+impl Speed {
+    /// Share of a new unit in the mean.
+    const SHARE: f64 = 0.1;
+
+    fn add(&self, flops: u64, took: Duration) {
+        let new = flops as f64 / took.as_secs_f64().max(1e-9);
+        let old = f64::from_bits(self.0.load(Ordering::Relaxed));
+        let mean = if old > 0.0 { old + Self::SHARE * (new - old) } else { new };
+        if mean.is_finite() && flops > 0 {
+            self.0.store(mean.to_bits(), Ordering::Relaxed);
+        }
+    }
+
+    /// Time that `flops` take; 0 until something was measured.
+    fn time(&self, flops: u64) -> Duration {
+        let speed = f64::from_bits(self.0.load(Ordering::Relaxed));
+        if speed > 0.0 { Duration::from_secs_f64(flops as f64 / speed) } else { Duration::ZERO }
+    }
+}
+
+fn quote(plan: &Plan, arch: &Arch, speed: &Speed) -> Result<Quote> {
+    let Tiling { width, height, ref tiles, .. } = plan.tiling;
+    let evaluations = plan.schedule.evaluations(plan.spec.method) as u64;
+    let step_flops =
+        trace::unet_cost(arch, width, height)?.flops * evaluations / plan.schedule.steps() as u64;
+    let global_flops = trace::global_cost(arch, width, height)?.flops;
+    let decode_flops = plan::decode_cost(arch, &plan.tiling)?.flops;
+    Ok(Quote {
+        memory_bytes: plan.peak_bytes,
+        disk_bytes: Layout::new(plan).bytes(),
+        flops: plan.flops,
+        step_flops,
+        global_flops,
+        tile_flops: (decode_flops - global_flops) / tiles.len() as u64,
+        compute_time: speed.time(plan.flops),
+    })
+}
+
+/// The jobs of a directory. What is left of those that were being made or removed goes away; what can't be read is
+/// reported and left alone.
+fn read_jobs(directory: &Path, model: &Checkpoint) -> Result<BTreeMap<String, Arc<Job>>> {
+    let failed = |e| Error::io("can't read", directory, e);
+    let mut jobs = BTreeMap::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if !entry.file_type().map_err(failed)?.is_dir() {
+            continue;
+        }
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(UNFINISHED) {
+            std::fs::remove_dir_all(entry.path())
+                .map_err(|e| Error::io("can't remove", entry.path(), e))?;
+            continue;
+        }
+        match read_job(directory, &name, model) {
+            Ok(job) => {
+                jobs.insert(name, Arc::new(job));
+            }
+            Err(error) => tracing::error!("job {name} can't be read and is left alone: {error}"),
+        }
+    }
+    Ok(jobs)
+}
+
+fn read_job(root: &Path, id: &str, model: &Checkpoint) -> Result<Job> {
+    let directory = JobDirectory::new(root, id);
+    let (_, records) = directory.open_journal()?;
+    let Some(Record { event: Event::Queued { order }, .. }) = records.first() else {
+        return Err(Error::invalid("its journal does not begin with the order"));
+    };
+    let order = order.clone();
+    let plan = Plan::new(Spec::try_from(&order.spec)?, &model.arch)?;
+    let quote = quote(&plan, &model.arch, &Speed::default())?;
+    let job = Job::new(id.to_owned(), order, plan, quote, directory, records);
+    if !job.snapshot().phase.is_last() && job.order.model_sha256 != model.sha256 {
+        let message = "the model has changed since the job was queued".to_owned();
+        job.announce(vec![Event::Failed { kind: Kind::InvalidModel, message }])?;
+    }
+    Ok(job)
+}

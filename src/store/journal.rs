@@ -1,0 +1,252 @@
+//! The journal: records appended to a file, each durable before it is answered for, read back after any crash.
+//!
+//! The guarantee: [`Journal::open`] gives exactly the records whose [`Journal::append`] returned, in order, and at most
+//! those that were being appended when the machine or the process stopped; never a part of one. A record is never
+//! changed after it was written, and a torn tail is cut off when the file is opened.
+//!
+//! # Format
+//!
+//! Eight bytes [`MAGIC`], then records. A record is four little-endian numbers and its payload: `u32` length of the
+//! payload, `u32` CRC32C (Castagnoli) of sequence and payload, `u64` sequence (1, 2, 3, ...), payload. A file may be
+//! longer than its records only by a torn one.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use crate::error::{Error, Result};
+
+/// First bytes of every journal: name and version of the format.
+pub const MAGIC: [u8; 8] = *b"TSRJRNL1";
+
+/// Longest payload of a record in bytes.
+pub const MAX_PAYLOAD: usize = 1 << 20;
+
+/// An open journal, positioned at its end. One at a time: its directory's owner sees to that.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+    path: PathBuf,
+    /// Sequence of the newest record; 0: there is none.
+    sequence: u64,
+    /// Length of the file up to the end of the newest record.
+    len: u64,
+    /// A write failed half-way, so what lies behind `len` must be cut off before the next one.
+    torn: bool,
+}
+
+/// What a journal held when it was opened.
+#[derive(Debug)]
+pub struct Recovered {
+    /// Payloads of the records, the oldest first; the first has sequence 1.
+    pub records: Vec<Vec<u8>>,
+    /// Bytes of a torn record that were cut off.
+    pub torn_bytes: u64,
+}
+
+impl Journal {
+    /// Makes an empty journal; `path` must not exist.
+    ///
+    /// # Errors
+    /// [`Kind::Io`](crate::error::Kind::Io).
+    pub fn create(path: &Path) -> Result<Self> {
+        let failed = |e| Error::io("can't make", path, e);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .map_err(failed)?;
+        file.write_all(&MAGIC).and_then(|()| file.sync_data()).map_err(failed)?;
+        let len = MAGIC.len() as u64;
+        Ok(Self { file, path: path.to_owned(), sequence: 0, len, torn: false })
+    }
+
+    /// Opens a journal and cuts a torn tail off.
+    ///
+    /// # Errors
+    /// [`Kind::Io`](crate::error::Kind::Io) when it can't be read or mended;
+    /// [`Kind::InvalidArgument`](crate::error::Kind::InvalidArgument) when it is no journal of this version.
+    pub fn open(path: &Path) -> Result<(Self, Recovered)> {
+        let failed = |e| Error::io("can't read", path, e);
+        let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(failed)?;
+        let (records, len) = scan(&bytes).ok_or_else(|| {
+            Error::invalid(format!("{} is no journal of this version", path.display()))
+        })?;
+        let torn_bytes = (bytes.len() - len) as u64;
+        let mut journal = Self {
+            file,
+            path: path.to_owned(),
+            sequence: records.len() as u64,
+            len: len as u64,
+            torn: torn_bytes > 0,
+        };
+        journal.mend()?;
+        Ok((journal, Recovered { records, torn_bytes }))
+    }
+
+    /// Sequence of the newest record; 0 if there is none.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Appends records, all or none of them, and waits until the disk has them; gives the sequence of the last one.
+    ///
+    /// (A crash in the middle may leave the first of them, never a part of one.)
+    ///
+    /// # Errors
+    /// [`Kind::Io`](crate::error::Kind::Io), such as a full disk; the journal is then as it was before.
+    /// [`Kind::Internal`](crate::error::Kind::Internal) for a payload over [`MAX_PAYLOAD`].
+    pub fn append<P: AsRef<[u8]>>(&mut self, payloads: &[P]) -> Result<u64> {
+        let mut bytes = Vec::new();
+        for (sequence, payload) in (self.sequence + 1..).zip(payloads) {
+            let payload = payload.as_ref();
+            if payload.len() > MAX_PAYLOAD {
+                let len = payload.len();
+                return Err(Error::new(
+                    crate::error::Kind::Internal,
+                    format!("a record of {len} bytes; the limit is {MAX_PAYLOAD}"),
+                ));
+            }
+            encode(&mut bytes, sequence, payload);
+        }
+        self.mend()?;
+        // From here on the tail is torn, until the disk has all of it.
+        self.torn = true;
+        self.file
+            .write_all(&bytes)
+            .and_then(|()| self.file.sync_data())
+            .map_err(|e| Error::io("can't write", &self.path, e))?;
+        self.torn = false;
+        self.len += bytes.len() as u64;
+        self.sequence += payloads.len() as u64;
+        Ok(self.sequence)
+    }
+
+    /// Cuts off what a failed write left, and goes to the end.
+    fn mend(&mut self) -> Result<()> {
+        let failed = |e| Error::io("can't mend", &self.path, e);
+        if self.torn {
+            self.file.set_len(self.len).and_then(|()| self.file.sync_data()).map_err(failed)?;
+            self.torn = false;
+        }
+        self.file.seek(SeekFrom::Start(self.len)).map(drop).map_err(failed)
+    }
+}
+
+/// Adds a record as it lies in the file.
+fn encode(to: &mut Vec<u8>, sequence: u64, payload: &[u8]) {
+    to.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    to.extend_from_slice(&crc(sequence, payload).to_le_bytes());
+    to.extend_from_slice(&sequence.to_le_bytes());
+    to.extend_from_slice(payload);
+}
+
+fn crc(sequence: u64, payload: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&sequence.to_le_bytes()), payload)
+}
+
+/// The payloads of the whole records of a journal's bytes, and the length up to their end. `None`: no journal.
+///
+/// Whatever the bytes are, this neither fails otherwise nor allocates more than they hold.
+pub fn scan(bytes: &[u8]) -> Option<(Vec<Vec<u8>>, usize)> {
+    let mut rest = bytes.strip_prefix(&MAGIC)?;
+    let mut records = Vec::new();
+    while let Some((sequence, payload, after)) = first(rest) {
+        if sequence != records.len() as u64 + 1 {
+            break;
+        }
+        records.push(payload.to_vec());
+        rest = after;
+    }
+    Some((records, bytes.len() - rest.len()))
+}
+
+/// Sequence, payload and what follows, of the record at the start of `bytes`, if a whole one is there.
+fn first(bytes: &[u8]) -> Option<(u64, &[u8], &[u8])> {
+    let (&len, rest) = bytes.split_first_chunk::<4>()?;
+    let (&sum, rest) = rest.split_first_chunk::<4>()?;
+    let (&sequence, rest) = rest.split_first_chunk::<8>()?;
+    let (len, sequence) = (u32::from_le_bytes(len) as usize, u64::from_le_bytes(sequence));
+    if len > MAX_PAYLOAD {
+        return None;
+    }
+    let (payload, rest) = rest.split_at_checked(len)?;
+    (crc(sequence, payload) == u32::from_le_bytes(sum)).then_some((sequence, payload, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(dir: &Path) -> Result<PathBuf> {
+        let path = dir.join("journal");
+        let mut journal = Journal::create(&path)?;
+        journal.append(&[b"first"])?;
+        journal.append(&[&b""[..], &[7; 300]])?;
+        Ok(path)
+    }
+
+    #[test]
+    fn any_cut_leaves_the_whole_records_before_it() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
+        let path = filled(dir.path())?;
+        let whole = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        let ends = [8, 8 + 16 + 5, 8 + 16 + 5 + 16, 8 + 16 + 5 + 16 + 16 + 300];
+        assert_eq!(whole.len(), ends[3]);
+        for cut in 8..=whole.len() {
+            let (records, len) = scan(&whole[..cut]).unwrap_or_default();
+            let expected = ends.iter().rposition(|&end| end <= cut).unwrap_or(0);
+            assert_eq!((records.len(), len), (expected, ends[expected]), "cut at {cut}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_flipped_bit_ends_the_journal_before_its_record() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
+        let path = filled(dir.path())?;
+        let whole = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        for at in 8..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (at % 8);
+            let (records, _) = scan(&damaged).unwrap_or_default();
+            let expected = if at < 29 { 0 } else { 1 + usize::from(at >= 45) };
+            assert_eq!(records.len(), expected, "bit at {at}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_off_and_the_next_record_follows_the_last_whole_one() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
+        let path = filled(dir.path())?;
+        let file = OpenOptions::new().write(true).open(&path).map_err(|e| Error::io("", "", e))?;
+        file.set_len(50).map_err(|e| Error::io("", "", e))?;
+        let (mut journal, recovered) = Journal::open(&path)?;
+        assert_eq!((recovered.records.len(), recovered.torn_bytes, journal.sequence()), (2, 5, 2));
+        assert_eq!(journal.append(&[b"third again"])?, 3);
+        let (_, recovered) = Journal::open(&path)?;
+        assert_eq!(
+            (recovered.records[2].as_slice(), recovered.torn_bytes),
+            (&b"third again"[..], 0)
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_journal_is_refused_and_left_alone() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
+        let path = dir.path().join("journal");
+        std::fs::write(&path, b"something else").map_err(|e| Error::io("", "", e))?;
+        let kind = Journal::open(&path).err().map(|e| e.kind());
+        assert_eq!(kind, Some(crate::error::Kind::InvalidArgument));
+        let bytes = std::fs::read(&path).map_err(|e| Error::io("", "", e))?;
+        assert_eq!(bytes, b"something else");
+        Ok(())
+    }
+}

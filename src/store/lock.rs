@@ -1,0 +1,61 @@
+//! A directory that one process at a time may use.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    path::{Path, PathBuf},
+};
+
+use crate::error::{Error, Kind, Result};
+
+/// Name of the file that is locked.
+const NAME: &str = "lock";
+
+/// Holds a directory: as long as the value lives, nobody else gets it. The operating system releases it when the process
+/// ends, however it ends.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    directory: PathBuf,
+    _file: File,
+}
+
+impl DirectoryLock {
+    /// Makes the directory if it is missing, and takes hold of it.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] when another process has it; [`Kind::Io`] when it can't be made or written to.
+    pub fn acquire(directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory).map_err(|e| Error::io("can't make", directory, e))?;
+        let path = directory.join(NAME);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(|e| Error::io("can't make", &path, e))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { directory: directory.to_owned(), _file: file }),
+            Err(TryLockError::WouldBlock) => Err(Error::new(
+                Kind::InvalidArgument,
+                format!("directory {} is in use by another process", directory.display()),
+            )),
+            Err(TryLockError::Error(e)) => Err(Error::io("can't lock", path, e)),
+        }
+    }
+
+    /// The directory that is held.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_held_by_one_at_a_time() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
+        let inner = dir.path().join("a/b");
+        let held = DirectoryLock::acquire(&inner)?;
+        let second = DirectoryLock::acquire(&inner).err().map(|e| e.to_string());
+        assert!(second.is_some_and(|message| message.contains("in use")));
+        drop(held);
+        DirectoryLock::acquire(&inner).map(drop)
+    }
+}
