@@ -30,6 +30,10 @@ pub enum Kind {
     Exhausted,
     /// The deadline that was given has passed.
     Expired,
+    /// The server can't answer now, such as while it shuts down; the same call may go through later.
+    Unavailable,
+    /// The call needs a token that the server knows.
+    Unauthenticated,
     /// A defect of this program.
     Internal,
 }
@@ -48,6 +52,8 @@ impl Kind {
             Self::NotReady => "not_ready",
             Self::Exhausted => "exhausted",
             Self::Expired => "expired",
+            Self::Unavailable => "unavailable",
+            Self::Unauthenticated => "unauthenticated",
             Self::Internal => "internal",
         }
     }

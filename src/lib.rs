@@ -36,5 +36,6 @@ pub mod image_out;
 pub mod jobs;
 pub mod model;
 pub mod ops;
+pub mod service;
 pub mod store;
 pub mod telemetry;

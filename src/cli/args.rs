@@ -71,6 +71,11 @@ pub(super) struct DeviceArgs {
 impl DeviceArgs {
     /// The device, with the model's weights.
     pub(super) fn open(&self, config: &Config, model: &Checkpoint) -> Result<Device> {
+        Device::open(self.choice(config)?, model.weights.clone())
+    }
+
+    /// Which device: flag, then environment; sets the threads of the CPU path on the way.
+    pub(super) fn choice(&self, config: &Config) -> Result<Choice> {
         let choice = match (&self.device, &config.device) {
             (Some(choice), _) => *choice,
             (None, Some(text)) => text
@@ -81,7 +86,7 @@ impl DeviceArgs {
         if let Some(threads) = self.threads.or(config.threads) {
             device::set_threads(threads)?;
         }
-        Device::open(choice, model.weights.clone())
+        Ok(choice)
     }
 }
 

@@ -11,6 +11,7 @@ mod latents;
 mod output;
 mod progress;
 mod reconstruct;
+mod serve;
 mod text;
 
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ enum Command {
     Decode(latents::DecodeArgs),
     Inspect(inspect::Args),
     Devices(devices::Args),
+    Serve(Box<serve::Args>),
 }
 
 impl Command {
@@ -53,6 +55,7 @@ impl Command {
             Self::Decode(args) => args.progress.json,
             Self::Inspect(args) => args.progress.json,
             Self::Devices(args) => args.progress.json,
+            Self::Serve(args) => args.progress.json,
         }
     }
 }
@@ -84,6 +87,7 @@ fn run(command: &Command, progress: &mut Progress) -> Result<()> {
         Command::Decode(args) => latents::decode(args, &config, progress, &cancel),
         Command::Inspect(args) => inspect::run(args, &config, progress),
         Command::Devices(args) => devices::run(args, progress),
+        Command::Serve(args) => serve::run(args, &config, progress, &cancel),
     }
 }
 

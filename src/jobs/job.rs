@@ -39,6 +39,28 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Queued,
+        Self::Denoising,
+        Self::Decoding,
+        Self::Finished,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// Its name for programs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Denoising => "denoising",
+            Self::Decoding => "decoding",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// Whether nothing more will happen.
     pub fn is_last(self) -> bool {
         matches!(self, Self::Finished | Self::Failed | Self::Cancelled)
@@ -180,6 +202,11 @@ impl Job {
         self.newest.subscribe()
     }
 
+    /// How many wait for the newest event.
+    pub fn watchers(&self) -> usize {
+        self.newest.receiver_count()
+    }
+
     /// The tile in `column` and `row`, with its number.
     ///
     /// # Errors
@@ -232,14 +259,12 @@ impl Job {
         }
     }
 
-    /// The newest preview: its level, and the bytes of a PNG.
+    /// The finest level that has settled: that of the newest preview.
     ///
     /// # Errors
-    /// [`Kind::NotReady`] when there is none; [`Kind::Io`].
-    pub fn newest_preview(&self) -> Result<(usize, Vec<u8>)> {
-        let level = self.state().preview;
-        let level = level.ok_or_else(|| Error::new(Kind::NotReady, "no level has settled yet"))?;
-        Ok((level, self.preview(level)?))
+    /// [`Kind::NotReady`] when there is none.
+    pub fn newest_preview(&self) -> Result<usize> {
+        self.state().preview.ok_or_else(|| Error::new(Kind::NotReady, "no level has settled yet"))
     }
 
     /// The PNG of the preview that came with `level`.

@@ -197,7 +197,7 @@ impl Jobs {
     ///
     /// # Errors
     /// [`Kind::InvalidArgument`] when it can't be made; [`Kind::Exhausted`] when it is too large for this server, the
-    /// queue is full or the disk is; [`Kind::NotReady`] while the server is shutting down; [`Kind::Io`].
+    /// queue is full or the disk is; [`Kind::Unavailable`] while the server is shutting down; [`Kind::Io`].
     pub fn create(&self, request: Request) -> Result<Arc<Job>> {
         let Request { spec, request_id, deadline, viewport, owner } = request;
         if request_id.chars().count() > MAX_REQUEST_ID {
@@ -247,7 +247,7 @@ impl Jobs {
     fn reserve(&self, order: &Order, id: &str) -> Result<Option<Arc<Job>>> {
         let mut table = self.shared.table();
         if table.closed {
-            return Err(Error::new(Kind::NotReady, "the server is shutting down"));
+            return Err(Error::new(Kind::Unavailable, "the server is shutting down"));
         }
         let request_id = &order.request_id;
         if let Some(known) = table.requests.get(request_id).filter(|_| !request_id.is_empty()) {
@@ -259,7 +259,7 @@ impl Jobs {
                     "request_id {request_id:?} was used for another job"
                 ))),
                 None => Err(Error::new(
-                    Kind::NotReady,
+                    Kind::Unavailable,
                     format!("request_id {request_id:?} is being queued by another call"),
                 )),
             };
@@ -312,9 +312,27 @@ impl Jobs {
         table.jobs.range::<str, _>(later).take(most).map(|(_, job)| job.clone()).collect()
     }
 
-    /// Number of jobs that wait.
-    pub fn waiting(&self) -> usize {
-        self.shared.table().waiting.len()
+    /// Number of jobs that wait: of one client, or of all.
+    pub fn waiting(&self, owner: Option<&str>) -> usize {
+        let table = self.shared.table();
+        let asked = |job: &&Arc<Job>| owner.is_none_or(|owner| job.order.owner == owner);
+        table.waiting.iter().filter(asked).count()
+    }
+
+    /// Number of jobs in each phase.
+    pub fn phases(&self) -> Vec<(Phase, usize)> {
+        let jobs: Vec<_> = self.shared.table().jobs.values().cloned().collect();
+        let mut count = Phase::ALL.map(|phase| (phase, 0));
+        for job in jobs {
+            let now = job.snapshot().phase;
+            count.iter_mut().filter(|(phase, _)| *phase == now).for_each(|(_, n)| *n += 1);
+        }
+        count.to_vec()
+    }
+
+    /// Speed of the devices, in floating-point operations per second: a running mean.
+    pub fn flops_per_second(&self) -> f64 {
+        self.shared.speed.mean()
     }
 
     /// Cancels the job: at once while it waits, else within one step or tile. An ended job stays as it is.
@@ -466,16 +484,21 @@ impl Speed {
 
     fn add(&self, flops: u64, took: Duration) {
         let new = flops as f64 / took.as_secs_f64().max(1e-9);
-        let old = f64::from_bits(self.0.load(Ordering::Relaxed));
+        let old = self.mean();
         let mean = if old > 0.0 { old + Self::SHARE * (new - old) } else { new };
         if mean.is_finite() && flops > 0 {
             self.0.store(mean.to_bits(), Ordering::Relaxed);
         }
     }
 
+    /// Operations per second; 0 until something was measured.
+    fn mean(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+
     /// Time that `flops` take; 0 until something was measured.
     fn time(&self, flops: u64) -> Duration {
-        let speed = f64::from_bits(self.0.load(Ordering::Relaxed));
+        let speed = self.mean();
         if speed > 0.0 { Duration::from_secs_f64(flops as f64 / speed) } else { Duration::ZERO }
     }
 }

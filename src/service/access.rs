@@ -1,0 +1,159 @@
+//! Who may call: bearer tokens (RFC 6750), kept as hashes, compared in constant time.
+//!
+//! A token file has one client a line: name, SHA-256 of the token in hexadecimal, and optionally the most jobs that the
+//! client may have waiting and the most pixels of one picture; `#` begins a comment.
+//!
+//! ```text
+//! # printf %s "$TOKEN" | sha256sum
+//! anna 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae 20 33554432
+//! ```
+
+use std::{path::Path, sync::Arc};
+
+use axum::{
+    extract::{Request, State},
+    http::{StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use sha2::{Digest, Sha256};
+use tonic::Status;
+
+use crate::error::{Error, Result};
+
+/// A client that may call. Travels with its requests as an extension.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Client {
+    /// Its name, which its jobs bear.
+    pub name: String,
+    /// Most jobs that it may have waiting.
+    pub queue: Option<usize>,
+    /// Most pixels of one picture.
+    pub pixels: Option<u64>,
+    sha256: [u8; 32],
+}
+
+/// All clients that may call.
+#[derive(Clone, Debug)]
+pub struct Tokens(Vec<Client>);
+
+impl Tokens {
+    /// Reads a token file.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] naming the line and what is wrong with it.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::invalid(format!("token file {} can't be read", path.display())).with_source(e)
+        })?;
+        Self::parse(&text)
+            .map_err(|e| Error::invalid(format!("token file {}", path.display())).with_source(e))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let lines = text.lines().enumerate();
+        let lines =
+            lines.map(|(i, line)| (i + 1, line.split('#').next().unwrap_or_default().trim()));
+        let clients = lines.filter(|(_, line)| !line.is_empty()).map(|(number, line)| {
+            client(line).ok_or_else(|| {
+                Error::invalid(format!(
+                    "line {number} is not: name, 64 hexadecimal digits, [jobs], [pixels]"
+                ))
+            })
+        });
+        let clients = clients.collect::<Result<Vec<_>>>()?;
+        if clients.is_empty() {
+            return Err(Error::invalid("there is no client in it"));
+        }
+        Ok(Self(clients))
+    }
+
+    /// The client whose token this is. Takes the same time for every token.
+    fn client(&self, token: &str) -> Option<&Client> {
+        let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        self.0.iter().fold(None, |found, client| {
+            let differing = client.sha256.iter().zip(&hash).fold(0, |all, (a, b)| all | (a ^ b));
+            if differing == 0 { Some(client) } else { found }
+        })
+    }
+}
+
+fn client(line: &str) -> Option<Client> {
+    let mut fields = line.split_whitespace();
+    let name = fields.next()?.to_owned();
+    let digits = fields.next()?;
+    if digits.len() != 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut sha256 = [0; 32];
+    for (i, byte) in sha256.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).ok()?;
+    }
+    let queue = fields.next().map(str::parse).transpose().ok()?;
+    let pixels = fields.next().map(str::parse).transpose().ok()?;
+    fields.next().is_none().then_some(Client { name, queue, pixels, sha256 })
+}
+
+/// Lets a request with a known token pass, with its [`Client`] as an extension.
+pub(super) async fn check(
+    State(tokens): State<Arc<Tokens>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = given.and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    match token.and_then(|token| tokens.client(token)) {
+        Some(client) => {
+            let client = client.clone();
+            request.extensions_mut().insert(client);
+            next.run(request).await
+        }
+        None => {
+            let why = match token {
+                None => "a bearer token is needed",
+                Some(_) => "the bearer token is unknown",
+            };
+            let kind = request.headers().get(header::CONTENT_TYPE);
+            let grpc = kind.is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+            if grpc {
+                let answer = Status::unauthenticated(why).into_http::<tonic::body::Body>();
+                return answer.map(axum::body::Body::new);
+            }
+            let header = [(header::WWW_AUTHENTICATE, "Bearer")];
+            (StatusCode::UNAUTHORIZED, header, why).into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_known_by_its_hash_and_no_other_is() -> Result<()> {
+        let hash = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"; // of foo
+        let tokens = Tokens::parse(&format!("# all\n\nanna {hash} 20 100 # hers\n"))?;
+        let anna = tokens.client("foo").map(|c| (c.name.as_str(), c.queue, c.pixels));
+        assert_eq!(anna, Some(("anna", Some(20), Some(100))));
+        for wrong in ["", "fo", "fooo", "Foo", hash] {
+            assert_eq!(tokens.client(wrong), None, "{wrong}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_damaged_line_is_named() {
+        let hash = "0".repeat(64);
+        let lines = ["anna", "anna 12", &format!("anna {hash}0"), &format!("a {hash} x"), ""];
+        for line in lines {
+            assert!(Tokens::parse(line).is_err(), "{line}");
+        }
+        let error = Tokens::parse(&format!("a {hash}\nb {hash} 1 2 3"))
+            .map(drop)
+            .map_err(|e| e.to_string());
+        assert!(error.is_err_and(|message| message.contains("line 2")));
+    }
+}

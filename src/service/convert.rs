@@ -1,0 +1,231 @@
+//! Between the API's messages and the domain's types; errors to statuses with details.
+
+use std::time::{Duration, SystemTime};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    api,
+    engine::plan::{Rect, Spec, TileSize},
+    error::{Error, Kind, Result},
+    image_out::Bits,
+    jobs::{Job, Phase, Quote, record},
+    model::{arch::Arch, checkpoint::Checkpoint, sampler::Method},
+};
+
+/// Prefix of the names of jobs.
+const JOBS: &str = "jobs/";
+/// Prefix of the names of models.
+const MODELS: &str = "models/";
+
+/// How long a client should wait before it asks a full server again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The code of a kind of failure.
+pub(super) fn code(kind: Kind) -> Code {
+    match kind {
+        Kind::InvalidArgument | Kind::InvalidImage => Code::InvalidArgument,
+        Kind::NotFound => Code::NotFound,
+        Kind::NotReady => Code::FailedPrecondition,
+        Kind::Exhausted => Code::ResourceExhausted,
+        Kind::Expired => Code::DeadlineExceeded,
+        Kind::Cancelled => Code::Cancelled,
+        Kind::Unavailable | Kind::Device => Code::Unavailable,
+        Kind::Unauthenticated => Code::Unauthenticated,
+        Kind::InvalidModel | Kind::Io | Kind::Internal => Code::Internal,
+    }
+}
+
+/// What a client may know of a failure: of those inside the server, only that there was one.
+pub(super) fn message(kind: Kind, message: &str) -> String {
+    match kind {
+        Kind::Io => "the server's disk failed".to_owned(),
+        Kind::Internal => "the server failed".to_owned(),
+        Kind::Device => "the server's device failed".to_owned(),
+        _ => message.to_owned(),
+    }
+}
+
+/// A failure as a client gets it.
+pub(super) fn status(error: &Error) -> Status {
+    let (kind, code) = (error.kind(), code(error.kind()));
+    let text = message(kind, &error.to_string());
+    // Messages about a field begin with its name.
+    let field = text.split_whitespace().next().unwrap_or_default().to_owned();
+    let mut details = ErrorDetails::new();
+    match code {
+        Code::InvalidArgument => {
+            details.add_bad_request_violation(field, text.clone());
+        }
+        Code::ResourceExhausted => {
+            details.add_quota_failure_violation(field, text.clone());
+            details.set_retry_info(Some(RETRY));
+        }
+        Code::Unavailable => {
+            details.set_retry_info(Some(RETRY));
+        }
+        Code::NotFound => {
+            details.set_resource_info("tessera.v1.Job", field, "", text.clone());
+        }
+        Code::Internal => tracing::error!("a call failed: {error}"),
+        _ => {}
+    }
+    Status::with_error_details(code, text, details)
+}
+
+/// The id in `jobs/{id}`.
+pub(super) fn job_id(name: &str) -> Result<&str> {
+    id(name, JOBS)
+}
+
+fn id<'a>(name: &'a str, prefix: &str) -> Result<&'a str> {
+    let id = name.strip_prefix(prefix).filter(|id| !id.is_empty() && !id.contains('/'));
+    id.ok_or_else(|| Error::invalid(format!("name is {name:?}, which is not {prefix}ID")))
+}
+
+/// Refuses a model that the server does not have.
+pub(super) fn check_model(name: &str, model: &Checkpoint) -> Result<()> {
+    if id(name, MODELS)? == model.arch.name {
+        return Ok(());
+    }
+    Err(Error::new(Kind::NotFound, format!("{name} is not among this server's models")))
+}
+
+/// The spec with its defaults filled in.
+pub(super) fn spec(message: Option<api::JobSpec>, model: &Checkpoint) -> Result<Spec> {
+    let message = message.unwrap_or_default();
+    if !message.model.is_empty() {
+        check_model(&message.model, model)?;
+    }
+    let mut spec = Spec::new(&model.arch, message.seed);
+    let chosen = |value: u32, default: usize| if value == 0 { default } else { value as usize };
+    spec.width = chosen(message.width, spec.width);
+    spec.height = chosen(message.height, spec.height);
+    spec.steps = chosen(message.steps, spec.steps);
+    if message.tile_size != 0 {
+        spec.tile = TileSize::Pixels(message.tile_size as usize);
+    }
+    spec.bits = match message.bits {
+        0 | 8 => Bits::Eight,
+        16 => Bits::Sixteen,
+        bits => return Err(Error::invalid(format!("bits is {bits}, which is not 8 or 16"))),
+    };
+    spec.method = match api::Sampler::try_from(message.sampler) {
+        Ok(api::Sampler::Unspecified | api::Sampler::Dpmpp) => Method::Dpmpp,
+        Ok(api::Sampler::Heun) => Method::Heun,
+        Ok(api::Sampler::Ddim) => Method::Ddim,
+        Err(_) => {
+            return Err(Error::invalid(format!(
+                "sampler is {}, which is unknown",
+                message.sampler
+            )));
+        }
+    };
+    Ok(spec)
+}
+
+/// A spec as a message.
+pub(super) fn spec_message(spec: &Spec, arch: &Arch) -> api::JobSpec {
+    api::JobSpec {
+        model: format!("{MODELS}{}", arch.name),
+        seed: spec.seed,
+        width: spec.width as u32,
+        height: spec.height as u32,
+        steps: spec.steps as u32,
+        sampler: match spec.method {
+            Method::Dpmpp => api::Sampler::Dpmpp,
+            Method::Heun => api::Sampler::Heun,
+            Method::Ddim => api::Sampler::Ddim,
+        }
+        .into(),
+        tile_size: match spec.tile {
+            TileSize::Pixels(side) => side as u32,
+            TileSize::Whole => 0,
+        },
+        bits: 8 * spec.bits.sample_len() as u32,
+    }
+}
+
+/// A rectangle.
+pub(super) fn rect(message: api::Rect) -> Rect {
+    let api::Rect { x, y, width, height } = message;
+    let [x, y, width, height] = [x, y, width, height].map(|v| v as usize);
+    Rect { x, y, width, height }
+}
+
+/// A rectangle as a message.
+pub(super) fn rect_message(rect: Rect) -> api::Rect {
+    let [x, y, width, height] = [rect.x, rect.y, rect.width, rect.height].map(|v| v as u32);
+    api::Rect { x, y, width, height }
+}
+
+/// A quote as a message.
+pub(super) fn quote_message(quote: &Quote, tiles: usize, notices: &[String]) -> api::Quote {
+    api::Quote {
+        memory_bytes: quote.memory_bytes,
+        disk_bytes: quote.disk_bytes,
+        flops: quote.flops,
+        compute_time: prost_types::Duration::try_from(quote.compute_time).ok(),
+        tiles: tiles as u32,
+        notices: notices.to_vec(),
+    }
+}
+
+/// A job as a message.
+pub(super) fn job_message(job: &Job, arch: &Arch) -> api::Job {
+    let now = job.snapshot();
+    let tiling = &job.plan.tiling;
+    api::Job {
+        name: format!("{JOBS}{}", job.id),
+        spec: Some(spec_message(&job.plan.spec, arch)),
+        state: match now.phase {
+            Phase::Queued => api::JobState::Queued,
+            Phase::Denoising => api::JobState::Denoising,
+            Phase::Decoding => api::JobState::Decoding,
+            Phase::Finished => api::JobState::Finished,
+            Phase::Failed => api::JobState::Failed,
+            Phase::Cancelled => api::JobState::Cancelled,
+        }
+        .into(),
+        create_time: Some(timestamp(now.created_ms)),
+        end_time: now.ended_ms.map(timestamp),
+        sequence: now.sequence,
+        steps_done: now.steps_done as u32,
+        tiles_done: now.tiles_done as u32,
+        tile_columns: tiling.columns as u32,
+        tile_rows: tiling.rows as u32,
+        error: now.error.map(|(kind, text)| message(kind, &text)).unwrap_or_default(),
+        quote: Some(quote_message(&job.quote, tiling.tiles.len(), &job.plan.notices)),
+        viewport: now.viewport.map(rect_message),
+    }
+}
+
+/// A time as a message.
+pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
+    record::from_ms(ms).into()
+}
+
+/// A time from a message.
+pub(super) fn time(field: &str, message: prost_types::Timestamp) -> Result<SystemTime> {
+    SystemTime::try_from(message)
+        .map_err(|_| Error::invalid(format!("{field} is {message}, which is no time")))
+}
+
+/// The model as a message.
+pub(super) fn model_message(model: &Checkpoint) -> api::Model {
+    let arch = &model.arch;
+    let levels = arch.levels.iter().map(|level| api::model::Level {
+        factor: level.factor as u32,
+        channels: level.channels as u32,
+    });
+    api::Model {
+        name: format!("{MODELS}{}", arch.name),
+        sha256: model.sha256.clone(),
+        width: arch.width as u32,
+        height: arch.height as u32,
+        size_multiple: arch.coarsest_factor() as u32,
+        max_extent: crate::engine::plan::MAX_EXTENT as u32,
+        levels: levels.collect(),
+    }
+}

@@ -1,0 +1,265 @@
+//! The calls of `tessera.v1`.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, async_trait};
+
+use crate::{
+    api::{self, job_service_server::JobService, model_service_server::ModelService},
+    error::{Error, Kind, Result},
+    jobs::{self, Job, Jobs},
+    service::{
+        access::Client,
+        convert,
+        encode::Encoder,
+        stream::{self, View, Watcher},
+    },
+};
+
+/// Most jobs of a page.
+const MAX_PAGE: usize = 1000;
+/// Jobs of a page if the client does not say.
+const PAGE: usize = 100;
+
+/// Answers calls from the jobs.
+pub(super) struct Calls {
+    jobs: Jobs,
+    encoder: Arc<Encoder>,
+    stopping: watch::Receiver<bool>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Calls {
+    /// `stopping` turns true when the server is to stop.
+    pub(super) fn new(jobs: Jobs, stopping: watch::Receiver<bool>) -> Arc<Self> {
+        Arc::new(Self { jobs, encoder: Arc::new(Encoder::new()), stopping })
+    }
+
+    /// Runs `work`, which may wait for a disk, on a thread that may.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Jobs) -> Result<T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let jobs = self.jobs.clone();
+        tokio::task::spawn_blocking(move || work(&jobs))
+            .await
+            .map_err(|e| Error::new(Kind::Internal, "a call panicked").with_source(e))
+            .flatten()
+            .map_err(|error| convert::status(&error))
+    }
+
+    fn find(&self, name: &str) -> Result<Arc<Job>, Status> {
+        convert::job_id(name)
+            .and_then(|id| self.jobs.get(id))
+            .map_err(|error| convert::status(&error))
+    }
+
+    fn message(&self, job: &Job) -> Option<api::Job> {
+        Some(convert::job_message(job, &self.jobs.model().arch))
+    }
+
+    async fn create(
+        &self,
+        client: Option<Client>,
+        request: api::CreateJobRequest,
+    ) -> Result<Arc<Job>, Status> {
+        self.blocking(move |jobs| {
+            let spec = convert::spec(request.spec, jobs.model())?;
+            let owner = client.as_ref().map(|client| client.name.clone()).unwrap_or_default();
+            if let Some(client) = client {
+                check_limits(&client, &spec, jobs)?;
+            }
+            let deadline = request.deadline.map(|time| convert::time("deadline", time));
+            jobs.create(jobs::Request {
+                spec,
+                request_id: request.request_id,
+                deadline: deadline.transpose()?,
+                viewport: request.viewport.map(convert::rect),
+                owner,
+            })
+        })
+        .await
+    }
+
+    fn watcher(&self, job: Arc<Job>, view: View) -> Watcher {
+        Watcher {
+            jobs: self.jobs.clone(),
+            job,
+            encoder: self.encoder.clone(),
+            view,
+            after: 0,
+            cancels: false,
+            stopping: self.stopping.clone(),
+        }
+    }
+}
+
+/// Refuses what is beyond a client's own limits.
+fn check_limits(client: &Client, spec: &crate::engine::plan::Spec, jobs: &Jobs) -> Result<()> {
+    let full = |text| Err(Error::new(Kind::Exhausted, text));
+    let pixels = spec.width as u64 * spec.height as u64;
+    if let Some(limit) = client.pixels.filter(|&limit| pixels > limit) {
+        return full(format!("pixels is {pixels}; the limit of {} is {limit}", client.name));
+    }
+    let waiting = jobs.waiting(Some(&client.name));
+    match client.queue.filter(|&limit| waiting >= limit) {
+        Some(limit) => {
+            full(format!("queue holds {waiting} jobs of {}; the limit is {limit}", client.name))
+        }
+        None => Ok(()),
+    }
+}
+
+fn wrong(error: Error) -> Status {
+    convert::status(&error)
+}
+
+#[async_trait]
+impl JobService for Calls {
+    type WatchJobStream = ReceiverStream<Result<api::WatchJobResponse, Status>>;
+    type GenerateStream = ReceiverStream<Result<api::GenerateResponse, Status>>;
+
+    async fn create_job(
+        &self,
+        request: Request<api::CreateJobRequest>,
+    ) -> Answer<api::CreateJobResponse> {
+        let client = request.extensions().get::<Client>().cloned();
+        let job = self.create(client, request.into_inner()).await?;
+        Ok(Response::new(api::CreateJobResponse { job: self.message(&job) }))
+    }
+
+    async fn get_job(&self, request: Request<api::GetJobRequest>) -> Answer<api::GetJobResponse> {
+        let job = self.find(&request.get_ref().name)?;
+        Ok(Response::new(api::GetJobResponse { job: self.message(&job) }))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<api::ListJobsRequest>,
+    ) -> Answer<api::ListJobsResponse> {
+        let api::ListJobsRequest { page_size, page_token } = request.into_inner();
+        let size = match page_size as usize {
+            0 => PAGE,
+            size => size.min(MAX_PAGE),
+        };
+        let jobs = self.jobs.list(&page_token, size);
+        let next_page_token = match jobs.last() {
+            Some(last) if jobs.len() == size => last.id.clone(),
+            _ => String::new(),
+        };
+        let jobs = jobs.iter().filter_map(|job| self.message(job)).collect();
+        Ok(Response::new(api::ListJobsResponse { jobs, next_page_token }))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<api::CancelJobRequest>,
+    ) -> Answer<api::CancelJobResponse> {
+        let name = request.into_inner().name;
+        let job = self.blocking(move |jobs| jobs.cancel(convert::job_id(&name)?)).await?;
+        Ok(Response::new(api::CancelJobResponse { job: self.message(&job) }))
+    }
+
+    async fn delete_job(
+        &self,
+        request: Request<api::DeleteJobRequest>,
+    ) -> Answer<api::DeleteJobResponse> {
+        let name = request.into_inner().name;
+        self.blocking(move |jobs| jobs.delete(convert::job_id(&name)?)).await?;
+        Ok(Response::new(api::DeleteJobResponse {}))
+    }
+
+    async fn watch_job(
+        &self,
+        request: Request<api::WatchJobRequest>,
+    ) -> Answer<Self::WatchJobStream> {
+        let api::WatchJobRequest { name, after_sequence, options } = request.into_inner();
+        let job = self.find(&name)?;
+        let view = View::try_from(options).map_err(wrong)?;
+        let watcher = Watcher { after: after_sequence, ..self.watcher(job, view) };
+        let wrap = |event| api::WatchJobResponse { event: Some(event) };
+        Ok(Response::new(watcher.stream(wrap)))
+    }
+
+    async fn generate(
+        &self,
+        request: Request<api::GenerateRequest>,
+    ) -> Answer<Self::GenerateStream> {
+        let client = request.extensions().get::<Client>().cloned();
+        let api::GenerateRequest { job, options, detach } = request.into_inner();
+        let view = View::try_from(options).map_err(wrong)?;
+        let job = self.create(client, job.unwrap_or_default()).await?;
+        let watcher = Watcher { cancels: !detach, ..self.watcher(job, view) };
+        let wrap = |event| api::GenerateResponse { event: Some(event) };
+        Ok(Response::new(watcher.stream(wrap)))
+    }
+
+    async fn get_tile(
+        &self,
+        request: Request<api::GetTileRequest>,
+    ) -> Answer<api::GetTileResponse> {
+        let api::GetTileRequest { name, column, row, format } = request.into_inner();
+        let job = self.find(&name)?;
+        let (index, _) = job.tile(column as usize, row as usize).map_err(wrong)?;
+        let format = stream::format(format, "format").map_err(wrong)?;
+        let tile = self.encoder.tile(&job, index, format).await.map_err(wrong)?;
+        Ok(Response::new(api::GetTileResponse { tile: Some(tile) }))
+    }
+
+    async fn get_preview(
+        &self,
+        request: Request<api::GetPreviewRequest>,
+    ) -> Answer<api::GetPreviewResponse> {
+        let job = self.find(&request.get_ref().name)?;
+        let level = job.newest_preview().map_err(wrong)?;
+        let preview = stream::preview(&job, level).await.map_err(wrong)?;
+        Ok(Response::new(api::GetPreviewResponse { preview: Some(preview) }))
+    }
+
+    async fn quote_job(
+        &self,
+        request: Request<api::QuoteJobRequest>,
+    ) -> Answer<api::QuoteJobResponse> {
+        let asked = request.into_inner().spec;
+        let (plan, quote) =
+            self.blocking(move |jobs| jobs.quote(&convert::spec(asked, jobs.model())?)).await?;
+        let tiles = plan.tiling.tiles.len();
+        Ok(Response::new(api::QuoteJobResponse {
+            quote: Some(convert::quote_message(&quote, tiles, &plan.notices)),
+            spec: Some(convert::spec_message(&plan.spec, &self.jobs.model().arch)),
+        }))
+    }
+
+    async fn set_viewport(
+        &self,
+        request: Request<api::SetViewportRequest>,
+    ) -> Answer<api::SetViewportResponse> {
+        let api::SetViewportRequest { name, viewport } = request.into_inner();
+        let job = self.find(&name)?;
+        job.set_viewport(viewport.map(convert::rect)).map_err(wrong)?;
+        Ok(Response::new(api::SetViewportResponse { job: self.message(&job) }))
+    }
+}
+
+#[async_trait]
+impl ModelService for Calls {
+    async fn list_models(
+        &self,
+        _: Request<api::ListModelsRequest>,
+    ) -> Answer<api::ListModelsResponse> {
+        let models = vec![convert::model_message(self.jobs.model())];
+        Ok(Response::new(api::ListModelsResponse { models, next_page_token: String::new() }))
+    }
+
+    async fn get_model(
+        &self,
+        request: Request<api::GetModelRequest>,
+    ) -> Answer<api::GetModelResponse> {
+        let model = self.jobs.model();
+        convert::check_model(&request.get_ref().name, model).map_err(wrong)?;
+        Ok(Response::new(api::GetModelResponse { model: Some(convert::model_message(model)) }))
+    }
+}
