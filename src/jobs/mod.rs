@@ -302,7 +302,8 @@ impl Jobs {
     /// [`Kind::NotFound`].
     pub fn get(&self, id: &str) -> Result<Arc<Job>> {
         let job = self.shared.table().jobs.get(id).cloned();
-        job.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no job {id:?}")))
+        let shown: String = id.chars().take(40).collect();
+        job.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no job {shown:?}")))
     }
 
     /// At most `most` jobs after the id `after`, oldest first.

@@ -81,7 +81,12 @@ pub(super) fn job_id(name: &str) -> Result<&str> {
 
 fn id<'a>(name: &'a str, prefix: &str) -> Result<&'a str> {
     let id = name.strip_prefix(prefix).filter(|id| !id.is_empty() && !id.contains('/'));
-    id.ok_or_else(|| Error::invalid(format!("name is {name:?}, which is not {prefix}ID")))
+    id.ok_or_else(|| Error::invalid(format!("name is {:?}, which is not {prefix}ID", short(name))))
+}
+
+/// What a message shows of a client's text: a status travels in headers, whose length is limited.
+fn short(text: &str) -> String {
+    text.chars().take(100).collect()
 }
 
 /// Refuses a model that the server does not have.
@@ -89,7 +94,7 @@ pub(super) fn check_model(name: &str, model: &Checkpoint) -> Result<()> {
     if id(name, MODELS)? == model.arch.name {
         return Ok(());
     }
-    Err(Error::new(Kind::NotFound, format!("{name} is not among this server's models")))
+    Err(Error::new(Kind::NotFound, format!("{} is not among this server's models", short(name))))
 }
 
 /// The spec with its defaults filled in.

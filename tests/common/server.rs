@@ -1,0 +1,135 @@
+//! The built program's server as a child process, and a client of it.
+#![allow(dead_code, reason = "every test binary uses its own part")]
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use tessera::api::{
+    self, CreateJobRequest, Job, JobSpec, job_event::Event, job_service_client::JobServiceClient,
+};
+use tonic::{Status, transport::Channel};
+
+/// The model that these tests make pictures with: random, tiny, sizes in multiples of 16.
+pub(crate) fn model_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/net-a.safetensors")
+}
+
+/// `tessera serve`, killed when the value goes.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) url: String,
+}
+
+impl Server {
+    /// Starts it on `jobs` with more `flags`; waits until it listens.
+    pub(crate) fn start(jobs: &Path, flags: &[&str]) -> Self {
+        Self::start_by(&[], jobs, flags)
+    }
+
+    /// Starts it by way of `wrapper`.
+    pub(crate) fn start_by(wrapper: &[&str], jobs: &Path, flags: &[&str]) -> Self {
+        let program = env!("CARGO_BIN_EXE_tessera");
+        let words: Vec<_> = wrapper.iter().copied().chain([program]).collect();
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
+            .args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu", "--threads", "1"])
+            .arg("--model")
+            .arg(model_path())
+            .arg("--jobs")
+            .arg(jobs)
+            .args(flags)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let url = line.trim().strip_prefix("listening on ");
+        let url = url.unwrap_or_else(|| panic!("the server said {line:?}")).to_owned();
+        Self { child, url }
+    }
+
+    /// Ends it as a power cut would: SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to stop, and waits until it has.
+    #[cfg(unix)]
+    pub(crate) fn stop(mut self) -> std::process::ExitStatus {
+        let asked = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
+        assert!(asked.success());
+        self.child.wait().unwrap()
+    }
+
+    pub(crate) async fn client(&self) -> JobServiceClient<Channel> {
+        let client = JobServiceClient::connect(self.url.clone()).await.unwrap();
+        client.max_decoding_message_size(16 << 20)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A request for a picture.
+pub(crate) fn order(spec: JobSpec) -> CreateJobRequest {
+    CreateJobRequest { spec: Some(spec), ..CreateJobRequest::default() }
+}
+
+/// A picture of `width` x `height` pixels in tiles of 64.
+pub(crate) fn spec(seed: u64, width: u32, height: u32, steps: u32) -> JobSpec {
+    JobSpec { seed, width, height, steps, tile_size: 64, ..JobSpec::default() }
+}
+
+pub(crate) async fn create(
+    client: &mut JobServiceClient<Channel>,
+    spec: JobSpec,
+) -> Result<Job, Status> {
+    Ok(client.create_job(order(spec)).await?.into_inner().job.unwrap())
+}
+
+/// The events after `after`, until the last one.
+pub(crate) async fn watch(
+    client: &mut JobServiceClient<Channel>,
+    name: &str,
+    after: u64,
+) -> Result<Vec<api::JobEvent>, Status> {
+    let request = api::WatchJobRequest {
+        name: name.to_owned(),
+        after_sequence: after,
+        options: Some(api::StreamOptions { without_previews: true, ..Default::default() }),
+    };
+    let mut stream = client.watch_job(request).await?.into_inner();
+    let mut events = Vec::new();
+    while let Some(message) = stream.message().await? {
+        events.push(message.event.unwrap());
+    }
+    Ok(events)
+}
+
+/// The picture that the tiles of `events` make, RGB with 8 bits; checks their CRC32C.
+pub(crate) fn picture(events: &[api::JobEvent], width: usize, height: usize) -> Vec<u8> {
+    let mut pixels = vec![0; 3 * width * height];
+    let mut covered = 0;
+    for event in events {
+        let Some(Event::Tile(tile)) = &event.event else { continue };
+        assert_eq!(crc32c::crc32c(&tile.data), tile.crc32c);
+        let rect = tile.rect.unwrap();
+        let row_len = 3 * rect.width as usize;
+        for (row, from) in tile.data.chunks_exact(row_len).enumerate() {
+            let at = 3 * ((rect.y as usize + row) * width + rect.x as usize);
+            pixels[at..at + row_len].copy_from_slice(from);
+        }
+        covered += rect.width as usize * rect.height as usize;
+    }
+    assert_eq!(covered, width * height, "every pixel once");
+    pixels
+}

@@ -1,0 +1,271 @@
+//! What survives: the server is killed at random moments, its disk is full, its files are damaged, another one wants them.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
+
+#[path = "common/server.rs"]
+mod server;
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command, sync::Arc, time::Duration};
+
+use server::{Server, create, model_path, picture, spec, watch};
+use tessera::{
+    api::{self, JobSpec, JobState, job_event::Event},
+    engine::device::Choice,
+    image_out::Format,
+    jobs::{Jobs, Phase, Settings},
+    model::checkpoint::Checkpoint,
+    ops::cases::Random,
+    store::journal,
+};
+use tonic::Code;
+
+/// How often the server is killed.
+const KILLS: usize = 60;
+
+fn open(directory: &Path) -> Jobs {
+    let settings = Settings {
+        directory: directory.to_owned(),
+        devices: vec![Choice::Cpu],
+        memory: 1 << 32,
+        queue: 100,
+        active: 4,
+    };
+    Jobs::open(settings, Arc::new(Checkpoint::open(&model_path()).unwrap())).unwrap()
+}
+
+/// Every job's picture file, by its seed, once all have finished.
+fn finish(directory: &Path) -> BTreeMap<u64, Vec<u8>> {
+    let jobs = open(directory);
+    let mut files = BTreeMap::new();
+    for job in jobs.list("", 100) {
+        let began = std::time::Instant::now();
+        while !job.snapshot().phase.is_last() {
+            assert!(began.elapsed() < Duration::from_secs(120), "{} does not end", job.id);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(job.snapshot().phase, Phase::Finished, "{:?}", job.snapshot().error);
+        let path = jobs.picture(&job, Format::Tiff).unwrap();
+        files.insert(job.plan.spec.seed, fs::read(path).unwrap());
+    }
+    jobs.close();
+    files
+}
+
+/// The records of every journal below `directory`.
+fn records(directory: &Path) -> BTreeMap<String, Vec<Vec<u8>>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if let Ok(bytes) = fs::read(path.join("journal")) {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            all.insert(name, journal::scan(&bytes).unwrap().0);
+        }
+    }
+    all
+}
+
+/// Several shapes, samplers and depths; long enough to be killed many times.
+fn specs() -> Vec<JobSpec> {
+    let sampler = |sampler: api::Sampler| i32::from(sampler);
+    vec![
+        JobSpec { sampler: sampler(api::Sampler::Dpmpp), ..spec(1, 256, 192, 120) },
+        JobSpec { sampler: sampler(api::Sampler::Heun), bits: 16, ..spec(2, 320, 256, 60) },
+        JobSpec { sampler: sampler(api::Sampler::Ddim), ..spec(3, 512, 512, 30) },
+        JobSpec { sampler: sampler(api::Sampler::Dpmpp), ..spec(4, 48, 32, 400) },
+    ]
+}
+
+#[tokio::test]
+async fn jobs_that_are_killed_at_any_moment_end_with_the_same_bytes() {
+    let (calm, rough) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [&calm, &rough] {
+        let mut server = Server::start(dir.path(), &[]);
+        let mut client = server.client().await;
+        for spec in specs() {
+            create(&mut client, spec).await.unwrap();
+        }
+        // Killed right after the answer: what was answered for is there.
+        server.kill();
+    }
+    let expected = finish(calm.path());
+    assert_eq!(expected.len(), specs().len());
+
+    let mut random = Random::new(41);
+    let mut before = records(rough.path());
+    assert_eq!(before.len(), specs().len());
+    for kill in 0..KILLS {
+        let mut server = Server::start(rough.path(), &[]);
+        let wait = random.values(1, 30.0, 30.0)[0].max(0.0);
+        tokio::time::sleep(Duration::from_secs_f32(wait / 1000.0)).await;
+        server.kill();
+        let now = records(rough.path());
+        for (job, known) in &before {
+            let later = &now[job];
+            assert!(later.starts_with(known), "kill {kill}: {job} lost what it had announced");
+        }
+        before = now;
+    }
+    let unfinished = before.values().filter(|records| {
+        !String::from_utf8_lossy(records.last().unwrap()).contains("\"finished\"")
+    });
+    assert!(unfinished.count() > 0, "all had finished before the last kill: not long enough");
+    assert_eq!(finish(rough.path()), expected);
+}
+
+#[tokio::test]
+async fn a_watcher_that_comes_back_after_a_kill_misses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut seen, mut name) = (Vec::<api::JobEvent>::new(), String::new());
+    for round in 0.. {
+        let mut server = Server::start(dir.path(), &[]);
+        let mut client = server.client().await;
+        if round == 0 {
+            name = create(&mut client, spec(8, 256, 256, 40)).await.unwrap().name;
+        }
+        let request = api::WatchJobRequest {
+            name: name.clone(),
+            after_sequence: seen.last().map_or(0, |event| event.sequence),
+            options: None,
+        };
+        let mut stream = client.watch_job(request).await.unwrap().into_inner();
+        for _ in 0..9 {
+            match stream.message().await.unwrap() {
+                Some(message) => seen.push(message.event.unwrap()),
+                None => break,
+            }
+        }
+        server.kill();
+        if matches!(seen.last().unwrap().event, Some(Event::Finished(_))) {
+            break;
+        }
+    }
+    let numbers: Vec<_> = seen.iter().map(|event| event.sequence).collect();
+    assert_eq!(numbers, (1..=seen.len() as u64).collect::<Vec<_>>());
+    picture(&seen, 256, 256);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_server_that_is_asked_to_stop_goes_on_at_its_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let job = create(&mut client, spec(8, 512, 512, 300)).await.unwrap();
+    let request = api::WatchJobRequest { name: job.name.clone(), ..Default::default() };
+    let mut stream = client.watch_job(request).await.unwrap().into_inner();
+    for _ in 0..10 {
+        stream.message().await.unwrap().unwrap();
+    }
+    let stopped = tokio::task::spawn_blocking(move || server.stop());
+    let status = loop {
+        match stream.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the stream ended as if the job had"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(stopped.await.unwrap().success());
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let events = watch(&mut client, &job.name, 0).await.unwrap();
+    picture(&events, 512, 512);
+}
+
+#[tokio::test]
+async fn a_second_server_on_the_same_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let _first = Server::start(dir.path(), &[]);
+    let output = Command::new(env!("CARGO_BIN_EXE_tessera"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu", "--jobs"])
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("in use by another process"));
+}
+
+#[tokio::test]
+async fn damaged_files_fail_their_own_job_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut names = Vec::new();
+    {
+        let mut server = Server::start(dir.path(), &["--active", "1"]);
+        let mut client = server.client().await;
+        for seed in 0..5 {
+            names.push(create(&mut client, spec(seed, 512, 512, 500)).await.unwrap().name);
+        }
+        let request = api::WatchJobRequest { name: names[0].clone(), ..Default::default() };
+        let mut stream = client.watch_job(request).await.unwrap().into_inner();
+        for _ in 0..5 {
+            stream.message().await.unwrap().unwrap();
+        }
+        server.kill();
+    }
+    let path = |i: usize| dir.path().join(names[i].strip_prefix("jobs/").unwrap());
+    let edit = |path: &Path, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = fs::read(path).unwrap();
+        change(&mut bytes);
+        fs::write(path, bytes).unwrap();
+    };
+    // The checkpoints are overwritten.
+    edit(&path(0).join("arena"), &|bytes| bytes.fill(0x55));
+    // The arena is shorter than it was.
+    edit(&path(1).join("arena"), &|bytes| bytes.truncate(4096));
+    // The journal is another file.
+    edit(&path(2).join("journal"), &|bytes| *bytes = b"nonsense".repeat(9));
+    // The journal has a torn tail.
+    edit(&path(3).join("journal"), &|bytes| bytes.extend([7; 21]));
+    // What a crash left of a job that was being made.
+    fs::create_dir(dir.path().join(".half")).unwrap();
+
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let mut ends = Vec::new();
+    for i in [0, 1, 3, 4] {
+        if i >= 3 {
+            let request = api::GetJobRequest { name: names[i].clone() };
+            let state = client.get_job(request).await.unwrap().into_inner().job.unwrap().state();
+            ends.push(!matches!(state, JobState::Failed));
+            continue;
+        }
+        let last = watch(&mut client, &names[i], 0).await.unwrap().pop().unwrap();
+        let Some(Event::Failed(failed)) = last.event else { panic!("{last:?}") };
+        // What lies where is nothing for clients.
+        assert!(!failed.message.contains('/'), "{}", failed.message);
+        ends.push(true);
+    }
+    assert_eq!(ends, [true; 4]);
+    let request = api::GetJobRequest { name: names[2].clone() };
+    assert_eq!(client.get_job(request).await.unwrap_err().code(), Code::NotFound);
+    assert!(path(2).join("journal").exists(), "what can't be read is left alone");
+    assert!(!dir.path().join(".half").exists());
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_full_disk_is_an_answer_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = format!("mount -t tmpfs -o size=3m tmpfs {}", dir.path().display());
+    let wrappers = [&["unshare", "-m"][..], &["unshare", "-Urm"]];
+    let may_mount = |wrapper: &&[&str]| {
+        let words = wrapper[1..].iter().copied().chain(["sh", "-c", &mount]);
+        let output = Command::new(wrapper[0]).args(words).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let Some(wrapper) = wrappers.into_iter().find(may_mount) else {
+        eprintln!("not tested: a full file system (neither root nor user namespaces here)");
+        return;
+    };
+    let script = format!("{mount} && exec \"$@\"");
+    let words: Vec<_> = wrapper.iter().copied().chain(["sh", "-c", &script, "sh"]).collect();
+    let server = Server::start_by(&words, dir.path(), &[]);
+    let mut client = server.client().await;
+    let status = create(&mut client, spec(1, 1024, 1024, 1)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.message().contains("disk"), "{status}");
+    let job = create(&mut client, spec(1, 256, 256, 2)).await.unwrap();
+    let events = watch(&mut client, &job.name, 0).await.unwrap();
+    picture(&events, 256, 256);
+    let listed = client.list_jobs(api::ListJobsRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.jobs.len(), 1);
+}

@@ -1,0 +1,480 @@
+//! The service's promises, on the built program: streams that resume, fairness, limits, and an answer to everything.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
+
+#[path = "common/server.rs"]
+mod server;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::{Duration, SystemTime},
+};
+
+use server::{Server, create, order, picture, spec, watch};
+use tessera::api::{
+    self, GenerateRequest, JobSpec, JobState, Rect, StreamOptions, job_event::Event,
+    job_service_client::JobServiceClient, model_service_client::ModelServiceClient,
+};
+use tonic::{Code, metadata::MetadataValue, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_types::StatusExt as _;
+
+async fn state(client: &mut JobServiceClient<Channel>, name: &str) -> JobState {
+    let request = api::GetJobRequest { name: name.to_owned() };
+    client.get_job(request).await.unwrap().into_inner().job.unwrap().state()
+}
+
+/// Waits until `name` is in a state that `enough` likes.
+async fn wait(
+    client: &mut JobServiceClient<Channel>,
+    name: &str,
+    enough: impl Fn(JobState) -> bool,
+) -> JobState {
+    for _ in 0..3000 {
+        let now = state(client, name).await;
+        if enough(now) {
+            return now;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{name} does not get on");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_anywhere_goes_on_by_its_sequence() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let job = create(&mut client, spec(7, 160, 96, 5)).await.unwrap();
+    let whole = watch(&mut client, &job.name, 0).await.unwrap();
+    let numbers: Vec<_> = whole.iter().map(|event| event.sequence).collect();
+    assert_eq!(numbers, (1..=whole.len() as u64).collect::<Vec<_>>());
+    assert!(matches!(whole.last().unwrap().event, Some(Event::Finished(_))));
+    for cut in 0..=whole.len() {
+        let rest = watch(&mut client, &job.name, cut as u64).await.unwrap();
+        assert_eq!(rest, whole[cut..], "after {cut}");
+    }
+    assert_eq!(watch(&mut client, &job.name, u64::MAX).await.unwrap(), []);
+    // All the levels settle, coarse ones first.
+    let settled = whole.iter().filter_map(|event| match &event.event {
+        Some(Event::LevelSettled(settled)) => Some(settled.level),
+        _ => None,
+    });
+    assert_eq!(settled.collect::<Vec<_>>(), [2, 1, 0]);
+}
+
+#[tokio::test]
+async fn every_tile_can_be_read_again_in_every_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    for bits in [8, 16] {
+        let asked = JobSpec { bits, ..spec(3, 96, 80, 2) };
+        let job = create(&mut client, asked).await.unwrap();
+        let events = watch(&mut client, &job.name, 0).await.unwrap();
+        let tiles = events.iter().filter_map(|event| match &event.event {
+            Some(Event::Tile(tile)) => Some(tile.clone()),
+            _ => None,
+        });
+        let tiles: Vec<_> = tiles.collect();
+        assert_eq!(tiles.len(), 4);
+        for tile in tiles {
+            let mut read = async |format: api::ImageFormat| {
+                let request = api::GetTileRequest {
+                    name: job.name.clone(),
+                    column: tile.column,
+                    row: tile.row,
+                    format: format.into(),
+                };
+                client.get_tile(request).await.unwrap().into_inner().tile.unwrap()
+            };
+            assert_eq!(read(api::ImageFormat::Raw).await, tile);
+            let png = read(api::ImageFormat::Png).await;
+            let decoded = image::load_from_memory(&png.data).unwrap();
+            let samples = match bits {
+                8 => decoded.to_rgb8().into_raw(),
+                _ => decoded.to_rgb16().iter().flat_map(|v| v.to_le_bytes()).collect(),
+            };
+            assert_eq!((samples, png.crc32c), (tile.data.clone(), tile.crc32c));
+            for format in [api::ImageFormat::Jpeg, api::ImageFormat::Webp] {
+                let decoded = image::load_from_memory(&read(format).await.data).unwrap();
+                let rect = tile.rect.unwrap();
+                assert_eq!((decoded.width(), decoded.height()), (rect.width, rect.height));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_same_request_id_is_the_same_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let mut request = order(spec(1, 32, 32, 1));
+    request.request_id = "mine".into();
+    let first = client.create_job(request.clone()).await.unwrap().into_inner().job.unwrap();
+    let again = client.create_job(request.clone()).await.unwrap().into_inner().job.unwrap();
+    assert_eq!(first.name, again.name);
+    // After a crash too.
+    server.kill();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let again = client.create_job(request.clone()).await.unwrap().into_inner().job.unwrap();
+    assert_eq!(first.name, again.name);
+    request.spec.as_mut().unwrap().seed = 2;
+    let status = client.create_job(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "request_id");
+}
+
+#[tokio::test]
+async fn a_small_job_is_not_stuck_behind_large_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--active", "2"]);
+    let mut client = server.client().await;
+    let mut large = Vec::new();
+    for seed in 0..3 {
+        large.push(create(&mut client, spec(seed, 1024, 1024, 1000)).await.unwrap());
+    }
+    let small = create(&mut client, spec(9, 32, 32, 2)).await.unwrap();
+    let last = watch(&mut client, &small.name, 0).await.unwrap().pop().unwrap();
+    assert!(matches!(last.event, Some(Event::Finished(_))));
+    assert_ne!(state(&mut client, &large[0].name).await, JobState::Finished);
+    for job in large {
+        let request = api::CancelJobRequest { name: job.name.clone() };
+        client.cancel_job(request).await.unwrap();
+        let last = watch(&mut client, &job.name, 0).await.unwrap().pop().unwrap();
+        assert!(matches!(last.event, Some(Event::Cancelled(_))));
+    }
+}
+
+#[tokio::test]
+async fn tiles_in_the_viewport_come_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let mut request = order(spec(5, 256, 256, 1));
+    request.viewport = Some(Rect { x: 130, y: 130, width: 100, height: 20 });
+    let job = client.create_job(request).await.unwrap().into_inner().job.unwrap();
+    let events = watch(&mut client, &job.name, 0).await.unwrap();
+    let order: Vec<_> = events
+        .iter()
+        .filter_map(|event| match &event.event {
+            Some(Event::Tile(tile)) => Some((tile.column, tile.row)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(order[..3], [(2, 2), (3, 2), (0, 0)]);
+    assert_eq!(order.len(), 16);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_cancels_what_it_generates_unless_it_lets_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    for detach in [false, true] {
+        let request = GenerateRequest {
+            job: Some(order(spec(2, 512, 512, 200))),
+            options: Some(StreamOptions::default()),
+            detach,
+        };
+        let mut stream = client.generate(request).await.unwrap().into_inner();
+        let first = stream.message().await.unwrap().unwrap().event.unwrap();
+        let Some(Event::Queued(queued)) = first.event else { panic!("{first:?}") };
+        let name = queued.job.unwrap().name;
+        drop(stream);
+        let ended = |now| matches!(now, JobState::Cancelled | JobState::Finished);
+        let expected = if detach { JobState::Finished } else { JobState::Cancelled };
+        assert_eq!(wait(&mut client, &name, ended).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_fails_the_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let mut request = order(spec(2, 1024, 1024, 1000));
+    request.deadline = Some((SystemTime::now() + Duration::from_millis(300)).into());
+    let job = client.create_job(request).await.unwrap().into_inner().job.unwrap();
+    let last = watch(&mut client, &job.name, 0).await.unwrap().pop().unwrap();
+    let Some(Event::Failed(failed)) = last.event else { panic!("{last:?}") };
+    assert_eq!(Code::from(failed.code), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn a_deleted_job_is_gone_with_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--active", "1"]);
+    let mut client = server.client().await;
+    let running = create(&mut client, spec(1, 1024, 1024, 1000)).await.unwrap();
+    let waiting = create(&mut client, spec(2, 1024, 1024, 1000)).await.unwrap();
+    wait(&mut client, &running.name, |now| now == JobState::Denoising).await;
+    for job in [&running, &waiting] {
+        let request = api::DeleteJobRequest { name: job.name.clone() };
+        client.delete_job(request).await.unwrap();
+        let request = api::GetJobRequest { name: job.name.clone() };
+        assert_eq!(client.get_job(request).await.unwrap_err().code(), Code::NotFound);
+    }
+    for _ in 0..500 {
+        let left = std::fs::read_dir(dir.path()).unwrap().count();
+        if left == 1 {
+            return; // the lock
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("files are left");
+}
+
+#[tokio::test]
+async fn jobs_are_listed_in_pages_oldest_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let mut made = Vec::new();
+    for seed in 0..5 {
+        made.push(create(&mut client, spec(seed, 32, 32, 1)).await.unwrap().name);
+    }
+    let (mut listed, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = api::ListJobsRequest { page_size: 2, page_token };
+        let page = client.list_jobs(request).await.unwrap().into_inner();
+        assert!(page.jobs.len() <= 2);
+        listed.extend(page.jobs.into_iter().map(|job| job.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(listed, made);
+}
+
+#[tokio::test]
+async fn a_quote_says_what_admission_goes_by() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--memory", "1"]);
+    let mut client = server.client().await;
+    for side in [64, 2048] {
+        let asked = spec(1, side, side, 3);
+        let request = api::QuoteJobRequest { spec: Some(asked.clone()) };
+        let quote = client.quote_job(request).await.unwrap().into_inner().quote.unwrap();
+        match create(&mut client, asked).await {
+            Ok(job) => {
+                let own = job.quote.unwrap();
+                assert!(quote.memory_bytes <= 1 << 20);
+                let numbers = |q: &api::Quote| (q.memory_bytes, q.disk_bytes, q.flops, q.tiles);
+                assert_eq!(numbers(&own), numbers(&quote));
+            }
+            Err(status) => {
+                assert!(quote.memory_bytes > 1 << 20);
+                assert_eq!(status.code(), Code::ResourceExhausted);
+                assert!(status.message().contains(&quote.memory_bytes.to_string()));
+                let details = status.get_error_details();
+                assert_eq!(details.quota_failure().unwrap().violations[0].subject, "memory_bytes");
+                assert!(details.retry_info().is_some());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_is_exhausted_and_later_has_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--queue", "2", "--active", "1"]);
+    let mut client = server.client().await;
+    let first = create(&mut client, spec(0, 1024, 1024, 1000)).await.unwrap();
+    wait(&mut client, &first.name, |now| now == JobState::Denoising).await;
+    for seed in 1..=2 {
+        create(&mut client, spec(seed, 32, 32, 1)).await.unwrap();
+    }
+    let status = create(&mut client, spec(3, 32, 32, 1)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.get_details_retry_info().is_some());
+    client.cancel_job(api::CancelJobRequest { name: first.name }).await.unwrap();
+    for _ in 0..500 {
+        if create(&mut client, spec(4, 32, 32, 1)).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the queue stays full");
+}
+
+#[tokio::test]
+async fn bad_fields_are_named_and_the_server_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let good = spec(1, 32, 32, 1);
+    let bad: [(&str, JobSpec); 9] = [
+        ("width", JobSpec { width: 33, ..good.clone() }),
+        ("height", JobSpec { height: u32::MAX, ..good.clone() }),
+        ("steps", JobSpec { steps: 1001, ..good.clone() }),
+        ("tile", JobSpec { tile_size: 63, ..good.clone() }),
+        ("tile", JobSpec { tile_size: u32::MAX, ..good.clone() }),
+        ("bits", JobSpec { bits: 7, ..good.clone() }),
+        ("sampler", JobSpec { sampler: -1, ..good.clone() }),
+        ("sampler", JobSpec { sampler: i32::MAX, ..good.clone() }),
+        ("name", JobSpec { model: "../../etc/passwd".into(), ..good.clone() }),
+    ];
+    for (field, spec) in bad {
+        let status = create(&mut client, spec.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{spec:?}");
+        let details = status.get_details_bad_request().unwrap();
+        assert_eq!(details.field_violations[0].field, field, "{}", status.message());
+    }
+    let job = create(&mut client, good.clone()).await.unwrap();
+    let mut request = order(good.clone());
+    request.request_id = "x".repeat(129);
+    assert_eq!(client.create_job(request).await.unwrap_err().code(), Code::InvalidArgument);
+    let mut request = order(good.clone());
+    request.deadline = Some(prost_types::Timestamp { seconds: i64::MIN, nanos: -1 });
+    assert_eq!(client.create_job(request).await.unwrap_err().code(), Code::InvalidArgument);
+    for rect in [(0, 0, 0, 1), (0, 0, 33, 1), (u32::MAX, 0, u32::MAX, 1)] {
+        let (x, y, width, height) = rect;
+        let viewport = Some(Rect { x, y, width, height });
+        let request = api::SetViewportRequest { name: job.name.clone(), viewport };
+        let status = client.set_viewport(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{rect:?}");
+    }
+    for name in ["", "jobs", "jobs/", "jobs/../../etc", "jobs/a/b", "models/x", &"j".repeat(9999)] {
+        let status = client.get_job(api::GetJobRequest { name: name.into() }).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{name:?}");
+    }
+    for name in ["jobs/..", "jobs/lock", "jobs/\0", "jobs/0"] {
+        let status = client.get_job(api::GetJobRequest { name: name.into() }).await.unwrap_err();
+        assert_eq!(status.code(), Code::NotFound, "{name:?}");
+    }
+    for (column, row) in [(1, 0), (0, 1), (u32::MAX, u32::MAX)] {
+        let request = api::GetTileRequest { name: job.name.clone(), column, row, format: 0 };
+        let status = client.get_tile(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{column} {row}");
+    }
+    // Longer than a request may be.
+    let mut request = order(good.clone());
+    request.request_id = "x".repeat(1 << 20);
+    assert_eq!(client.create_job(request).await.unwrap_err().code(), Code::OutOfRange);
+    let last = watch(&mut client, &job.name, 0).await.unwrap().pop().unwrap();
+    assert!(matches!(last.event, Some(Event::Finished(_))));
+}
+
+#[tokio::test]
+async fn what_is_no_request_at_all_does_not_end_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let address = server.url.strip_prefix("http://").unwrap().to_owned();
+    let connect = || {
+        let stream = TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream
+    };
+    // Connections that stay half open, for as long as the test takes.
+    let idle: Vec<_> = (0..64).map(|_| connect()).collect();
+    let mut torn = connect();
+    torn.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0").unwrap();
+    for garbage in [
+        &b"\x16\x03\x01\x02\0\x01\0"[..],
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST /tessera.v1.JobService/CreateJob HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc-web\r\nContent-Length: 9\r\n\r\n\0\xff\xff\xff\xffabcd",
+        &[0xff; 4096],
+    ] {
+        let mut stream = connect();
+        // The server may hang up before it has read everything.
+        let _ = stream.write_all(garbage);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+    }
+    let mut client = server.client().await;
+    let job = create(&mut client, spec(1, 32, 32, 1)).await.unwrap();
+    let events = watch(&mut client, &job.name, 0).await.unwrap();
+    picture(&events, 32, 32);
+    drop((idle, torn));
+}
+
+#[tokio::test]
+async fn only_known_tokens_pass_and_each_has_its_own_limits() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = dir.path().join("tokens");
+    // SHA-256 of "foo" and of "bar".
+    std::fs::write(
+        &tokens,
+        "anna 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae 1 4096\n\
+         ben fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9\n",
+    )
+    .unwrap();
+    let jobs = dir.path().join("jobs");
+    let server = Server::start(&jobs, &["--tokens", tokens.to_str().unwrap()]);
+    let channel = Channel::from_shared(server.url.clone()).unwrap().connect().await.unwrap();
+    let with = |token: Option<&str>| {
+        let value =
+            token.map(|token| -> MetadataValue<_> { format!("Bearer {token}").parse().unwrap() });
+        JobServiceClient::with_interceptor(
+            channel.clone(),
+            move |mut request: tonic::Request<()>| {
+                if let Some(value) = &value {
+                    request.metadata_mut().insert("authorization", value.clone());
+                }
+                Ok(request)
+            },
+        )
+    };
+    for token in [None, Some(""), Some("fo"), Some("foo bar")] {
+        let status = with(token).create_job(order(spec(1, 32, 32, 1))).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated, "{token:?}");
+    }
+    with(Some("foo")).create_job(order(spec(1, 64, 64, 1))).await.unwrap();
+    let status = with(Some("foo")).create_job(order(spec(1, 64, 80, 1))).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.message().contains("5120") && status.message().contains("4096"), "{status}");
+    with(Some("bar")).create_job(order(spec(1, 64, 80, 1))).await.unwrap();
+}
+
+#[tokio::test]
+async fn standard_clients_find_health_reflection_and_models() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let channel = Channel::from_shared(server.url.clone()).unwrap().connect().await.unwrap();
+    let mut health = HealthClient::new(channel.clone());
+    for service in ["", "tessera.v1.JobService", "tessera.v1.ModelService"] {
+        let request = HealthCheckRequest { service: service.into() };
+        let status = health.check(request).await.unwrap().into_inner().status;
+        assert_eq!(status, 1, "{service} is serving");
+    }
+    let mut models = ModelServiceClient::new(channel.clone());
+    let list = models.list_models(api::ListModelsRequest::default()).await.unwrap().into_inner();
+    assert_eq!((list.models[0].name.as_str(), list.models[0].size_multiple), ("models/net-a", 16));
+    let request = api::GetModelRequest { name: "models/other".into() };
+    assert_eq!(models.get_model(request).await.unwrap_err().code(), Code::NotFound);
+
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut reflection = ServerReflectionClient::new(channel);
+    let mut answers =
+        reflection.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(services) = answer else { panic!("{answer:?}") };
+    let names: Vec<_> = services.service.into_iter().map(|service| service.name).collect();
+    for name in ["tessera.v1.JobService", "tessera.v1.ModelService", "grpc.health.v1.Health"] {
+        assert!(names.iter().any(|known| known == name), "{name} in {names:?}");
+    }
+}
+
+#[test]
+fn addresses_that_others_can_reach_need_tls_or_consent() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tessera"))
+        .args(["serve", "--listen", "0.0.0.0:0", "--device", "cpu", "--jobs"])
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--insecure"));
+}
