@@ -1,4 +1,4 @@
-// FIR [1,3,3,1]/4 per axis, zero-padded: even results lean on the pixel before, odd ones on the pixel after.
+// FIR [1,3,3,1]/4 per axis, edges repeated: even results lean on the pixel before, odd ones on the pixel after.
 // One invocation per element of the result.
 
 struct Params {
@@ -13,12 +13,15 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
-// The source at a row of all pictures (first of its picture: first_row), 0 outside of the picture.
-fn source(first_row: u32, row: i32, column: i32, c: u32) -> f32 {
-    if (row < 0 || row >= i32(params.height) || column < 0 || column >= i32(params.width)) {
-        return 0.0;
-    }
-    return x[((first_row + u32(row)) * params.width + u32(column)) * params.channels + c];
+// The source at a row of all pictures (first of its picture: first_row).
+fn source(first_row: u32, row: u32, column: u32, c: u32) -> f32 {
+    return x[((first_row + row) * params.width + column) * params.channels + c];
+}
+
+// The source pixel that weighs 1 beside the one at i / 2 that weighs 3: before it for even i, behind it for odd ones. Edges are
+// repeated.
+fn far(i: u32, extent: u32) -> u32 {
+    return select(max(i / 2u, 1u) - 1u, min(i / 2u + 1u, extent - 1u), i % 2u == 1u);
 }
 
 @compute @workgroup_size(64)
@@ -36,10 +39,10 @@ fn main(
     let column = pixel % (2u * params.width);
     let row = pixel / (2u * params.width) % (2u * params.height);
     let first_row = pixel / (2u * params.width) / (2u * params.height) * params.height;
-    let near_row = i32(row / 2u);
-    let near_column = i32(column / 2u);
-    let far_row = near_row + select(-1, 1, row % 2u == 1u);
-    let far_column = near_column + select(-1, 1, column % 2u == 1u);
+    let near_row = row / 2u;
+    let near_column = column / 2u;
+    let far_row = far(row, params.height);
+    let far_column = far(column, params.width);
     let near = fma(0.75, source(first_row, near_row, near_column, c), 0.25 * source(first_row, near_row, far_column, c));
     let far = fma(0.75, source(first_row, far_row, near_column, c), 0.25 * source(first_row, far_row, far_column, c));
     y[i] = fma(0.75, near, 0.25 * far);

@@ -191,7 +191,7 @@ pub trait Ops {
     /// Height and width must be even.
     fn fir_down2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// FIR `[1,3,3,1]`/4 per axis, zero-padded: `y[2i] = (x[i-1] + 3x[i]) / 4`, `y[2i+1] = (3x[i] + x[i+1]) / 4`.
+    /// FIR `[1,3,3,1]`/4 per axis, edges repeated: `y[2i] = (x[i-1] + 3x[i]) / 4`, `y[2i+1] = (3x[i] + x[i+1]) / 4`.
     fn fir_up2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
     /// Space to depth: [n, h, w, c] to [n, h/r, w/r, c r^2], channel c r^2 + dy r + dx as in PyTorch.

@@ -136,8 +136,8 @@ def fir_down_plain(x: Tensor) -> Tensor:
     return F.conv2d(x, (k[:, None] * k[None, :]).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
 
 
-def fir_up_plain(x: Tensor) -> Tensor:
-    """`fir_up` without its gradient."""
+def fir_up_zero(x: Tensor) -> Tensor:
+    """`fir_up` with zeros beyond the edges, without its gradient."""
 
     def axis(x: Tensor, dim: int) -> Tensor:
         n = x.shape[dim]
@@ -152,7 +152,7 @@ def fir_up_plain(x: Tensor) -> Tensor:
 
 
 class FirDown(torch.autograd.Function):
-    """The gradient of `fir_down` is `fir_up` / 4: each is the other's transpose but for the gain. A depthwise
+    """The gradient of `fir_down` is `fir_up_zero` / 4: each is the other's transpose but for the gain. A depthwise
     convolution's own gradient is many times slower."""
 
     @staticmethod
@@ -161,15 +161,15 @@ class FirDown(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        return fir_up_plain(grad).mul_(0.25)
+        return fir_up_zero(grad).mul_(0.25)
 
 
-class FirUp(torch.autograd.Function):
-    """The gradient of `fir_up` is 4 `fir_down`."""
+class FirUpZero(torch.autograd.Function):
+    """The gradient of `fir_up_zero` is 4 `fir_down`."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        return fir_up_plain(x)
+        return fir_up_zero(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -182,8 +182,9 @@ def fir_down(x: Tensor) -> Tensor:
 
 
 def fir_up(x: Tensor) -> Tensor:
-    """FIR [1,3,3,1]/4 per axis: y[2i] = (x[i-1] + 3x[i]) / 4, y[2i+1] = (3x[i] + x[i+1]) / 4, zero-padded."""
-    return FirUp.apply(x)
+    """FIR [1,3,3,1]/4 per axis: y[2i] = (x[i-1] + 3x[i]) / 4, y[2i+1] = (3x[i] + x[i+1]) / 4. Edges are repeated: with
+    zeros the stream of latents would lose a quarter of its value there, a rim that one sees in the picture."""
+    return FirUpZero.apply(F.pad(x, (1, 1, 1, 1), mode="replicate"))[:, :, 2:-2, 2:-2]
 
 
 def nearest_up(x: Tensor) -> Tensor:

@@ -125,19 +125,21 @@ pub(super) fn fir_down2(out: &mut [f32], x: &[f32], shape: Shape) {
 pub(super) fn fir_up2(out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let double = Shape { h: shape.h * 2, w: shape.w * 2, ..shape };
-    let zeros = vec![0.0; shape.w * c];
-    // The neighbour that weighs 1 beside the pixel itself that weighs 3.
-    let far = |i: usize| if i.is_multiple_of(2) { (i / 2).checked_sub(1) } else { Some(i / 2 + 1) };
+    // The neighbour that weighs 1 beside the pixel itself that weighs 3; edges are repeated.
+    let far = |i: usize, extent: usize| match i % 2 {
+        0 => (i / 2).saturating_sub(1),
+        _ => (i / 2 + 1).min(extent - 1),
+    };
     for_rows(
         out,
         double,
         #[inline(always)]
         |n, y, out| {
-            let (near_row, far_row) = (rows.row(n, y / 2), rows.row_or(n, far(y), &zeros));
+            let (near_row, far_row) = (rows.row(n, y / 2), rows.row(n, far(y, shape.h)));
             for (j, out) in out.chunks_exact_mut(c).enumerate() {
-                let x = [Some(j / 2), far(j)];
-                let [a, b] = x.map(|x| pixel_or(near_row, x, &zeros, c));
-                let [d, e] = x.map(|x| pixel_or(far_row, x, &zeros, c));
+                let x = [j / 2, far(j, shape.w)];
+                let [a, b] = x.map(|x| &near_row[x * c..(x + 1) * c]);
+                let [d, e] = x.map(|x| &far_row[x * c..(x + 1) * c]);
                 for ((((out, a), b), d), e) in out.iter_mut().zip(a).zip(b).zip(d).zip(e) {
                     *out = (3.0 * (3.0 * a + b) + (3.0 * d + e)) * (1.0 / 16.0);
                 }
