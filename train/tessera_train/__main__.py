@@ -7,6 +7,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "fit": "train a model on a folder of pictures, all in one",
     "scenery": "make the procedural training pictures",
     "prepare": "bring your own pictures into the form that is trained on",
     "autoencoder": "train encoder and decoder on pictures",

@@ -177,7 +177,7 @@ class Task:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--pictures", type=Path, required=True, help="folder that the scenery command has written")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder that scenery or prepare has written")
     loop.add_arguments(parser)
 
 
@@ -186,5 +186,5 @@ def run(args: argparse.Namespace) -> int:
     device = loop.prepare(args)
     config = Config(args.config)
     print(cost.describe(config.arch), flush=True)
-    task = Task(config, Pictures(args.pictures), args.seed)
+    task = Task(config, Pictures.open(args.pictures), args.seed)
     return loop.Loop(task, args, device).run()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import math
 import signal
@@ -20,15 +21,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import precision
-from .arch import Arch, autoencoder_identity, unet_identity
+from . import precision, record
 from .checkpoint import replace_file
-
-CHECKPOINT = "checkpoint.pt"
+from .config import names
+from .weights import CHECKPOINT, load_ema
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,14 @@ class Task(Protocol):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that both trainings have."""
-    parser.add_argument("--out", type=Path, required=True, help="run folder; a checkpoint in it is resumed")
     parser.add_argument("--from", type=Path, dest="start", help="weights to start from: a run folder or an exported file")
-    parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
+    parser.add_argument("--config", default="scenery", help=f"{', '.join(names())} or a TOML file (default: scenery)")
+    add_common_arguments(parser, "run folder; a checkpoint in it is resumed")
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Those of them that `fit` has too; `out` explains --out."""
+    parser.add_argument("--out", type=Path, required=True, help=out)
     parser.add_argument("--minutes", type=float, help="budget in minutes of training, over all resumes")
     parser.add_argument("--steps", type=int, help="budget in steps")
     parser.add_argument("--save-minutes", type=float, default=3.0, help="between checkpoints (default: 3)")
@@ -87,13 +91,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(args: argparse.Namespace) -> torch.device:
     """Applies the arguments that hold for the whole process; to be called before networks are made."""
     if args.minutes is None and args.steps is None:
-        raise SystemExit("a budget is needed: --minutes or --steps")
+        raise ValueError("a budget is needed: --minutes or --steps")
+    for name in ("minutes", "steps", "threads"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} is {value}, must be above 0")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    if args.device != "auto":
-        return torch.device(args.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return choose_device(args.device)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`wanted`, or for "auto" the fastest kind there is: CUDA (and ROCm), then MPS, then the CPU."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    kinds = (("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available))
+    return torch.device(next((kind for kind, there in kinds if there()), "cpu"))
+
+
+def used(out: Path) -> tuple[int, float]:
+    """Steps and seconds that the checkpoint of a run folder stands for; (0, 0) without one."""
+    path = out / CHECKPOINT
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return state["step"], state["elapsed"]
 
 
 class Loop:
@@ -124,7 +147,8 @@ class Loop:
     # -- checkpoint --------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Replaces the run's checkpoint."""
+        """Replaces the run's checkpoint; OSError, and the old one stays, if the disk is full."""
+        path = self.args.out / CHECKPOINT
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -136,7 +160,11 @@ class Loop:
             "seed": self.args.seed,
             "identity": self.task.identity,
         }
-        replace_file(self.args.out / CHECKPOINT, lambda file: torch.save(state, file))
+        try:
+            replace_file(path, lambda file: torch.save(state, file))
+        except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
+            kept = "the one from before is kept" if path.exists() else "there is none from before"
+            raise OSError(f"{path}: the checkpoint of step {self.step} can't be written, {kept}: {error}") from error
 
     def resume(self) -> None:
         """Continues from the run's checkpoint, if there is one; else starts from the weights of `--from`, if that is given."""
@@ -223,9 +251,15 @@ class Loop:
         self.stop_signal = number
 
     def run(self) -> int:
-        """Trains until the budget is used, a signal comes or the loss is no number; returns the exit code."""
+        """Trains until the budget is used, a signal comes or the loss is no number; returns the exit code. Does nothing
+        where the budget was used before."""
         self.args.out.mkdir(parents=True, exist_ok=True)
         self.resume()
+        if self.progress(self.step) >= 1:
+            return 0
+        if record.read(self.args.out) is None:
+            arguments = {key: str(value) for key, value in vars(self.args).items()}
+            record.write(self.args.out, {"arguments": arguments, "settings": dataclasses.asdict(self.task.recipe)})
         if self.dtype is None:
             first = self.task.batch(0, 0.0)
             self.dtype, why = precision.choose(
@@ -285,34 +319,3 @@ class Loop:
             return 128 + self.stop_signal
         self.evaluate()
         return 0
-
-
-def load_ema(source: Path, model: nn.Module, identity: str, device: torch.device) -> dict[str, Any]:
-    """Loads the EMA weights of a run folder, or of a file that `export` wrote, into `model`; returns what is known of
-    their training: step, pictures seen, seconds."""
-    if source.suffix == ".safetensors":
-        weights, numbers = exported_weights(source, identity)
-    else:
-        state = torch.load(source / CHECKPOINT, map_location=device, weights_only=True)
-        if state["identity"] != identity:
-            raise SystemExit(f"{source / CHECKPOINT} is of another model than the configuration's")
-        weights, numbers = state["ema"], {key: state[key] for key in ("step", "seen", "elapsed")}
-    model.load_state_dict(weights)
-    model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return numbers
-
-
-def exported_weights(file: Path, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The part of an exported file that calls itself `identity`, in f32, and its training's numbers."""
-    with safe_open(file, "pt") as tensors:
-        metadata = tensors.metadata() or {}
-        if metadata.get("format") != "tessera":
-            raise SystemExit(f"{file} was not written by the export command")
-        arch = Arch.from_json(metadata["arch"])
-        parts = {autoencoder_identity(arch): ("autoencoder", ("encoder.", "decoder.")), unet_identity(arch): ("diffusion", ("unet.",))}
-        if identity not in parts:
-            raise SystemExit(f"{file} is of another model than the configuration's")
-        section, prefixes = parts[identity]
-        names = [name for name in tensors.keys() if name.startswith(prefixes)]
-        weights = {name.removeprefix("unet."): tensors.get_tensor(name).float() for name in names}
-    return weights, json.loads(metadata["trained"])[section]

@@ -199,7 +199,7 @@ def test_the_split_depends_on_content_and_not_on_names(tmp_path):
     assert prepare(tmp_path / "b", tmp_path / "pb", W, H, 3, said.append) == 8
     assert (tmp_path / "pa" / "pictures.npy").read_bytes() == (tmp_path / "pb" / "pictures.npy").read_bytes()
     assert len(said) == 1 and "the same file as" in said[0]
-    pictures = Pictures(tmp_path / "pa")
+    pictures = Pictures.open(tmp_path / "pa")
     assert (pictures.training, pictures.held_out) == (6, 2)
 
 
@@ -281,12 +281,12 @@ def test_pictures_stop_where_the_finished_ones_do(tmp_path):
     rows[5:] = 0
     np.save(tmp_path / "pictures.npy", rows)
     (tmp_path / "pictures.json").write_text(json.dumps({"finished": 5}))
-    pictures = Pictures(tmp_path)
+    pictures = Pictures.open(tmp_path)
     assert len(pictures.rows) == 5 and (pictures.training, pictures.held_out) == (4, 1)
     for bad in ("{", "[]", '{"finished": 9}', '{"finished": "all"}'):
         (tmp_path / "pictures.json").write_text(bad)
         with pytest.raises(ValueError, match="finished"):
-            Pictures(tmp_path)
+            Pictures.open(tmp_path)
     (tmp_path / "pictures.json").write_text('{"finished": 0}')
     with pytest.raises(ValueError, match="no pictures"):
-        Pictures(tmp_path)
+        Pictures.open(tmp_path)

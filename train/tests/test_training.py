@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import write_array
 
 from tessera_train import __main__ as cli
 from tessera_train import fixtures, loop
@@ -26,24 +27,13 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def write_pictures(folder: Path, count: int = 6) -> Path:
-    """Smooth random pictures of 256x128."""
-    rng = np.random.default_rng(5)
-    ramp = rng.random((count, 2, 2, 3))
-    y, x = np.linspace(0, 1, 128)[:, None, None], np.linspace(0, 1, 256)[None, :, None]
-    parts = [ramp[:, None, None, i, j] * (y if i else 1 - y) * (x if j else 1 - x) for i in (0, 1) for j in (0, 1)]
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "pictures.npy", (sum(parts) * 255).astype(np.uint8))
-    return folder
-
-
 def train(pictures: Path, out: Path, steps: int, stop_after: int | None = None) -> dict:
     """An AutoEncoder run of `steps`; `stop_after`: a signal comes during that step. Returns the checkpoint."""
     parser = argparse.ArgumentParser()
     loop.add_arguments(parser)
     args = parser.parse_args(["--out", str(out), "--config", "tiny", "--steps", str(steps), "--precision", "f32"])
     device = loop.prepare(args)
-    run = loop.Loop(Task(Config("tiny"), Pictures(pictures), args.seed), args, device)
+    run = loop.Loop(Task(Config("tiny"), Pictures.open(pictures), args.seed), args, device)
     if stop_after is not None:
         update = run.update
 
@@ -60,7 +50,7 @@ def train(pictures: Path, out: Path, steps: int, stop_after: int | None = None) 
 
 def test_a_stopped_and_resumed_run_equals_an_unstopped_one(tmp_path):
     """Weights, EMA and optimiser state, bit for bit."""
-    pictures = write_pictures(tmp_path / "pictures")
+    pictures = write_array(tmp_path / "pictures")
     whole = train(pictures, tmp_path / "whole", 6)
     train(pictures, tmp_path / "parts", 6, stop_after=2)
     parts = train(pictures, tmp_path / "parts", 6)
@@ -76,12 +66,12 @@ def test_a_stopped_and_resumed_run_equals_an_unstopped_one(tmp_path):
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path):
     """The checkpoint on disk is the one from before."""
-    pictures = write_pictures(tmp_path / "pictures")
+    pictures = write_array(tmp_path / "pictures")
     before = train(pictures, tmp_path / "run", 4, stop_after=2)
     args = argparse.ArgumentParser()
     loop.add_arguments(args)
     args = args.parse_args(["--out", str(tmp_path / "run"), "--config", "tiny", "--steps", "4", "--precision", "f32"])
-    task = Task(Config("tiny"), Pictures(pictures), 0)
+    task = Task(Config("tiny"), Pictures.open(pictures), 0)
     healthy = task.loss
     task.loss = lambda batch: (healthy(batch)[0] * float("nan"), 4, {})
     assert loop.Loop(task, args, torch.device("cpu")).run() == 1
@@ -119,7 +109,7 @@ def test_commands_from_pictures_to_the_exported_file(tmp_path):
     """The exported file holds every parameter in f16, the statistics and the Arch."""
     from safetensors import safe_open
 
-    pictures, run = write_pictures(tmp_path / "pictures"), tmp_path
+    pictures, run = write_array(tmp_path / "pictures"), tmp_path
     common = ["--config", "tiny"]
     budget = ["--steps", "2", "--precision", "f32", "--device", "cpu"]
     assert cli.main(["autoencoder", *common, *budget, "--pictures", str(pictures), "--out", str(run / "ae")]) == 0
