@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pictures import smooth, write_files
+from pictures import limited, smooth, write_files
 from PIL import Image, ImageCms
 
 from tessera_train import __main__ as cli
@@ -242,17 +239,6 @@ def test_other_pictures_do_not_continue_or_replace(tmp_path):
         prepare(tmp_path / "in", out, W // 2, H // 2, 1)
     with pytest.raises(ValueError, match="must be outside"):
         prepare(tmp_path / "in", tmp_path / "in" / "out", W, H, 1)
-
-
-def limited(bytes_per_file: int, *words: str) -> subprocess.CompletedProcess:
-    """The command in a process that can write no file larger than that: the errors of a full disk."""
-    return subprocess.run(
-        [sys.executable, "-m", "tessera_train", *words],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_per_file, bytes_per_file)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_a_full_disk_is_an_error_after_which_the_command_continues(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import write_array
+from pictures import limited, write_array
 
 from tessera_train import __main__ as cli
 from tessera_train import fixtures, loop
@@ -78,6 +78,22 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path):
     after = torch.load(tmp_path / "run" / loop.CHECKPOINT, weights_only=True)
     assert after["step"] == before["step"] == 2
     assert all(torch.isfinite(x).all() for x in after["model"].values())
+
+
+def test_a_full_disk_stops_and_keeps_the_last_checkpoint(tmp_path):
+    """One line, exit code 2; the checkpoint is the one from before, to the byte, and no temporary file is left."""
+    pictures, run = write_array(tmp_path / "pictures"), tmp_path / "run"
+    words = ["autoencoder", "--pictures", str(pictures), "--out", str(run), "--config", "tiny", "--precision", "f32"]
+    words += ["--threads", "1", "--save-minutes", "0", "--steps"]
+    full = limited(1 << 20, *words, "2")
+    assert full.returncode == 2 and "step 1 can't be written, there is none" in full.stderr and "Traceback" not in full.stderr
+    assert not (run / loop.CHECKPOINT).exists()
+    assert cli.main([*words, "2"]) == 0
+    before = (run / loop.CHECKPOINT).read_bytes()
+    full = limited(1 << 20, *words, "4")
+    assert full.returncode == 2 and "step 3 can't be written, the one from before is kept" in full.stderr
+    assert (run / loop.CHECKPOINT).read_bytes() == before
+    assert not list(run.glob(".*.tmp"))
 
 
 def test_windows_decode_as_the_whole():
