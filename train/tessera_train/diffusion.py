@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import cost, loop, sampler
+from . import cost, dropout, loop, sampler, spectral
 from .arch import Arch, autoencoder_identity, unet_identity
 from .autoencoder import Autoencoder
 from .config import Config
@@ -42,11 +42,17 @@ class Task:
         if len(self.weights) != len(self.arch.levels):
             raise ValueError(f"{config.path}: [diffusion] level_weight needs {len(self.arch.levels)} numbers")
         self.model = UNet(self.arch)
+        self.adversary = None
+        if self.recipe.spectral_norm:
+            spectral.normalise(spectral.unet_convolutions(self.model))
         self.identity = unet_identity(self.arch)
 
     def batch(self, step: int, progress: float) -> list[Tensor]:
         entries = step_rng(self.seed, step).integers(self.latents.training, size=self.recipe.batch)
         return self.latents.normalised(entries)
+
+    def begin(self, progress: float) -> None:
+        dropout.apply(self.model, self.recipe.dropout, self.recipe.dropout_over, progress)
 
     def losses(self, unet: nn.Module, z: list[Tensor]) -> list[Tensor]:
         """EDM's loss per level: mean of (s^2 + sd^2) / (s sd)^2 * (D - z)^2, s the level's sigma."""

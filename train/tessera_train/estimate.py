@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import autoencoder, diffusion, latents, loop, precision
+from . import autoencoder, diffusion, latents, loop, spectral
 from .config import Config
 from .data import Pictures
 from .reading import Unusable, read
@@ -52,14 +52,15 @@ def measure(config: Config, files: list[Path], args: argparse.Namespace, device:
     arch = config.arch
     rows = np.random.default_rng(0).integers(0, 256, (4, arch.height, arch.width, 3), np.uint8)
     pictures = Pictures(rows, "noise")
-    task = autoencoder.Task(config, pictures, args.seed)
+    task = autoencoder.Task(config, pictures, args.seed, device)
+    run, name = probe(task, args, device)
     first, start = 0.0, 0.0
-    run, name = probe(task, args, device, 0.0)
-    for phase in task.phases:
-        batch = task.batch(0, (start + phase.until) / 2)
-        first += (phase.until - start) * seconds(lambda: step(run, batch), device)
-        start = phase.until
-    ae = task.model.eval()
+    for until in sorted({1.0, task.recipe.adversarial_from, *(phase.until for phase in task.phases)}):
+        batch = task.batch(0, (start + until) / 2)
+        task.begin((start + until) / 2)
+        first += (until - start) * seconds(lambda: step(run, batch), device)
+        start = until
+    ae = spectral.folded(task.model).eval()
     whole = pictures.whole(0, arch.width, arch.height).to(device)
     with torch.no_grad():
         encoding = 2 * seconds(lambda: ae.encoder(whole), device)
@@ -67,16 +68,15 @@ def measure(config: Config, files: list[Path], args: argparse.Namespace, device:
         latents.write(arch, ae, pictures, Path(folder), device, False)
         noise = latents.Latents.open(Path(folder))
         second = diffusion.Task(config, noise, ae, args.seed, device)
-        run, other = probe(second, args, device, 0.0)
+        run, other = probe(second, args, device)
         batch = second.batch(0, 0.0)
         return Speed(name, other, first, seconds(lambda: step(run, batch), device), encoding, reading(files, arch.width, arch.height))
 
 
-def probe(task: loop.Task, args: argparse.Namespace, device: torch.device, progress: float) -> tuple[loop.Loop, str]:
+def probe(task: loop.Task, args: argparse.Namespace, device: torch.device) -> tuple[loop.Loop, str]:
     """A loop that is never saved, and the precision that is the faster one for it."""
     run = loop.Loop(task, args, device)
-    batch = task.batch(0, progress)
-    run.dtype, _ = precision.choose(args.precision, device, lambda dtype: run.forward_backward(batch, dtype))
+    run.choose_precision()
     return run, "bf16" if run.dtype == torch.bfloat16 else "f32"
 
 

@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         pictures = Pictures.open(folder / "pictures")
         own = part(args, budget, 0, folder / "autoencoder", speed.autoencoder_precision)
         loop.prepare(own)
-        code = loop.Loop(autoencoder.Task(config, pictures, args.seed), own, device).run()
+        code = loop.Loop(autoencoder.Task(config, pictures, args.seed, device), own, device).run()
         if code:
             return code
         model = Autoencoder(arch)

@@ -24,15 +24,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import precision, record
+from . import precision, record, spectral
+from .adversarial import Adversary
 from .checkpoint import replace_file
 from .config import names
-from .weights import CHECKPOINT, load_ema
+from .weights import CHECKPOINT, read_ema
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimiser settings, a part of both sections of a configuration. Half-lives count training pictures."""
+    """Settings that both sections of a configuration have. Half-lives count training pictures; `dropout`: the highest
+    rate of `dropout.rates`."""
 
     learning_rate: float = 1e-3
     warm_up: int = 100
@@ -43,6 +45,9 @@ class Recipe:
     clip: float = 1.0
     ema_half_life: float = 500_000.0
     ema_ramp: float = 0.05
+    spectral_norm: bool = False
+    dropout: float = 0.0
+    dropout_over: str = "resolution"
 
     def rate(self, step: int, progress: float) -> float:
         """Learning rate: linear warm-up over steps, constant, then half a cosine to 0 from `decay_from` of the budget."""
@@ -55,11 +60,15 @@ class Task(Protocol):
 
     model: nn.Module
     recipe: Recipe
+    adversary: Adversary | None
     identity: str
     """Text that must be the same when a run is resumed."""
 
     def batch(self, step: int, progress: float) -> Any:
         """The data of a step, on the CPU; a function of its arguments (and made one step ahead, in a thread)."""
+
+    def begin(self, progress: float) -> None:
+        """Called before a step's loss: sets what changes in the course of the training."""
 
     def loss(self, batch: Any) -> tuple[Tensor, int, dict[str, float]]:
         """Loss, number of pictures, numbers for the log, of a batch that is moved to the model's device; may draw from torch's generator."""
@@ -146,6 +155,10 @@ class Loop:
 
     # -- checkpoint --------------------------------------------------------------------------------------------
 
+    def parts(self) -> dict[str, bool]:
+        """What a checkpoint must also agree on."""
+        return {"spectral_norm": self.task.recipe.spectral_norm, "adversary": self.task.adversary is not None}
+
     def save(self) -> None:
         """Replaces the run's checkpoint; OSError, and the old one stays, if the disk is full."""
         path = self.args.out / CHECKPOINT
@@ -159,6 +172,8 @@ class Loop:
             "precision": str(self.dtype).removeprefix("torch."),
             "seed": self.args.seed,
             "identity": self.task.identity,
+            "parts": self.parts(),
+            "adversary": self.task.adversary and self.task.adversary.state(),
         }
         try:
             replace_file(path, lambda file: torch.save(state, file))
@@ -171,13 +186,19 @@ class Loop:
         path = self.args.out / CHECKPOINT
         if not path.exists():
             if self.args.start:
-                load_ema(self.args.start, self.ema, self.task.identity, self.device)
-                self.model.load_state_dict(self.ema.state_dict())
+                weights, _ = read_ema(self.args.start, self.task.identity, self.device)
+                for net in (self.model, self.ema):
+                    spectral.load_plain(net, weights)
                 self.say(f"weights of {self.args.start}")
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         if (state["identity"], state["seed"]) != (self.task.identity, self.args.seed):
             raise SystemExit(f"{path} is of another model or seed; choose another --out")
+        for name, value in self.parts().items():
+            if state.get("parts", {}).get(name, False) != value:
+                raise SystemExit(f"{path} was trained with {name} {not value}, the configuration says {value}; choose another --out")
+        if self.task.adversary is not None:
+            self.task.adversary.load_state(state["adversary"])
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -216,20 +237,28 @@ class Loop:
     # -- training ----------------------------------------------------------------------------------------------
 
     def forward_backward(self, batch: Any, dtype: torch.dtype) -> tuple[float, float, int, dict[str, float]]:
-        """Loss, norm of the gradient (clipped afterwards), number of pictures, numbers for the log."""
+        """Loss, norm of the gradient (clipped afterwards), number of pictures, numbers for the log. The adversary, when
+        it is at work, has its gradients too."""
+        adversary = self.task.adversary
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss, pictures, numbers = self.task.loss(batch)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.recipe.clip)
+        if adversary is not None and adversary.on:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                numbers["adversary"] = adversary.backward()
         return float(loss.detach()), float(norm), pictures, numbers
 
     def update(self, pictures: int, progress: float) -> None:
-        """One step of the optimiser and of the EMA."""
-        recipe = self.task.recipe
+        """One step of the optimiser, of the adversary's and of the EMA."""
+        recipe, adversary = self.task.recipe, self.task.adversary
+        rate = recipe.rate(self.step, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(self.step, progress)
+            group["lr"] = rate
         self.optimizer.step()
+        if adversary is not None and adversary.on:
+            adversary.step(rate)
         self.step, self.seen = self.step + 1, self.seen + pictures
         half_life = min(recipe.ema_half_life, recipe.ema_ramp * self.seen)
         share = 1 - 0.5 ** (pictures / half_life)
@@ -240,7 +269,7 @@ class Loop:
         """Sample grid and held-out numbers of the EMA weights."""
         torch.manual_seed(self.args.seed)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            numbers = self.task.evaluate(self.ema, self.args.out / f"sample-{self.step:07}.png")
+            numbers = self.task.evaluate(spectral.folded(self.ema), self.args.out / f"sample-{self.step:07}.png")
         self.log(**{key: round(value, 4) for key, value in numbers.items()})
         self.say(f"step {self.step} held out: " + " ".join(f"{k} {v:.3f}" for k, v in numbers.items()))
 
@@ -249,6 +278,14 @@ class Loop:
         if self.stop_signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stop_signal = number
+
+    def choose_precision(self) -> str:
+        """Sets `dtype`, by trial steps that leave no trace; returns a line that says why."""
+        first, before = self.task.batch(0, 0.0), copy.deepcopy(self.model.state_dict())
+        self.task.begin(0.0)
+        self.dtype, why = precision.choose(self.args.precision, self.device, lambda dtype: self.forward_backward(first, dtype))
+        self.model.load_state_dict(before)  # spectral norm moves its vectors whenever it is used
+        return why
 
     def run(self) -> int:
         """Trains until the budget is used, a signal comes or the loss is no number; returns the exit code. Does nothing
@@ -261,11 +298,7 @@ class Loop:
             arguments = {key: str(value) for key, value in vars(self.args).items()}
             record.write(self.args.out, {"arguments": arguments, "settings": dataclasses.asdict(self.task.recipe)})
         if self.dtype is None:
-            first = self.task.batch(0, 0.0)
-            self.dtype, why = precision.choose(
-                self.args.precision, self.device, lambda dtype: self.forward_backward(first, dtype)
-            )
-            self.say(why)
+            self.say(self.choose_precision())
         if sys.stderr.isatty():
             total = self.args.minutes * 60 if self.args.minutes else self.args.steps
             self.bar = tqdm(total=round(total), unit="s" if self.args.minutes else "step", dynamic_ncols=True)
@@ -291,16 +324,20 @@ class Loop:
             batch = following.result()
             following = pool.submit(self.task.batch, self.step + 1, self.progress(self.step + 1))
             torch.manual_seed((self.args.seed << 32) + self.step)
+            self.task.begin(progress)
             loss, norm, pictures, numbers = self.forward_backward(batch, self.dtype)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                self.say(f"stopped at step {self.step}: loss {loss}, gradient {norm}; {CHECKPOINT} is from before")
+            numbers = {"loss": loss, "gradient": norm, **numbers}
+            if bad := {key: value for key, value in numbers.items() if not math.isfinite(value)}:
+                said = ", ".join(f"{key} {value}" for key, value in bad.items())
+                kept = f"{CHECKPOINT} is from before" if (self.args.out / CHECKPOINT).exists() else "there is no checkpoint yet"
+                self.say(f"stopped at step {self.step}: {said}; {kept}")
                 return 1
             self.update(pictures, progress)
             self.elapsed = time.monotonic() - clock
             if self.bar is not None:
                 self.bar.update(round(self.elapsed if self.args.minutes else self.step) - self.bar.n)
             steps, pictures_since = steps + 1, pictures_since + pictures
-            for key, value in {"loss": loss, "gradient": norm, **numbers}.items():
+            for key, value in numbers.items():
                 sums[key] = sums.get(key, 0.0) + value
             if self.elapsed - reported > 20:
                 self.report(sums, steps, pictures_since, self.elapsed - reported)

@@ -11,20 +11,25 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .arch import Arch, autoencoder_identity, unet_identity
+from .spectral import fold
 
 CHECKPOINT = "checkpoint.pt"
 
 
-def load_ema(source: Path, model: nn.Module, identity: str, device: torch.device) -> dict[str, Any]:
-    """Loads the EMA weights of a run folder, or of a file that `export` wrote, into `model`; returns what is known of
-    their training: step, pictures seen."""
+def read_ema(source: Path, identity: str, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The EMA weights of a run folder, or of a file that `export` wrote, as a plain network has them (spectral norm is
+    folded in), and what is known of their training: step, pictures seen."""
     if source.suffix == ".safetensors":
-        weights, numbers = exported_weights(source, identity)
-    else:
-        state = torch.load(source / CHECKPOINT, map_location=device, weights_only=True)
-        if state["identity"] != identity:
-            raise SystemExit(f"{source / CHECKPOINT} is of another model than the configuration's")
-        weights, numbers = state["ema"], {key: state[key] for key in ("step", "seen")}
+        return exported_weights(source, identity)
+    state = torch.load(source / CHECKPOINT, map_location=device, weights_only=True)
+    if state["identity"] != identity:
+        raise SystemExit(f"{source / CHECKPOINT} is of another model than the configuration's")
+    return fold(state["ema"]), {key: state[key] for key in ("step", "seen")}
+
+
+def load_ema(source: Path, model: nn.Module, identity: str, device: torch.device) -> dict[str, Any]:
+    """Loads what `read_ema` gives into `model`, for inference on `device`; returns the training's numbers."""
+    weights, numbers = read_ema(source, identity, device)
     model.load_state_dict(weights)
     model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return numbers

@@ -46,12 +46,12 @@ def step_of(run: Path) -> int:
 
 
 def test_killed_three_times_it_ends_with_the_same_bytes(tmp_path):
-    """SIGKILL while the AutoEncoder trains, while the U-Net trains and again a few steps later."""
+    """SIGKILL while the AutoEncoder and its adversary train, while the U-Net trains and again a few steps later."""
     pictures = write_files(tmp_path / "in", 8)
     whole, parts = tmp_path / "whole" / "m.safetensors", tmp_path / "parts" / "m.safetensors"
     subprocess.run(command(pictures, whole, 24), check=True, capture_output=True)
     words, run = command(pictures, parts, 24, "--save-minutes", "0"), parts.with_suffix(".run")
-    kill_when(words, lambda: step_of(run / "autoencoder") >= 3)
+    kill_when(words, lambda: step_of(run / "autoencoder") >= 9)
     kill_when(words, lambda: step_of(run / "diffusion") >= 2)
     kill_when(words, lambda: step_of(run / "diffusion") >= 7)
     assert not parts.exists()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import limited, write_array
+from running import same, train
 
 from tessera_train import __main__ as cli
 from tessera_train import fixtures, loop
@@ -27,41 +28,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def train(pictures: Path, out: Path, steps: int, stop_after: int | None = None) -> dict:
-    """An AutoEncoder run of `steps`; `stop_after`: a signal comes during that step. Returns the checkpoint."""
-    parser = argparse.ArgumentParser()
-    loop.add_arguments(parser)
-    args = parser.parse_args(["--out", str(out), "--config", "tiny", "--steps", str(steps), "--precision", "f32"])
-    device = loop.prepare(args)
-    run = loop.Loop(Task(Config("tiny"), Pictures.open(pictures), args.seed), args, device)
-    if stop_after is not None:
-        update = run.update
-
-        def update_and_stop(count: int, progress: float) -> None:
-            update(count, progress)
-            if run.step == stop_after:
-                run.stop_signal = 15
-
-        run.update = update_and_stop
-    code = run.run()
-    assert code == (0 if stop_after is None else 128 + 15)
-    return torch.load(out / loop.CHECKPOINT, weights_only=True)
-
-
 def test_a_stopped_and_resumed_run_equals_an_unstopped_one(tmp_path):
     """Weights, EMA and optimiser state, bit for bit."""
     pictures = write_array(tmp_path / "pictures")
     whole = train(pictures, tmp_path / "whole", 6)
     train(pictures, tmp_path / "parts", 6, stop_after=2)
     parts = train(pictures, tmp_path / "parts", 6)
-    for name, value in whole["model"].items():
-        assert torch.equal(value, parts["model"][name]), name
-    for name, value in whole["ema"].items():
-        assert torch.equal(value, parts["ema"][name]), name
-    for i, state in whole["optimizer"]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(value, parts["optimizer"]["state"][i][name]), (i, name)
-    assert (whole["step"], whole["seen"]) == (parts["step"], parts["seen"]) == (6, 24)
+    assert same(whole, parts)
+    assert (whole["step"], whole["seen"]) == (6, 24)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path):
@@ -71,7 +45,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path):
     args = argparse.ArgumentParser()
     loop.add_arguments(args)
     args = args.parse_args(["--out", str(tmp_path / "run"), "--config", "tiny", "--steps", "4", "--precision", "f32"])
-    task = Task(Config("tiny"), Pictures.open(pictures), 0)
+    task = Task(Config("tiny"), Pictures.open(pictures), 0, torch.device("cpu"))
     healthy = task.loss
     task.loss = lambda batch: (healthy(batch)[0] * float("nan"), 4, {})
     assert loop.Loop(task, args, torch.device("cpu")).run() == 1

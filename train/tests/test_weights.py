@@ -66,7 +66,7 @@ def test_a_training_starts_from_an_exported_file(tiny, tmp_path):
     loop.add_arguments(parser)
     words = ["--out", str(tmp_path / "run"), "--config", "tiny", "--steps", "1", "--precision", "f32", "--from", str(file)]
     args = parser.parse_args(words)
-    run = loop.Loop(Task(Config("tiny"), Pictures.open(write_array(tmp_path / "p")), 0), args, CPU)
+    run = loop.Loop(Task(Config("tiny"), Pictures.open(write_array(tmp_path / "p")), 0, CPU), args, CPU)
     args.out.mkdir()
     run.resume()
     for net in (run.model, run.ema):
