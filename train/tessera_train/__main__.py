@@ -14,6 +14,7 @@ COMMANDS = {
     "latents": "encode the pictures once, with statistics",
     "diffusion": "train the U-Net on latents",
     "export": "write one safetensors of everything",
+    "evaluate": "measure an exported model on held-out pictures",
     "fixtures": "write the test vectors that tie this package to the Rust crate",
 }
 

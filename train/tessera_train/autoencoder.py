@@ -20,6 +20,7 @@ from .data import Pictures, step_rng
 from .decoder import Decoder
 from .encoder import Encoder
 from .images import save_grid, shrink
+from .metrics import decibels
 from .perceptual import Lpips
 
 
@@ -101,11 +102,6 @@ def pyramid_l1(difference: Tensor, bands: int) -> Tensor:
         total = total + (difference - F.interpolate(low, difference.shape[2:], mode="nearest")).abs().mean()
         difference = low
     return total + difference.abs().mean()
-
-
-def psnr(difference: Tensor) -> float:
-    """Of pictures in [-1, 1], in dB, from the mean squared error over all of `difference`."""
-    return -10 * math.log10(max(float((difference / 2).square().mean()), 1e-12))
 
 
 @dataclass
@@ -202,7 +198,7 @@ class Task:
         y, x = (a.shape[2] - height) // 2, (a.shape[3] - width) // 2
         details = torch.cat([t[:2, :, y : y + height, x : x + width] for t in (a, b)])
         save_grid(picture, [shrink(a[:4], 512), shrink(b[:4], 512), details])
-        return {"psnr": psnr(a - b.clamp(-1, 1))}
+        return {"psnr": decibels(float(((a - b.clamp(-1, 1)) / 2).square().mean()))}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
