@@ -137,6 +137,9 @@ class Task:
         self.lpips = Lpips(Path(r.lpips_weights)).to(device) if r.lpips else None
         self.identity = autoencoder_identity(self.arch)
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        return [self.model.encoder, *self.model.decoder.stages]
+
     def begin(self, progress: float) -> None:
         dropout.apply(self.model.encoder, self.recipe.dropout, self.recipe.dropout_over, progress)
         if self.adversary is not None:

@@ -51,6 +51,9 @@ class Task:
         entries = step_rng(self.seed, step).integers(self.latents.training, size=self.recipe.batch)
         return self.latents.normalised(entries)
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        return [self.model]
+
     def begin(self, progress: float) -> None:
         dropout.apply(self.model, self.recipe.dropout, self.recipe.dropout_over, progress)
 

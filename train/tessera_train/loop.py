@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -67,6 +69,9 @@ class Task(Protocol):
     def batch(self, step: int, progress: float) -> Any:
         """The data of a step, on the CPU; a function of its arguments (and made one step ahead, in a thread)."""
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Parts of the model that are called as they are."""
+
     def begin(self, progress: float) -> None:
         """Called before a step's loss: sets what changes in the course of the training."""
 
@@ -95,6 +100,8 @@ def add_common_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile the networks by torch.compile")
+    parser.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too, into the run folder")
 
 
 def prepare(args: argparse.Namespace) -> torch.device:
@@ -117,6 +124,15 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device(wanted)
     kinds = (("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available))
     return torch.device(next((kind for kind, there in kinds if there()), "cpu"))
+
+
+def board(out: Path) -> Any:
+    """A TensorBoard log in the run folder `out`."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("tensorboard: is not installed; pip install tensorboard") from error
+    return SummaryWriter(str(out / "tensorboard"))
 
 
 def used(out: Path) -> tuple[int, float]:
@@ -144,6 +160,9 @@ class Loop:
         self.dtype: torch.dtype | None = None
         self.stop_signal = 0
         self.bar: tqdm | None = None
+        self.board: Any = None
+        for net in task.parts_to_compile() if args.compile else ():
+            net.compile()
 
     # -- budget ------------------------------------------------------------------------------------------------
 
@@ -220,12 +239,15 @@ class Loop:
         values = {"step": self.step, "seen": self.seen, "elapsed": round(self.elapsed, 1), **values}
         with open(self.args.out / "log.jsonl", "a") as file:
             file.write(json.dumps(values) + "\n")
+        for key, value in values.items() if self.board is not None else ():
+            self.board.add_scalar(key, value, self.step)
 
     def report(self, sums: dict[str, float], steps: int, pictures: int, seconds: float) -> None:
         """Means over the last `steps`, to the log and, away from a terminal, as a line with the time left."""
         means = {key: value / steps for key, value in sums.items()}
         speed = pictures / seconds
-        self.log(**{key: round(value, 6) for key, value in means.items()}, images_per_second=round(speed, 3))
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.log(**{key: round(value, 6) for key, value in means.items()}, rate=rate, images_per_second=round(speed, 3))
         text = " ".join(f"{key} {value:.4f}" for key, value in means.items())
         if self.bar is not None:
             self.bar.set_postfix_str(f"step {self.step} {speed:.2f} images/s {text}")
@@ -269,7 +291,10 @@ class Loop:
         """Sample grid and held-out numbers of the EMA weights."""
         torch.manual_seed(self.args.seed)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            numbers = self.task.evaluate(spectral.folded(self.ema), self.args.out / f"sample-{self.step:07}.png")
+            grid = self.args.out / f"sample-{self.step:07}.png"
+            numbers = self.task.evaluate(spectral.folded(self.ema), grid)
+        if self.board is not None and grid.exists():
+            self.board.add_image("samples", np.asarray(Image.open(grid)), self.step, dataformats="HWC")
         self.log(**{key: round(value, 4) for key, value in numbers.items()})
         self.say(f"step {self.step} held out: " + " ".join(f"{k} {v:.3f}" for k, v in numbers.items()))
 
@@ -297,6 +322,8 @@ class Loop:
         if record.read(self.args.out) is None:
             arguments = {key: str(value) for key, value in vars(self.args).items()}
             record.write(self.args.out, {"arguments": arguments, "settings": dataclasses.asdict(self.task.recipe)})
+        if self.args.tensorboard:
+            self.board = board(self.args.out)
         if self.dtype is None:
             self.say(self.choose_precision())
         if sys.stderr.isatty():
@@ -312,6 +339,8 @@ class Loop:
                 signal.signal(number, handler)
             if self.bar is not None:
                 self.bar.close()
+            if self.board is not None:
+                self.board.close()
 
     def train(self, pool: ThreadPoolExecutor) -> int:
         """The loop itself."""

@@ -13,12 +13,13 @@ from pictures import limited, write_array
 from running import same, train
 
 from tessera_train import __main__ as cli
-from tessera_train import fixtures, loop
+from tessera_train import autoencoder, cost, diffusion, fit, fixtures, loop
 from tessera_train.arch import Arch
 from tessera_train.autoencoder import Autoencoder, Task, decode_window
 from tessera_train.checkpoint import save_safetensors
-from tessera_train.config import Config
+from tessera_train.config import Config, names
 from tessera_train.data import Pictures
+from tessera_train.unet import UNet
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures"
 
@@ -120,11 +121,45 @@ def test_commands_from_pictures_to_the_exported_file(tmp_path):
         assert tensors[f"latents.{i}.mean"].shape == tensors[f"latents.{i}.std"].shape == (level.channels,)
 
 
-def test_arch_survives_json():
-    """Of both configurations."""
-    for name in ("scenery", "tiny"):
-        arch = Config(name).arch
-        assert Arch.from_json(arch.to_json()) == arch
+@pytest.mark.parametrize("name", names())
+def test_every_configuration_is_whole(name):
+    """Its Arch survives JSON, its sections hold known settings, phases and weights that fit."""
+    config = Config(name)
+    assert config.arch.name == name and Arch.from_json(config.arch.to_json()) == config.arch
+    settings = config.section("autoencoder", autoencoder.Settings)
+    assert [autoencoder.Phase(**phase) for phase in settings.phases][-1].until == 1
+    assert config.section("diffusion", diffusion.Settings).batch and config.section("fit", fit.Settings).share < 1
+
+
+def parameters(name: str) -> float:
+    """10^6 of them, counted without making them."""
+    with torch.device("meta"):
+        return cost.millions(Autoencoder(Config(name).arch)) + cost.millions(UNet(Config(name).arch))
+
+
+def test_the_papers_scale_builds_and_traces():
+    """About 400 M parameters at 2048x2048; every network runs on the meta device."""
+    assert (Config("pdm-2k").arch.width, Config("pdm-2k").arch.height) == (2048, 2048)
+    assert 350 < parameters("pdm-2k") < 450
+    assert cost.describe(Config("pdm-2k").arch).count("2048x2048") == 3
+
+
+def test_the_single_level_control_has_the_budget_of_the_pyramid():
+    """Parameters and latent numbers within a few per cent."""
+
+    def numbers(arch: Arch) -> int:
+        return sum(level.channels * h * w for level, (h, w) in zip(arch.levels, arch.grids(arch.width, arch.height)))
+
+    assert abs(parameters("ablation-single-level") / parameters("scenery") - 1) < 0.1
+    assert abs(numbers(Config("ablation-single-level").arch) / numbers(Config("scenery").arch) - 1) < 0.05
+
+
+def test_tensorboard_gets_what_the_log_gets(tmp_path):
+    """Where it is installed: scalars and the sample grid in the run folder."""
+    pytest.importorskip("tensorboard")
+    words = ["autoencoder", "--config", "tiny", "--steps", "1", "--precision", "f32", "--device", "cpu", "--tensorboard"]
+    assert cli.main([*words, "--pictures", str(write_array(tmp_path / "p")), "--out", str(tmp_path / "run")]) == 0
+    assert sum(path.stat().st_size for path in (tmp_path / "run" / "tensorboard").iterdir()) > 10_000
 
 
 @pytest.mark.parametrize(
