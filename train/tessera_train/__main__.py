@@ -7,17 +7,21 @@ import importlib
 import sys
 
 COMMANDS = {
+    "fit": "train a model on a folder of pictures, all in one",
     "scenery": "make the procedural training pictures",
+    "prepare": "bring your own pictures into the form that is trained on",
     "autoencoder": "train encoder and decoder on pictures",
     "latents": "encode the pictures once, with statistics",
     "diffusion": "train the U-Net on latents",
     "export": "write one safetensors of everything",
+    "evaluate": "measure an exported model on held-out pictures",
     "fixtures": "write the test vectors that tie this package to the Rust crate",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parses the command, loads its module, runs it; returns the exit code."""
+    """Parses the command, loads its module, runs it; returns the exit code: 2 with one line for input that is wrong or
+    a disk that is full."""
     listing = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="tessera_train",
@@ -30,7 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(f".{chosen.command}", __package__)
     command = argparse.ArgumentParser(prog=f"tessera_train {chosen.command}", description=COMMANDS[chosen.command])
     module.add_arguments(command)
-    return module.run(command.parse_args(chosen.arguments)) or 0
+    arguments = command.parse_args(chosen.arguments)
+    try:
+        return module.run(arguments) or 0
+    except (ValueError, OSError) as error:
+        print(f"tessera_train {chosen.command}: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

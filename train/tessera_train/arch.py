@@ -129,6 +129,8 @@ class Arch:
         for factor in factors:
             need(factor >= 2 and factor & (factor - 1) == 0, f"levels factor {factor} is not a power of two")
         need(factors == sorted(set(factors)), f"levels factors {factors} do not increase")
+        for name, extent in (("width", self.width), ("height", self.height)):
+            need(extent > 0 and extent % factors[-1] == 0, f"{name} is {extent}, not a multiple of {factors[-1]}")
         need(len(self.noise.shift) == len(self.levels), "noise.shift needs one number per level")
         for name, first, stages in (
             ("encoder", self.encoder.unshuffle, self.encoder.stages),

@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import cost, loop
+from . import cost, dropout, loop, spectral
+from .adversarial import Adversary
 from .arch import Arch, autoencoder_identity
 from .config import Config
 from .data import Pictures, step_rng
 from .decoder import Decoder
 from .encoder import Encoder
 from .images import save_grid, shrink
+from .metrics import decibels
+from .perceptual import Lpips
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,20 @@ class Phase:
 @dataclass(frozen=True)
 class Settings(loop.Recipe):
     """The section `[autoencoder]`. `kl`: weight of each level's mean KL divergence per element; `zero_levels`:
-    probability that a picture's finest k levels are zeroed, k uniform; `bands`: of the Laplacian pyramid."""
+    probability that a picture's finest k levels are zeroed, k uniform; `bands`: of the Laplacian pyramid.
+    `adversarial`: weight of the adversary (0: none), at work from the share `adversarial_from` of the budget on, with
+    `adversarial_width` channels at first. `lpips`: weight of LPIPS (0: none), with VGG16's weights from the safetensors
+    file `lpips_weights`."""
 
     phases: list[dict] = field(default_factory=list)
     kl: float = 1e-6
     zero_levels: float = 0.1
     bands: int = 4
+    adversarial: float = 0.0
+    adversarial_from: float = 0.6
+    adversarial_width: int = 32
+    lpips: float = 0.0
+    lpips_weights: str = ""
 
 
 class Autoencoder(nn.Module):
@@ -93,11 +104,6 @@ def pyramid_l1(difference: Tensor, bands: int) -> Tensor:
     return total + difference.abs().mean()
 
 
-def psnr(difference: Tensor) -> float:
-    """Of pictures in [-1, 1], in dB, from the mean squared error over all of `difference`."""
-    return -10 * math.log10(max(float((difference / 2).square().mean()), 1e-12))
-
-
 @dataclass
 class Batch:
     """Pictures [N, 3, H, W]; how many of the finest levels each has zeroed; windows (picture, top, left) of `extent`
@@ -112,7 +118,7 @@ class Batch:
 class Task:
     """See `loop.Task`."""
 
-    def __init__(self, config: Config, pictures: Pictures, seed: int) -> None:
+    def __init__(self, config: Config, pictures: Pictures, seed: int, device: torch.device) -> None:
         self.arch, self.pictures, self.seed = config.arch, pictures, seed
         self.recipe = config.section("autoencoder", Settings)
         self.phases = [Phase(**phase) for phase in self.recipe.phases]
@@ -121,8 +127,23 @@ class Task:
         for phase in self.phases:
             if phase.width % self.arch.coarsest_factor or phase.height % self.arch.coarsest_factor:
                 raise ValueError(f"{config.path}: a phase's size is not a multiple of {self.arch.coarsest_factor}")
+        r = self.recipe
+        if not 0 < r.adversarial_from < 1:
+            raise ValueError(f"{config.path}: adversarial_from is {r.adversarial_from}, must be above 0 and below 1")
         self.model = Autoencoder(self.arch)
+        if r.spectral_norm:
+            spectral.normalise(spectral.all_convolutions(self.model.encoder))
+        self.adversary = Adversary(r.adversarial_width, device) if r.adversarial else None
+        self.lpips = Lpips(Path(r.lpips_weights)).to(device) if r.lpips else None
         self.identity = autoencoder_identity(self.arch)
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        return [self.model.encoder, *self.model.decoder.stages]
+
+    def begin(self, progress: float) -> None:
+        dropout.apply(self.model.encoder, self.recipe.dropout, self.recipe.dropout_over, progress)
+        if self.adversary is not None:
+            self.adversary.on = progress >= self.recipe.adversarial_from
 
     def batch(self, step: int, progress: float) -> Batch:
         phase = next(phase for phase in self.phases if progress < phase.until or phase is self.phases[-1])
@@ -145,15 +166,23 @@ class Task:
             keep = torch.tensor([k <= level for k in batch.zeroed], device=device).view(-1, 1, 1, 1)
             z.append((mean + (log_variance / 2).exp() * torch.randn_like(mean)) * keep)
         h, r = self.model.decoder.global_stage(z)
-        (rows, columns), factor, differences = batch.extent, self.arch.levels[0].factor, []
+        (rows, columns), factor, outs, targets = batch.extent, self.arch.levels[0].factor, [], []
         for n, y, x in batch.windows:
-            out = decode_window(self.model.decoder, h[n : n + 1], r[n : n + 1], y, x, rows, columns)
-            target = pictures[n : n + 1, :, y * factor : (y + rows) * factor, x * factor : (x + columns) * factor]
-            differences.append(out.float() - target)
-        difference = torch.cat(differences)
-        l1, bands = difference.abs().mean(), pyramid_l1(difference, self.recipe.bands)
-        numbers = {"l1": float(l1.detach()), "bands": float(bands.detach()), "kl": float(kl.detach())}
-        return l1 + bands + self.recipe.kl * kl, len(pictures), numbers
+            outs.append(decode_window(self.model.decoder, h[n : n + 1], r[n : n + 1], y, x, rows, columns).float())
+            targets.append(pictures[n : n + 1, :, y * factor : (y + rows) * factor, x * factor : (x + columns) * factor])
+        out, target = torch.cat(outs), torch.cat(targets)
+        l1, bands = (out - target).abs().mean(), pyramid_l1(out - target, self.recipe.bands)
+        numbers = {"l1": l1, "bands": bands, "kl": kl}
+        reconstruction = l1 + bands
+        if self.lpips is not None:
+            numbers["lpips"] = self.lpips(out, target)
+            reconstruction = reconstruction + self.recipe.lpips * numbers["lpips"]
+        total = reconstruction + self.recipe.kl * kl
+        if self.adversary is not None and self.adversary.on:
+            weight, generator = self.adversary.generator_loss(target, out, reconstruction, self.model.decoder.out.weight)
+            numbers |= {"generator": generator, "adaptive": weight}
+            total = total + self.recipe.adversarial * weight * generator
+        return total, len(pictures), {key: float(value.detach()) for key, value in numbers.items()}
 
     def evaluate(self, ema: nn.Module, picture: Path) -> dict[str, float]:
         """PSNR over the held-out pictures at the first phase's size; the grid shows four of them, each over its
@@ -172,12 +201,12 @@ class Task:
         y, x = (a.shape[2] - height) // 2, (a.shape[3] - width) // 2
         details = torch.cat([t[:2, :, y : y + height, x : x + width] for t in (a, b)])
         save_grid(picture, [shrink(a[:4], 512), shrink(b[:4], 512), details])
-        return {"psnr": psnr(a - b.clamp(-1, 1))}
+        return {"psnr": decibels(float(((a - b.clamp(-1, 1)) / 2).square().mean()))}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--pictures", type=Path, required=True, help="folder that the scenery command has written")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder that scenery or prepare has written")
     loop.add_arguments(parser)
 
 
@@ -186,5 +215,5 @@ def run(args: argparse.Namespace) -> int:
     device = loop.prepare(args)
     config = Config(args.config)
     print(cost.describe(config.arch), flush=True)
-    task = Task(config, Pictures(args.pictures), args.seed)
+    task = Task(config, Pictures.open(args.pictures), args.seed, device)
     return loop.Loop(task, args, device).run()

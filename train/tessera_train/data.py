@@ -1,7 +1,8 @@
-"""Pictures from the memory-mapped array that `tessera_train scenery` writes."""
+"""Pictures from the memory-mapped array that `tessera_train scenery` and `tessera_train prepare` write."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,39 @@ def to_tensor(picture: np.ndarray) -> Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1)[None]
 
 
-class Pictures:
-    """`pictures.npy`, uint8 [count, height, width, 3]; the last 16 (at most a quarter) are held out from training."""
+def finished(state: Path, count: int) -> int:
+    """How many of `count` rows are finished by what the file `state` says; all of them if there is none."""
+    if not state.exists():
+        return count
+    try:
+        rows = json.loads(state.read_text())["finished"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{state}: does not say how many pictures are finished") from error
+    if not isinstance(rows, int) or not 0 <= rows <= count:
+        raise ValueError(f"{state}: finished is {rows}, must be from 0 to {count}")
+    return rows
 
-    def __init__(self, folder: Path) -> None:
-        self.rows = np.load(folder / "pictures.npy", mmap_mode="r")
-        if self.rows.ndim != 4 or self.rows.shape[-1] != 3 or self.rows.dtype != np.uint8:
-            raise ValueError(f"{folder}: pictures.npy is {self.rows.dtype} {self.rows.shape}, not uint8 [n, h, w, 3]")
+
+class Pictures:
+    """Rows uint8 [count, height, width, 3]; the last 16 of them (at most a quarter) are held out from training."""
+
+    def __init__(self, rows: np.ndarray, name: str) -> None:
+        if rows.ndim != 4 or rows.shape[-1] != 3 or rows.dtype != np.uint8:
+            raise ValueError(f"{name}: pictures.npy is {rows.dtype} {rows.shape}, not uint8 [n, h, w, 3]")
+        self.rows = rows
         self.held_out = min(HELD_OUT, len(self.rows) // 4)
         self.training = len(self.rows) - self.held_out
         if self.training < 1:
-            raise ValueError(f"{folder}: no pictures")
+            raise ValueError(f"{name}: no pictures")
+
+    @staticmethod
+    def open(folder: Path) -> Pictures:
+        """Maps `pictures.npy` of `folder`: the rows that `pictures.json` calls finished, all without such a file."""
+        try:
+            rows = np.load(folder / "pictures.npy", mmap_mode="r")
+        except FileNotFoundError as error:
+            raise ValueError(f"{folder}: no pictures.npy in it; `prepare` or `scenery` write one") from error
+        return Pictures(rows[: finished(folder / "pictures.json", len(rows))], str(folder))
 
     def window(self, i: int, y: int, x: int, height: int, width: int) -> Tensor:
         """A rectangle of picture `i` as [1, 3, height, width] in [-1, 1]."""

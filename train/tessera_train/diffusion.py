@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import cost, loop
+from . import cost, dropout, loop, sampler, spectral
 from .arch import Arch, autoencoder_identity, unet_identity
 from .autoencoder import Autoencoder
 from .config import Config
@@ -17,8 +17,8 @@ from .data import step_rng
 from .images import save_grid, shrink
 from .latents import Latents
 from .precond import Denoiser, level_sigma
-from .sampler import heun
 from .unet import UNet
+from .weights import load_ema
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,20 @@ class Task:
         if len(self.weights) != len(self.arch.levels):
             raise ValueError(f"{config.path}: [diffusion] level_weight needs {len(self.arch.levels)} numbers")
         self.model = UNet(self.arch)
+        self.adversary = None
+        if self.recipe.spectral_norm:
+            spectral.normalise(spectral.unet_convolutions(self.model))
         self.identity = unet_identity(self.arch)
 
     def batch(self, step: int, progress: float) -> list[Tensor]:
         entries = step_rng(self.seed, step).integers(self.latents.training, size=self.recipe.batch)
         return self.latents.normalised(entries)
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        return [self.model]
+
+    def begin(self, progress: float) -> None:
+        dropout.apply(self.model, self.recipe.dropout, self.recipe.dropout_over, progress)
 
     def losses(self, unet: nn.Module, z: list[Tensor]) -> list[Tensor]:
         """EDM's loss per level: mean of (s^2 + sd^2) / (s sd)^2 * (D - z)^2, s the level's sigma."""
@@ -67,20 +76,22 @@ class Task:
     def evaluate(self, ema: nn.Module, picture: Path) -> dict[str, float]:
         """Loss on held-out latents with noise that is the same each time; the grid shows eight samples of the noise
         that is the same each time, then a part of the first at 100 %."""
-        grids = zip(self.arch.levels, self.arch.grids(self.arch.width, self.arch.height))
-        start = [torch.randn(8, level.channels, h, w, device=self.device) for level, (h, w) in grids]
-        z = self.latents.raw(heun(Denoiser(self.arch, ema), start, self.recipe.sample_steps))
-        pictures = [self.autoencoder.decoder([x[i : i + 1] for x in z]).float() for i in range(8)]
-        small = torch.cat([shrink(x, 512) for x in pictures])
-        height, width = (min(size, most) for size, most in zip(pictures[0].shape[2:], (512, 4 * small.shape[3])))
-        detail = pictures[0][:, :, -height:, :width]
-        save_grid(picture, [small[:4], small[4:], detail])
+        z = sampler.latents(Denoiser(self.arch, ema), self.arch, 8, self.recipe.sample_steps, self.device)
+        save_samples(picture, self.autoencoder.decoder, self.latents.raw(z))
         numbers = {}
         held_out = range(self.latents.training, len(self.latents.levels[0]), 2)
         if held_out:
             losses = self.losses(ema, self.latents.normalised(held_out))
             numbers = {f"held_out{i}": float(loss) for i, loss in enumerate(losses)}
         return numbers
+
+
+def save_samples(path: Path, decoder: nn.Module, z: list[Tensor]) -> None:
+    """A PNG of the pictures that eight latents (not normalised) decode to, then a part of the first at 100 %."""
+    pictures = [decoder([x[i : i + 1] for x in z]).float() for i in range(8)]
+    small = torch.cat([shrink(x, 512) for x in pictures])
+    height, width = (min(size, most) for size, most in zip(pictures[0].shape[2:], (512, 4 * small.shape[3])))
+    save_grid(path, [small[:4], small[4:], pictures[0][:, :, -height:, :width]])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +109,6 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit(f"{args.latents} are of another model than the configuration's")
     print(cost.describe(config.arch), flush=True)
     autoencoder = Autoencoder(config.arch)
-    loop.load_ema(args.autoencoder, autoencoder, autoencoder_identity(config.arch), device)
+    load_ema(args.autoencoder, autoencoder, autoencoder_identity(config.arch), device)
     torch.manual_seed(args.seed)
     return loop.Loop(Task(config, latents, autoencoder, args.seed, device), args, device).run()

@@ -10,15 +10,16 @@ from .blocks import PixelNorm, at_least_f32, conv
 
 
 class ConvNorm(nn.Module):
-    """SiLU(PixelNorm(conv3x3 x))."""
+    """SiLU(PixelNorm(conv3x3 x)), then dropout in training."""
 
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__()
         self.conv = conv(cin, cout)
         self.norm = PixelNorm(cout)
+        self.dropout = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(self.conv(x)))
+        return F.dropout(F.silu(self.norm(self.conv(x))), self.dropout, self.training)
 
 
 class EncoderStage(nn.Module):

@@ -15,8 +15,8 @@ from .autoencoder import Autoencoder
 from .checkpoint import save_safetensors
 from .config import Config
 from .latents import Latents
-from .loop import load_ema
 from .unet import UNet
+from .weights import load_ema
 
 
 def export(config: Config, autoencoder: Path, diffusion: Path, latents: Latents, out: Path) -> None:

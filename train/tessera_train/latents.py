@@ -8,7 +8,9 @@ deviation of every channel over the training pictures).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,9 @@ from .autoencoder import Autoencoder
 from .checkpoint import replace_file
 from .config import Config
 from .data import Pictures
-from .loop import load_ema
+from .loop import choose_device
+from .rows import RowWriter
+from .weights import load_ema
 
 SMALLEST_STD = 1e-4
 
@@ -86,43 +90,69 @@ class Moments:
         return mean.tolist(), np.maximum(std, SMALLEST_STD).tolist()
 
 
+def key_of(arch: Arch, model: Autoencoder, pictures: Pictures, bf16: bool) -> str:
+    """Names what the latents are computed from: the encoder's weights, the size, the pictures' number, the precision."""
+    hash = hashlib.sha256(repr((arch.levels, arch.width, arch.height, len(pictures.rows), bf16)).encode())
+    for _, weight in sorted(model.encoder.state_dict().items()):
+        hash.update(weight.cpu().contiguous().numpy().tobytes())
+    return hash.hexdigest()
+
+
 def write(arch: Arch, model: Autoencoder, pictures: Pictures, out: Path, device: torch.device, bf16: bool) -> None:
-    """Encodes every picture and its mirror image at the trained size into `out`; `latents.json` comes last."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "latents.json").unlink(missing_ok=True)
+    """Encodes every picture and its mirror image at the trained size into `out`; `latents.json` comes last. Continues
+    what an interrupted call with the same arguments left, and does nothing where it is all there."""
+    key, done, begun = key_of(arch, model, pictures, bf16), out / "latents.json", out / "begun"
+    if done.exists() and json.loads(done.read_text()).get("key") == key:
+        return
+    done.unlink(missing_ok=True)
     count = len(pictures.rows)
+    keep = 2 * count if begun.exists() and begun.read_text() == key else 0
+    replace_file(begun, lambda file: file.write(key.encode()))
     grids = zip(arch.levels, arch.grids(arch.width, arch.height))
-    files = [
-        np.lib.format.open_memmap(out / f"level.{i}.npy", "w+", np.float16, (2 * count, level.channels, h, w))
-        for i, (level, (h, w)) in enumerate(grids)
-    ]
-    moments = [Moments(level.channels) for level in arch.levels]
-    for i in tqdm(range(count), unit="picture", disable=None):
-        x = pictures.whole(i, arch.width, arch.height).to(device)
-        for entry, view in ((2 * i, x), (2 * i + 1, x.flip(3))):
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                encoded = model.encoder(view.contiguous(memory_format=torch.channels_last))
-            for file, moment, (mean, _) in zip(files, moments, encoded):
-                file[entry] = mean.float().cpu().numpy()[0]
-                if i < pictures.training:
-                    moment.add(file[entry : entry + 1])
-    if not all(np.isfinite(moment.squares).all() for moment in moments):
-        raise SystemExit("a latent is not finite in f16")
-    for file in files:
-        file.flush()
-    mean, std = zip(*(moment.mean_std() for moment in moments))
-    doc = {"arch": json.loads(arch.to_json()), "held_out": pictures.held_out, "mean": mean, "std": std}
-    replace_file(out / "latents.json", lambda file: file.write(json.dumps(doc).encode()))
+    paths = [out / f"level.{i}.npy" for i in range(len(arch.levels))]
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(RowWriter(path, np.float16, (level.channels, h, w), keep))
+            for path, (level, (h, w)) in zip(paths, grids)
+        ]
+        first = min(file.count for file in files) // 2
+        for file in files:
+            file.truncate(2 * first)
+        for i in tqdm(range(first, count), "latents", count, initial=first, unit="picture", disable=None):
+            x = pictures.whole(i, arch.width, arch.height).to(device)
+            for view in (x, x.flip(3)):
+                with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    encoded = model.encoder(view.contiguous(memory_format=torch.channels_last))
+                for file, (mean, _) in zip(files, encoded):
+                    row = mean[0].to("cpu", torch.float16).numpy()
+                    if not np.isfinite(row).all():
+                        raise SystemExit(f"a latent of picture {i} is not finite in f16")
+                    file.append(row)
+        for file in files:
+            file.finish()
+    mean, std = zip(*(statistics(path, 2 * pictures.training) for path in paths))
+    doc = {"arch": json.loads(arch.to_json()), "held_out": pictures.held_out, "key": key, "mean": mean, "std": std}
+    replace_file(done, lambda file: file.write(json.dumps(doc).encode()))
+    begun.unlink()
+
+
+def statistics(path: Path, count: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of every channel over the first `count` entries."""
+    rows = np.load(path, mmap_mode="r")
+    moments = Moments(rows.shape[1])
+    for start in range(0, count, 64):
+        moments.add(rows[start : min(start + 64, count)])
+    return moments.mean_std()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--pictures", type=Path, required=True, help="folder that the scenery command has written")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder that scenery or prepare has written")
     parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command, or an exported file")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
     parser.add_argument("--precision", choices=("f32", "bf16"), help="default: bf16 where it works")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
 
 
@@ -130,8 +160,8 @@ def run(args: argparse.Namespace) -> None:
     """The command."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    arch, device = Config(args.config).arch, torch.device(args.device)
+    arch, device = Config(args.config).arch, choose_device(args.device)
     model = Autoencoder(arch)
     load_ema(args.autoencoder, model, autoencoder_identity(arch), device)
     bf16 = args.precision == "bf16" or (args.precision is None and precision.bf16_works(device))
-    write(arch, model, Pictures(args.pictures), args.out, device, bf16)
+    write(arch, model, Pictures.open(args.pictures), args.out, device, bf16)

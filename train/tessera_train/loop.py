@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import math
 import signal
@@ -20,21 +21,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from safetensors import safe_open
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import precision
-from .arch import Arch, autoencoder_identity, unet_identity
+from . import precision, record, spectral
+from .adversarial import Adversary
 from .checkpoint import replace_file
-
-CHECKPOINT = "checkpoint.pt"
+from .config import names
+from .weights import CHECKPOINT, read_ema
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimiser settings, a part of both sections of a configuration. Half-lives count training pictures."""
+    """Settings that both sections of a configuration have. Half-lives count training pictures; `dropout`: the highest
+    rate of `dropout.rates`."""
 
     learning_rate: float = 1e-3
     warm_up: int = 100
@@ -45,6 +48,9 @@ class Recipe:
     clip: float = 1.0
     ema_half_life: float = 500_000.0
     ema_ramp: float = 0.05
+    spectral_norm: bool = False
+    dropout: float = 0.0
+    dropout_over: str = "resolution"
 
     def rate(self, step: int, progress: float) -> float:
         """Learning rate: linear warm-up over steps, constant, then half a cosine to 0 from `decay_from` of the budget."""
@@ -57,11 +63,18 @@ class Task(Protocol):
 
     model: nn.Module
     recipe: Recipe
+    adversary: Adversary | None
     identity: str
     """Text that must be the same when a run is resumed."""
 
     def batch(self, step: int, progress: float) -> Any:
         """The data of a step, on the CPU; a function of its arguments (on accelerators made one step ahead, in a thread)."""
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Parts of the model that are called as they are."""
+
+    def begin(self, progress: float) -> None:
+        """Called before a step's loss: sets what changes in the course of the training."""
 
     def loss(self, batch: Any) -> tuple[Tensor, int, dict[str, float]]:
         """Loss, number of pictures, numbers for the log, of a batch that is moved to the model's device; may draw from torch's generator."""
@@ -72,9 +85,14 @@ class Task(Protocol):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that both trainings have."""
-    parser.add_argument("--out", type=Path, required=True, help="run folder; a checkpoint in it is resumed")
     parser.add_argument("--from", type=Path, dest="start", help="weights to start from: a run folder or an exported file")
-    parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
+    parser.add_argument("--config", default="scenery", help=f"{', '.join(names())} or a TOML file (default: scenery)")
+    add_common_arguments(parser, "run folder; a checkpoint in it is resumed")
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Those of them that `fit` has too; `out` explains --out."""
+    parser.add_argument("--out", type=Path, required=True, help=out)
     parser.add_argument("--minutes", type=float, help="budget in minutes of training, over all resumes")
     parser.add_argument("--steps", type=int, help="budget in steps")
     parser.add_argument("--save-minutes", type=float, default=3.0, help="between checkpoints (default: 3)")
@@ -83,18 +101,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile the networks by torch.compile")
+    parser.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too, into the run folder")
 
 
 def prepare(args: argparse.Namespace) -> torch.device:
     """Applies the arguments that hold for the whole process; to be called before networks are made."""
     if args.minutes is None and args.steps is None:
-        raise SystemExit("a budget is needed: --minutes or --steps")
+        raise ValueError("a budget is needed: --minutes or --steps")
+    for name in ("minutes", "steps", "threads"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} is {value}, must be above 0")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    if args.device != "auto":
-        return torch.device(args.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return choose_device(args.device)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`wanted`, or for "auto" the fastest kind there is: CUDA (and ROCm), then MPS, then the CPU."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    kinds = (("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available))
+    return torch.device(next((kind for kind, there in kinds if there()), "cpu"))
+
+
+def board(out: Path) -> Any:
+    """A TensorBoard log in the run folder `out`."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("tensorboard: is not installed; pip install tensorboard") from error
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def used(out: Path) -> tuple[int, float]:
+    """Steps and seconds that the checkpoint of a run folder stands for; (0, 0) without one."""
+    path = out / CHECKPOINT
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return state["step"], state["elapsed"]
 
 
 class Loop:
@@ -113,6 +161,9 @@ class Loop:
         self.dtype: torch.dtype | None = None
         self.stop_signal = 0
         self.bar: tqdm | None = None
+        self.board: Any = None
+        for net in task.parts_to_compile() if args.compile else ():
+            net.compile()
 
     # -- budget ------------------------------------------------------------------------------------------------
 
@@ -124,8 +175,13 @@ class Loop:
 
     # -- checkpoint --------------------------------------------------------------------------------------------
 
+    def parts(self) -> dict[str, bool]:
+        """What a checkpoint must also agree on."""
+        return {"spectral_norm": self.task.recipe.spectral_norm, "adversary": self.task.adversary is not None}
+
     def save(self) -> None:
-        """Replaces the run's checkpoint."""
+        """Replaces the run's checkpoint; OSError, and the old one stays, if the disk is full."""
+        path = self.args.out / CHECKPOINT
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -136,21 +192,33 @@ class Loop:
             "precision": str(self.dtype).removeprefix("torch."),
             "seed": self.args.seed,
             "identity": self.task.identity,
+            "parts": self.parts(),
+            "adversary": self.task.adversary and self.task.adversary.state(),
         }
-        replace_file(self.args.out / CHECKPOINT, lambda file: torch.save(state, file))
+        try:
+            replace_file(path, lambda file: torch.save(state, file))
+        except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
+            kept = "the one from before is kept" if path.exists() else "there is none from before"
+            raise OSError(f"{path}: the checkpoint of step {self.step} can't be written, {kept}: {error}") from error
 
     def resume(self) -> None:
         """Continues from the run's checkpoint, if there is one; else starts from the weights of `--from`, if that is given."""
         path = self.args.out / CHECKPOINT
         if not path.exists():
             if self.args.start:
-                load_ema(self.args.start, self.ema, self.task.identity, self.device)
-                self.model.load_state_dict(self.ema.state_dict())
+                weights, _ = read_ema(self.args.start, self.task.identity, self.device)
+                for net in (self.model, self.ema):
+                    spectral.load_plain(net, weights)
                 self.say(f"weights of {self.args.start}")
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         if (state["identity"], state["seed"]) != (self.task.identity, self.args.seed):
             raise SystemExit(f"{path} is of another model or seed; choose another --out")
+        for name, value in self.parts().items():
+            if state.get("parts", {}).get(name, False) != value:
+                raise SystemExit(f"{path} was trained with {name} {not value}, the configuration says {value}; choose another --out")
+        if self.task.adversary is not None:
+            self.task.adversary.load_state(state["adversary"])
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -172,12 +240,15 @@ class Loop:
         values = {"step": self.step, "seen": self.seen, "elapsed": round(self.elapsed, 1), **values}
         with open(self.args.out / "log.jsonl", "a") as file:
             file.write(json.dumps(values) + "\n")
+        for key, value in values.items() if self.board is not None else ():
+            self.board.add_scalar(key, value, self.step)
 
     def report(self, sums: dict[str, float], steps: int, pictures: int, seconds: float) -> None:
         """Means over the last `steps`, to the log and, away from a terminal, as a line with the time left."""
         means = {key: value / steps for key, value in sums.items()}
         speed = pictures / seconds
-        self.log(**{key: round(value, 6) for key, value in means.items()}, images_per_second=round(speed, 3))
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.log(**{key: round(value, 6) for key, value in means.items()}, rate=rate, images_per_second=round(speed, 3))
         text = " ".join(f"{key} {value:.4f}" for key, value in means.items())
         if self.bar is not None:
             self.bar.set_postfix_str(f"step {self.step} {speed:.2f} images/s {text}")
@@ -189,20 +260,28 @@ class Loop:
     # -- training ----------------------------------------------------------------------------------------------
 
     def forward_backward(self, batch: Any, dtype: torch.dtype) -> tuple[float, float, int, dict[str, float]]:
-        """Loss, norm of the gradient (clipped afterwards), number of pictures, numbers for the log."""
+        """Loss, norm of the gradient (clipped afterwards), number of pictures, numbers for the log. The adversary, when
+        it is at work, has its gradients too."""
+        adversary = self.task.adversary
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss, pictures, numbers = self.task.loss(batch)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.recipe.clip)
+        if adversary is not None and adversary.on:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                numbers["adversary"] = adversary.backward()
         return float(loss.detach()), float(norm), pictures, numbers
 
     def update(self, pictures: int, progress: float) -> None:
-        """One step of the optimiser and of the EMA."""
-        recipe = self.task.recipe
+        """One step of the optimiser, of the adversary's and of the EMA."""
+        recipe, adversary = self.task.recipe, self.task.adversary
+        rate = recipe.rate(self.step, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(self.step, progress)
+            group["lr"] = rate
         self.optimizer.step()
+        if adversary is not None and adversary.on:
+            adversary.step(rate)
         self.step, self.seen = self.step + 1, self.seen + pictures
         half_life = min(recipe.ema_half_life, recipe.ema_ramp * self.seen)
         share = 1 - 0.5 ** (pictures / half_life)
@@ -213,7 +292,10 @@ class Loop:
         """Sample grid and held-out numbers of the EMA weights."""
         torch.manual_seed(self.args.seed)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            numbers = self.task.evaluate(self.ema, self.args.out / f"sample-{self.step:07}.png")
+            grid = self.args.out / f"sample-{self.step:07}.png"
+            numbers = self.task.evaluate(spectral.folded(self.ema), grid)
+        if self.board is not None and grid.exists():
+            self.board.add_image("samples", np.asarray(Image.open(grid)), self.step, dataformats="HWC")
         self.log(**{key: round(value, 4) for key, value in numbers.items()})
         self.say(f"step {self.step} held out: " + " ".join(f"{k} {v:.3f}" for k, v in numbers.items()))
 
@@ -223,16 +305,28 @@ class Loop:
             raise KeyboardInterrupt
         self.stop_signal = number
 
+    def choose_precision(self) -> str:
+        """Sets `dtype`, by trial steps that leave no trace; returns a line that says why."""
+        first, before = self.task.batch(0, 0.0), copy.deepcopy(self.model.state_dict())
+        self.task.begin(0.0)
+        self.dtype, why = precision.choose(self.args.precision, self.device, lambda dtype: self.forward_backward(first, dtype))
+        self.model.load_state_dict(before)  # spectral norm moves its vectors whenever it is used
+        return why
+
     def run(self) -> int:
-        """Trains until the budget is used, a signal comes or the loss is no number; returns the exit code."""
+        """Trains until the budget is used, a signal comes or the loss is no number; returns the exit code. Does nothing
+        where the budget was used before."""
         self.args.out.mkdir(parents=True, exist_ok=True)
         self.resume()
+        if self.progress(self.step) >= 1:
+            return 0
+        if record.read(self.args.out) is None:
+            arguments = {key: str(value) for key, value in vars(self.args).items()}
+            record.write(self.args.out, {"arguments": arguments, "settings": dataclasses.asdict(self.task.recipe)})
+        if self.args.tensorboard:
+            self.board = board(self.args.out)
         if self.dtype is None:
-            first = self.task.batch(0, 0.0)
-            self.dtype, why = precision.choose(
-                self.args.precision, self.device, lambda dtype: self.forward_backward(first, dtype)
-            )
-            self.say(why)
+            self.say(self.choose_precision())
         if sys.stderr.isatty():
             total = self.args.minutes * 60 if self.args.minutes else self.args.steps
             self.bar = tqdm(total=round(total), unit="s" if self.args.minutes else "step", dynamic_ncols=True)
@@ -246,6 +340,8 @@ class Loop:
                 signal.signal(number, handler)
             if self.bar is not None:
                 self.bar.close()
+            if self.board is not None:
+                self.board.close()
 
     def batches(self, pool: ThreadPoolExecutor) -> Iterator[Any]:
         """The batch of every step from the present one on. For an accelerator the next one is made meanwhile; on a CPU
@@ -268,16 +364,20 @@ class Loop:
         while (progress := self.progress(self.step)) < 1 and not self.stop_signal:
             batch = next(batches)
             torch.manual_seed((self.args.seed << 32) + self.step)
+            self.task.begin(progress)
             loss, norm, pictures, numbers = self.forward_backward(batch, self.dtype)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                self.say(f"stopped at step {self.step}: loss {loss}, gradient {norm}; {CHECKPOINT} is from before")
+            numbers = {"loss": loss, "gradient": norm, **numbers}
+            if bad := {key: value for key, value in numbers.items() if not math.isfinite(value)}:
+                said = ", ".join(f"{key} {value}" for key, value in bad.items())
+                kept = f"{CHECKPOINT} is from before" if (self.args.out / CHECKPOINT).exists() else "there is no checkpoint yet"
+                self.say(f"stopped at step {self.step}: {said}; {kept}")
                 return 1
             self.update(pictures, progress)
             self.elapsed = time.monotonic() - clock
             if self.bar is not None:
                 self.bar.update(round(self.elapsed if self.args.minutes else self.step) - self.bar.n)
             steps, pictures_since = steps + 1, pictures_since + pictures
-            for key, value in {"loss": loss, "gradient": norm, **numbers}.items():
+            for key, value in numbers.items():
                 sums[key] = sums.get(key, 0.0) + value
             if self.elapsed - reported > 20:
                 self.report(sums, steps, pictures_since, self.elapsed - reported)
@@ -296,34 +396,3 @@ class Loop:
             return 128 + self.stop_signal
         self.evaluate()
         return 0
-
-
-def load_ema(source: Path, model: nn.Module, identity: str, device: torch.device) -> dict[str, Any]:
-    """Loads the EMA weights of a run folder, or of a file that `export` wrote, into `model`; returns what is known of
-    their training: step, pictures seen, seconds."""
-    if source.suffix == ".safetensors":
-        weights, numbers = exported_weights(source, identity)
-    else:
-        state = torch.load(source / CHECKPOINT, map_location=device, weights_only=True)
-        if state["identity"] != identity:
-            raise SystemExit(f"{source / CHECKPOINT} is of another model than the configuration's")
-        weights, numbers = state["ema"], {key: state[key] for key in ("step", "seen", "elapsed")}
-    model.load_state_dict(weights)
-    model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return numbers
-
-
-def exported_weights(file: Path, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The part of an exported file that calls itself `identity`, in f32, and its training's numbers."""
-    with safe_open(file, "pt") as tensors:
-        metadata = tensors.metadata() or {}
-        if metadata.get("format") != "tessera":
-            raise SystemExit(f"{file} was not written by the export command")
-        arch = Arch.from_json(metadata["arch"])
-        parts = {autoencoder_identity(arch): ("autoencoder", ("encoder.", "decoder.")), unet_identity(arch): ("diffusion", ("unet.",))}
-        if identity not in parts:
-            raise SystemExit(f"{file} is of another model than the configuration's")
-        section, prefixes = parts[identity]
-        names = [name for name in tensors.keys() if name.startswith(prefixes)]
-        weights = {name.removeprefix("unet."): tensors.get_tensor(name).float() for name in names}
-    return weights, json.loads(metadata["trained"])[section]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .arch import Noise
+from .arch import Arch, Noise
 from .precond import Denoiser
 
 
@@ -48,3 +48,9 @@ def heun(denoiser: Denoiser, start: list[Tensor], steps: int) -> list[Tensor]:
             for x, e, c, g, g2, s in zip(z, euler, change, d, after, level_sigmas(noise, following))
         ]
     return z
+
+
+def latents(denoiser: Denoiser, arch: Arch, count: int, steps: int, device: torch.device) -> list[Tensor]:
+    """`count` samples: normalised latents of the trained size, from noise of torch's generator."""
+    grids = zip(arch.levels, arch.grids(arch.width, arch.height))
+    return heun(denoiser, [torch.randn(count, level.channels, h, w, device=device) for level, (h, w) in grids], steps)

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import limited, write_array
+from running import same, train
 
 from tessera_train import __main__ as cli
-from tessera_train import fixtures, loop
+from tessera_train import autoencoder, cost, diffusion, fit, fixtures, loop
 from tessera_train.arch import Arch
 from tessera_train.autoencoder import Autoencoder, Task, decode_window
 from tessera_train.checkpoint import save_safetensors
-from tessera_train.config import Config
+from tessera_train.config import Config, names
 from tessera_train.data import Pictures
+from tessera_train.unet import UNet
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures"
 
@@ -26,68 +29,46 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def write_pictures(folder: Path, count: int = 6) -> Path:
-    """Smooth random pictures of 256x128."""
-    rng = np.random.default_rng(5)
-    ramp = rng.random((count, 2, 2, 3))
-    y, x = np.linspace(0, 1, 128)[:, None, None], np.linspace(0, 1, 256)[None, :, None]
-    parts = [ramp[:, None, None, i, j] * (y if i else 1 - y) * (x if j else 1 - x) for i in (0, 1) for j in (0, 1)]
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "pictures.npy", (sum(parts) * 255).astype(np.uint8))
-    return folder
-
-
-def train(pictures: Path, out: Path, steps: int, stop_after: int | None = None) -> dict:
-    """An AutoEncoder run of `steps`; `stop_after`: a signal comes during that step. Returns the checkpoint."""
-    parser = argparse.ArgumentParser()
-    loop.add_arguments(parser)
-    args = parser.parse_args(["--out", str(out), "--config", "tiny", "--steps", str(steps), "--precision", "f32"])
-    device = loop.prepare(args)
-    run = loop.Loop(Task(Config("tiny"), Pictures(pictures), args.seed), args, device)
-    if stop_after is not None:
-        update = run.update
-
-        def update_and_stop(count: int, progress: float) -> None:
-            update(count, progress)
-            if run.step == stop_after:
-                run.stop_signal = 15
-
-        run.update = update_and_stop
-    code = run.run()
-    assert code == (0 if stop_after is None else 128 + 15)
-    return torch.load(out / loop.CHECKPOINT, weights_only=True)
-
-
 def test_a_stopped_and_resumed_run_equals_an_unstopped_one(tmp_path):
     """Weights, EMA and optimiser state, bit for bit."""
-    pictures = write_pictures(tmp_path / "pictures")
+    pictures = write_array(tmp_path / "pictures")
     whole = train(pictures, tmp_path / "whole", 6)
     train(pictures, tmp_path / "parts", 6, stop_after=2)
     parts = train(pictures, tmp_path / "parts", 6)
-    for name, value in whole["model"].items():
-        assert torch.equal(value, parts["model"][name]), name
-    for name, value in whole["ema"].items():
-        assert torch.equal(value, parts["ema"][name]), name
-    for i, state in whole["optimizer"]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(value, parts["optimizer"]["state"][i][name]), (i, name)
-    assert (whole["step"], whole["seen"]) == (parts["step"], parts["seen"]) == (6, 24)
+    assert same(whole, parts)
+    assert (whole["step"], whole["seen"]) == (6, 24)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path):
     """The checkpoint on disk is the one from before."""
-    pictures = write_pictures(tmp_path / "pictures")
+    pictures = write_array(tmp_path / "pictures")
     before = train(pictures, tmp_path / "run", 4, stop_after=2)
     args = argparse.ArgumentParser()
     loop.add_arguments(args)
     args = args.parse_args(["--out", str(tmp_path / "run"), "--config", "tiny", "--steps", "4", "--precision", "f32"])
-    task = Task(Config("tiny"), Pictures(pictures), 0)
+    task = Task(Config("tiny"), Pictures.open(pictures), 0, torch.device("cpu"))
     healthy = task.loss
     task.loss = lambda batch: (healthy(batch)[0] * float("nan"), 4, {})
     assert loop.Loop(task, args, torch.device("cpu")).run() == 1
     after = torch.load(tmp_path / "run" / loop.CHECKPOINT, weights_only=True)
     assert after["step"] == before["step"] == 2
     assert all(torch.isfinite(x).all() for x in after["model"].values())
+
+
+def test_a_full_disk_stops_and_keeps_the_last_checkpoint(tmp_path):
+    """One line, exit code 2; the checkpoint is the one from before, to the byte, and no temporary file is left."""
+    pictures, run = write_array(tmp_path / "pictures"), tmp_path / "run"
+    words = ["autoencoder", "--pictures", str(pictures), "--out", str(run), "--config", "tiny", "--precision", "f32"]
+    words += ["--threads", "1", "--save-minutes", "0", "--steps"]
+    full = limited(1 << 20, *words, "2")
+    assert full.returncode == 2 and "step 1 can't be written, there is none" in full.stderr and "Traceback" not in full.stderr
+    assert not (run / loop.CHECKPOINT).exists()
+    assert cli.main([*words, "2"]) == 0
+    before = (run / loop.CHECKPOINT).read_bytes()
+    full = limited(1 << 20, *words, "4")
+    assert full.returncode == 2 and "step 3 can't be written, the one from before is kept" in full.stderr
+    assert (run / loop.CHECKPOINT).read_bytes() == before
+    assert not list(run.glob(".*.tmp"))
 
 
 def test_windows_decode_as_the_whole():
@@ -119,7 +100,7 @@ def test_commands_from_pictures_to_the_exported_file(tmp_path):
     """The exported file holds every parameter in f16, the statistics and the Arch."""
     from safetensors import safe_open
 
-    pictures, run = write_pictures(tmp_path / "pictures"), tmp_path
+    pictures, run = write_array(tmp_path / "pictures"), tmp_path
     common = ["--config", "tiny"]
     budget = ["--steps", "2", "--precision", "f32", "--device", "cpu"]
     assert cli.main(["autoencoder", *common, *budget, "--pictures", str(pictures), "--out", str(run / "ae")]) == 0
@@ -140,11 +121,45 @@ def test_commands_from_pictures_to_the_exported_file(tmp_path):
         assert tensors[f"latents.{i}.mean"].shape == tensors[f"latents.{i}.std"].shape == (level.channels,)
 
 
-def test_arch_survives_json():
-    """Of both configurations."""
-    for name in ("scenery", "tiny"):
-        arch = Config(name).arch
-        assert Arch.from_json(arch.to_json()) == arch
+@pytest.mark.parametrize("name", names())
+def test_every_configuration_is_whole(name):
+    """Its Arch survives JSON, its sections hold known settings, phases and weights that fit."""
+    config = Config(name)
+    assert config.arch.name == name and Arch.from_json(config.arch.to_json()) == config.arch
+    settings = config.section("autoencoder", autoencoder.Settings)
+    assert [autoencoder.Phase(**phase) for phase in settings.phases][-1].until == 1
+    assert config.section("diffusion", diffusion.Settings).batch and config.section("fit", fit.Settings).share < 1
+
+
+def parameters(name: str) -> float:
+    """10^6 of them, counted without making them."""
+    with torch.device("meta"):
+        return cost.millions(Autoencoder(Config(name).arch)) + cost.millions(UNet(Config(name).arch))
+
+
+def test_the_papers_scale_builds_and_traces():
+    """About 400 M parameters at 2048x2048; every network runs on the meta device."""
+    assert (Config("pdm-2k").arch.width, Config("pdm-2k").arch.height) == (2048, 2048)
+    assert 350 < parameters("pdm-2k") < 450
+    assert cost.describe(Config("pdm-2k").arch).count("2048x2048") == 3
+
+
+def test_the_single_level_control_has_the_budget_of_the_pyramid():
+    """Parameters and latent numbers within a few per cent."""
+
+    def numbers(arch: Arch) -> int:
+        return sum(level.channels * h * w for level, (h, w) in zip(arch.levels, arch.grids(arch.width, arch.height)))
+
+    assert abs(parameters("ablation-single-level") / parameters("scenery") - 1) < 0.1
+    assert abs(numbers(Config("ablation-single-level").arch) / numbers(Config("scenery").arch) - 1) < 0.05
+
+
+def test_tensorboard_gets_what_the_log_gets(tmp_path):
+    """Where it is installed: scalars and the sample grid in the run folder."""
+    pytest.importorskip("tensorboard")
+    words = ["autoencoder", "--config", "tiny", "--steps", "1", "--precision", "f32", "--device", "cpu", "--tensorboard"]
+    assert cli.main([*words, "--pictures", str(write_array(tmp_path / "p")), "--out", str(tmp_path / "run")]) == 0
+    assert sum(path.stat().st_size for path in (tmp_path / "run" / "tensorboard").iterdir()) > 10_000
 
 
 @pytest.mark.parametrize(

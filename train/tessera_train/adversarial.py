@@ -1,0 +1,76 @@
+"""The adversary of the AutoEncoder: a PatchGAN discriminator (Isola et al. 2017) with hinge loss, weighed as in LDM
+(Rombach et al. 2022): by the ratio of both losses' gradients at the decoder's last layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import spectral
+
+LAYERS = 3
+LARGEST_WEIGHT = 1e4
+
+
+class Discriminator(nn.Module):
+    """Pictures [N, 3, H, W] to one number per patch of 70 x 70 pixels: 4x4 convolutions, spectrally normalised."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        widths = [3, *(width * min(2**i, 8) for i in range(LAYERS + 1)), 1]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 4, stride=2 if i < LAYERS else 1, padding=1) for i, (a, b) in enumerate(zip(widths, widths[1:]))
+        )
+        spectral.normalise(self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.leaky_relu(layer(x), 0.2)
+        return self.layers[-1](x).float()
+
+
+class Adversary:
+    """The discriminator, its optimiser, and the windows that it is to tell apart."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.net = Discriminator(width).to(device, memory_format=torch.channels_last).train()
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), betas=(0.5, 0.9), weight_decay=0.0)
+        self.on = False
+        self.windows: tuple[Tensor, Tensor] | None = None
+
+    def generator_loss(self, target: Tensor, out: Tensor, reconstruction: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """(adaptive weight, -mean D(out)); `last`: the weight by whose gradients the losses are weighed."""
+        self.windows = target, out.detach()
+        self.net.requires_grad_(False)
+        loss = -self.net(out).mean()
+        wanted = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
+        own = torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        return (wanted / (own + 1e-4)).clamp(0, LARGEST_WEIGHT).detach(), loss
+
+    def backward(self) -> float:
+        """Gradients of the discriminator on the windows of the last `generator_loss`; returns its hinge loss."""
+        target, out = self.windows
+        self.windows = None
+        self.net.requires_grad_(True)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = (F.relu(1 - self.net(target)).mean() + F.relu(1 + self.net(out)).mean()) / 2
+        loss.backward()
+        return float(loss.detach())
+
+    def step(self, rate: float) -> None:
+        """Applies the gradients at the learning rate `rate`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,113 @@
+"""How long a training will take, from single steps on pictures of noise."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import autoencoder, diffusion, latents, loop, spectral
+from .config import Config
+from .data import Pictures
+from .reading import Unusable, read
+
+TRIED = 5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Precision of both trainings ("f32" or "bf16") and seconds: per step, per picture encoded, per picture read."""
+
+    autoencoder_precision: str
+    diffusion_precision: str
+    autoencoder_step: float
+    diffusion_step: float
+    encoding: float
+    reading: float
+
+    def as_dict(self) -> dict[str, float | str]:
+        """For `run.json`."""
+        return asdict(self)
+
+
+def seconds(f: Callable[[], object], device: torch.device) -> float:
+    """Of the second of two calls."""
+    f()
+    start = time.monotonic()
+    f()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic() - start
+
+
+def measure(config: Config, files: list[Path], args: argparse.Namespace, device: torch.device) -> Speed:
+    """Chooses the precisions and times a step of everything; touches nothing that is trained later."""
+    arch = config.arch
+    rows = np.random.default_rng(0).integers(0, 256, (4, arch.height, arch.width, 3), np.uint8)
+    pictures = Pictures(rows, "noise")
+    task = autoencoder.Task(config, pictures, args.seed, device)
+    run, name = probe(task, args, device)
+    first, start = 0.0, 0.0
+    for until in sorted({1.0, task.recipe.adversarial_from, *(phase.until for phase in task.phases)}):
+        batch = task.batch(0, (start + until) / 2)
+        task.begin((start + until) / 2)
+        first += (until - start) * seconds(lambda: step(run, batch), device)
+        start = until
+    ae = spectral.folded(task.model).eval()
+    whole = pictures.whole(0, arch.width, arch.height).to(device)
+    with torch.no_grad():
+        encoding = 2 * seconds(lambda: ae.encoder(whole), device)
+    with tempfile.TemporaryDirectory() as folder:
+        latents.write(arch, ae, pictures, Path(folder), device, False)
+        noise = latents.Latents.open(Path(folder))
+        second = diffusion.Task(config, noise, ae, args.seed, device)
+        run, other = probe(second, args, device)
+        batch = second.batch(0, 0.0)
+        return Speed(name, other, first, seconds(lambda: step(run, batch), device), encoding, reading(files, arch.width, arch.height))
+
+
+def probe(task: loop.Task, args: argparse.Namespace, device: torch.device) -> tuple[loop.Loop, str]:
+    """A loop that is never saved, and the precision that is the faster one for it."""
+    run = loop.Loop(task, args, device)
+    run.choose_precision()
+    return run, "bf16" if run.dtype == torch.bfloat16 else "f32"
+
+
+def step(run: loop.Loop, batch: object) -> None:
+    """A step without its checks."""
+    pictures = run.forward_backward(batch, run.dtype)[2]
+    run.update(pictures, 0.0)
+
+
+def reading(files: list[Path], width: int, height: int) -> float:
+    """Seconds for a file: the mean over the first few, whether they can be used or not."""
+    start = time.monotonic()
+    for path in files[:TRIED]:
+        try:
+            read(path, width, height)
+        except Unusable:
+            pass
+    return (time.monotonic() - start) / max(1, min(TRIED, len(files)))
+
+
+def spoken(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def sentence(parts: dict[str, float]) -> str:
+    """The whole, its parts and when it will be over."""
+    total = sum(parts.values())
+    end = datetime.now() + timedelta(seconds=total)
+    each = ", ".join(f"{name} {spoken(value)}" for name, value in parts.items() if value > 0)
+    return f"about {spoken(total)} ({each}): until {end:%A %H:%M}"

@@ -1,0 +1,192 @@
+"""From a folder of pictures to a model in one command: prepare, AutoEncoder, latents, diffusion, export, a sample grid.
+
+Everything lies in a run folder beside the output, `my.run` for `my.safetensors`; each part is resumed or skipped by
+what is there, so the same command continues after it was stopped or killed at any moment. With a budget in steps the
+result is the same bytes as without the interruption (same seed, device, number of threads and code).
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import autoencoder, cost, diffusion, estimate, latents, loop, prepare, record
+from .arch import autoencoder_identity
+from .autoencoder import Autoencoder
+from .checkpoint import replace_file
+from .config import Config, names
+from .data import Pictures
+from .diffusion import save_samples
+from .export import export
+from .latents import Latents
+from .model import Model
+from .scenery.dataset import parse_size
+from .weights import load_ema
+
+GRID_STEPS = 18
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The section `[fit]`: the AutoEncoder's share of the budget, and the budget if none is given."""
+
+    share: float = 0.5
+    steps: int | None = None
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Of both trainings: steps, or minutes."""
+
+    steps: tuple[int, int] | None
+    minutes: tuple[float, float] | None
+
+    @staticmethod
+    def of(args: argparse.Namespace, settings: Settings) -> Budget:
+        """From the command line or else from the configuration."""
+        steps, minutes = args.steps, args.minutes
+        if steps is None and minutes is None:
+            steps, minutes = settings.steps, settings.minutes
+        if (steps is None) == (minutes is None):
+            raise ValueError("a budget is needed: --minutes or --steps, one of them")
+        if steps is not None:
+            if steps < 2:
+                raise ValueError(f"steps is {steps}, must be at least 2")
+            first = min(steps - 1, max(1, round(steps * settings.share)))
+            return Budget((first, steps - first), None)
+        if minutes <= 0:
+            raise ValueError(f"minutes is {minutes}, must be above 0")
+        return Budget(None, (minutes * settings.share, minutes * (1 - settings.share)))
+
+    def arguments(self, part: int) -> dict[str, float | int | None]:
+        """As the trainings' arguments; part 0 is the AutoEncoder, 1 the U-Net."""
+        return {"steps": self.steps and self.steps[part], "minutes": self.minutes and self.minutes[part]}
+
+    def left(self, part: int, step: float, out: Path) -> float:
+        """Seconds that a training still takes, at `step` seconds a step."""
+        steps, elapsed = loop.used(out)
+        if self.steps:
+            return max(0, self.steps[part] - steps) * step
+        return max(0.0, self.minutes[part] * 60 - elapsed)
+
+
+@contextmanager
+def held(run: Path, out: Path) -> Iterator[None]:
+    """The run folder, for this process alone, without the temporary files of processes that were killed."""
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"{run}: another process is at work in it") from error
+        for path in (*run.rglob(".*.tmp"), *out.parent.glob(f".{out.name}.*.tmp")):
+            path.unlink(missing_ok=True)
+        yield
+
+
+def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, device: torch.device) -> estimate.Speed:
+    """Checks that the run folder is of these settings, or makes it one: measures speed, says what is going to happen."""
+    settings = {
+        "pictures": str(args.folder.resolve()),
+        "config": hashlib.sha256(config.text.encode()).hexdigest(),
+        "size": [config.arch.width, config.arch.height],
+        "seed": args.seed,
+        "budget": budget.arguments(0) | {"of": "AutoEncoder"},
+        "device": device.type,
+        "precision": args.precision,
+    }
+    files, _ = prepare.listing(args.folder)
+    if not files:
+        raise ValueError(f"{args.folder}: no JPEG, PNG, TIFF or WebP in it")
+    known = record.read(run)
+    if known is None:
+        print("measuring the speed of this machine", flush=True)
+        speed = estimate.measure(config, files, args, device)
+        replace_file(run / "config.toml", lambda file: file.write(config.text.encode()))
+        record.write(run, settings | {"threads": torch.get_num_threads(), "speed": speed.as_dict()})
+    else:
+        for name, value in settings.items():
+            if known.get(name) != value:
+                raise ValueError(f"{run}: was begun with {name} {known.get(name)}, not {value}; choose another --out, or remove it")
+        if known["code"] != record.code_version():
+            print(f"{run} was begun by another version of the code; the result may differ from that of one run", flush=True)
+        speed = estimate.Speed(**known["speed"])
+    count = len(files)
+    times = {
+        "reading pictures": 0.0 if (run / "pictures" / "pictures.json").exists() else count * speed.reading / args.threads,
+        "AutoEncoder": budget.left(0, speed.autoencoder_step, run / "autoencoder"),
+        "latents": 0.0 if (run / "latents" / "latents.json").exists() else count * speed.encoding,
+        "diffusion": budget.left(1, speed.diffusion_step, run / "diffusion"),
+    }
+    print(f"{count} files of pictures, {config.arch.width}x{config.arch.height}, on {device}: {estimate.sentence(times)}", flush=True)
+    return speed
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command; returns the exit code."""
+    config = Config(args.config, parse_size(args.size) if args.size else None)
+    arch, out = config.arch, args.out
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out is {out}, must end with .safetensors")
+    if out.resolve().is_relative_to(args.folder.resolve()):
+        raise ValueError(f"{out}: lies within {args.folder}, must be outside")
+    budget = Budget.of(args, config.section("fit", Settings))
+    device = repeatable(loop.choose_device(args.device), budget)
+    args.threads = args.threads or os.cpu_count() or 1
+    args.start = None
+    folder = out.with_suffix(".run")
+    with held(folder, out):
+        speed = begin(folder, config, args, budget, device)
+        print(cost.describe(arch), flush=True)
+        prepare.prepare(args.folder, folder / "pictures", arch.width, arch.height, args.threads)
+        pictures = Pictures.open(folder / "pictures")
+        own = part(args, budget, 0, folder / "autoencoder", speed.autoencoder_precision)
+        loop.prepare(own)
+        code = loop.Loop(autoencoder.Task(config, pictures, args.seed, device), own, device).run()
+        if code:
+            return code
+        model = Autoencoder(arch)
+        load_ema(folder / "autoencoder", model, autoencoder_identity(arch), device)
+        latents.write(arch, model, pictures, folder / "latents", device, speed.autoencoder_precision == "bf16")
+        own = part(args, budget, 1, folder / "diffusion", speed.diffusion_precision)
+        loop.prepare(own)
+        stored = Latents.open(folder / "latents")
+        code = loop.Loop(diffusion.Task(config, stored, model, args.seed, device), own, device).run()
+        if code:
+            return code
+        export(config, folder / "autoencoder", folder / "diffusion", stored, out)
+        whole = Model.open(out, device)
+        with torch.no_grad():
+            save_samples(out.with_suffix(".png"), whole.autoencoder.decoder, whole.sample(8, GRID_STEPS, args.seed))
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; samples of it in {out.with_suffix('.png')}")
+    return 0
+
+
+def part(args: argparse.Namespace, budget: Budget, number: int, out: Path, precision: str) -> argparse.Namespace:
+    """The arguments of one of the two trainings."""
+    return argparse.Namespace(**vars(args) | budget.arguments(number) | {"out": out, "precision": precision})
+
+
+def repeatable(device: torch.device, budget: Budget) -> torch.device:
+    """With a budget in steps, operators of which the same input gives the same bits; the fastest ones otherwise."""
+    if device.type == "cuda" and budget.steps:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder tree of JPEG, PNG, TIFF or WebP files")
+    parser.add_argument("--config", default="scenery", help=f"{', '.join(names())} or a TOML file (default: scenery)")
+    parser.add_argument("--size", metavar="WxH", help="of the model's pictures (default: the configuration's)")
+    loop.add_common_arguments(parser, "the model, a .safetensors file; the run folder lies beside it")

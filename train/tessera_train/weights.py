@@ -1,0 +1,59 @@
+"""Trained weights: out of a run folder, or out of a file that `export` wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .arch import Arch, autoencoder_identity, unet_identity
+from .spectral import fold
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def read_ema(source: Path, identity: str, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The EMA weights of a run folder, or of a file that `export` wrote, as a plain network has them (spectral norm is
+    folded in), and what is known of their training: step, pictures seen."""
+    if source.suffix == ".safetensors":
+        return exported_weights(source, identity)
+    state = torch.load(source / CHECKPOINT, map_location=device, weights_only=True)
+    if state["identity"] != identity:
+        raise SystemExit(f"{source / CHECKPOINT} is of another model than the configuration's")
+    return fold(state["ema"]), {key: state[key] for key in ("step", "seen")}
+
+
+def load_ema(source: Path, model: nn.Module, identity: str, device: torch.device) -> dict[str, Any]:
+    """Loads what `read_ema` gives into `model`, for inference on `device`; returns the training's numbers."""
+    weights, numbers = read_ema(source, identity, device)
+    model.load_state_dict(weights)
+    model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return numbers
+
+
+def exported(file: Path) -> tuple[dict[str, Tensor], Arch, dict[str, Any]]:
+    """All tensors of an exported file, its Arch, and the numbers of both trainings."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            metadata = tensors.metadata() or {}
+            if metadata.get("format") != "tessera":
+                raise SystemExit(f"{file} was not written by the export command")
+            weights = {name: tensors.get_tensor(name) for name in tensors.keys()}
+    except SafetensorError as error:
+        raise SystemExit(f"{file} is not a whole safetensors file: {error}") from error
+    return weights, Arch.from_json(metadata["arch"]), json.loads(metadata.get("trained", "{}"))
+
+
+def exported_weights(file: Path, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The part of an exported file that calls itself `identity`, in f32, and its training's numbers."""
+    tensors, arch, trained = exported(file)
+    parts = {autoencoder_identity(arch): ("autoencoder", ("encoder.", "decoder.")), unet_identity(arch): ("diffusion", ("unet.",))}
+    if identity not in parts:
+        raise SystemExit(f"{file} is of another model than the configuration's")
+    section, prefixes = parts[identity]
+    weights = {name.removeprefix("unet."): x.float() for name, x in tensors.items() if name.startswith(prefixes)}
+    return weights, {key: value for key, value in trained.get(section, {}).items() if key != "elapsed"}

@@ -1,0 +1,124 @@
+"""What `fit` promises: from a folder to a model, however often it is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pictures import write_files
+from safetensors import safe_open
+
+from tessera_train import __main__ as cli
+from tessera_train import loop
+from tessera_train.arch import Arch
+from tessera_train.config import Config
+from tessera_train.fit import Budget, Settings
+
+OPTIONS = ["--config", "tiny", "--device", "cpu", "--precision", "f32", "--threads", "1"]
+
+
+def command(pictures: Path, out: Path, steps: int, *more: str) -> list[str]:
+    """A whole fit in a process of its own."""
+    words = [str(pictures), "--out", str(out), "--steps", str(steps), *OPTIONS, *more]
+    return [sys.executable, "-m", "tessera_train", "fit", *words]
+
+
+def kill_when(words: list[str], reached: Callable[[], bool]) -> None:
+    """Starts the command and sends SIGKILL as soon as `reached()` is true."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not reached() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+
+
+def step_of(run: Path) -> int:
+    """Of the run's checkpoint, which may be replaced at this moment."""
+    return loop.used(run)[0]
+
+
+def test_killed_three_times_it_ends_with_the_same_bytes(tmp_path):
+    """SIGKILL while the AutoEncoder and its adversary train, while the U-Net trains and again a few steps later."""
+    pictures = write_files(tmp_path / "in", 8)
+    whole, parts = tmp_path / "whole" / "m.safetensors", tmp_path / "parts" / "m.safetensors"
+    subprocess.run(command(pictures, whole, 24), check=True, capture_output=True)
+    words, run = command(pictures, parts, 24, "--save-minutes", "0"), parts.with_suffix(".run")
+    kill_when(words, lambda: step_of(run / "autoencoder") >= 9)
+    kill_when(words, lambda: step_of(run / "diffusion") >= 2)
+    kill_when(words, lambda: step_of(run / "diffusion") >= 7)
+    assert not parts.exists()
+    subprocess.run(words, check=True, capture_output=True)
+    assert parts.read_bytes() == whole.read_bytes()
+    assert parts.with_suffix(".png").read_bytes() == whole.with_suffix(".png").read_bytes()
+    assert not [path for path in tmp_path.rglob(".*.tmp")]
+
+
+def test_fifty_pictures_become_a_model_and_a_grid(tmp_path, capsys):
+    """The file holds the configuration's Arch; the time is said before anything is trained; a finished fit is no work."""
+    out = tmp_path / "my.safetensors"
+    words = ["fit", str(write_files(tmp_path / "in", 50)), "--out", str(out), "--steps", "40", *OPTIONS]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert said.index("50 files of pictures, 256x128, on cpu: about") < said.index("held out")
+    with safe_open(out, "pt") as file:
+        assert Arch.from_json(file.metadata()["arch"]) == Config("tiny").arch
+        assert {name.split(".")[0] for name in file.keys()} == {"encoder", "decoder", "unet", "latents"}
+    assert Image.open(tmp_path / "my.png").width == 4 * 256
+    record = json.loads((tmp_path / "my.run" / "run.json").read_text())
+    assert record["seed"] == 0 and record["code"]["tessera_train"] and record["budget"]["steps"] == 20
+    assert (tmp_path / "my.run" / "config.toml").read_text() == Config("tiny").text
+    before = out.read_bytes()
+    assert cli.main(words) == 0
+    assert out.read_bytes() == before
+    assert cli.main([*words, "--seed", "1"]) == 2
+    assert "was begun with seed 0, not 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "1"], "steps is 1, must be at least 2"),
+        (["--minutes", "0"], "minutes is 0.0, must be above 0"),
+        (["--minutes", "1", "--steps", "9"], "one of them"),
+        (["--size", "100x100"], "width is 100, not a multiple of 32"),
+        (["--config", "huge"], "config is 'huge', must be a TOML file or one of"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, capsys, words, message):
+    """Exit code 2, one line, nothing written."""
+    pictures = write_files(tmp_path / "in", 2)
+    assert cli.main(["fit", str(pictures), "--out", str(tmp_path / "o" / "m.safetensors"), *OPTIONS, *words]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_an_empty_folder_trains_nothing(tmp_path, capsys):
+    """And says so."""
+    (tmp_path / "in").mkdir()
+    assert cli.main(["fit", str(tmp_path / "in"), "--out", str(tmp_path / "m.safetensors"), *OPTIONS]) == 2
+    assert "no JPEG, PNG, TIFF or WebP" in capsys.readouterr().err
+
+
+def test_another_size_keeps_the_phases_shares():
+    """Of the picture, in whole pixels of the coarsest level."""
+    doc = Config("scenery", (1024, 1024)).doc
+    assert (doc["arch"]["width"], doc["arch"]["height"]) == (1024, 1024)
+    assert [(p["width"], p["height"]) for p in doc["autoencoder"]["phases"]] == [(512, 512), (1024, 1024)]
+
+
+def test_the_budget_is_shared():
+    """Between the two trainings, at least a step each."""
+    import argparse
+
+    def budget(**given: float) -> Budget:
+        return Budget.of(argparse.Namespace(**{"steps": None, "minutes": None} | given), Settings(share=0.25, minutes=8))
+
+    assert budget(steps=100).steps == (25, 75) and budget(steps=2).steps == (1, 1)
+    assert budget(minutes=4.0).minutes == (1.0, 3.0) and budget().minutes == (2.0, 6.0)

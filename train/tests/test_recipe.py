@@ -1,0 +1,173 @@
+"""The parts of the recipe that a configuration switches on: spectral norm, dropout, adversary, LPIPS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from pictures import write_array
+from running import same, train
+from safetensors.torch import save_file
+
+from tessera_train import dropout, perceptual, spectral
+from tessera_train.adversarial import Adversary
+from tessera_train.arch import autoencoder_identity
+from tessera_train.autoencoder import Autoencoder
+from tessera_train.config import Config
+from tessera_train.unet import UNet
+from tessera_train.weights import load_ema, read_ema
+
+EVERYTHING = """
+spectral_norm = true
+dropout = 0.1
+dropout_over = "both"
+adversarial = 0.5
+adversarial_from = 0.5
+adversarial_width = 8
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def configuration(path: Path, switches: str) -> str:
+    """The tiny one with other switches in [autoencoder]."""
+    head, section, rest = Config("tiny").text.partition("[autoencoder]\n")
+    own, phases, rest = rest.partition("\n[[autoencoder.phases]]")
+    kept = [line for line in own.split("\n") if not line.startswith(("spectral_norm", "dropout", "adversarial"))]
+    path.write_text(head + section + switches + "\n".join(kept) + phases + rest)
+    return str(path)
+
+
+def test_a_resumed_run_is_exact_with_every_part_on(tmp_path):
+    """Stopped before and after the adversary begins: networks, optimisers and power iterations, bit for bit."""
+    config, pictures = configuration(tmp_path / "c.toml", EVERYTHING), write_array(tmp_path / "pictures")
+    whole = train(pictures, tmp_path / "whole", 6, config=config)
+    train(pictures, tmp_path / "parts", 6, 2, config)
+    train(pictures, tmp_path / "parts", 6, 4, config)
+    parts = train(pictures, tmp_path / "parts", 6, config=config)
+    assert same(whole, parts)
+    assert whole["adversary"]["optimizer"]["state"][0]["step"] == 3  # of six steps the second half
+
+
+def test_a_checkpoint_with_other_parts_is_not_continued(tmp_path):
+    """The error names the part."""
+    pictures = write_array(tmp_path / "pictures")
+    train(pictures, tmp_path / "run", 1, config=configuration(tmp_path / "c.toml", "spectral_norm = true\n"))
+    with pytest.raises(SystemExit, match="trained with spectral_norm True, the configuration says False"):
+        train(pictures, tmp_path / "run", 2, config=configuration(tmp_path / "d.toml", "spectral_norm = false\n"))
+
+
+def test_spectral_norm_sits_where_it_should():
+    """On every convolution of the encoder; on the U-Net's 3x3 and q, k, v, but on none that starts as zero."""
+    arch = Config("tiny").arch
+    unet = UNet(arch)
+    zero = {layer for layer in unet.modules() if isinstance(layer, torch.nn.Conv2d) and not layer.weight.any()}
+    chosen = spectral.unet_convolutions(unet)
+    names = {name.rpartition(".")[2] for name, layer in unet.named_modules() if layer in chosen}
+    assert names == {"enter", "conv1", "q", "k", "v"} and not zero & set(chosen)
+    assert not any(layer is unet.coarsest.block.conv1 for layer in chosen)  # 1x1
+    encoder = Autoencoder(arch).encoder
+    assert len(spectral.all_convolutions(encoder)) == sum(x.dim() == 4 for x in encoder.parameters())
+
+
+def test_spectral_norm_is_one_and_folds_away():
+    """Power iteration finds the largest singular value; the folded network is plain and computes the same."""
+    arch = Config("tiny").arch
+    torch.manual_seed(0)
+    net = Autoencoder(arch).train()
+    names = set(net.state_dict())
+    spectral.normalise(spectral.all_convolutions(net.encoder))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for _ in range(200):  # every access is a power iteration
+            [layer.weight for layer in spectral.all_convolutions(net.encoder)]
+        folded = spectral.folded(net)
+        assert set(folded.state_dict()) == names
+        for layer in spectral.all_convolutions(folded.encoder):
+            assert abs(float(spectral.sigma(layer.weight)) - 1) < 1e-5
+        for (a, b), (c, d) in zip(net.eval().encoder(x), folded.eval().encoder(x)):
+            assert torch.allclose(a, c, atol=1e-3) and torch.allclose(b, d, atol=1e-3)
+    assert spectral.folded(folded) is folded
+    net.train().encoder(x)  # the original is as it was
+
+
+def test_weights_of_a_normalised_run_are_plain_ones(tmp_path):
+    """Inference loads them as any others; another normalised run that starts from them starts where they are."""
+    config = configuration(tmp_path / "c.toml", "spectral_norm = true\n")
+    train(write_array(tmp_path / "pictures"), tmp_path / "run", 2, config=config)
+    net = Autoencoder(Config("tiny").arch)
+    source = tmp_path / "run", autoencoder_identity(Config("tiny").arch), torch.device("cpu")
+    load_ema(source[0], net, *source[1:])
+    weights, _ = read_ema(*source)
+    again = Autoencoder(Config("tiny").arch)
+    spectral.normalise(spectral.all_convolutions(again.encoder))
+    spectral.load_plain(again, weights)
+    for name, value in spectral.fold(again.state_dict()).items():
+        assert torch.allclose(value, net.state_dict()[name], atol=1e-6), name
+
+
+def test_dropout_decreases_over_resolutions_and_time():
+    """None at the finest stage, none at the end, the product of both; every block gets its stage's."""
+    assert dropout.rates(0.1, "resolution", 3, 0.9) == [0.0, 0.05, 0.1]
+    assert dropout.rates(0.1, "time", 3, 0.5) == [0.05, 0.05, 0.05]
+    assert dropout.rates(0.2, "both", 3, 0.5) == [0.0, 0.05, 0.1] and dropout.rates(0.2, "both", 3, 1.0) == [0.0] * 3
+    unet = UNet(Config("tiny").arch)
+    dropout.apply(unet, 0.1, "resolution", 0.0)
+    assert [stage.encoder[0].dropout for stage in unet.stages] == [0.0, 0.05, 0.1] and unet.coarsest.block.dropout == 0.1
+    encoder = Autoencoder(Config("tiny").arch).encoder
+    dropout.apply(encoder, 0.4, "resolution", 0.0)
+    assert [stage.down.dropout for stage in encoder.stages[1:]] == [0.1, 0.2, 0.3, 0.4]
+    with pytest.raises(ValueError, match="dropout_over is 'space'"):
+        dropout.rates(0.1, "space", 3, 0.0)
+    with pytest.raises(ValueError, match="dropout is 1.5"):
+        dropout.rates(1.5, "time", 3, 0.0)
+
+
+def test_the_adversary_learns_and_weighs_as_ldm_does():
+    """Its hinge loss falls on two kinds of windows that differ; the weight is the ratio of the gradients' norms."""
+    torch.manual_seed(0)
+    adversary = Adversary(8, torch.device("cpu"))
+    scale = torch.ones(3, requires_grad=True)
+    target, raw, losses = torch.rand(4, 3, 64, 64), torch.rand(4, 3, 64, 64) * 0.2 - 0.9, []
+    for _ in range(30):
+        out = raw * scale.view(1, 3, 1, 1)
+        reconstruction = (out - target).abs().mean()
+        weight, loss = adversary.generator_loss(target, out, reconstruction, scale)
+        losses.append(adversary.backward())
+        adversary.step(2e-3)
+    wanted = torch.autograd.grad(reconstruction, scale, retain_graph=True)[0].norm()
+    assert losses[-1] < 0.5 * losses[0]
+    assert weight > 0 and not weight.requires_grad and loss.requires_grad
+    adversary.net.requires_grad_(False).eval()
+    own = torch.autograd.grad(-adversary.net(raw * scale.view(1, 3, 1, 1)).mean(), scale)[0].norm()
+    again, _ = adversary.generator_loss(target, raw * scale.view(1, 3, 1, 1), (raw * scale.view(1, 3, 1, 1) - target).abs().mean(), scale)
+    assert torch.allclose(again, wanted / (own + 1e-4), rtol=1e-3)
+
+
+def test_lpips_reads_a_users_file_and_measures_difference(tmp_path, monkeypatch):
+    """0 for equal pictures, above for others, with gradients; a file without VGG16 in it is refused by what it lacks."""
+    blocks = tuple((numbers, 4 + k) for k, (numbers, _) in enumerate(perceptual.BLOCKS))
+    monkeypatch.setattr(perceptual, "BLOCKS", blocks)
+    tensors, cin = {}, 3
+    for k, (numbers, width) in enumerate(blocks):
+        for i in numbers:
+            tensors |= {f"features.{i}.weight": torch.randn(width, cin, 3, 3), f"features.{i}.bias": torch.zeros(width)}
+            cin = width
+    save_file(tensors, tmp_path / "vgg.safetensors")
+    lpips = perceptual.Lpips(tmp_path / "vgg.safetensors")
+    a, b = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32, requires_grad=True)
+    assert float(lpips(a, a)) == 0 and not list(lpips.parameters())
+    lpips(b, a).backward()
+    assert float(lpips(b, a).detach()) > 0 and b.grad.abs().sum() > 0
+    learned = tensors | {"lin0.model.1.weight": torch.zeros(1, 4, 1, 1)}
+    save_file(learned, tmp_path / "learned.safetensors")
+    assert float(perceptual.Lpips(tmp_path / "learned.safetensors")(b, a).detach()) < float(lpips(b, a).detach())
+    save_file({"x": torch.zeros(1)}, tmp_path / "no.safetensors")
+    with pytest.raises(ValueError, match="has no features.0.weight of shape"):
+        perceptual.Lpips(tmp_path / "no.safetensors")
+    with pytest.raises(ValueError, match="can't be read"):
+        perceptual.Lpips(tmp_path / "missing.safetensors")
