@@ -31,14 +31,18 @@ impl Server {
 
     /// Starts it by way of `wrapper`.
     pub(crate) fn start_by(wrapper: &[&str], jobs: &Path, flags: &[&str]) -> Self {
+        let model = model_path();
+        let own = ["--threads", "1", "--model", model.to_str().unwrap()];
+        Self::start_with(wrapper, jobs, &[&own, flags].concat())
+    }
+
+    /// Starts it with nothing but `flags`: the embedded model, all cores.
+    pub(crate) fn start_with(wrapper: &[&str], jobs: &Path, flags: &[&str]) -> Self {
         let program = env!("CARGO_BIN_EXE_tessera");
         let words: Vec<_> = wrapper.iter().copied().chain([program]).collect();
         let mut child = Command::new(words[0])
             .args(&words[1..])
-            .args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu", "--threads", "1"])
-            .arg("--model")
-            .arg(model_path())
-            .arg("--jobs")
+            .args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu", "--jobs"])
             .arg(jobs)
             .args(flags)
             .stdout(Stdio::piped())
@@ -49,6 +53,11 @@ impl Server {
         let url = line.trim().strip_prefix("listening on ");
         let url = url.unwrap_or_else(|| panic!("the server said {line:?}")).to_owned();
         Self { child, url }
+    }
+
+    /// The process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it as a power cut would: SIGKILL.
