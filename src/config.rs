@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    fmt,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -10,6 +11,28 @@ use crate::error::{Error, Result};
 
 /// Most threads that `TESSERA_THREADS` and `--threads` accept.
 pub const MAX_THREADS: usize = 1024;
+
+/// A text that is shown nowhere, such as a token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes `text` into hiding.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
 
 /// What the environment says; flags take precedence over it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +48,10 @@ pub struct Config {
     pub created: Option<SystemTime>,
     /// `TESSERA_LOG`: filter of the log, such as `info` or `tessera=debug`.
     pub log: Option<String>,
+    /// `TESSERA_SERVER`: address of the service that client commands call.
+    pub server: Option<String>,
+    /// `TESSERA_TOKEN`: what client commands show to the service as bearer token.
+    pub token: Option<Secret>,
 }
 
 impl Config {
@@ -46,6 +73,11 @@ impl Config {
             None => Ok(None),
             Some(Ok(value)) => Ok(Some(value)),
             Some(Err(value)) => Err(Error::invalid(format!("{name} is {value:?}, not text"))),
+        };
+        let secret = |name: &str| match set(name).map(OsString::into_string) {
+            None => Ok(None),
+            Some(Ok(value)) => Ok(Some(Secret::new(value))),
+            Some(Err(_)) => Err(Error::invalid(format!("{name} is not text"))),
         };
         let threads = match text("TESSERA_THREADS")? {
             None => None,
@@ -71,6 +103,8 @@ impl Config {
             device: text("TESSERA_DEVICE")?,
             threads,
             log: text("TESSERA_LOG")?,
+            server: text("TESSERA_SERVER")?,
+            token: secret("TESSERA_TOKEN")?,
         })
     }
 }
@@ -104,6 +138,8 @@ mod tests {
             ("TESSERA_THREADS", "3"),
             ("SOURCE_DATE_EPOCH", "86400"),
             ("TESSERA_LOG", "info"),
+            ("TESSERA_SERVER", "https://pictures.example"),
+            ("TESSERA_TOKEN", "open sesame"),
         ];
         let expected = Config {
             model: Some("a.safetensors".into()),
@@ -111,8 +147,16 @@ mod tests {
             threads: Some(3),
             created: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(86400)),
             log: Some("info".into()),
+            server: Some("https://pictures.example".into()),
+            token: Some(Secret::new("open sesame")),
         };
         assert_eq!(config(&vars).ok(), Some(expected));
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let shown = format!("{:?}", config(&[("TESSERA_TOKEN", "open sesame")]));
+        assert!(!shown.contains("sesame"), "{shown}");
     }
 
     #[test]

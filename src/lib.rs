@@ -12,7 +12,8 @@
 //! 5. [`engine`]: one image.
 //! 6. [`jobs`]: many images: queue, admission, and what survives a crash.
 //! 7. [`api`]: the messages of the service.
-//! 8. [`cli`]: the command line.
+//! 8. [`client`]: calls to the service, and pictures fetched from it.
+//! 9. [`cli`]: the command line.
 //!
 //! # The journey of one image
 //!
@@ -27,6 +28,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod engine;
 pub mod error;

@@ -5,14 +5,19 @@
 
 mod args;
 mod devices;
+mod fetch;
 mod generate;
 mod inspect;
+mod jobs;
 mod latents;
 mod output;
 mod progress;
 mod reconstruct;
 mod serve;
+mod server;
+mod submit;
 mod text;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -43,6 +48,12 @@ enum Command {
     Inspect(inspect::Args),
     Devices(devices::Args),
     Serve(Box<serve::Args>),
+    Submit(submit::Args),
+    Watch(watch::Args),
+    Fetch(fetch::Args),
+    Jobs(jobs::ListArgs),
+    Cancel(jobs::CancelArgs),
+    Delete(jobs::DeleteArgs),
 }
 
 impl Command {
@@ -56,6 +67,12 @@ impl Command {
             Self::Inspect(args) => args.progress.json,
             Self::Devices(args) => args.progress.json,
             Self::Serve(args) => args.progress.json,
+            Self::Submit(args) => args.progress.json,
+            Self::Watch(args) => args.progress.json,
+            Self::Fetch(args) => args.progress.json,
+            Self::Jobs(args) => args.progress.json,
+            Self::Cancel(args) => args.progress.json,
+            Self::Delete(args) => args.progress.json,
         }
     }
 }
@@ -88,6 +105,12 @@ fn run(command: &Command, progress: &mut Progress) -> Result<()> {
         Command::Inspect(args) => inspect::run(args, &config, progress),
         Command::Devices(args) => devices::run(args, progress),
         Command::Serve(args) => serve::run(args, &config, progress, &cancel),
+        Command::Submit(args) => submit::run(args, &config, progress, &cancel),
+        Command::Watch(args) => watch::run(args, &config, progress, &cancel),
+        Command::Fetch(args) => fetch::run(args, &config, progress, &cancel),
+        Command::Jobs(args) => jobs::list(args, &config, progress, &cancel),
+        Command::Cancel(args) => jobs::cancel(args, &config, progress, &cancel),
+        Command::Delete(args) => jobs::delete(args, &config, progress, &cancel),
     }
 }
 

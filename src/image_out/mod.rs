@@ -17,7 +17,7 @@ use std::path::Path;
 pub use atomic::{AtomicFile, preflight, sync_directory};
 pub use icc::srgb_profile;
 pub use metadata::Metadata;
-pub use tiff::{CLASSIC_LIMIT, TILE, write_tiff};
+pub use tiff::{CLASSIC_LIMIT, TILE, write_tiff, write_tiff_with};
 
 pub use self::png::write_png;
 use crate::error::{Error, Kind, Result};

@@ -62,6 +62,20 @@ pub fn write_tiff(
     metadata: &Metadata,
     classic_limit: u64,
 ) -> Result<()> {
+    write_tiff_with(path, source, || Ok(metadata.clone()), classic_limit)
+}
+
+/// [`write_tiff`] with metadata that is asked for when all pixels are in the file, and need not be known before.
+///
+/// # Errors
+///
+/// See [`write`](super::write()); that of `metadata` ends the writing, too.
+pub fn write_tiff_with(
+    path: &Path,
+    source: &dyn PixelSource,
+    metadata: impl FnOnce() -> Result<Metadata>,
+    classic_limit: u64,
+) -> Result<()> {
     check_size(source, i32::MAX as u32)?;
     let mut file = AtomicFile::create(path)?;
     let pyramid = Pyramid { source, levels: Level::all(source.width(), source.height()) };
@@ -137,7 +151,7 @@ impl Pyramid<'_> {
     fn write<T: Sample, K: TiffKind>(
         &self,
         file: &mut AtomicFile,
-        metadata: &Metadata,
+        metadata: impl FnOnce() -> Result<Metadata>,
     ) -> Result<(), Failure> {
         let mut encoder = TiffEncoder::<_, K>::new_generic(file)?;
         let mut index: Vec<Index> = self
@@ -157,7 +171,7 @@ impl Pyramid<'_> {
             align(&mut directory, packed.bytes.len())
         })?;
 
-        describe(&mut directory, metadata)?;
+        describe(&mut directory, &metadata()?)?;
         self.layout(&mut directory, self.levels[0], &index[0])?;
         directory.finish()?;
         for (level, index) in self.levels.iter().zip(&index).skip(1) {

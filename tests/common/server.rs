@@ -36,14 +36,22 @@ impl Server {
         Self::start_with(wrapper, jobs, &[&own, flags].concat())
     }
 
+    /// Starts it at an address that it had before.
+    pub(crate) fn start_at(address: &str, jobs: &Path) -> Self {
+        Self::start(jobs, &["--listen", address])
+    }
+
     /// Starts it with nothing but `flags`: the embedded model, all cores.
     pub(crate) fn start_with(wrapper: &[&str], jobs: &Path, flags: &[&str]) -> Self {
+        let listen: &[&str] =
+            if flags.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
         let program = env!("CARGO_BIN_EXE_tessera");
         let words: Vec<_> = wrapper.iter().copied().chain([program]).collect();
         let mut child = Command::new(words[0])
             .args(&words[1..])
-            .args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu", "--jobs"])
+            .args(["serve", "--device", "cpu", "--jobs"])
             .arg(jobs)
+            .args(listen)
             .args(flags)
             .stdout(Stdio::piped())
             .spawn()

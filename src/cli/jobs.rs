@@ -1,0 +1,239 @@
+//! `tessera jobs`, `tessera cancel`, `tessera delete`: a server's jobs.
+
+use std::{
+    fmt::Write as _,
+    time::{Duration, SystemTime},
+};
+
+use serde::Serialize;
+
+use super::{
+    progress::{Progress, ProgressArgs},
+    server::ServerArgs,
+};
+use crate::{
+    api::{Job, JobState},
+    client::{self, plain},
+    config::Config,
+    engine::Cancel,
+    error::Result,
+};
+
+/// List a server's jobs, oldest first
+#[derive(Debug, clap::Args)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    pub(super) progress: ProgressArgs,
+}
+
+/// Cancel a server's job within one step or tile
+#[derive(Debug, clap::Args)]
+pub(super) struct CancelArgs {
+    /// Name of the job, as "submit" prints it
+    #[arg(value_name = "JOB")]
+    job: String,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    pub(super) progress: ProgressArgs,
+}
+
+/// Cancel a server's job if it has not ended, and remove it with its pixels
+#[derive(Debug, clap::Args)]
+pub(super) struct DeleteArgs {
+    /// Name of the job, as "submit" prints it
+    #[arg(value_name = "JOB")]
+    job: String,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    pub(super) progress: ProgressArgs,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "jobs")]
+struct Report<'a> {
+    jobs: Vec<Row<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Done<'a> {
+    /// Asked for; the state says whether it has taken effect.
+    Cancelling {
+        job: &'a str,
+        state: String,
+    },
+    Deleted {
+        job: &'a str,
+    },
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    job: &'a str,
+    state: String,
+    width: u32,
+    height: u32,
+    seed: u64,
+    steps_done: u32,
+    steps: u32,
+    tiles_done: u32,
+    tiles: u32,
+    /// Seconds since it was queued.
+    age: f64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    error: &'a str,
+}
+
+impl<'a> Row<'a> {
+    fn new(job: &'a Job, now: SystemTime) -> Self {
+        let spec = job.spec.clone().unwrap_or_default();
+        let age = client::time(job.create_time.as_ref());
+        let age = age.and_then(|created| now.duration_since(created).ok());
+        Self {
+            job: &job.name,
+            state: client::state_name(job.state()),
+            width: spec.width,
+            height: spec.height,
+            seed: spec.seed,
+            steps_done: job.steps_done,
+            steps: spec.steps,
+            tiles_done: job.tiles_done,
+            tiles: job.tile_columns.saturating_mul(job.tile_rows),
+            age: age.unwrap_or_default().as_secs_f64(),
+            error: &job.error,
+        }
+    }
+}
+
+pub(super) fn list(
+    args: &ListArgs,
+    config: &Config,
+    progress: &mut Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let jobs = client::run(cancel, async { args.server.connect(config).await?.list().await })?;
+    let now = SystemTime::now();
+    progress.json(&Report { jobs: jobs.iter().map(|job| Row::new(job, now)).collect() });
+    progress.result(&table(&jobs, now))
+}
+
+pub(super) fn cancel(
+    args: &CancelArgs,
+    config: &Config,
+    progress: &mut Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let work = async { args.server.connect(config).await?.cancel(&args.job).await };
+    let job = client::run(cancel, work)?;
+    let state = client::state_name(job.state());
+    let said = match client::is_last(job.state()) {
+        true => state.clone(),
+        false => format!("{state}, will be cancelled"),
+    };
+    progress.json(&Done::Cancelling { job: &job.name, state });
+    progress.result(&format!("{}  {said}\n", plain(&job.name)))
+}
+
+pub(super) fn delete(
+    args: &DeleteArgs,
+    config: &Config,
+    progress: &mut Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let work = async { args.server.connect(config).await?.delete(&args.job).await };
+    client::run(cancel, work)?;
+    let name = client::full_name(&args.job);
+    progress.json(&Done::Deleted { job: &name });
+    progress.result(&format!("{}  deleted\n", plain(&name)))
+}
+
+/// The jobs for people, in columns.
+fn table(jobs: &[Job], now: SystemTime) -> String {
+    let mut rows =
+        vec![["JOB", "STATE", "SIZE", "SEED", "PROGRESS", "AGE", "ERROR"].map(str::to_owned)];
+    for job in jobs {
+        let row = Row::new(job, now);
+        rows.push([
+            plain(row.job),
+            row.state.clone(),
+            format!("{} x {}", row.width, row.height),
+            row.seed.to_string(),
+            progress_of(job.state(), &row),
+            age(Duration::try_from_secs_f64(row.age).unwrap_or_default()),
+            plain(row.error),
+        ]);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; 7] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    let mut out = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            // Writing to a String can't fail.
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+fn progress_of(state: JobState, row: &Row<'_>) -> String {
+    if row.tiles_done > 0 || state == JobState::Decoding {
+        format!("tile {} of {}", row.tiles_done, row.tiles)
+    } else {
+        format!("step {} of {}", row.steps_done, row.steps)
+    }
+}
+
+/// A time since: `12 s`, `3 min`, `5 h`, `2 d`.
+fn age(age: Duration) -> String {
+    let seconds = age.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::JobSpec;
+
+    #[test]
+    fn the_table_has_columns_and_no_control_characters() {
+        let spec = JobSpec { width: 256, height: 128, seed: 7, steps: 25, ..JobSpec::default() };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100_000);
+        let created = Some(client::timestamp(now - Duration::from_secs(200)));
+        let denoising = Job {
+            name: "jobs/a".into(),
+            state: JobState::Denoising.into(),
+            spec: Some(spec.clone()),
+            steps_done: 3,
+            create_time: created,
+            ..Job::default()
+        };
+        let failed = Job {
+            name: "jobs/\u{7}b".into(),
+            state: JobState::Failed.into(),
+            spec: Some(spec),
+            tiles_done: 1,
+            tile_columns: 2,
+            tile_rows: 1,
+            error: "no\ndisk".into(),
+            ..denoising.clone()
+        };
+        let table = table(&[denoising, failed], now);
+        let lines: Vec<_> = table.lines().collect();
+        assert_eq!(lines[0], "JOB      STATE      SIZE       SEED  PROGRESS      AGE    ERROR");
+        assert_eq!(lines[1], "jobs/a   denoising  256 x 128  7     step 3 of 25  3 min");
+        assert!(lines[2].starts_with("jobs/\u{FFFD}b  failed     256 x 128  7     tile 1 of 2 "));
+        assert!(lines[2].ends_with("3 min  no\u{FFFD}disk"), "{}", lines[2]);
+    }
+}

@@ -1,0 +1,232 @@
+//! Which server client commands call, and how its jobs are shown.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{args::named_input, progress::Progress};
+use crate::{
+    api::{
+        Job, JobEvent, Tile,
+        job_event::{Event, Finished, LevelSettled, Queued, Started, Step},
+    },
+    client::{self, Client, Settings, plain},
+    config::{Config, Secret},
+    engine::{self, Observer as _},
+    error::{Error, Result},
+};
+
+/// Largest file of a certificate or key.
+const MAX_PEM: u64 = 1 << 20;
+
+/// How to reach the server.
+#[derive(Debug, Args)]
+pub(super) struct ServerArgs {
+    /// Address of the service; http://127.0.0.1:50051 if not given [env: TESSERA_SERVER]
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+    /// Bearer token; others on this machine can see flags, so the variable is better [env: TESSERA_TOKEN]
+    #[arg(long, value_name = "TOKEN", value_parser = parse_secret)]
+    token: Option<Secret>,
+    /// Authority that signed the server's certificate, PEM; the machine's own ones if not given
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Certificate to show to the server, PEM
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Key of the certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+}
+
+fn parse_secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
+}
+
+impl ServerArgs {
+    /// Connects: flags, then environment, then the default.
+    pub(super) async fn connect(&self, config: &Config) -> Result<Client> {
+        let server = self.server.as_ref().or(config.server.as_ref()).cloned();
+        let server = server.unwrap_or_else(|| client::DEFAULT_SERVER.to_owned());
+        let pem = |field: &str, path: &Option<PathBuf>| {
+            path.as_ref().map(|path| read_pem(field, path)).transpose()
+        };
+        let settings = Settings {
+            token: self.token.as_ref().or(config.token.as_ref()).cloned(),
+            ca: pem("ca", &self.ca)?,
+            identity: pem("cert", &self.cert)?.zip(pem("key", &self.key)?),
+            ..Settings::new(server)
+        };
+        Client::connect(&settings).await
+    }
+}
+
+fn read_pem(field: &str, path: &Path) -> Result<Vec<u8>> {
+    let failed = |e| named_input(Error::io("can't read", path, e), field, path);
+    let length = std::fs::metadata(path).map_err(failed)?.len();
+    if length > MAX_PEM {
+        return Err(Error::invalid(format!(
+            "{field} {} has {length} bytes; the limit is {MAX_PEM}",
+            path.display()
+        )));
+    }
+    std::fs::read(path).map_err(failed)
+}
+
+/// Shows a job's events: as bars, as lines or as JSON.
+#[derive(Default)]
+pub(super) struct Follow {
+    steps: usize,
+    tiles: usize,
+    tiles_done: usize,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Waiting,
+    Denoising,
+    Decoding,
+}
+
+/// A job's event as JSON; `job_sequence` is what `--after` takes.
+#[derive(Serialize)]
+struct Line<'a> {
+    job_sequence: u64,
+    #[serde(flatten)]
+    what: What<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum What<'a> {
+    Queued { job: String, width: u32, height: u32, seed: u64, steps: u32, tiles: u32 },
+    Started { device: String },
+    Step { step: u32, of: u32, sigma: f64 },
+    LevelSettled { level: u32, rows: u32, columns: u32 },
+    Tile { tile: usize, of: usize, column: u32, row: u32, x: u32, y: u32, width: u32, height: u32 },
+    Finished { receipt: serde_json::Value, description: &'a str },
+}
+
+impl Follow {
+    /// Follows a job that stands as `job` says.
+    pub(super) fn new(job: &Job, progress: &mut Progress) -> Self {
+        let mut follow = Self::default();
+        follow.know(job);
+        if !progress.is_json() {
+            progress.busy("queued");
+        }
+        follow
+    }
+
+    fn know(&mut self, job: &Job) {
+        self.steps = job.spec.as_ref().map_or(0, |spec| spec.steps) as usize;
+        self.tiles = (job.tile_columns as usize).saturating_mul(job.tile_rows as usize);
+    }
+
+    /// Shows `event`.
+    pub(super) fn show(&mut self, event: &JobEvent, progress: &mut Progress) {
+        if let Some(Event::Tile(_)) = event.event {
+            self.tiles_done += 1;
+        }
+        if progress.is_json() {
+            if let Some(what) = self.what(event) {
+                progress.json(&Line { job_sequence: event.sequence, what });
+            }
+        } else {
+            self.draw(event, progress);
+        }
+    }
+
+    fn draw(&mut self, event: &JobEvent, progress: &mut Progress) {
+        match &event.event {
+            Some(Event::Queued(Queued { job: Some(job) })) => {
+                self.know(job);
+                let spec = job.spec.clone().unwrap_or_default();
+                progress.say(&format!(
+                    "{}  {} x {}  seed {}  {} steps",
+                    plain(&job.name),
+                    spec.width,
+                    spec.height,
+                    spec.seed,
+                    spec.steps
+                ));
+            }
+            Some(Event::Started(Started { device })) => {
+                progress.say(&format!("  on {}", plain(device)));
+            }
+            Some(Event::Step(Step { step, of, sigma })) => {
+                self.enter(Stage::Denoising, progress);
+                let (step, of) = (*step as usize, *of as usize);
+                progress.event(engine::Event::Step { step, of, sigma: *sigma });
+            }
+            Some(Event::Tile(tile)) => {
+                self.enter(Stage::Decoding, progress);
+                let rect = tile.rect.unwrap_or_default();
+                let [x, y, width, height] =
+                    [rect.x, rect.y, rect.width, rect.height].map(|v| v as usize);
+                let rect = engine::plan::Rect { x, y, width, height };
+                let (tile, of) = (self.tiles_done, self.tiles);
+                progress.event(engine::Event::Tile { tile, of, rect });
+            }
+            _ => {}
+        }
+    }
+
+    fn enter(&mut self, stage: Stage, progress: &mut Progress) {
+        if self.stage == stage {
+            return;
+        }
+        self.stage = stage;
+        match stage {
+            Stage::Waiting => {}
+            Stage::Denoising => progress.event(engine::Event::Denoising { of: self.steps }),
+            Stage::Decoding => progress.event(engine::Event::Decoding { of: self.tiles }),
+        }
+    }
+
+    /// The event as JSON. A job's bad end is none: the command fails with it, and says so itself.
+    fn what<'a>(&self, event: &'a JobEvent) -> Option<What<'a>> {
+        Some(match event.event.as_ref()? {
+            Event::Queued(Queued { job }) => {
+                let job = job.clone().unwrap_or_default();
+                let spec = job.spec.unwrap_or_default();
+                What::Queued {
+                    job: job.name,
+                    width: spec.width,
+                    height: spec.height,
+                    seed: spec.seed,
+                    steps: spec.steps,
+                    tiles: job.tile_columns.saturating_mul(job.tile_rows),
+                }
+            }
+            Event::Started(Started { device }) => What::Started { device: device.clone() },
+            Event::Step(Step { step, of, sigma }) => {
+                What::Step { step: *step, of: *of, sigma: *sigma }
+            }
+            Event::LevelSettled(LevelSettled { level, rows, columns, .. }) => {
+                What::LevelSettled { level: *level, rows: *rows, columns: *columns }
+            }
+            Event::Tile(Tile { column, row, rect, .. }) => {
+                let rect = rect.unwrap_or_default();
+                What::Tile {
+                    tile: self.tiles_done,
+                    of: self.tiles,
+                    column: *column,
+                    row: *row,
+                    x: rect.x,
+                    y: rect.y,
+                    width: rect.width,
+                    height: rect.height,
+                }
+            }
+            Event::Finished(Finished { receipt, description }) => What::Finished {
+                receipt: serde_json::from_str(receipt).unwrap_or_default(),
+                description,
+            },
+            Event::Failed(_) | Event::Cancelled(_) => return None,
+        })
+    }
+}

@@ -1,0 +1,164 @@
+//! `tessera submit`: orders a picture from a server.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use super::{
+    args::{self, DecodeFlags, Size},
+    progress::{Progress, ProgressArgs},
+    server::ServerArgs,
+    text,
+};
+use crate::{
+    api::{CreateJobRequest, Job, JobSpec, Quote, Sampler},
+    client::{self, plain},
+    config::Config,
+    engine::{Cancel, plan::TileSize},
+    error::{Error, Result},
+    model::sampler::Method,
+};
+
+/// Longest `--deadline`: a year.
+const MAX_DEADLINE: u64 = 366 * 24 * 3600;
+
+/// Order a picture from a server and print the job's name
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Key of the noise; the same seed gives the same picture
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Size in pixels; the size the server's model was trained for if not given
+    #[arg(long, value_name = "WxH", allow_hyphen_values = true)]
+    size: Option<Size>,
+    /// Denoising steps, 1 to 1000
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 25)]
+    steps: u32,
+    /// heun (best), dpmpp (fastest) or ddim
+    #[arg(long, value_name = "NAME", value_parser = args::parse_method, default_value = "dpmpp")]
+    sampler: Method,
+    #[command(flatten)]
+    decode: DecodeFlags,
+    /// Your name for this order, at most 128 characters; the same name again gives the same job
+    #[arg(long, value_name = "TEXT")]
+    request_id: Option<String>,
+    /// The job fails if it has not ended after so many seconds
+    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS")]
+    deadline: Option<u64>,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    pub(super) progress: ProgressArgs,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "submitted")]
+struct Submitted<'a> {
+    job: &'a str,
+    state: String,
+    width: u32,
+    height: u32,
+    tiles: u32,
+    memory_bytes: u64,
+    disk_bytes: u64,
+    flops: u64,
+    compute_seconds: f64,
+}
+
+pub(super) fn run(
+    args: &Args,
+    config: &Config,
+    progress: &mut Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let order = order(args)?;
+    let job = client::run(cancel, async {
+        let client = args.server.connect(config).await?;
+        client.create(order).await
+    })?;
+    report(&job, progress)
+}
+
+fn report(job: &Job, progress: &mut Progress) -> Result<()> {
+    let spec = job.spec.clone().unwrap_or_default();
+    let quote = job.quote.clone().unwrap_or_default();
+    let Quote { memory_bytes, disk_bytes, flops, tiles, .. } = quote;
+    let compute = quote.compute_time.and_then(|time| Duration::try_from(time).ok());
+    let compute = compute.unwrap_or_default();
+    progress.json(&Submitted {
+        job: &job.name,
+        state: client::state_name(job.state()),
+        width: spec.width,
+        height: spec.height,
+        tiles,
+        memory_bytes,
+        disk_bytes,
+        flops,
+        compute_seconds: compute.as_secs_f64(),
+    });
+    for notice in &quote.notices {
+        progress.say(&format!("  note     {}", plain(notice)));
+    }
+    // A server that has done nothing yet can't tell.
+    if !compute.is_zero() {
+        progress.say(&format!("  about    {}", text::seconds(compute)));
+    }
+    progress.result(&format!("{}\n", plain(&job.name)))
+}
+
+/// What the flags ask for.
+fn order(args: &Args) -> Result<CreateJobRequest> {
+    let side = |field: &str, value: usize| {
+        u32::try_from(value)
+            .map_err(|_| Error::invalid(format!("{field} is {value}; the limit is {}", u32::MAX)))
+    };
+    let (width, height) = match args.size {
+        Some(Size { width: 0, .. } | Size { height: 0, .. }) => {
+            return Err(Error::invalid("size has a side of 0; the least is 1"));
+        }
+        Some(Size { width, height }) => (side("width", width)?, side("height", height)?),
+        None => (0, 0),
+    };
+    let tile_size = match args.decode.tile {
+        TileSize::Pixels(0) => return Err(Error::invalid("tile is 0; servers take 64 to 1024")),
+        TileSize::Pixels(pixels) => side("tile", pixels)?,
+        TileSize::Whole => {
+            return Err(Error::invalid("tile is whole; servers take 64 to 1024 pixels"));
+        }
+    };
+    if args.steps == 0 {
+        return Err(Error::invalid("steps is 0, which is not from 1 to 1000 (nearest: 1)"));
+    }
+    let sampler = match args.sampler {
+        Method::Dpmpp => Sampler::Dpmpp,
+        Method::Heun => Sampler::Heun,
+        Method::Ddim => Sampler::Ddim,
+    };
+    let deadline = match args.deadline {
+        Some(seconds) if !(1..=MAX_DEADLINE).contains(&seconds) => {
+            return Err(Error::invalid(format!(
+                "deadline is {seconds}, which is not from 1 to {MAX_DEADLINE} seconds"
+            )));
+        }
+        Some(seconds) => SystemTime::now().checked_add(Duration::from_secs(seconds)),
+        None => None,
+    };
+    if args.request_id.as_deref() == Some("") {
+        return Err(Error::invalid("request_id is empty; leave it out or give it a character"));
+    }
+    Ok(CreateJobRequest {
+        spec: Some(JobSpec {
+            model: String::new(),
+            seed: args.seed,
+            width,
+            height,
+            steps: args.steps,
+            sampler: sampler.into(),
+            tile_size,
+            bits: 8 * args.decode.bits.sample_len() as u32,
+        }),
+        request_id: args.request_id.clone().unwrap_or_default(),
+        deadline: deadline.map(client::timestamp),
+        viewport: None,
+    })
+}

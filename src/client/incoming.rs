@@ -1,0 +1,353 @@
+//! A picture that arrives tile by tile while it is being read: whoever reads waits until what it reads is there.
+//!
+//! Nobody waits for ever: the end of the tiles, an error, and whoever gives up wake all readers.
+
+use std::{
+    path::Path,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{
+    api::{ImageFormat, Job, Tile},
+    engine::{
+        plan::{MAX_EXTENT, MAX_TILE, MIN_TILE, Rect},
+        tiles::Canvas,
+    },
+    error::{Error, Kind, Result},
+    image_out::{Area, Bits, Metadata, PixelSource, RawPixels},
+};
+
+/// Size and tiles of a picture, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    width: usize,
+    height: usize,
+    bits: Bits,
+    /// Side of a tile.
+    side: usize,
+}
+
+impl Layout {
+    /// The layout that a job's spec says.
+    ///
+    /// # Errors
+    /// [`Kind::Internal`] naming the field when the server's answer makes no sense.
+    pub(super) fn of(job: &Job) -> Result<Self> {
+        let refused = |field: &str, value: u32, limit: &str| {
+            let message = format!("the server says {field} is {value}, which is not {limit}");
+            Error::new(Kind::Internal, message)
+        };
+        let spec = job.spec.clone().unwrap_or_default();
+        for (field, value) in [("width", spec.width), ("height", spec.height)] {
+            if !(1..=MAX_EXTENT).contains(&(value as usize)) {
+                return Err(refused(field, value, &format!("from 1 to {MAX_EXTENT}")));
+            }
+        }
+        let side = spec.tile_size as usize;
+        if !(MIN_TILE..=MAX_TILE).contains(&side) {
+            let limit = format!("from {MIN_TILE} to {MAX_TILE}");
+            return Err(refused("tile_size", spec.tile_size, &limit));
+        }
+        let bits = match spec.bits {
+            8 => Bits::Eight,
+            16 => Bits::Sixteen,
+            other => return Err(refused("bits", other, "8 or 16")),
+        };
+        let layout = Self { width: spec.width as usize, height: spec.height as usize, bits, side };
+        for (field, value, expected) in [
+            ("tile_columns", job.tile_columns, layout.columns()),
+            ("tile_rows", job.tile_rows, layout.rows()),
+        ] {
+            if value as usize != expected {
+                return Err(refused(field, value, &expected.to_string()));
+            }
+        }
+        Ok(layout)
+    }
+
+    fn columns(self) -> usize {
+        self.width.div_ceil(self.side)
+    }
+
+    fn rows(self) -> usize {
+        self.height.div_ceil(self.side)
+    }
+
+    /// Pixels of the tile in `column` and `row`, which exists.
+    fn rect(self, column: usize, row: usize) -> Rect {
+        let (x, y) = (column * self.side, row * self.side);
+        let (width, height) = (self.side.min(self.width - x), self.side.min(self.height - y));
+        Rect { x, y, width, height }
+    }
+
+    /// Whether the tile is one of this picture, with the right pixels and encoding; gives its number.
+    ///
+    /// # Errors
+    /// [`Kind::Internal`]: asking again would not help.
+    pub(super) fn index(self, tile: &Tile) -> Result<usize> {
+        let refused = |why: &str| {
+            let (column, row) = (tile.column, tile.row);
+            let message = format!("the server's tile in column {column}, row {row} {why}");
+            Err(Error::new(Kind::Internal, message))
+        };
+        let (column, row) = (tile.column as usize, tile.row as usize);
+        if column >= self.columns() || row >= self.rows() || tile.level != 0 {
+            return refused("is not one of the picture");
+        }
+        let expected = self.rect(column, row);
+        let rect = tile.rect.unwrap_or_default();
+        let found = [rect.x, rect.y, rect.width, rect.height].map(|v| v as usize);
+        if found != [expected.x, expected.y, expected.width, expected.height] {
+            return refused("has the pixels of another one");
+        }
+        if tile.format() != ImageFormat::Raw {
+            return refused("is not raw, as it was asked for");
+        }
+        Ok(row * self.columns() + column)
+    }
+
+    /// Whether the tile's samples arrived as they were sent.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] saying what differs.
+    pub(super) fn check(self, tile: &Tile) -> Result<()> {
+        let damaged = |what: &str, found: usize, expected: usize| {
+            let (column, row) = (tile.column, tile.row);
+            let message = format!(
+                "the tile in column {column}, row {row} arrived damaged: its {what} is {found} in place of {expected}"
+            );
+            Err(Error::new(Kind::Io, message))
+        };
+        let rect = self.rect(tile.column as usize, tile.row as usize);
+        let expected = rect.width * rect.height * self.bits.pixel_len();
+        if tile.data.len() != expected {
+            return damaged("length", tile.data.len(), expected);
+        }
+        let crc32c = crc32c::crc32c(&tile.data);
+        if crc32c != tile.crc32c {
+            return damaged("CRC32C", crc32c as usize, tile.crc32c as usize);
+        }
+        Ok(())
+    }
+}
+
+/// The picture. One thread puts tiles in, others read.
+pub(super) struct Incoming {
+    layout: Layout,
+    state: Mutex<State>,
+    /// Told of every change of the state.
+    changed: Condvar,
+}
+
+struct State {
+    canvas: Canvas,
+    /// Which tiles are there, row by row.
+    there: Vec<bool>,
+    missing: usize,
+    metadata: Option<Metadata>,
+    /// Why there will be no more.
+    failure: Option<(Kind, String)>,
+}
+
+impl State {
+    fn check(&self) -> Result<()> {
+        match &self.failure {
+            Some((kind, message)) => Err(Error::new(*kind, message.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Incoming {
+    /// Reserves room for the whole picture in a nameless file in `dir`.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] when the disk has no room.
+    pub(super) fn new(dir: &Path, layout: Layout) -> Result<Self> {
+        let canvas = Canvas::create(dir, layout.width, layout.height, layout.bits)?;
+        let missing = layout.columns() * layout.rows();
+        let there = vec![false; missing];
+        let state = State { canvas, there, missing, metadata: None, failure: None };
+        Ok(Self { layout, state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// Puts in the tile number `index`, which was checked.
+    ///
+    /// # Errors
+    /// [`Kind::Internal`] when it does not fit.
+    pub(super) fn put(&self, index: usize, mut samples: Vec<u8>) -> Result<()> {
+        if cfg!(target_endian = "big") && self.layout.bits == Bits::Sixteen {
+            samples.as_chunks_mut::<2>().0.iter_mut().for_each(|sample| sample.reverse());
+        }
+        let columns = self.layout.columns();
+        let rect = self.layout.rect(index % columns, index / columns);
+        let mut state = self.state();
+        state.canvas.put(rect, &samples)?;
+        if !std::mem::replace(&mut state.there[index], true) {
+            state.missing -= 1;
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// All tiles are there, and this is what the picture says of itself.
+    ///
+    /// # Errors
+    /// [`Kind::Internal`] when a tile is missing.
+    pub(super) fn finish(&self, metadata: Metadata) -> Result<()> {
+        let mut state = self.state();
+        if state.missing > 0 {
+            let message = format!("the job is finished, but {} tiles did not come", state.missing);
+            return Err(Error::new(Kind::Internal, message));
+        }
+        state.metadata = Some(metadata);
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// There will be no more: whoever waits or reads gets an error of this kind.
+    pub(super) fn fail(&self, kind: Kind, message: &str) {
+        self.state().failure.get_or_insert_with(|| (kind, message.to_owned()));
+        self.changed.notify_all();
+    }
+
+    /// What the picture says of itself, once it is finished.
+    ///
+    /// # Errors
+    /// That of [`Incoming::fail`].
+    pub(super) fn metadata(&self) -> Result<Metadata> {
+        let mut state = self.state();
+        loop {
+            state.check()?;
+            if let Some(metadata) = &state.metadata {
+                return Ok(metadata.clone());
+            }
+            state = self.wait(state);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A tile counts only after its samples are in: a panic elsewhere leaves the state true.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether every tile under `area` is there.
+    fn covered(&self, state: &State, area: Area) -> bool {
+        let side = self.layout.side;
+        let span = |start: u32, len: u32| {
+            let start = start as usize;
+            start / side..(start + len as usize).div_ceil(side)
+        };
+        span(area.y, area.height).all(|row| {
+            let tiles = &state.there[row * self.layout.columns()..][..self.layout.columns()];
+            tiles[span(area.x, area.width)].iter().all(|&there| there)
+        })
+    }
+}
+
+impl PixelSource for Incoming {
+    fn width(&self) -> u32 {
+        self.layout.width as u32
+    }
+
+    fn height(&self) -> u32 {
+        self.layout.height as u32
+    }
+
+    fn bits(&self) -> Bits {
+        self.layout.bits
+    }
+
+    fn read(&self, area: Area, buffer: &mut [u8]) -> Result<()> {
+        let mut state = self.state();
+        loop {
+            state.check()?;
+            if self.covered(&state, area) {
+                break;
+            }
+            state = self.wait(state);
+        }
+        RawPixels::new(state.canvas.bytes(), self.width(), self.height(), self.bits())?
+            .read(area, buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, thread, time::Duration};
+
+    use super::*;
+    use crate::api::JobSpec;
+
+    fn job() -> Job {
+        let spec = JobSpec { width: 100, height: 70, tile_size: 64, bits: 8, ..JobSpec::default() };
+        Job { spec: Some(spec), tile_columns: 2, tile_rows: 2, ..Job::default() }
+    }
+
+    fn incoming() -> Result<Incoming> {
+        Incoming::new(&std::env::temp_dir(), Layout::of(&job())?)
+    }
+
+    #[test]
+    fn a_reader_waits_for_its_tiles_and_for_no_others() -> Result<()> {
+        let incoming = Arc::new(incoming()?);
+        let reader = incoming.clone();
+        // Across the first two tiles.
+        let area = Area { x: 63, y: 10, width: 2, height: 1 };
+        let reader = thread::spawn(move || {
+            let mut buffer = [0; 6];
+            reader.read(area, &mut buffer).map(|()| buffer)
+        });
+        incoming.put(0, vec![1; 64 * 64 * 3])?;
+        thread::sleep(Duration::from_millis(30));
+        assert!(!reader.is_finished());
+        incoming.put(1, vec![2; 36 * 64 * 3])?;
+        let read = reader.join().map_err(|_| Error::new(Kind::Internal, "panicked"))??;
+        assert_eq!(read, [1, 1, 1, 2, 2, 2]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_failure_wakes_readers_and_missing_tiles_are_no_finish() -> Result<()> {
+        let incoming = Arc::new(incoming()?);
+        let (reader, writer) = (incoming.clone(), incoming.clone());
+        let area = Area { x: 0, y: 0, width: 1, height: 1 };
+        let reader = thread::spawn(move || reader.read(area, &mut [0; 3]).map_err(|e| e.kind()));
+        let writer = thread::spawn(move || writer.metadata().map_err(|e| e.kind()));
+        let metadata =
+            Metadata { description: String::new(), created: None, receipt: serde_json::Map::new() };
+        assert!(incoming.finish(metadata).is_err_and(|e| e.to_string().contains("4 tiles")));
+        incoming.fail(Kind::Expired, "over");
+        incoming.fail(Kind::Io, "later");
+        assert!(matches!(reader.join(), Ok(Err(Kind::Expired))));
+        assert!(matches!(writer.join(), Ok(Err(Kind::Expired))));
+        Ok(())
+    }
+
+    #[test]
+    fn nonsense_of_the_server_is_refused_before_it_is_allocated() {
+        type Change = fn(&mut Job);
+        let changes: [(&str, Change); 5] = [
+            ("width", |job| job.spec = None),
+            ("height", |job| set(job, |spec| spec.height = 1 << 30)),
+            ("tile_size", |job| set(job, |spec| spec.tile_size = 0)),
+            ("bits", |job| set(job, |spec| spec.bits = 12)),
+            ("tile_rows", |job| job.tile_rows = 3),
+        ];
+        fn set(job: &mut Job, change: fn(&mut JobSpec)) {
+            job.spec.as_mut().map(change).unwrap_or_default();
+        }
+        for (field, change) in changes {
+            let mut job = job();
+            change(&mut job);
+            let message = Layout::of(&job).map_err(|e| e.to_string()).err().unwrap_or_default();
+            assert!(message.contains(field), "{field}: {message}");
+        }
+    }
+}
