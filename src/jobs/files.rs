@@ -16,7 +16,7 @@ use crate::{
     },
     error::{Error, Kind, Result},
     image_out::{Bits, sync_directory},
-    jobs::record::Record,
+    jobs::{job::Saved, record::Record},
     model::sampler::{Latent, Sampling},
     store::{self, Arena, DirectoryLock, Journal},
 };
@@ -133,7 +133,7 @@ impl JobDirectory {
     /// Those of [`Arena::open_named`].
     pub fn open_arena(&self, layout: &Layout, lock: &DirectoryLock) -> Result<Canvas> {
         let arena = Arena::open_named(&self.arena(), layout.bytes(), lock)?;
-        Ok(Canvas { arena, layout: layout.clone() })
+        Ok(Canvas { arena, layout: layout.clone(), next_slot: 0 })
     }
 
     /// The samples of `rect`, which must lie in the picture: rows without gaps, 16 bits in the machine's byte order.
@@ -162,32 +162,38 @@ impl JobDirectory {
 pub struct Canvas {
     arena: Arena,
     layout: Layout,
+    /// Where the next checkpoint goes.
+    next_slot: usize,
 }
 
 impl Canvas {
-    /// Writes a checkpoint and waits until the disk has it; gives its CRC32C. That of the step before stays.
+    /// Writes a checkpoint and waits until the disk has it; gives its slot and CRC32C. The one before stays.
     ///
     /// # Errors
     /// [`Kind::Io`].
-    pub fn save(&mut self, sampling: &Sampling) -> Result<u32> {
+    pub fn save(&mut self, sampling: &Sampling) -> Result<(usize, u32)> {
         let mut values: Vec<f32> = Vec::with_capacity(2 * self.layout.values);
         let previous = sampling.previous.iter().flatten();
         sampling.z.iter().chain(previous).for_each(|latent| values.extend(&latent.data));
         let bytes: &[u8] = bytemuck::cast_slice(&values);
-        let slot = sampling.step % 2 * self.layout.slot;
-        self.arena.bytes_mut()[slot..slot + bytes.len()].copy_from_slice(bytes);
-        self.arena.sync(slot..slot + bytes.len())?;
-        Ok(crc32c::crc32c(bytes))
+        let slot = self.next_slot;
+        let start = slot * self.layout.slot;
+        self.arena.bytes_mut()[start..start + bytes.len()].copy_from_slice(bytes);
+        self.arena.sync(start..start + bytes.len())?;
+        self.next_slot = 1 - slot;
+        Ok((slot, crc32c::crc32c(bytes)))
     }
 
-    /// The checkpoint of `step`, of which the journal says that it has this CRC32C.
+    /// The checkpoint that the journal names; the next one goes into the other slot.
     ///
     /// # Errors
     /// [`Kind::Io`] when the arena does not hold it any more.
-    pub fn load(&self, plan: &Plan, step: usize, crc32c: u32) -> Result<Sampling> {
-        let slot = step % 2 * self.layout.slot;
+    pub(super) fn load(&mut self, plan: &Plan, saved: Saved) -> Result<Sampling> {
+        let Saved { step, slot, crc32c } = saved;
+        self.next_slot = 1 - slot.min(1);
+        let start = slot.min(1) * self.layout.slot;
         for latents in [2, 1] {
-            let bytes = &self.arena.bytes()[slot..slot + 4 * latents * self.layout.values];
+            let bytes = &self.arena.bytes()[start..start + 4 * latents * self.layout.values];
             if crc32c::crc32c(bytes) == crc32c {
                 let mut values = bytemuck::pod_collect_to_vec::<u8, f32>(bytes).into_iter();
                 let mut take = || -> Vec<Latent> {

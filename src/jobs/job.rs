@@ -95,8 +95,8 @@ struct State {
     journal: Option<Journal>,
     records: Vec<Record>,
     phase: Phase,
-    /// Newest checkpoint: steps done and its CRC32C.
-    checkpoint: Option<(usize, u32)>,
+    /// Newest checkpoint.
+    checkpoint: Option<Saved>,
     /// CRC32C of every tile that is done.
     tiles: Vec<Option<u32>>,
     tiles_done: usize,
@@ -105,6 +105,17 @@ struct State {
     viewport: Option<Rect>,
     /// The job was deleted: its directory goes when the engine lets go of it.
     deleted: bool,
+}
+
+/// A checkpoint in the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Saved {
+    /// Steps done.
+    pub(super) step: usize,
+    /// Which of the two.
+    pub(super) slot: usize,
+    /// Its CRC32C.
+    pub(super) crc32c: u32,
 }
 
 /// A job's state at one moment.
@@ -177,7 +188,7 @@ impl Job {
         Snapshot {
             phase: state.phase,
             sequence: state.records.len() as u64,
-            steps_done: state.checkpoint.map_or(0, |(step, _)| step),
+            steps_done: state.checkpoint.map_or(0, |saved| saved.step),
             tiles_done: state.tiles_done,
             created_ms: state.records.first().map_or(0, |record| record.time_ms),
             ended_ms: last.map(|record| record.time_ms),
@@ -340,20 +351,23 @@ impl Job {
         }
     }
 
-    /// Newest checkpoint: steps done and its CRC32C.
-    pub(super) fn checkpoint(&self) -> Option<(usize, u32)> {
+    /// Newest checkpoint.
+    pub(super) fn checkpoint(&self) -> Option<Saved> {
         self.state().checkpoint
     }
 
-    /// The tile to decode next: one that is looked at, if any is left, else the first one that is left.
-    pub(super) fn next_tile(&self) -> Option<usize> {
-        let state = self.state();
+    /// The tile to decode next among those that are not `sent` yet: one that is looked at, if any is left, else the first one.
+    pub(super) fn next_tile(&self, sent: &[bool]) -> Option<usize> {
+        let viewport = self.state().viewport;
         let tiles = &self.plan.tiling.tiles;
-        let mut left = (0..tiles.len()).filter(|&index| state.tiles[index].is_none());
-        let seen = |&index: &usize| {
-            state.viewport.is_some_and(|viewport| tiles[index].rect.intersects(viewport))
-        };
+        let mut left = (0..tiles.len()).filter(|&index| !sent[index]);
+        let seen = |&index: &usize| viewport.is_some_and(|v| tiles[index].rect.intersects(v));
         left.clone().find(seen).or_else(|| left.next())
+    }
+
+    /// Which tiles are done.
+    pub(super) fn tiles_done(&self) -> Vec<bool> {
+        self.state().tiles.iter().map(Option::is_some).collect()
     }
 
     /// Takes the job's directory away: now if no engine works on it, else as soon as that lets go.
@@ -371,7 +385,7 @@ impl Job {
     pub(super) fn released(&self) -> Result<()> {
         let mut state = self.state();
         state.journal = None;
-        if state.deleted { self.directory.remove() } else { Ok(()) }
+        if std::mem::take(&mut state.deleted) { self.directory.remove() } else { Ok(()) }
     }
 
     /// File of the whole picture, once it was made.
@@ -396,11 +410,11 @@ impl State {
         match &record.event {
             Event::Queued { .. } => self.phase = Phase::Queued,
             Event::Started { .. } => {
-                let denoised = self.checkpoint.is_some_and(|(step, _)| step >= plan.spec.steps);
+                let denoised = self.checkpoint.is_some_and(|saved| saved.step >= plan.spec.steps);
                 self.phase = if denoised { Phase::Decoding } else { Phase::Denoising };
             }
-            Event::Step { step, of, crc32c, .. } => {
-                self.checkpoint = Some((*step, *crc32c));
+            &Event::Step { step, of, slot, crc32c, .. } => {
+                self.checkpoint = Some(Saved { step, slot, crc32c });
                 self.phase = if step == of { Phase::Decoding } else { Phase::Denoising };
             }
             Event::Settled { level, .. } => self.preview = Some(*level),

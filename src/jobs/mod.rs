@@ -13,6 +13,7 @@
 pub mod files;
 mod job;
 pub mod record;
+mod scribe;
 mod worker;
 
 use std::{

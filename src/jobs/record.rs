@@ -60,7 +60,8 @@ pub enum Event {
         /// Name of the device.
         device: String,
     },
-    /// A step is done, and its latents lie in the arena.
+    /// Steps up to this one are done, and its latents lie in the arena. While the disk is slower than the device, steps are
+    /// passed over; never the last one, nor one after which a level has settled.
     Step {
         /// Steps done.
         step: usize,
@@ -68,7 +69,9 @@ pub enum Event {
         of: usize,
         /// Shared sigma reached.
         sigma: f64,
-        /// CRC32C of the checkpoint in the arena.
+        /// Which of the two checkpoints in the arena is this one's.
+        slot: usize,
+        /// CRC32C of the checkpoint.
         crc32c: u32,
     },
     /// A level reached its floor.

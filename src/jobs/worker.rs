@@ -1,12 +1,12 @@
 //! The engine's thread: takes jobs from the queue and works on a few of them in turns, a step or a tile at a time.
 //!
 //! The turn goes to the job that has had least of the device so far, counted in floating-point operations, so that jobs
-//! share it evenly whatever their sizes; one that comes later starts where the least served one stands. Every unit is
-//! durable before it is announced, and before the next one begins.
+//! share it evenly whatever their sizes; one that comes later starts where the least served one stands. What a turn gave is
+//! made durable, and only then announced, by the `scribe`, while the next turn computes.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Instant, SystemTime},
 };
 
@@ -19,22 +19,28 @@ use crate::{
     },
     error::{Error, Kind, Result},
     exec::trace,
-    image_out::{self, Bits, Metadata, RawPixels},
     jobs::{
         Shared,
         files::Canvas,
         job::Job,
         record::{Event, to_ms},
+        scribe::{Deed, Preview, Scribe, Work as Written},
     },
-    model::sampler::{Latent, Sampling},
+    model::{
+        precond,
+        sampler::{Latent, Sampling},
+    },
     ops::Ops,
 };
 
 /// A job that is being worked on.
 struct Active<O: Ops> {
     job: Arc<Job>,
-    canvas: Canvas,
+    /// Written by the scribe alone; read here only before its first deed.
+    canvas: Arc<Mutex<Canvas>>,
     work: Work<O>,
+    /// Tiles that are done or with the scribe.
+    sent: Vec<bool>,
     /// Operations that the device has spent on it, from where it started.
     served: u64,
 }
@@ -47,16 +53,22 @@ enum Work<O: Ops> {
 /// Works until the queue is closed.
 pub(super) fn run(shared: &Shared, device: Device) {
     let name = device.name();
-    match device {
-        Device::Cpu(mut ops) => Worker { shared, ops: &mut ops, name, active: Vec::new() }.run(),
-        Device::Gpu(mut ops) => {
-            Worker { shared, ops: ops.as_mut(), name, active: Vec::new() }.run();
+    std::thread::scope(|scope| {
+        let scribe = Scribe::start(scope, shared);
+        match device {
+            Device::Cpu(mut ops) => {
+                Worker { shared, scribe, ops: &mut ops, name, active: Vec::new() }.run();
+            }
+            Device::Gpu(mut ops) => {
+                Worker { shared, scribe, ops: ops.as_mut(), name, active: Vec::new() }.run();
+            }
         }
-    }
+    });
 }
 
 struct Worker<'a, O: Ops> {
     shared: &'a Shared,
+    scribe: Scribe,
     ops: &'a mut O,
     name: String,
     active: Vec<Active<O>>,
@@ -89,9 +101,9 @@ impl<O: Ops> Worker<'_, O> {
             .map(|shape| Latent { shape, data: vec![0.5; shape.len()] })
             .collect();
         // The first one packs weights and compiles shaders.
-        crate::model::precond::denoise(self.ops, arch, &z, 1.0)?;
+        precond::denoise(self.ops, arch, &z, 1.0)?;
         let began = Instant::now();
-        crate::model::precond::denoise(self.ops, arch, &z, 1.0)?;
+        precond::denoise(self.ops, arch, &z, 1.0)?;
         self.shared.speed.add(trace::unet_cost(arch, side, side)?.flops, began.elapsed());
         Ok(())
     }
@@ -102,25 +114,26 @@ impl<O: Ops> Worker<'_, O> {
 
     /// Takes a job on, where it stands.
     fn begin(&mut self, job: Arc<Job>) {
-        let opened = self.open(&job);
-        match opened {
-            Ok((canvas, work)) => {
+        match self.open(&job) {
+            Ok((canvas, sampling)) => {
                 let served = self.active.iter().map(|active| active.served).min().unwrap_or(0);
-                self.active.push(Active { job, canvas, work, served });
+                let canvas = Arc::new(Mutex::new(canvas));
+                let (work, sent) = (Work::Denoise(sampling), job.tiles_done());
+                self.active.push(Active { job, canvas, work, sent, served });
             }
-            Err(error) => self.fail(&job, &error),
+            Err(error) => self.scribe.send(Deed { job, work: Written::Fail(error) }),
         }
     }
 
-    fn open(&mut self, job: &Job) -> Result<(Canvas, Work<O>)> {
-        let canvas = job.directory.open_arena(&job.layout, &self.shared.lock)?;
+    fn open(&mut self, job: &Job) -> Result<(Canvas, Sampling)> {
+        let mut canvas = job.directory.open_arena(&job.layout, &self.shared.lock)?;
         let plan = &job.plan;
         let sampling = match job.checkpoint() {
-            Some((step, crc32c)) => canvas.load(plan, step, crc32c)?,
+            Some(saved) => canvas.load(plan, saved)?,
             None => Sampling::start(&plan.schedule, &plan.latents, plan.spec.seed),
         };
         job.announce(vec![Event::Started { device: self.name.clone() }])?;
-        Ok((canvas, Work::Denoise(sampling)))
+        Ok((canvas, sampling))
     }
 
     /// The active job whose turn it is.
@@ -139,18 +152,21 @@ impl<O: Ops> Worker<'_, O> {
             Ok(flops) => {
                 active.served += flops;
                 self.shared.speed.add(flops, began.elapsed());
-                match job.snapshot().phase.is_last() {
-                    true => self.release(&job),
+                match active.sent.iter().all(|&sent| sent) {
+                    true => {
+                        let last = self.finished(&job);
+                        self.scribe.send(Deed { job, work: Written::End(last) });
+                    }
                     false => self.active.push(active),
                 }
             }
-            Err(error) => self.fail(&job, &error),
+            Err(error) => self.scribe.send(Deed { job, work: Written::Fail(error) }),
         }
     }
 
     /// One step or one tile: the operations it took.
     fn unit(&mut self, active: &mut Active<O>) -> Result<u64> {
-        let Active { job, canvas, work, .. } = active;
+        let Active { job, canvas, work, sent, .. } = active;
         let (arch, plan) = (&self.shared.model.arch, &job.plan);
         job.cancel.check()?;
         if job.order.deadline_ms.is_some_and(|deadline| to_ms(SystemTime::now()) >= deadline) {
@@ -159,22 +175,24 @@ impl<O: Ops> Worker<'_, O> {
         match work {
             Work::Denoise(sampling) if sampling.step < plan.schedule.steps() => {
                 let events = denoise::step(self.ops, arch, plan, sampling, &job.cancel)?;
-                let crc32c = canvas.save(sampling)?;
-                let mut records = Vec::new();
+                let mut previews = Vec::new();
                 for event in events {
-                    match event {
-                        engine::Event::Step { step, of, sigma } => {
-                            records.push(Event::Step { step, of, sigma, crc32c });
-                        }
-                        engine::Event::Settled { level, rows, columns, .. } => {
-                            self.preview(job, &sampling.z, level)?;
-                            records.push(Event::Settled { level, rows, columns });
-                        }
-                        _ => {}
+                    if let engine::Event::Settled { level, rows, columns, .. } = event {
+                        let latents = denoise::denormalise(&self.shared.model, sampling.z.clone());
+                        let settled = latents.len() - level;
+                        let (rect, samples) = tiles::preview(self.ops, arch, &latents, settled)?;
+                        previews.push(Preview { level, rows, columns, rect, samples });
                     }
                 }
-                job.announce(records)?;
-                Ok(job.quote.step_flops)
+                let needed = !previews.is_empty() || sampling.step == plan.schedule.steps();
+                let (job, canvas) = (job.clone(), canvas.clone());
+                let flops = job.quote.step_flops;
+                let deed = || {
+                    let work = Written::Step { canvas, sampling: sampling.clone(), previews };
+                    Deed { job, work }
+                };
+                self.scribe.send_if(needed, deed);
+                Ok(flops)
             }
             Work::Denoise(sampling) => {
                 let latents = denoise::denormalise(&self.shared.model, sampling.z.clone());
@@ -182,19 +200,14 @@ impl<O: Ops> Worker<'_, O> {
                 Ok(job.quote.global_flops)
             }
             Work::Decode(decoder) => {
-                // None is left when the last record was lost with the power.
-                let Some(index) = job.next_tile() else {
-                    return job.announce(vec![self.finished(job)]).map(|()| 0);
-                };
+                // None is left when only the last record was lost.
+                let Some(index) = job.next_tile(sent) else { return Ok(0) };
                 let tile = &plan.tiling.tiles[index];
                 let values = decoder.decode(self.ops, arch, tile)?;
                 let samples = tiles::samples(tile.rect, &values, plan.spec.bits)?;
-                let crc32c = canvas.put(tile.rect, &samples)?;
-                let mut records = vec![Event::Tile { index, crc32c }];
-                if job.snapshot().tiles_done + 1 == plan.tiling.tiles.len() {
-                    records.push(self.finished(job));
-                }
-                job.announce(records)?;
+                sent[index] = true;
+                let work = Written::Tile { canvas: canvas.clone(), index, samples };
+                self.scribe.send(Deed { job: job.clone(), work });
                 Ok(job.quote.tile_flops)
             }
         }
@@ -204,43 +217,5 @@ impl<O: Ops> Worker<'_, O> {
         let metadata = receipt::generated(&self.shared.model, &self.name, &job.plan.spec);
         let receipt = serde_json::Value::Object(metadata.receipt).to_string();
         Event::Finished { receipt, description: metadata.description }
-    }
-
-    /// Writes the picture of the levels from `level` on.
-    fn preview(&mut self, job: &Job, z: &[Latent], level: usize) -> Result<()> {
-        let model = &self.shared.model;
-        let latents = denoise::denormalise(model, z.to_vec());
-        let settled = latents.len() - level;
-        let (rect, samples) = tiles::preview(self.ops, &model.arch, &latents, settled)?;
-        let (width, height) = (rect.width as u32, rect.height as u32);
-        let source = RawPixels::new(&samples, width, height, Bits::Eight)?;
-        let description = format!("{}, levels from {level} on", model.arch.name);
-        let metadata = Metadata { description, created: None, receipt: serde_json::Map::new() };
-        image_out::write_png(&job.directory.preview(level), &source, &metadata)
-    }
-
-    /// Ends the job by an error.
-    fn fail(&self, job: &Job, error: &Error) {
-        let last = match error.kind() {
-            Kind::Cancelled => Event::Cancelled,
-            kind => {
-                tracing::error!("job {}: {error}", job.id);
-                if kind == Kind::Device {
-                    self.shared.device_failed(error);
-                }
-                Event::Failed { kind, message: error.to_string() }
-            }
-        };
-        if let Err(error) = job.announce(vec![last]) {
-            tracing::error!("job {}: {error}", job.id);
-            job.abandon(&error);
-        }
-        self.release(job);
-    }
-
-    fn release(&self, job: &Job) {
-        if let Err(error) = job.released() {
-            tracing::error!("job {}: {error}", job.id);
-        }
     }
 }
