@@ -8,6 +8,7 @@ mod access;
 mod convert;
 mod encode;
 mod grpc;
+pub mod http;
 mod metrics;
 mod stream;
 
@@ -130,11 +131,15 @@ async fn run(
         .add_service(GrpcWebLayer::new().named_layer(health_service))
         .add_service(describe().build_v1().map_err(reflection)?)
         .add_service(describe().build_v1alpha().map_err(reflection)?);
-    let mut router = routes.into_axum_router().merge(metrics::router(jobs.clone()));
+    let mut router = routes
+        .into_axum_router()
+        .merge(metrics::router(jobs.clone()))
+        .merge(http::pictures(jobs.clone()));
     if let Some(tokens) = tokens {
         router =
             router.layer(axum::middleware::from_fn_with_state(Arc::new(tokens), access::check));
     }
+    router = router.merge(http::viewer());
 
     let mut server = Server::builder()
         .accept_http1(true)

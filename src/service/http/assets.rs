@@ -1,0 +1,92 @@
+//! The viewer's files, embedded: the built bundle of `viewer/`, so that neither cargo nor a browser needs another host.
+
+use std::sync::LazyLock;
+
+use axum::{
+    Router,
+    http::{HeaderMap, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use flate2::{Compression, write::GzEncoder};
+use sha2::{Digest, Sha256};
+
+use super::reply::{Body, knows};
+
+/// A file of the viewer.
+struct Asset {
+    path: &'static str,
+    kind: &'static str,
+    bytes: &'static [u8],
+}
+
+macro_rules! asset {
+    ($path:literal, $file:literal, $kind:literal) => {
+        Asset {
+            path: $path,
+            kind: $kind,
+            bytes: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/viewer/dist/", $file)),
+        }
+    };
+}
+
+const ASSETS: [Asset; 5] = [
+    asset!("/", "index.html", "text/html; charset=utf-8"),
+    asset!("/viewer.js", "viewer.js", "text/javascript; charset=utf-8"),
+    asset!("/viewer.css", "viewer.css", "text/css; charset=utf-8"),
+    asset!("/icon.svg", "icon.svg", "image/svg+xml"),
+    asset!("/LICENSES.txt", "LICENSES.txt", "text/plain; charset=utf-8"),
+];
+
+/// An asset as it is sent.
+struct Packed {
+    tag: String,
+    gzip: Vec<u8>,
+}
+
+/// Tags and compressed bytes, made when the first one is asked for.
+static PACKED: LazyLock<Vec<Packed>> = LazyLock::new(|| {
+    let pack = |asset: &Asset| {
+        let hash = Sha256::digest(asset.bytes);
+        let digits: String = hash[..12].iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        // Writing to memory does not fail; empty bytes stand for "send it as it is".
+        let written = std::io::Write::write_all(&mut encoder, asset.bytes);
+        let gzip = written.and_then(|()| encoder.finish()).unwrap_or_default();
+        Packed { tag: format!("\"{digits}\""), gzip }
+    };
+    ASSETS.iter().map(pack).collect()
+});
+
+/// The routes of the viewer.
+pub(super) fn routes() -> Router {
+    (0..ASSETS.len()).fold(Router::new(), |router, index| {
+        router.route(
+            ASSETS[index].path,
+            get(move |headers: HeaderMap| async move { serve(index, &headers) }),
+        )
+    })
+}
+
+/// The asset number `index`. Browsers ask each time whether it has changed: a new server brings a new viewer.
+fn serve(index: usize, headers: &HeaderMap) -> Response {
+    let (asset, packed) = (&ASSETS[index], &PACKED[index]);
+    let caching = [
+        (header::ETAG, packed.tag.as_str()),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::VARY, "accept-encoding"),
+    ];
+    if knows(headers, &packed.tag) {
+        return (axum::http::StatusCode::NOT_MODIFIED, caching).into_response();
+    }
+    let kind = [(header::CONTENT_TYPE, asset.kind)];
+    let accepted = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
+    let gzip = accepted.flat_map(|list| list.split(',')).any(|coding| coding.trim() == "gzip");
+    match gzip && !packed.gzip.is_empty() {
+        true => {
+            let encoding = [(header::CONTENT_ENCODING, "gzip")];
+            (caching, kind, encoding, Body::from(packed.gzip.as_slice())).into_response()
+        }
+        false => (caching, kind, Body::from(asset.bytes)).into_response(),
+    }
+}

@@ -1,0 +1,204 @@
+//! IIIF Image API 3.0 at compliance level 0 (<https://iiif.io/api/image/3.0/>): `info.json`, the tiles that it lists, and
+//! whole pictures of the sizes that it lists. What it does not list is refused.
+
+use axum::{
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, Uri, header},
+    response::IntoResponse,
+};
+use serde_json::json;
+
+use super::{
+    Answer, Arc, Part, Site, number,
+    pyramid::{Place, Pyramid, SIDE},
+    reply,
+    scene::{Encoding, Scene},
+};
+use crate::{
+    engine::plan::Rect,
+    error::{Error, Kind, Result},
+};
+
+/// Longest side of a whole picture that is sent in one piece.
+const MAX_WHOLE: usize = 1024;
+
+/// `/jobs/{id}/iiif` leads to the description, as the standard wants it.
+pub(super) async fn redirect(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Answer {
+    let id = &site.jobs.get(&id)?.id;
+    let place = [(header::LOCATION, format!("/jobs/{id}/iiif/info.json"))];
+    Ok((StatusCode::SEE_OTHER, place).into_response())
+}
+
+/// The description of a picture.
+pub(super) async fn info(
+    State(site): State<Arc<Site>>,
+    Path(id): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answer {
+    let job = site.jobs.get(&id)?;
+    let pyramid = Scene::pyramid(&job);
+    let largest = pyramid.within(MAX_WHOLE);
+    let (width, height) = pyramid.size(largest);
+    let sizes: Vec<_> = (0..=largest)
+        .map(|level| pyramid.size(level))
+        .map(|(width, height)| json!({"width": width, "height": height}))
+        .collect();
+    // From the level that fits a tile on; that one is among the sizes.
+    let factors: Vec<_> =
+        (0..=pyramid.last() - pyramid.within(SIDE)).map(|shift| 1usize << shift).collect();
+    let info = json!({
+        "@context": "http://iiif.io/api/image/3/context.json",
+        "id": format!("{}/jobs/{}/iiif", origin(&uri, &headers), job.id),
+        "type": "ImageService3",
+        "protocol": "http://iiif.io/api/image",
+        "profile": "level0",
+        "width": pyramid.width,
+        "height": pyramid.height,
+        "maxWidth": width,
+        "maxHeight": height,
+        "sizes": sizes,
+        "tiles": [{"width": SIDE, "height": SIDE, "scaleFactors": factors}],
+        "extraFormats": ["png"],
+        "preferredFormats": ["png", "jpg"],
+    });
+    let kind = "application/ld+json;profile=\"http://iiif.io/api/image/3/context.json\"";
+    Ok(reply::fleeting(kind, info.to_string()))
+}
+
+/// A tile, or a whole picture of a listed size.
+pub(super) async fn image(
+    State(site): State<Arc<Site>>,
+    Path((id, region, size, rotation, name)): Path<(String, String, String, String, String)>,
+    headers: HeaderMap,
+) -> Answer {
+    let job = site.jobs.get(&id)?;
+    let pyramid = Scene::pyramid(&job);
+    if rotation != "0" {
+        return Err(Error::invalid("rotation must be 0").into());
+    }
+    let encoding = match name.split_once('.') {
+        Some(("default" | "color", "jpg")) => Encoding::Jpeg,
+        Some(("default" | "color", "png")) => Encoding::Png,
+        _ => {
+            return Err(Error::invalid("quality must be default, and format jpg or png").into());
+        }
+    };
+    let part = asked(pyramid, &region, &size)?;
+    let kind = if encoding == Encoding::Jpeg { "jpg" } else { "png" };
+    let what = match part {
+        Part::Level(level) => format!("whole-{level}-{kind}"),
+        Part::Tile(Place { level, column, row }) => format!("{level}-{column}-{row}-{kind}"),
+    };
+    site.part(job, &headers, what, part, encoding).await
+}
+
+/// What region and size name together.
+fn asked(pyramid: Pyramid, region: &str, size: &str) -> Result<Part> {
+    let unlisted = || Error::new(Kind::NotFound, "info.json lists no such region and size");
+    let size = match size {
+        "max" => None,
+        _ => Some(numbers::<2>("size", size)?),
+    };
+    let all = Rect { x: 0, y: 0, width: pyramid.width, height: pyramid.height };
+    let rect = match region {
+        "full" => all,
+        _ => {
+            let [x, y, width, height] = numbers("region", region)?;
+            Rect { x, y, width, height }
+        }
+    };
+    let largest = pyramid.within(MAX_WHOLE);
+    if rect == all {
+        let fits = |&level: &usize| {
+            let (width, height) = pyramid.size(level);
+            size.map_or(level == largest, |size| size == [width, height])
+        };
+        if let Some(level) = (0..=largest).rev().find(fits) {
+            return Ok(Part::Level(level));
+        }
+    }
+    let tile = |level: usize| {
+        let side = SIDE << (pyramid.last() - level);
+        let place = Place { level, column: rect.x / side, row: rect.y / side };
+        let area = pyramid.area(place).ok()?;
+        let fits = size.is_none_or(|size| size == [area.width, area.height]);
+        let max = size.is_some() || level == pyramid.last();
+        (fits && max && pyramid.under(level, area) == rect).then_some(Part::Tile(place))
+    };
+    (0..=pyramid.last()).rev().find_map(tile).ok_or_else(unlisted)
+}
+
+/// Exactly `N` numbers with commas between them.
+fn numbers<const N: usize>(field: &str, text: &str) -> Result<[usize; N]> {
+    let numbers = text.split(',').map(|text| number(field, text)).collect::<Result<Vec<_>>>()?;
+    let found = numbers.len();
+    numbers
+        .try_into()
+        .map_err(|_| Error::invalid(format!("{field} has {found} numbers; it takes {N}")))
+}
+
+/// Scheme and host by which the client reached the server. Taken only if it looks like one: it goes into the answer.
+fn origin(uri: &Uri, headers: &HeaderMap) -> String {
+    let named = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let host = uri.authority().map(|a| a.as_str()).or_else(|| named(header::HOST.as_str()));
+    let plain = |host: &&str| {
+        let letters = |b: u8| b.is_ascii_alphanumeric() || b".-:[]".contains(&b);
+        (1..=255).contains(&host.len()) && host.bytes().all(letters)
+    };
+    let secure = uri.scheme_str() == Some("https") || named("x-forwarded-proto") == Some("https");
+    let scheme = if secure { "https" } else { "http" };
+    format!("{scheme}://{}", host.filter(plain).unwrap_or("localhost"))
+}
+
+#[cfg(test)]
+#[allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listed_regions_and_sizes_are_found_and_others_are_not() {
+        let pyramid = Pyramid { width: 1500, height: 700 };
+        let tile = |region, size| match asked(pyramid, region, size) {
+            Ok(Part::Tile(Place { level, column, row })) => Some((level, column, row)),
+            Ok(Part::Level(_)) | Err(_) => None,
+        };
+        let whole = |region, size| match asked(pyramid, region, size) {
+            Ok(Part::Level(level)) => Some(level),
+            Ok(Part::Tile(_)) | Err(_) => None,
+        };
+        assert_eq!(tile("256,512,256,188", "256,188"), Some((11, 1, 2)));
+        assert_eq!(tile("1280,0,220,256", "max"), Some((11, 5, 0)));
+        assert_eq!(tile("1024,512,476,188", "238,94"), Some((10, 2, 1)));
+        assert_eq!(whole("full", "750,350"), Some(10));
+        assert_eq!(whole("full", "max"), Some(10));
+        assert_eq!(whole("0,0,1500,700", "188,88"), Some(8));
+        for (region, size, kind) in [
+            ("full", "1500,700", Kind::NotFound),
+            ("0,0,100,100", "100,100", Kind::NotFound),
+            ("256,512,256,188", "128,94", Kind::NotFound),
+            ("1536,0,256,256", "256,256", Kind::NotFound),
+            ("0,0,256", "256,256", Kind::InvalidArgument),
+            ("-1,0,256,256", "256,256", Kind::InvalidArgument),
+            ("pct:0,0,50,50", "max", Kind::InvalidArgument),
+            ("full", "256,", Kind::InvalidArgument),
+            ("999999999,999999999,999999999,999999999", "1,1", Kind::NotFound),
+        ] {
+            let Err(error) = asked(pyramid, region, size) else { panic!("{region} {size}") };
+            assert_eq!(error.kind(), kind, "{region} {size}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_none_does_not_reach_the_answer() {
+        let mut headers = HeaderMap::new();
+        let uri = Uri::from_static("/jobs/x/iiif/info.json");
+        assert_eq!(origin(&uri, &headers), "http://localhost");
+        headers.insert(header::HOST, "127.0.0.1:8443".parse().unwrap());
+        assert_eq!(origin(&uri, &headers), "http://127.0.0.1:8443");
+        headers.insert("x-forwarded-proto", "https".parse().unwrap());
+        assert_eq!(origin(&uri, &headers), "https://127.0.0.1:8443");
+        headers.insert(header::HOST, "a\"b".parse().unwrap());
+        assert_eq!(origin(&uri, &headers), "https://localhost");
+    }
+}
