@@ -1,0 +1,235 @@
+// The viewer in a browser, against the built server: a picture is started, watched, looked at closely, and downloaded.
+// `npm ci && npm test`; chromium and target/release/tessera must be there. Screenshots go to target/viewer.
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { chromium } from "playwright-core";
+
+const root = fileURLToPath(new URL("../../", import.meta.url));
+const shots = path.join(root, "target/viewer");
+const program = process.env.TESSERA ?? path.join(root, "target/release/tessera");
+const patience = { timeout: 240_000 };
+
+let jobs, browser;
+let server, url;
+
+/** Starts the server on `address`; resolves with its URL when it listens. */
+async function serve(address) {
+  server = spawn(program, ["serve", "--listen", address, "--jobs", jobs, "--device", "cpu"], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  let said = "";
+  for await (const piece of server.stdout) {
+    said += piece;
+    const found = /listening on (\S+)\n/.exec(said);
+    if (found) return found[1];
+  }
+  throw new Error(`the server said ${said}`);
+}
+
+async function kill() {
+  const gone = new Promise((resolve) => server.once("exit", resolve));
+  server.kill("SIGKILL");
+  await gone;
+}
+
+before(async () => {
+  await mkdir(shots, { recursive: true });
+  jobs = await mkdtemp(path.join(tmpdir(), "tessera-viewer-"));
+  url = await serve("127.0.0.1:0");
+  browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    args: [
+      "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+      "--disable-component-update", "--disable-sync",
+    ],
+  });
+});
+
+after(async () => {
+  await browser?.close();
+  if (server?.exitCode === null) await kill();
+  if (jobs) await rm(jobs, { recursive: true, force: true });
+});
+
+/** A page that fails the test on errors of scripts and on requests to other hosts. */
+async function open(address, width = 1280, height = 800) {
+  const context = await browser.newContext({ viewport: { width, height }, acceptDownloads: true });
+  const page = await context.newPage();
+  page.problems = [];
+  page.on("pageerror", (error) => page.problems.push(String(error)));
+  page.on("console", (message) => {
+    if (message.type() === "error") page.problems.push(message.text());
+  });
+  page.on("request", (request) => {
+    const other = !request.url().startsWith(url) && !/^(blob|data):/.test(request.url());
+    if (other) page.problems.push(`asks ${request.url()}`);
+  });
+  // For work on the viewer without building the server again.
+  if (process.env.VIEWER_DIST) {
+    for (const [name, file] of [["", "index.html"], ["viewer.js", "viewer.js"], ["viewer.css", "viewer.css"]]) {
+      await page.route(`${url}/${name}`, (route) => route.fulfill({ path: path.join(root, "viewer/dist", file) }));
+    }
+  }
+  await page.goto(address);
+  return page;
+}
+
+const status = (page) => page.locator("#status");
+const sharp = (page) => page.waitForFunction(() => window.tessera.sharp(), null, patience);
+
+async function order(page, { seed, size, steps, sampler }) {
+  await page.getByLabel("Seed", { exact: true }).fill(String(seed));
+  await page.getByLabel("Size").selectOption(size);
+  await page.getByLabel("Steps").fill(String(steps));
+  if (sampler) await page.getByLabel("Sampler").selectOption({ label: sampler });
+  await page.getByRole("button", { name: "Generate" }).click();
+}
+
+/** Colour of the middle of the picture on the screen, as the page's canvas has it. */
+function pixel(page, x, y) {
+  return page.evaluate(([x, y]) => {
+    const canvas = document.querySelector("#stage canvas");
+    const scale = canvas.width / canvas.clientWidth;
+    return [...canvas.getContext("2d").getImageData(x * scale, y * scale, 1, 1).data];
+  }, [x, y]);
+}
+
+test("a picture is started, settles, sharpens, and is downloaded", async () => {
+  const page = await open(`${url}/`);
+  await page.getByText("Choose a seed and press Generate.").waitFor();
+  const sizes = await page.getByLabel("Size").locator("option").allTextContents();
+  assert.ok(sizes.includes("512 × 256") && sizes.includes("2048 × 1024"), String(sizes));
+  await page.locator("#quote", { hasText: "memory" }).waitFor();
+  await page.screenshot({ path: path.join(shots, "1-empty.png") });
+
+  const before = await page.getByLabel("Seed", { exact: true }).inputValue();
+  await page.getByRole("button", { name: "Random seed" }).click();
+  assert.match(await page.getByLabel("Seed", { exact: true }).inputValue(), /^\d+$/);
+  assert.notEqual(before, "");
+
+  await order(page, { seed: 7, size: "512x256", steps: 6 });
+  await page.waitForURL(/#jobs\/[0-9a-f]{32}$/);
+  await page.getByRole("status").filter({ hasText: "Finished" }).waitFor(patience);
+  await sharp(page);
+  assert.equal(await page.locator("#levels .settled").count(), await page.locator("#levels i").count());
+  assert.equal(await page.getByRole("button", { name: "Cancel" }).isVisible(), false);
+  await page.waitForTimeout(1200);
+  await page.screenshot({ path: path.join(shots, "4-finished.png") });
+
+  // What is on the screen is the picture.
+  const id = page.url().split("/").pop();
+  const answer = await page.request.get(`${url}/jobs/${id}/image_files/9/0_0.png`);
+  assert.match(answer.headers()["cache-control"], /immutable/);
+  const [, , , alpha] = await pixel(page, 640, 400);
+  assert.equal(alpha, 255);
+
+  for (const [name, start] of [["TIFF", "49492a00"], ["PNG", "89504e47"]]) {
+    const [download] = await Promise.all([
+      page.waitForEvent("download"),
+      page.getByRole("link", { name: `Download ${name}` }).click(),
+    ]);
+    assert.equal(download.suggestedFilename(), `tessera-7-512x256.${name.toLowerCase()}`);
+    const bytes = await readFile(await download.path());
+    assert.equal(bytes.subarray(0, 4).toString("hex"), start);
+    assert.ok(bytes.length > 10_000);
+  }
+  assert.deepEqual(page.problems, []);
+  await page.context().close();
+});
+
+test("what is looked at comes first, and a picture can be followed from its address and cancelled", async () => {
+  const page = await open(`${url}/#`);
+  await order(page, { seed: 11, size: "2048x1024", steps: 5 });
+  await page.getByRole("button", { name: "Cancel" }).waitFor();
+  // Close to the lower right corner.
+  await page.waitForFunction(() => document.querySelector("#stage canvas"));
+  await page.getByRole("button", { name: "Zoom in" }).click();
+  await page.getByRole("button", { name: "Zoom in" }).click();
+  await page.locator("#stage canvas").first().focus().catch(() => {});
+  const told = page.waitForRequest((request) => request.url().endsWith("/SetViewport"), patience);
+  for (let i = 0; i < 4; i++) {
+    await page.keyboard.press("ArrowRight");
+    await page.keyboard.press("ArrowDown");
+  }
+  await told;
+  await page.waitForTimeout(900);
+  await page.getByRole("status").filter({ hasText: /step [1-9]/ }).waitFor(patience);
+  await page.screenshot({ path: path.join(shots, "2-denoising.png") });
+  const id = page.url().split("/").pop();
+  await page.getByRole("status").filter({ hasText: /tile [2-7]/ }).waitFor(patience);
+  await page.waitForTimeout(500);
+  await page.screenshot({ path: path.join(shots, "3-decoding.png") });
+
+  // Somebody else looks at the same picture.
+  const other = await open(`${url}/#jobs/${id}`);
+  await other.getByRole("status").filter({ hasText: /tile|Finished/ }).waitFor(patience);
+  await sharp(other);
+  await other.waitForTimeout(1200);
+  await other.screenshot({ path: path.join(shots, "5-whole.png") });
+  await other.getByRole("button", { name: "Pictures" }).click();
+  await other.getByRole("link", { name: /Seed 7/ }).waitFor();
+  await other.waitForTimeout(800);
+  await other.screenshot({ path: path.join(shots, "6-list.png") });
+  await other.getByRole("link", { name: /Seed 7/ }).click();
+  await other.locator("#about", { hasText: "Seed 7 · 512 × 256" }).waitFor();
+  assert.deepEqual(other.problems, []);
+  await other.context().close();
+
+  await order(page, { seed: 12, size: "1024x512", steps: 300 });
+  await page.locator("#about", { hasText: "Seed 12" }).waitFor();
+  await page.getByRole("button", { name: "Cancel" }).click();
+  await page.getByRole("status").filter({ hasText: "Cancelled" }).waitFor(patience);
+  assert.deepEqual(page.problems, []);
+  await page.context().close();
+});
+
+test("a server that dies and comes back is only waited for", async () => {
+  const page = await open(`${url}/#`);
+  await order(page, { seed: 21, size: "512x256", steps: 60 });
+  await page.getByRole("status").filter({ hasText: /step [1-9]/ }).waitFor(patience);
+  const address = new URL(url).host;
+  await kill();
+  await page.getByText("The server does not answer.").waitFor(patience);
+  await page.screenshot({ path: path.join(shots, "7-away.png") });
+  await serve(address);
+  await page.getByRole("status").filter({ hasText: "Finished" }).waitFor(patience);
+  await sharp(page);
+  assert.equal(await page.getByText("The server does not answer.").isVisible(), false);
+  await page.context().close();
+});
+
+test("it fits a phone, works by keyboard, and says what is wrong in words", async () => {
+  const page = await open(`${url}/`, 390, 800);
+  await page.locator("#about", { hasText: "Seed" }).waitFor();
+  await sharp(page).catch(() => {});
+  await page.waitForTimeout(800);
+  await page.screenshot({ path: path.join(shots, "8-phone.png") });
+  assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "nothing sticks out");
+  const settings = page.getByRole("button", { name: "Settings" });
+  await settings.focus();
+  await page.keyboard.press("Enter");
+  await page.getByLabel("Seed", { exact: true }).waitFor();
+  await page.waitForTimeout(300);
+  await page.screenshot({ path: path.join(shots, "9-phone-settings.png") });
+  await page.keyboard.press("Escape");
+  assert.equal(await settings.getAttribute("aria-expanded"), "false");
+
+  // Everything that can be pressed or filled in has a name.
+  const nameless = await page.evaluate(() =>
+    [...document.querySelectorAll("button, a, input, select")]
+      .filter((e) => !(e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim()))
+      .map((e) => e.outerHTML));
+  assert.deepEqual(nameless, []);
+  assert.deepEqual(page.problems, []);
+
+  await page.evaluate(() => (location.hash = `jobs/${"0".repeat(32)}`));
+  await page.getByRole("alert").getByText("This picture is not on the server any more.").waitFor();
+  await page.getByRole("button", { name: "Dismiss" }).click();
+  assert.equal(await page.getByText("This picture is not").isVisible(), false);
+  await page.context().close();
+});

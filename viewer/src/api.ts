@@ -1,0 +1,65 @@
+// The server, over gRPC-Web on the page's own origin.
+import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
+import { createGrpcWebTransport } from "@connectrpc/connect-web";
+import { JobService } from "./gen/tessera/v1/job_service_pb";
+import { ModelService } from "./gen/tessera/v1/model_service_pb";
+
+const KEY = "tessera-token";
+
+/** The bearer token of this tab, if the server has asked for one. */
+export function token(): string | null {
+  return sessionStorage.getItem(KEY);
+}
+
+/** Keeps a token until the tab is closed. */
+export function setToken(value: string): void {
+  sessionStorage.setItem(KEY, value);
+}
+
+/** Headers of requests that are not gRPC. */
+export function headers(): Record<string, string> {
+  const value = token();
+  return value ? { authorization: `Bearer ${value}` } : {};
+}
+
+const authorize: Interceptor = (next) => (request) => {
+  for (const [name, value] of Object.entries(headers())) request.header.set(name, value);
+  return next(request);
+};
+
+const transport = createGrpcWebTransport({ baseUrl: location.origin, interceptors: [authorize] });
+
+export const jobs = createClient(JobService, transport);
+export const models = createClient(ModelService, transport);
+
+/** Id of a job's resource name. */
+export function idOf(name: string): string {
+  return name.replace(/^jobs\//, "");
+}
+
+/** Whether the same call may go through later. */
+export function passes(error: unknown): boolean {
+  const { code } = ConnectError.from(error);
+  return [Code.Unavailable, Code.Unknown, Code.Aborted, Code.Internal, Code.DeadlineExceeded].includes(code);
+}
+
+/** An error as a sentence. */
+export function words(error: unknown): string {
+  const { code, rawMessage } = ConnectError.from(error);
+  const said = rawMessage ? `${rawMessage.charAt(0).toUpperCase()}${rawMessage.slice(1)}` : "";
+  switch (code) {
+    case Code.Unavailable:
+    case Code.Unknown:
+      return "The server does not answer.";
+    case Code.ResourceExhausted:
+      return `The server has no room for this now. ${said}.`;
+    case Code.NotFound:
+      return "This picture is not on the server any more.";
+    case Code.Unauthenticated:
+      return `The server wants another token. ${said}.`;
+    case Code.Internal:
+      return "The server failed; its log says why.";
+    default:
+      return `${said || "Something went wrong"}.`;
+  }
+}

@@ -1,0 +1,289 @@
+// The picture: OpenSeadragon over the server's Deep Zoom tiles, which change while the picture is being made.
+//
+// Each tile that is shown is remembered with the moment at which it was asked for. When something under it has changed
+// since then it is fetched again and swapped in place: nothing flickers, and nothing that is final is fetched twice.
+import OpenSeadragon from "openseadragon";
+import { headers } from "./api";
+import { debounced } from "./dom";
+
+const SIDE = 256;
+
+export interface Rect {
+  x: number;
+  y: number;
+  width: number;
+  height: number;
+}
+
+/** What is shown. */
+interface Picture {
+  id: string;
+  width: number;
+  height: number;
+  /** Columns and rows of the decoder's tiles, and their sides. */
+  columns: number;
+  rows: number;
+  tileWidth: number;
+  tileHeight: number;
+  lastLevel: number;
+  /** Moment at which each of the decoder's tiles was done; 0: not yet. */
+  done: Float64Array;
+  /** Moment at which the preview last changed. */
+  settled: number;
+  /** Moment at which each shown tile was asked for. */
+  shown: Map<string, number>;
+}
+
+export class Stage {
+  /** Called when what is looked at may have changed. */
+  onview: () => void = () => {};
+  private readonly viewer: OpenSeadragon.Viewer;
+  private picture: Picture | null = null;
+  private moment = 1;
+  private refreshing = false;
+  private again = false;
+  private readonly soon = debounced(120, () => void this.refresh());
+  private waiting: HTMLElement | null = null;
+
+  constructor(element: HTMLElement) {
+    this.viewer = OpenSeadragon({
+      element,
+      drawer: "canvas",
+      showNavigationControl: false,
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
+      gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: true },
+      animationTime: 0.5,
+      blendTime: 0.15,
+      imageLoaderLimit: 4,
+      maxZoomPixelRatio: 4,
+      minZoomImageRatio: 0.7,
+      visibilityRatio: 0.5,
+      tileRetryMax: 3,
+      tileRetryDelay: 1000,
+    } as OpenSeadragon.Options);
+    // The page's own keys do the same wherever the focus is.
+    this.viewer.addHandler("canvas-key", (event) => (event.preventDefaultAction = true));
+    const view = () => this.onview();
+    for (const event of ["animation-finish", "open", "resize"] as const) this.viewer.addHandler(event, view);
+    const invalidated = (event: OpenSeadragon.TileInvalidatedEvent) => this.replace(event);
+    this.viewer.addHandler("tile-invalidated", invalidated as never);
+    this.viewer.addHandler("open", () => this.placeWaiting());
+    const { canvas } = this.viewer as unknown as { canvas: HTMLElement };
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", element.getAttribute("aria-label") ?? "Picture");
+    element.removeAttribute("aria-label");
+  }
+
+  /** Shows a job's picture, of which nothing is known to be done. */
+  open(id: string, width: number, height: number, columns: number, rows: number, tileSize: number): void {
+    const lastLevel = Math.ceil(Math.log2(Math.max(width, height, 1)));
+    const picture: Picture = {
+      id, width, height, columns, rows, lastLevel,
+      tileWidth: tileSize || width,
+      tileHeight: tileSize || height,
+      done: new Float64Array(columns * rows),
+      settled: 0,
+      shown: new Map(),
+    };
+    this.picture = picture;
+    this.waiting = null;
+    this.viewer.clearOverlays();
+    const fits = Math.ceil(Math.log2(Math.max(width, height) / SIDE));
+    const source = new OpenSeadragon.TileSource({
+      width, height,
+      tileSize: SIDE,
+      tileOverlap: 0,
+      minLevel: lastLevel - Math.max(fits, 0),
+      maxLevel: lastLevel,
+    } as never);
+    Object.assign(source, {
+      getTileUrl: (level: number, x: number, y: number) => `/jobs/${id}/image_files/${level}/${x}_${y}.png`,
+      hasTransparency: () => false,
+      downloadTileStart: (job: OpenSeadragon.ImageJob) => {
+        const context = job as unknown as Download;
+        const { level, x, y } = context.tile;
+        context.userData.stop = new AbortController();
+        this.fetch(picture, level, x, y, context.userData.stop.signal).then(
+          (blob) => context.finish(blob, null, "rasterBlob"),
+          (error: unknown) => context.fail(String(error), null),
+        );
+      },
+      downloadTileAbort: (job: OpenSeadragon.ImageJob) => (job as unknown as Download).userData.stop?.abort(),
+    });
+    this.viewer.open(source as never);
+  }
+
+  /** A tile of the decoder is done. `show`: it has just happened, and may be pointed out. */
+  tileDone(column: number, row: number, rect: Rect, show: boolean): void {
+    if (!this.picture) return;
+    this.picture.done[row * this.picture.columns + column] = ++this.moment;
+    if (show) this.pointOut(rect);
+    this.soon();
+  }
+
+  /** The preview has changed. */
+  levelSettled(): void {
+    if (!this.picture) return;
+    this.picture.settled = ++this.moment;
+    this.waiting?.remove();
+    this.waiting = null;
+    this.soon();
+  }
+
+  /** Shows where the picture will be, until a level has settled. */
+  wait(): void {
+    if (this.waiting || this.picture?.settled) return;
+    this.waiting = document.createElement("div");
+    this.waiting.className = "waiting";
+    this.placeWaiting();
+  }
+
+  /** Nothing more will come. */
+  rest(): void {
+    this.waiting?.remove();
+    this.waiting = null;
+  }
+
+  private placeWaiting(): void {
+    if (this.waiting && this.picture && this.viewer.isOpen() && !this.waiting.parentElement) {
+      const { width, height } = this.picture;
+      this.viewer.addOverlay(this.waiting, new OpenSeadragon.Rect(0, 0, 1, height / width));
+    }
+  }
+
+  /** The part of the picture that is looked at; null: all of it. */
+  view(): Rect | null {
+    const item = this.viewer.world.getItemAt(0);
+    if (!this.picture || !item) return null;
+    const { width, height } = this.picture;
+    const seen = item.viewportToImageRectangle(this.viewer.viewport.getBounds(false));
+    const clamp = (value: number, most: number) => Math.min(Math.max(value, 0), most);
+    const x = Math.floor(clamp(seen.x, width - 1));
+    const y = Math.floor(clamp(seen.y, height - 1));
+    const right = Math.ceil(clamp(seen.x + seen.width, width));
+    const bottom = Math.ceil(clamp(seen.y + seen.height, height));
+    if (right <= x || bottom <= y || (right - x === width && bottom - y === height)) return null;
+    return { x, y, width: right - x, height: bottom - y };
+  }
+
+  zoom(factor: number): void {
+    this.viewer.viewport?.zoomBy(factor);
+    this.viewer.viewport?.applyConstraints();
+  }
+
+  pan(x: number, y: number): void {
+    const { viewport } = this.viewer;
+    if (!viewport) return;
+    const step = 0.2 / viewport.getZoom();
+    viewport.panBy(new OpenSeadragon.Point(x * step, y * step));
+    viewport.applyConstraints();
+  }
+
+  fit(): void {
+    this.viewer.viewport?.goHome();
+  }
+
+  /** Whether everything that is shown is final and as fresh as can be; for tests. */
+  sharp(): boolean {
+    const picture = this.picture;
+    const item = this.viewer.world.getItemAt(0);
+    if (!picture || !item || this.refreshing || !item.getFullyLoaded()) return false;
+    return picture.done.every((moment) => moment > 0) && ![...picture.shown.keys()].some((key) => this.stale(picture, key));
+  }
+
+  private async fetch(picture: Picture, level: number, x: number, y: number, signal?: AbortSignal): Promise<Blob> {
+    const asked = this.moment;
+    const answer = await fetch(`/jobs/${picture.id}/image_files/${level}/${x}_${y}.png`, { headers: headers(), signal });
+    if (!answer.ok) throw new Error(`tile ${level}/${x}_${y}: ${answer.status}`);
+    const blob = await answer.blob();
+    picture.shown.set(`${level}/${x}/${y}`, asked);
+    return blob;
+  }
+
+  /** Whether a tile shows something that has changed since. */
+  private stale(picture: Picture, key: string): boolean {
+    const [level = 0, x = 0, y = 0] = key.split("/").map(Number);
+    const shown = picture.shown.get(key) ?? 0;
+    const scale = 2 ** (picture.lastLevel - level);
+    const first = { x: x * SIDE * scale, y: y * SIDE * scale };
+    const last = {
+      x: Math.min((x + 1) * SIDE * scale, picture.width) - 1,
+      y: Math.min((y + 1) * SIDE * scale, picture.height) - 1,
+    };
+    for (let row = Math.floor(first.y / picture.tileHeight); row <= last.y / picture.tileHeight; row++) {
+      for (let column = Math.floor(first.x / picture.tileWidth); column <= last.x / picture.tileWidth; column++) {
+        const done = picture.done[row * picture.columns + column] ?? 0;
+        if (done > shown || (picture.settled > shown && (done === 0 || done > shown))) return true;
+      }
+    }
+    return false;
+  }
+
+  /** Fetches what has changed under the tiles that are loaded. One pass at a time. */
+  private async refresh(): Promise<void> {
+    if (this.refreshing) {
+      this.again = true;
+      return;
+    }
+    this.refreshing = true;
+    try {
+      const item = this.viewer.world.getItemAt(0);
+      // `false`: what is not replaced stays as it is.
+      if (item) await (item as unknown as Invalidated).requestInvalidate(false);
+    } finally {
+      this.refreshing = false;
+      const { picture } = this;
+      const left = picture && [...picture.shown.keys()].some((key) => this.stale(picture, key));
+      if (this.again || left) this.soon();
+      this.again = false;
+    }
+  }
+
+  /** OpenSeadragon asks whether a tile has other pixels now. */
+  private async replace(event: OpenSeadragon.TileInvalidatedEvent): Promise<void> {
+    const { picture } = this;
+    const { level, x, y } = event.tile as unknown as { level: number; x: number; y: number };
+    const key = `${level}/${x}/${y}`;
+    if (!picture || !this.isOf(picture, event) || !this.stale(picture, key)) return;
+    const before = picture.shown.get(key);
+    try {
+      const blob = await this.fetch(picture, level, x, y);
+      if (await event.outdated()) throw new Error("outdated");
+      await event.setData(blob, "rasterBlob");
+    } catch {
+      // It stays stale, and is asked for again.
+      if (before === undefined) picture.shown.delete(key);
+      else picture.shown.set(key, before);
+    }
+  }
+
+  private isOf(picture: Picture, event: OpenSeadragon.TileInvalidatedEvent): boolean {
+    const url = (event.tile as unknown as { getUrl(): string }).getUrl();
+    return url.startsWith(`/jobs/${picture.id}/`);
+  }
+
+  /** Draws the eye to a tile that has come. */
+  private pointOut(rect: Rect): void {
+    const item = this.viewer.world.getItemAt(0);
+    if (!item || document.hidden) return;
+    const place = item.imageToViewportRectangle(rect.x, rect.y, rect.width, rect.height);
+    const pixels = this.viewer.viewport.deltaPixelsFromPoints(new OpenSeadragon.Point(place.width, place.height));
+    if (pixels.x < 24 || pixels.y < 24) return;
+    const frame = document.createElement("div");
+    frame.className = "arrived";
+    this.viewer.addOverlay(frame, place);
+    frame.addEventListener("animationend", () => this.viewer.removeOverlay(frame));
+  }
+}
+
+/** What this file uses of OpenSeadragon's jobs. */
+interface Download {
+  tile: { level: number; x: number; y: number };
+  userData: { stop?: AbortController };
+  finish(data: Blob, request: null, type: string): void;
+  fail(message: string, request: null): void;
+}
+
+interface Invalidated {
+  requestInvalidate(restore: boolean): Promise<unknown>;
+}
