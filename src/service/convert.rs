@@ -206,6 +206,20 @@ pub(super) fn job_message(job: &Job, arch: &Arch) -> api::Job {
     }
 }
 
+/// A job as it was when it was queued: an event stays what it was.
+pub(super) fn queued_message(job: &Job, arch: &Arch) -> api::Job {
+    api::Job {
+        state: api::JobState::Queued.into(),
+        end_time: None,
+        sequence: 1,
+        steps_done: 0,
+        tiles_done: 0,
+        error: String::new(),
+        viewport: None,
+        ..job_message(job, arch)
+    }
+}
+
 /// A time as a message.
 pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
     record::from_ms(ms).into()
