@@ -114,25 +114,15 @@ impl Client {
     ///
     /// # Errors
     /// [`InvalidArgument`](crate::error::Kind::InvalidArgument) naming the setting that can't be used;
-    /// [`Io`](crate::error::Kind::Io) when the server can't be reached.
+    /// [`Unavailable`](crate::error::Kind::Unavailable) when the server can't be reached.
     pub async fn connect(settings: &Settings) -> Result<Self> {
         let Settings { server, token, retry, .. } = settings;
-        let channel = endpoint(settings)?
+        let endpoint = endpoint(settings)?;
+        let bearer = token.as_ref().map(bearer).transpose()?;
+        let channel = endpoint
             .connect()
             .await
             .map_err(|error| status::unreachable(server, "no connection", Some(&error)))?;
-        let bearer = match token {
-            None => None,
-            Some(token) => {
-                let refused =
-                    |_| Error::invalid("token has characters that a header can't hold; ASCII only");
-                let value: Result<MetadataValue<Ascii>, _> =
-                    format!("Bearer {}", token.reveal()).parse();
-                let mut value = value.map_err(refused)?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-        };
         let calls = JobServiceClient::with_interceptor(channel, Bearer(bearer))
             .max_decoding_message_size(MAX_MESSAGE);
         Ok(Self { calls, server: server.clone(), retry: *retry })
@@ -304,6 +294,20 @@ fn endpoint(settings: &Settings) -> Result<Endpoint> {
         ))
     })?;
     Ok(endpoint)
+}
+
+/// The header that shows `token`.
+fn bearer(token: &Secret) -> Result<MetadataValue<Ascii>> {
+    let refused = || {
+        Error::invalid("token has a space or a character outside ASCII, which a header can't hold")
+    };
+    if !token.reveal().bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(refused());
+    }
+    let value = format!("Bearer {}", token.reveal()).parse();
+    let mut value: MetadataValue<Ascii> = value.map_err(|_| refused())?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Whether the name or address is this machine's own.

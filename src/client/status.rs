@@ -28,7 +28,10 @@ pub(super) fn unreachable(
     what: &str,
     cause: Option<&(dyn StdError + 'static)>,
 ) -> Error {
-    Error::new(Kind::Io, format!("server {server} can't be reached: {}", causes(what, cause)))
+    Error::new(
+        Kind::Unavailable,
+        format!("server {server} can't be reached: {}", causes(what, cause)),
+    )
 }
 
 /// `what`, and its innermost cause.
@@ -44,14 +47,14 @@ pub(super) fn causes(what: &str, cause: Option<&(dyn StdError + 'static)>) -> St
 pub(super) fn kind(code: Code) -> Kind {
     match code {
         Code::InvalidArgument | Code::OutOfRange => Kind::InvalidArgument,
-        // The token or certificate is a setting of the caller's.
-        Code::Unauthenticated | Code::PermissionDenied => Kind::InvalidArgument,
+        Code::Unauthenticated | Code::PermissionDenied => Kind::Unauthenticated,
         Code::NotFound => Kind::NotFound,
         Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => Kind::NotReady,
         Code::ResourceExhausted => Kind::Exhausted,
         Code::DeadlineExceeded => Kind::Expired,
         Code::Cancelled => Kind::Cancelled,
-        Code::Unavailable | Code::DataLoss => Kind::Io,
+        Code::Unavailable => Kind::Unavailable,
+        Code::DataLoss => Kind::Io,
         Code::Ok | Code::Unknown | Code::Unimplemented | Code::Internal => Kind::Internal,
     }
 }
@@ -121,7 +124,7 @@ mod tests {
         let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         let broken = Status::from_error(Box::new(broken));
         assert!(may_pass(&broken));
-        assert_eq!(error("server", &broken).kind(), Kind::Io);
+        assert_eq!(error("server", &broken).kind(), Kind::Unavailable);
         for status in [
             Status::not_found(""),
             Status::unauthenticated(""),
