@@ -3,7 +3,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { headers, idOf, jobs, models, setToken, token, words } from "./api";
 import { debounced, element, make, say } from "./dom";
 import { Gallery, STATES, newest } from "./gallery";
-import { type Job, type JobEvent, JobState } from "./gen/tessera/v1/job_service_pb";
+import { type Job, type JobEvent, type JobSpec, JobState } from "./gen/tessera/v1/job_service_pb";
 import { type Model } from "./gen/tessera/v1/model_service_pb";
 import { Stage } from "./stage";
 import { watch } from "./watch";
@@ -22,6 +22,8 @@ const hint = element("hint");
 const stage = new Stage(element("stage"));
 
 let model: Model | null = null;
+/** How often the form was changed by hand. */
+let edits = 0;
 
 /** The job that is shown. */
 interface Shown {
@@ -76,6 +78,16 @@ function spec() {
   return { seed: BigInt(seed.value), width, height, steps: Number(steps.value), sampler: Number(sampler.value) };
 }
 
+/** Puts what a picture was made from into the form, to be varied. */
+function showSpec(from: JobSpec): void {
+  seed.value = String(from.seed);
+  steps.value = String(from.steps);
+  sampler.value = String(from.sampler || 1);
+  const value = `${from.width}x${from.height}`;
+  if ([...size.options].some((option) => option.value === value)) size.value = value;
+  askQuote();
+}
+
 /** Bytes for people. */
 function bytes(value: number): string {
   const units = ["B", "KB", "MB", "GB", "TB"];
@@ -111,6 +123,7 @@ const askQuote = debounced(250, async () => {
 function roll(): void {
   const [random = 0] = crypto.getRandomValues(new Uint32Array(1));
   seed.value = String(random % 1_000_000);
+  edits += 1;
 }
 
 function showFields(open: boolean): void {
@@ -157,6 +170,7 @@ async function open(id: string): Promise<void> {
   if (shown?.id === id) return;
   shown?.stop.abort();
   const stop = new AbortController();
+  const before = edits;
   shown = null;
   let job: Job | undefined;
   try {
@@ -179,6 +193,8 @@ async function open(id: string): Promise<void> {
   stage.open(id, width, height, job.tileColumns, job.tileRows, tileSize);
   if (!ended()) stage.wait();
   seen = "";
+  // Not over what was typed meanwhile.
+  if (edits === before) showSpec(job.spec);
   render();
   if (gallery.open) gallery.toggle(matchMedia("(min-width: 861px)").matches);
   const current = shown;
@@ -238,6 +254,7 @@ function renderSoon(): void {
 function render(): void {
   const foot = element("foot");
   foot.hidden = !shown;
+  document.body.classList.toggle("empty", !shown);
   if (!shown) {
     document.title = "Tessera";
     return;
@@ -322,7 +339,10 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   void order();
 });
-form.addEventListener("input", askQuote);
+form.addEventListener("input", () => {
+  edits += 1;
+  askQuote();
+});
 element("dice").addEventListener("click", roll);
 more.addEventListener("click", () => showFields(!fields.classList.contains("open")));
 element("in").addEventListener("click", () => stage.zoom(1.5));
@@ -387,8 +407,8 @@ function route(): void {
   }
   shown?.stop.abort();
   shown = null;
+  stage.close();
   render();
-  hint.textContent = "Choose a seed and press Generate.";
   hint.hidden = false;
 }
 window.addEventListener("hashchange", route);

@@ -4,7 +4,7 @@
 // since then it is fetched again and swapped in place: nothing flickers, and nothing that is final is fetched twice.
 import OpenSeadragon from "openseadragon";
 import { headers } from "./api";
-import { debounced } from "./dom";
+import { debounced, pause } from "./dom";
 
 const SIDE = 256;
 
@@ -57,9 +57,9 @@ export class Stage {
       imageLoaderLimit: 4,
       maxZoomPixelRatio: 4,
       minZoomImageRatio: 0.7,
-      visibilityRatio: 0.5,
-      tileRetryMax: 3,
-      tileRetryDelay: 1000,
+      visibilityRatio: 0.75,
+      viewportMargins: { left: 20, top: 20, right: 20, bottom: 20 },
+      timeout: 600_000,
     } as OpenSeadragon.Options);
     // The page's own keys do the same wherever the focus is.
     this.viewer.addHandler("canvas-key", (event) => (event.preventDefaultAction = true));
@@ -104,7 +104,7 @@ export class Stage {
         const { level, x, y } = context.tile;
         context.userData.stop = new AbortController();
         this.fetch(picture, level, x, y, context.userData.stop.signal).then(
-          (blob) => context.finish(blob, null, "rasterBlob"),
+          (pixels) => context.finish(pixels, null, "context2d"),
           (error: unknown) => context.fail(String(error), null),
         );
       },
@@ -183,6 +183,14 @@ export class Stage {
     this.viewer.viewport?.goHome();
   }
 
+  /** Shows nothing. */
+  close(): void {
+    this.picture = null;
+    this.rest();
+    this.viewer.clearOverlays();
+    this.viewer.close();
+  }
+
   /** Whether everything that is shown is final and as fresh as can be; for tests. */
   sharp(): boolean {
     const picture = this.picture;
@@ -191,13 +199,30 @@ export class Stage {
     return picture.done.every((moment) => moment > 0) && ![...picture.shown.keys()].some((key) => this.stale(picture, key));
   }
 
-  private async fetch(picture: Picture, level: number, x: number, y: number, signal?: AbortSignal): Promise<Blob> {
-    const asked = this.moment;
-    const answer = await fetch(`/jobs/${picture.id}/image_files/${level}/${x}_${y}.png`, { headers: headers(), signal });
+  private async fetch(picture: Picture, level: number, x: number, y: number, signal?: AbortSignal): Promise<CanvasRenderingContext2D> {
+    let asked = this.moment;
+    const get = () => {
+      asked = this.moment;
+      return fetch(`/jobs/${picture.id}/image_files/${level}/${x}_${y}.png`, { headers: headers(), signal });
+    };
+    let answer = await get().catch(() => null);
+    // A server that is away comes back, and the tile is still wanted.
+    while (!answer && !signal?.aborted && picture === this.picture) {
+      await pause(1000);
+      answer = await get().catch(() => null);
+    }
+    if (!answer) throw new Error("not wanted any more");
     if (!answer.ok) throw new Error(`tile ${level}/${x}_${y}: ${answer.status}`);
-    const blob = await answer.blob();
+    const bitmap = await createImageBitmap(await answer.blob());
+    // What OpenSeadragon draws from as it is: nothing is left for it to convert, and to wait for.
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
+    const pixels = canvas.getContext("2d");
+    if (!pixels) throw new Error("the browser has no canvas");
+    pixels.drawImage(bitmap, 0, 0);
+    bitmap.close();
     picture.shown.set(`${level}/${x}/${y}`, asked);
-    return blob;
+    return pixels;
   }
 
   /** Whether a tile shows something that has changed since. */
@@ -247,9 +272,9 @@ export class Stage {
     if (!picture || !this.isOf(picture, event) || !this.stale(picture, key)) return;
     const before = picture.shown.get(key);
     try {
-      const blob = await this.fetch(picture, level, x, y);
+      const pixels = await this.fetch(picture, level, x, y);
       if (await event.outdated()) throw new Error("outdated");
-      await event.setData(blob, "rasterBlob");
+      await event.setData(pixels, "context2d");
     } catch {
       // It stays stale, and is asked for again.
       if (before === undefined) picture.shown.delete(key);
@@ -280,7 +305,7 @@ export class Stage {
 interface Download {
   tile: { level: number; x: number; y: number };
   userData: { stop?: AbortController };
-  finish(data: Blob, request: null, type: string): void;
+  finish(data: CanvasRenderingContext2D, request: null, type: string): void;
   fail(message: string, request: null): void;
 }
 
