@@ -72,7 +72,10 @@ async function open(address, width = 1280, height = 800) {
   // For work on the viewer without building the server again.
   if (process.env.VIEWER_DIST) {
     for (const [name, file] of [["", "index.html"], ["viewer.js", "viewer.js"], ["viewer.css", "viewer.css"]]) {
-      await page.route(`${url}/${name}`, (route) => route.fulfill({ path: path.join(root, "viewer/dist", file) }));
+      await page.route(`${url}/${name}`, async (route) => {
+        const response = await route.fetch();
+        await route.fulfill({ response, body: await readFile(path.join(root, "viewer/dist", file), "utf8") });
+      });
     }
   }
   await page.goto(address);

@@ -46,6 +46,11 @@ export class Stage {
   private waiting: HTMLElement | null = null;
 
   constructor(element: HTMLElement) {
+    // OpenSeadragon writes a style into the page, which the page's policy forbids, unless it finds one of this name. This
+    // one is of no language that browsers know; the rule itself is in viewer.css.
+    const mark = document.createElementNS("urn:tessera", "style");
+    mark.setAttribute("data-openseadragon-mobile-css", "false");
+    document.head.append(mark);
     this.viewer = OpenSeadragon({
       element,
       drawer: "canvas",

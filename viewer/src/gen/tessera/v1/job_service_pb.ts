@@ -292,7 +292,8 @@ export type JobEvent = Message<"tessera.v1.JobEvent"> & {
     case: "started";
   } | {
     /**
-     * A denoising step is done and durable.
+     * Denoising steps up to this one are done and durable. Steps are passed over while the server's disk is slower than its
+     * device.
      *
      * @generated from field: tessera.v1.JobEvent.Step step = 5;
      */
