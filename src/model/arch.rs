@@ -69,7 +69,7 @@ pub struct Decoder {
     pub stages: Vec<Stage>,
 }
 
-/// The U-Net; stage i works at factor `levels[0].factor` * 2^i.
+/// The U-Net; stage i works at factor `levels[0].factor` * `unshuffle` * 2^i.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UNet {
@@ -79,6 +79,14 @@ pub struct UNet {
     pub global_channels: usize,
     /// Stages, finest first.
     pub stages: Vec<Stage>,
+    /// Space to depth of the finest latent, where most pixels are: a quarter of them pays for wider stages. 1 in
+    /// documents without it.
+    #[serde(default = "one")]
+    pub unshuffle: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// EDM's constants (Karras et al. 2022) and, per level, the shift of ln(sigma) against the shared one.
@@ -193,6 +201,23 @@ impl Arch {
         self.finite().iter().rposition(|level| level.factor <= factor).unwrap_or(0)
     }
 
+    /// The factor that stage `stage` of the U-Net works at.
+    pub fn unet_factor(&self, stage: usize) -> usize {
+        (self.finest_factor() * self.unet.unshuffle) << stage
+    }
+
+    /// The level that enters and leaves at a stage of the U-Net; the finest one does at the first, unshuffled.
+    pub fn unet_level(&self, stage: usize) -> Option<usize> {
+        if stage == 0 { Some(0) } else { self.level_at(self.unet_factor(stage)) }
+    }
+
+    /// Channels of the stream of latents at a stage of the U-Net.
+    pub fn unet_latent(&self, stage: usize) -> usize {
+        let level = self.owner(self.unet_factor(stage));
+        let unshuffle = if level == 0 { self.unet.unshuffle } else { 1 };
+        self.levels[level].channels * unshuffle * unshuffle
+    }
+
     fn validate(&self) -> Result<()> {
         let need = |ok: bool, message: String| match ok {
             true => Ok(()),
@@ -220,7 +245,7 @@ impl Arch {
         let stages = [
             ("encoder", self.encoder.unshuffle, self.encoder.stages.len()),
             ("decoder", self.decoder.shuffle, self.decoder.stages.len()),
-            ("unet", factors[0], self.unet.stages.len()),
+            ("unet", factors[0].saturating_mul(self.unet.unshuffle), self.unet.stages.len()),
         ];
         for (name, first, count) in stages {
             need(
@@ -238,6 +263,13 @@ impl Arch {
         need(
             self.encoder.unshuffle <= factors[0] && self.decoder.shuffle <= factors[0],
             format!("encoder.unshuffle and decoder.shuffle must be at most {}", factors[0]),
+        )?;
+        let (first, unshuffle) = (factors[0], self.unet.unshuffle);
+        need(
+            factors.get(1).is_none_or(|&next| first * unshuffle < next),
+            format!(
+                "unet.unshuffle {unshuffle} takes the finest level, {first}, to the next one's factor"
+            ),
         )?;
         let local = (factors[0] / self.decoder.shuffle).ilog2() as usize;
         for (i, stage) in self.decoder.stages.iter().take(local).enumerate() {

@@ -99,16 +99,16 @@ pub fn predict<O: Ops>(
     if z.len() != levels {
         return Err(Error::invalid(format!("unet: {} latents, the model has {levels}", z.len())));
     }
-    let (stages, finest) = (&arch.unet.stages, arch.finest_factor());
+    let (stages, unshuffle) = (&arch.unet.stages, arch.unet.unshuffle);
     let name = |i: usize, part: &str| format!("unet.stages.{i}.{part}");
     let e = embed(o, arch, c_noise)?;
 
-    let mut h = conv(o, &z[0], "unet.enter".into(), stages[0].channels, 3)?;
-    let mut r = z[0].clone();
+    let mut r = if unshuffle == 1 { z[0].clone() } else { o.pixel_unshuffle(&z[0], unshuffle)? };
+    let mut h = conv(o, &r, "unet.enter".into(), stages[0].channels, 3)?;
     let mut skips = Vec::with_capacity(stages.len());
     for (i, spec) in stages.iter().enumerate() {
         if i > 0 {
-            r = match arch.level_at(finest << i) {
+            r = match arch.unet_level(i) {
                 Some(level) => z[level].clone(),
                 None => o.fir_down2(&r)?,
             };
@@ -141,14 +141,14 @@ pub fn predict<O: Ops>(
             h = o.concat(&h, &skip)?;
         }
         h = half_stage(o, arch, i, "decoder", h, &e)?;
-        let channels = arch.levels[arch.owner(finest << i)].channels;
-        let mut t = to_latent(o, &h, &name(i, "trgb"), channels, 3)?;
+        let mut t = to_latent(o, &h, &name(i, "trgb"), arch.unet_latent(i), 3)?;
         // A stream starts at the coarsest stage of its level and runs to the level's own grid.
         if let Some(coarser) = rgb.take() {
             let up = o.fir_up2(&coarser)?;
             t = add(o, &up, &t)?;
         }
-        match arch.level_at(finest << i) {
+        match arch.unet_level(i) {
+            Some(0) if unshuffle > 1 => out[0] = Some(o.pixel_shuffle(&t, unshuffle)?),
             Some(level) => out[level] = Some(t),
             None => rgb = Some(t),
         }

@@ -184,7 +184,7 @@ pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
 
 /// Encoder, both stages of the decoder, U-Net and preconditioned denoiser of three whole models.
 pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
-    for net in ["net-a", "net-b", "net-c"] {
+    for net in ["net-a", "net-b", "net-c", "net-d"] {
         let model = Checkpoint::open(&path(net)).unwrap_or_else(|e| panic!("{net}: {e}"));
         let (arch, io) = (&model.arch, Fixture::read(&format!("{net}.io")));
         let mut o = make(model.weights.clone());

@@ -52,11 +52,15 @@ class Decoder:
 
 @dataclass(frozen=True)
 class UNet:
-    """Stage i works at factor `levels[0].factor * 2**i`; `global_channels` is the width at the 1x1 level."""
+    """Stage i works at factor `levels[0].factor * unshuffle * 2**i`; `global_channels` is the width at the 1x1 level.
+
+    `unshuffle`: space to depth of the finest latent, where most pixels are: a quarter of them pays for wider stages.
+    """
 
     embedding: int
     global_channels: int
     stages: tuple[Stage, ...]
+    unshuffle: int = 1
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,19 @@ class Arch:
         """The level whose stream passes `factor`: the coarsest one that is not coarser."""
         return max(i for i, level in enumerate(self.finite) if level.factor <= factor)
 
+    def unet_factor(self, stage: int) -> int:
+        """The factor that a stage of the U-Net works at."""
+        return self.levels[0].factor * self.unet.unshuffle << stage
+
+    def unet_level(self, stage: int) -> int | None:
+        """The level that enters and leaves at a stage of the U-Net; the finest one does at the first, unshuffled."""
+        return self.level_at(self.unet_factor(stage)) if stage else 0
+
+    def unet_latent(self, stage: int) -> int:
+        """Channels of the stream of latents at a stage of the U-Net."""
+        level = self.owner(self.unet_factor(stage))
+        return self.levels[level].channels * (1 if level else self.unet.unshuffle**2)
+
     def validate(self) -> None:
         """Raises ValueError, naming the field, when the parts do not fit together."""
 
@@ -135,11 +152,15 @@ class Arch:
         for name, first, stages in (
             ("encoder", self.encoder.unshuffle, self.encoder.stages),
             ("decoder", self.decoder.shuffle, self.decoder.stages),
-            ("unet", factors[0], self.unet.stages),
+            ("unet", factors[0] * self.unet.unshuffle, self.unet.stages),
         ):
             last = first << (len(stages) - 1)
             need(last == factors[-1], f"{name}.stages end at factor {last}, levels at {factors[-1]}")
         need(self.encoder.unshuffle <= factors[0], "encoder.unshuffle is above the finest factor")
+        need(
+            len(factors) == 1 or factors[0] * self.unet.unshuffle < factors[1],
+            f"unet.unshuffle {self.unet.unshuffle} takes the finest level, {factors[0]}, to the next one's factor",
+        )
         for i, stage in enumerate(self.decoder.stages):
             if self.decoder.shuffle << i < factors[0]:
                 need(not stage.attention, f"decoder.stages[{i}] is in the local stage and can't have attention")
@@ -168,6 +189,7 @@ class Arch:
                     doc["unet"]["embedding"],
                     doc["unet"]["global_channels"],
                     tuple(Stage(**x) for x in doc["unet"]["stages"]),
+                    doc["unet"].get("unshuffle", 1),
                 ),
                 "noise": Noise(**{**doc["noise"], "shift": tuple(doc["noise"]["shift"])}),
             }

@@ -220,6 +220,17 @@ NET_C = Arch(
     attention_ratio="learned",
 )
 
+NET_D = Arch(
+    name="net-d",
+    width=48,
+    height=32,
+    levels=(Level(2, 3), Level(16, 5)),
+    encoder=Encoder(2, (EncoderStage(4, 1), EncoderStage(6, 0), EncoderStage(7, 0), EncoderStage(8, 1))),
+    decoder=Decoder(2, "pixel", (Stage(5, 1), Stage(8, 0), Stage(9, 0), Stage(10, 1, True))),
+    unet=UNet(6, 8, (Stage(8, 1), Stage(10, 1, True), Stage(12, 1)), unshuffle=2),
+    noise=Noise(0.5, 0.002, 80.0, 7.0, (0.0, -0.5)),
+)
+
 
 def net(arch: Arch, sigma: float) -> tuple[tuple[Arrays, dict[str, str]], tuple[Arrays, dict[str, str]]]:
     """A tiny checkpoint and its inputs and outputs: (tensors, metadata) of both files."""
@@ -258,7 +269,7 @@ def write(out: Path) -> None:
     with torch.no_grad():
         files = {"ops": ops(), "blocks": block_fixtures()}
         # net-c's sigma puts its coarsest level at the floor sigma_min.
-        for arch, sigma in ((NET_A, 1.7), (NET_B, 12.0), (NET_C, 0.3)):
+        for arch, sigma in ((NET_A, 1.7), (NET_B, 12.0), (NET_C, 0.3), (NET_D, 2.5)):
             files[arch.name], files[f"{arch.name}.io"] = net(arch, sigma)
     for name, (arrays, metadata) in files.items():
         save_safetensors(out / f"{name}.safetensors", arrays, metadata)

@@ -40,7 +40,7 @@ class UNetStage(nn.Module):
         super().__init__()
         stages, emb = arch.unet.stages, arch.unet.embedding
         c, blocks, last = stages[i].channels, stages[i].blocks, i == len(stages) - 1
-        latent = arch.levels[arch.owner(arch.levels[0].factor << i)].channels
+        latent = arch.unet_latent(i)
         ratio = arch.attention_ratio
         self.down = Block(stages[i - 1].channels, c, "group", "fir_down", emb) if i else None
         self.frgb = conv(latent, c, 1) if i else None
@@ -74,18 +74,19 @@ class UNet(nn.Module):
         self.arch = arch
         emb = arch.unet.embedding
         self.time1, self.time2 = conv(emb, emb, 1), conv(emb, emb, 1)
-        self.enter = conv(arch.levels[0].channels, arch.unet.stages[0].channels)
+        self.enter = conv(arch.unet_latent(0), arch.unet.stages[0].channels)
         self.stages = nn.ModuleList(UNetStage(arch, i) for i in range(len(arch.unet.stages)))
         self.coarsest = GlobalStage(arch) if arch.has_global else None
 
     def forward(self, z: list[Tensor], c_noise: Tensor) -> list[Tensor]:
-        arch, finest = self.arch, self.arch.levels[0].factor
+        arch, unshuffle = self.arch, self.arch.unet.unshuffle
         e = F.silu(self.time1(fourier_features(c_noise, arch.unet.embedding)))
         e = F.silu(self.time2(e))
-        h, r, skips = self.enter(z[0]), z[0], []
+        r = F.pixel_unshuffle(z[0], unshuffle)
+        h, skips = self.enter(r), []
         for i, stage in enumerate(self.stages):
             if i:
-                level = arch.level_at(finest << i)
+                level = arch.unet_level(i)
                 r = fir_down(r) if level is None else z[level]
                 h = stage.down(h, e) + stage.frgb(r)
             for block in stage.encoder:
@@ -100,7 +101,7 @@ class UNet(nn.Module):
             out[-1] = s.trgb(g)
             h = scale_shift(h, s.up(g))
         for i in range(len(self.stages) - 1, -1, -1):
-            stage, level = self.stages[i], arch.level_at(finest << i)
+            stage, level = self.stages[i], arch.unet_level(i)
             if stage.up is not None:
                 h = torch.cat([stage.up(h, e), skips[i]], 1)
             for block in stage.decoder:
@@ -108,8 +109,8 @@ class UNet(nn.Module):
             if stage.decoder_attention is not None:
                 h = stage.decoder_attention(h)
             t = stage.trgb(h)
-            starts = i == len(self.stages) - 1 or arch.level_at(finest << (i + 1)) is not None
+            starts = i == len(self.stages) - 1 or arch.unet_level(i + 1) is not None
             r = t if starts else fir_up(r) + t
             if level is not None:
-                out[level] = r
+                out[level] = r if level else F.pixel_shuffle(r, unshuffle)
         return out
