@@ -47,7 +47,7 @@ class Settings(loop.Recipe):
     probability that a picture's finest k levels are zeroed, k uniform; `bands`: of the Laplacian pyramid.
     `adversarial`: weight of the adversary (0: none), at work from the share `adversarial_from` of the budget on, with
     `adversarial_width` channels at first. `lpips`: weight of LPIPS (0: none), with VGG16's weights from the safetensors
-    file `lpips_weights`."""
+    file `lpips_weights`. `decoder_only`: the encoder stays as it is, and latents that a U-Net has learnt stay valid."""
 
     phases: list[dict] = field(default_factory=list)
     kl: float = 1e-6
@@ -58,6 +58,7 @@ class Settings(loop.Recipe):
     adversarial_width: int = 32
     lpips: float = 0.0
     lpips_weights: str = ""
+    decoder_only: bool = False
 
 
 class Autoencoder(nn.Module):
@@ -104,6 +105,13 @@ def pyramid_l1(difference: Tensor, bands: int) -> Tensor:
     return total + difference.abs().mean()
 
 
+def place_windows(rng: np.random.Generator, size: int, extent: int, shape: tuple[int, int]) -> np.ndarray:
+    """Starts of windows of `extent` in `size`. Drawn from half a window beyond either end and moved inside: else hardly
+    a window would touch an edge, and the decoder would leave a rim there."""
+    beyond = extent // 2
+    return rng.integers(-beyond, size - extent + beyond + 1, shape).clip(0, size - extent)
+
+
 @dataclass
 class Batch:
     """Pictures [N, 3, H, W]; how many of the finest levels each has zeroed; windows (picture, top, left) of `extent`
@@ -133,6 +141,7 @@ class Task:
         self.model = Autoencoder(self.arch)
         if r.spectral_norm:
             spectral.normalise(spectral.all_convolutions(self.model.encoder))
+        self.model.encoder.requires_grad_(not r.decoder_only)
         self.adversary = Adversary(r.adversarial_width, device) if r.adversarial else None
         self.lpips = Lpips(Path(r.lpips_weights)).to(device) if r.lpips else None
         self.identity = autoencoder_identity(self.arch)
@@ -152,8 +161,10 @@ class Task:
         zero = rng.random(phase.batch) < self.recipe.zero_levels
         zeroed = np.where(zero, rng.integers(1, max(levels, 2), phase.batch), 0) if levels > 1 else zero * 0
         rows, columns = (min(size, phase.window) // factor for size in (phase.height, phase.width))
-        tops = rng.integers(0, phase.height // factor - rows + 1, (phase.batch, phase.windows))
-        lefts = rng.integers(0, phase.width // factor - columns + 1, (phase.batch, phase.windows))
+        tops, lefts = (
+            place_windows(rng, size // factor, extent, (phase.batch, phase.windows))
+            for size, extent in ((phase.height, rows), (phase.width, columns))
+        )
         windows = [(n, int(y), int(x)) for n in range(phase.batch) for y, x in zip(tops[n], lefts[n])]
         return Batch(torch.cat(drawn), [int(k) for k in zeroed], windows, (rows, columns))
 
@@ -161,7 +172,9 @@ class Task:
         device = next(self.model.parameters()).device
         pictures = batch.pictures.to(device).contiguous(memory_format=torch.channels_last)
         z, kl = [], pictures.new_zeros(())
-        for level, (mean, log_variance) in enumerate(self.model.encoder(pictures)):
+        with torch.set_grad_enabled(not self.recipe.decoder_only):
+            moments = self.model.encoder(pictures)
+        for level, (mean, log_variance) in enumerate(moments):
             kl = kl + (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
             keep = torch.tensor([k <= level for k in batch.zeroed], device=device).view(-1, 1, 1, 1)
             z.append((mean + (log_variance / 2).exp() * torch.randn_like(mean)) * keep)

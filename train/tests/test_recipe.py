@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pictures import write_array
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from tessera_train import dropout, perceptual, spectral
 from tessera_train.adversarial import Adversary
 from tessera_train.arch import autoencoder_identity
-from tessera_train.autoencoder import Autoencoder
+from tessera_train.autoencoder import Autoencoder, place_windows
 from tessera_train.config import Config
 from tessera_train.unet import UNet
 from tessera_train.weights import load_ema, read_ema
@@ -171,3 +172,23 @@ def test_lpips_reads_a_users_file_and_measures_difference(tmp_path, monkeypatch)
         perceptual.Lpips(tmp_path / "no.safetensors")
     with pytest.raises(ValueError, match="can't be read"):
         perceptual.Lpips(tmp_path / "missing.safetensors")
+
+
+def test_decoder_only_leaves_the_encoder(tmp_path):
+    """Every weight of the encoder keeps its bits, every convolution of the decoder moves."""
+    torch.manual_seed(0)
+    before = Autoencoder(Config("tiny").arch).state_dict()
+    pictures = write_array(tmp_path / "pictures")
+    config = configuration(tmp_path / "c.toml", "decoder_only = true\n")
+    after = train(pictures, tmp_path / "run", 2, config=config)["model"]
+    assert all(torch.equal(x, before[name]) for name, x in after.items() if name.startswith("encoder."))
+    moved = [not torch.equal(x, before[name]) for name, x in after.items() if name.startswith("decoder.") and x.dim() == 4]
+    assert len(moved) > 10 and all(moved)
+
+
+def test_windows_reach_the_edges():
+    """Of windows of 4 in 16, no start is drawn more rarely than the others, and the ends several times as often."""
+    starts = place_windows(np.random.default_rng(0), 16, 4, (1000, 10))
+    count = np.bincount(starts.ravel(), minlength=13)
+    assert len(count) == 13 and count[1:-1].min() > 400 and count[[0, -1]].min() > 1500
+    assert (place_windows(np.random.default_rng(0), 4, 4, (2, 3)) == 0).all()
