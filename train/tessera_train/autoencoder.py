@@ -43,7 +43,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Settings(loop.Recipe):
-    """The section `[autoencoder]`. `kl`: weight of each level's mean KL divergence per element; `zero_levels`:
+    """The section `[autoencoder]`. `kl`: weight of the mean KL divergence per element of all levels, so
+    that a bit has the same price at each of them (were it the mean of levels, the coarse ones would stay empty); `zero_levels`:
     probability that a picture's finest k levels are zeroed, k uniform; `bands`: of the Laplacian pyramid.
     `adversarial`: weight of the adversary (0: none), at work from the share `adversarial_from` of the budget on, with
     `adversarial_width` channels at first. `lpips`: weight of LPIPS (0: none), with VGG16's weights from the safetensors
@@ -175,9 +176,10 @@ class Task:
         with torch.set_grad_enabled(not self.recipe.decoder_only):
             moments = self.model.encoder(pictures)
         for level, (mean, log_variance) in enumerate(moments):
-            kl = kl + (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
+            kl = kl + (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
             keep = torch.tensor([k <= level for k in batch.zeroed], device=device).view(-1, 1, 1, 1)
             z.append((mean + (log_variance / 2).exp() * torch.randn_like(mean)) * keep)
+        kl = kl / sum(x.numel() for x in z)
         h, r = self.model.decoder.global_stage(z)
         (rows, columns), factor, outs, targets = batch.extent, self.arch.levels[0].factor, [], []
         for n, y, x in batch.windows:

@@ -1,8 +1,9 @@
 """Latents of every picture, computed once by a trained encoder; what the U-Net is trained on.
 
 A folder of `level.<l>.npy` (f16 means, [2 * pictures, C, h, w], memory-mapped; entry 2i is picture i, entry 2i + 1 its
-mirror image) and `latents.json` (the Arch, how many pictures are held out, and per level the mean and standard
-deviation of every channel over the training pictures).
+mirror image), `variance.<l>.npy` (f32, [2 * pictures, C], the posterior's variance averaged over pixels) and
+`latents.json` (the Arch, how many pictures are held out, and per level the mean and standard deviation of every channel
+over the training pictures: of samples of the posterior, so that a channel which the decoder does not read stays small).
 """
 
 from __future__ import annotations
@@ -83,10 +84,11 @@ class Moments:
         self.sum += z.sum((0, 2, 3))
         self.squares += np.square(z).sum((0, 2, 3))
 
-    def mean_std(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of every channel; the latter at least 1e-4."""
+    def mean_std(self, variance: np.ndarray) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of every channel whose values have `variance` about them; the latter at least
+        1e-4."""
         mean = self.sum / self.count
-        std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
+        std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0) + variance)
         return mean.tolist(), np.maximum(std, SMALLEST_STD).tolist()
 
 
@@ -109,11 +111,13 @@ def write(arch: Arch, model: Autoencoder, pictures: Pictures, out: Path, device:
     keep = 2 * count if begun.exists() and begun.read_text() == key else 0
     replace_file(begun, lambda file: file.write(key.encode()))
     grids = zip(arch.levels, arch.grids(arch.width, arch.height))
-    paths = [out / f"level.{i}.npy" for i in range(len(arch.levels))]
     with ExitStack() as stack:
         files = [
-            stack.enter_context(RowWriter(path, np.float16, (level.channels, h, w), keep))
-            for path, (level, (h, w)) in zip(paths, grids)
+            stack.enter_context(RowWriter(out / f"level.{i}.npy", np.float16, (level.channels, h, w), keep))
+            for i, (level, (h, w)) in enumerate(grids)
+        ] + [
+            stack.enter_context(RowWriter(out / f"variance.{i}.npy", np.float32, (level.channels,), keep))
+            for i, level in enumerate(arch.levels)
         ]
         first = min(file.count for file in files) // 2
         for file in files:
@@ -123,26 +127,27 @@ def write(arch: Arch, model: Autoencoder, pictures: Pictures, out: Path, device:
             for view in (x, x.flip(3)):
                 with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     encoded = model.encoder(view.contiguous(memory_format=torch.channels_last))
-                for file, (mean, _) in zip(files, encoded):
-                    row = mean[0].to("cpu", torch.float16).numpy()
+                means = [mean[0].to("cpu", torch.float16) for mean, _ in encoded]
+                variances = [log_variance[0].exp().mean((1, 2)).float().cpu() for _, log_variance in encoded]
+                for file, row in zip(files, (x.numpy() for x in means + variances)):
                     if not np.isfinite(row).all():
                         raise SystemExit(f"a latent of picture {i} is not finite in f16")
                     file.append(row)
         for file in files:
             file.finish()
-    mean, std = zip(*(statistics(path, 2 * pictures.training) for path in paths))
+    mean, std = zip(*(statistics(out, level, 2 * pictures.training) for level in range(len(arch.levels))))
     doc = {"arch": json.loads(arch.to_json()), "held_out": pictures.held_out, "key": key, "mean": mean, "std": std}
     replace_file(done, lambda file: file.write(json.dumps(doc).encode()))
     begun.unlink()
 
 
-def statistics(path: Path, count: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of every channel over the first `count` entries."""
-    rows = np.load(path, mmap_mode="r")
+def statistics(folder: Path, level: int, count: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of every channel of a level, over the first `count` entries."""
+    rows = np.load(folder / f"level.{level}.npy", mmap_mode="r")
     moments = Moments(rows.shape[1])
     for start in range(0, count, 64):
         moments.add(rows[start : min(start + 64, count)])
-    return moments.mean_std()
+    return moments.mean_std(np.load(folder / f"variance.{level}.npy")[:count].mean(0, dtype=np.float64))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
