@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arch import norm_groups, spatial_share
+from .dropout import drop
 
 SQRT_HALF = math.sqrt(0.5)
 GROUP_NORM_EPS = 1e-6
@@ -235,7 +236,7 @@ class Block(nn.Module):
         h = self.norm2(self.conv1(h))
         if self.time is not None:
             h = scale_shift(h, self.time(embedding))
-        h = F.dropout(F.silu(h), self.dropout, self.training)
+        h = drop(F.silu(h), self.dropout, self.training)
         h = self.conv2(h)
         if self.resample == "fir_down":
             x = fir_down(x)

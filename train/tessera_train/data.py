@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +77,18 @@ class Pictures:
             return to_tensor(total.astype(np.float32) / factor**2)
         return F.interpolate(to_tensor(picture.astype(np.float32)), (height, width), mode="area")
 
-    def draw(self, rng: np.random.Generator, width: int, height: int, crop: float) -> Tensor:
-        """A training picture [1, 3, height, width], half of them mirrored: with probability `crop` a part of a picture
-        at its stored size, else the whole of it."""
+    def draw(self, rng: np.random.Generator, width: int, height: int, crop: float) -> Callable[[], Tensor]:
+        """Chooses a training picture; the function returned reads it, [1, 3, height, width]. Half of them are mirrored:
+        with probability `crop` a part of a picture at its stored size, else the whole of it."""
         i = int(rng.integers(self.training))
         cut, flip, down, right = rng.random(4)
         free_y, free_x = self.rows.shape[1] - height, self.rows.shape[2] - width
-        if cut < crop and free_y >= 0 and free_x >= 0:
-            picture = self.window(i, int(down * (free_y + 1)), int(right * (free_x + 1)), height, width)
-        else:
-            picture = self.whole(i, width, height)
-        return picture.flip(3) if flip < 0.5 else picture
+
+        def read() -> Tensor:
+            if cut < crop and free_y >= 0 and free_x >= 0:
+                picture = self.window(i, int(down * (free_y + 1)), int(right * (free_x + 1)), height, width)
+            else:
+                picture = self.whole(i, width, height)
+            return picture.flip(3) if flip < 0.5 else picture
+
+        return read

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from . import autoencoder, cost, diffusion, estimate, latents, loop, prepare, record
+from . import autoencoder, diffusion, estimate, latents, loop, prepare, record
 from .arch import autoencoder_identity
 from .autoencoder import Autoencoder
 from .checkpoint import replace_file
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     folder = out.with_suffix(".run")
     with held(folder, out):
         speed = begin(folder, config, args, budget, device)
-        print(cost.describe(arch), flush=True)
+        loop.describe(arch)
         prepare.prepare(args.folder, folder / "pictures", arch.width, arch.height, args.threads)
         pictures = Pictures.open(folder / "pictures")
         own = part(args, budget, 0, folder / "autoencoder", speed.autoencoder_precision)
