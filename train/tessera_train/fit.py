@@ -97,7 +97,7 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
     """Checks that the run folder is of these settings, or makes it one: measures speed, says what is going to happen."""
     settings = {
         "pictures": str(args.folder.resolve()),
-        "config": hashlib.sha256(config.text.encode()).hexdigest(),
+        "config": hashlib.sha256("".join(config.texts).encode()).hexdigest(),
         "size": [config.arch.width, config.arch.height],
         "seed": args.seed,
         "budget": budget.arguments(0) | {"of": "AutoEncoder"},
@@ -111,7 +111,7 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
     if known is None:
         print("measuring the speed of this machine", flush=True)
         speed = estimate.measure(config, files, args, device)
-        replace_file(run / "config.toml", lambda file: file.write(config.text.encode()))
+        replace_file(run / "config.toml", lambda file: file.write(config.texts[0].encode()))
         record.write(run, settings | {"threads": torch.get_num_threads(), "speed": speed.as_dict()})
     else:
         for name, value in settings.items():
