@@ -15,6 +15,7 @@ COMMANDS = {
     "diffusion": "train the U-Net on latents",
     "export": "write one safetensors of everything",
     "evaluate": "measure an exported model on held-out pictures",
+    "ablate": "measure what each part of the recipe is worth",
     "fixtures": "write the test vectors that tie this package to the Rust crate",
 }
 PARALLEL = ("autoencoder", "diffusion")
