@@ -72,7 +72,7 @@ def mountains(scene: Scene, r: Range, draw: Draw):
     noise = Spectrum(draw, n, COLUMNS, 1.1 * r.height + 0.03, 2.0 * HALF_WIDTH)
     low = 0.45 / (r.height + 0.10) ** 0.8
     lean = profile(draw, COLUMNS, 2.0 * HALF_WIDTH, 2.5, 1.3)[None, :]
-    ridges = _leaning(noise.ridged(low, 6, 0.44), 0.5 * r.height * lean * (1.0 - t))
+    ridges = _leaning(noise.ridged(low, 7, 0.54), 0.5 * r.height * lean * (1.0 - t))
     line = profile(draw, COLUMNS, 2.0 * HALF_WIDTH, 1.2, 1.4)[None, :]
     # Spurs run down from the crest to both sides; where they meet are gullies. Their faces are what the light models.
     # (Blurred: from one slice to the next they move by a column or two.)
@@ -154,12 +154,13 @@ def ground(scene: Scene, draw: Draw):
     lit = lit.clamp_min(0.0)
     c = lambda v: v[:, None, None]
     tone = 0.35 * octave(3.1, 1.0) + 0.4 * fine + 0.3 * octave(8.0, 4.6)
-    grass = c(scene.grass) * (1.0 + 0.30 * tone)
+    tufts = octave(0.24, 0.9) + octave(0.12, 2.2)
+    grass = c(scene.grass) * (1.0 + 0.30 * tone + 0.16 * tufts)
     colour = lerp(grass, c(scene.trees), 0.45 * smooth(tone, 0.0, 1.0))
     beach = smooth(hills, 0.05, 0.0) * (1.0 if scene.lake else 0.0)
     colour = lerp(colour, c(lerp(scene.rock, scene.grass, 0.4)), 0.7 * beach)
     leaves = c(lerp(scene.trees, scene.grass, 0.25)) * (0.55 + 0.75 * smooth(crown, 0.5, 1.05))
-    colour = lerp(colour, leaves, smooth(stand, 0.03, 0.2))
+    colour = lerp(colour, leaves, smooth(stand, 0.0, 0.07))
     # A grove's shadow lies on the side away from the light.
     reach = 10
     wide = F.pad(stand[None], (reach, reach), mode="replicate")[0]
