@@ -12,6 +12,7 @@ from tessera_train import __main__ as cli
 from tessera_train import fixtures, metrics
 from tessera_train.autoencoder import Autoencoder
 from tessera_train.config import Config
+from tessera_train.data import Pictures
 from tessera_train.unet import UNet
 from test_weights import exported
 
@@ -81,6 +82,14 @@ def test_the_nearest_picture_is_found():
     x = pictures(5, 4, 32)
     found, distance = metrics.nearest(x[[3, 1]], x)
     assert found.tolist() == [3, 1] and float(distance.max()) < 1e-3
+
+
+def test_a_thumbnail_is_the_mean_over_areas():
+    """In one pass where the sizes divide, as interpolation does it where they do not."""
+    rows = Pictures(smooth(4, 96, 64), "smooth")
+    for width, height in ((12, 8), (32, 16), (10, 7)):
+        whole = torch.nn.functional.interpolate(rows.whole(1, 96, 64), (height, width), mode="area")
+        assert torch.allclose(rows.thumbnail(1, width, height), whole, atol=1e-5)
 
 
 def test_a_report_says_everything(tmp_path, capsys):
