@@ -94,14 +94,19 @@ def summary(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
+def figure(x: float, digits: int = 3) -> str:
+    """`x` to so many digits, never with an exponent."""
+    return f"{float(f'{x:.{digits}g}'):.10g}"
+
+
 def cell(values: list[float], base: list[float]) -> str:
     """Mean and deviation of a column, marked where it is not `base`'s by more than two standard errors of the
     difference."""
     (mean, spread), (other, others) = summary(values), summary(base)
     if math.isnan(spread):
-        return f"{mean:.3g}"
+        return figure(mean)
     error = math.sqrt(spread**2 / len(values) + others**2 / len(base)) if len(base) > 1 else math.inf
-    return f"{mean:.3g} ± {spread:.2g}{' *' if abs(mean - other) > 2 * error else ''}"
+    return f"{figure(mean)} ± {figure(spread, 2)}{' *' if abs(mean - other) > 2 * error else ''}"
 
 
 def text(groups: dict[str, Group], floor: list[float], heads: list[str], seeds: int, made: str) -> str:
@@ -111,15 +116,15 @@ def text(groups: dict[str, Group], floor: list[float], heads: list[str], seeds: 
     for name, group in groups.items():
         columns = zip(zip(*group.figures), zip(*base.figures))
         rows.append([name.removeprefix("ablation-"), group.about, *(cell(list(own), list(others)) for own, others in columns)])
-    rows.append([FLOOR, "", "", "", *(f"{x:.3g}" for x in floor)])
+    rows.append([FLOOR, "", "", "", *map(figure, floor)])
     return f"""## Ablations
 
 {made}.
 
 Each row is the first one without, or with another form of, one part of the recipe; same pictures, steps and batch for all, seeds 0 to
 {seeds - 1}. Mean ± standard deviation over seeds; a star marks a difference from the first row of more than two standard errors, all
-others are within noise. With {len(heads)} columns about one star in twenty is by chance. PSNR and SSIM: higher is better; all others are
-distances from held-out pictures, as in the report above: lower is better.
+others are within noise, and about one star in twenty is by chance. PSNR and SSIM: higher is better; all others are distances from
+held-out pictures (sliced Wasserstein x 1000 per level, spectrum, colour histogram): lower is better.
 
 {evaluate.table(["", "parameters, U-Net", "PSNR, dB", "SSIM", *heads], rows)}"""
 

@@ -38,7 +38,7 @@ def test_stars_are_for_differences_beyond_the_spread():
     """Two standard errors of the difference; one seed has no spread and no star."""
     assert cell([1.0, 1.2, 1.1], [1.0, 1.1, 1.05]) == "1.1 ± 0.1"
     assert cell([2.0, 2.2, 2.1], [1.0, 1.1, 1.05]) == "2.1 ± 0.1 *"
-    assert cell([2.0], [1.0]) == "2"
+    assert cell([2.0], [1.0]) == "2" and cell([4161.0], [1.0]) == "4160"
 
 
 def test_the_table_names_what_it_compares():

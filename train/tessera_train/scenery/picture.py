@@ -30,7 +30,7 @@ def check_seed(seed: int, count: int = 1) -> None:
 def _waves(scene: Scene, draw: Draw) -> torch.Tensor:
     """Slopes of the water towards the viewer on a lattice [rows below the horizon, columns], of about unit deviation near
     the viewer; laid out in the world's plane, wider than deep, and calm where they are too fine to be seen."""
-    rows, columns = 224, 1024
+    rows, columns = 176, 768
     tile = ground_tile(draw)
     below = (1.0 - scene.horizon) * ((torch.arange(rows, device=draw.device) + 0.5) / rows)[:, None]
     u = (2.0 * (torch.arange(columns, device=draw.device) + 0.5) / columns - 1.0)[None, :]
@@ -55,7 +55,7 @@ def _reflection(scene: Scene, draw: Draw, elevation, colour, sky, rows: int, hei
     still = seen[:3] + (1.0 - seen[3:4]) * air
     wave = resize(_waves(scene, draw)[None], rows, columns)[0, :, offset : offset + width]
     y = (torch.arange(rows, device=elevation.device) + 0.5)[:, None] / rows
-    x = ((torch.arange(width, device=elevation.device) + 0.5) / width)[None, :]
+    x = ((torch.arange(width, device=elevation.device) + 0.5 + offset) / columns)[None, :]
     # A slope turns the mirrored ray by twice as much: the picture is looked up higher or lower, never beyond its edges.
     gy = y + scene.wind * wave * height / rows
     gx = x + 0.15 * scene.wind * wave

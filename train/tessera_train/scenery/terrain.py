@@ -129,7 +129,8 @@ def ground(scene: Scene, draw: Draw):
         return smooth(wavelength / z, 0.06, 0.20) * world(tile, x, z, wavelength, turn)
 
     rolling = 0.8 * octave(14.0, 0.3) + 0.42 * octave(6.0, 1.4) + 0.16 * octave(2.6, 2.5)
-    fine = octave(1.1, 3.3) + 0.7 * octave(0.5, 4.1) + 0.5 * octave(0.24, 5.2) + 0.35 * octave(0.12, 6.0)
+    tufts = 0.5 * octave(0.24, 5.2) + 0.35 * octave(0.12, 6.0)
+    fine = octave(1.1, 3.3) + 0.7 * octave(0.5, 4.1) + tufts
     hills = 0.13 + 0.10 * rolling + 0.011 * fine
     if scene.lake:
         a, b = scene.shore
@@ -154,8 +155,7 @@ def ground(scene: Scene, draw: Draw):
     lit = lit.clamp_min(0.0)
     c = lambda v: v[:, None, None]
     tone = 0.35 * octave(3.1, 1.0) + 0.4 * fine + 0.3 * octave(8.0, 4.6)
-    tufts = octave(0.24, 0.9) + octave(0.12, 2.2)
-    grass = c(scene.grass) * (1.0 + 0.30 * tone + 0.16 * tufts)
+    grass = c(scene.grass) * (1.0 + 0.30 * tone + 0.25 * tufts)
     colour = lerp(grass, c(scene.trees), 0.45 * smooth(tone, 0.0, 1.0))
     beach = smooth(hills, 0.05, 0.0) * (1.0 if scene.lake else 0.0)
     colour = lerp(colour, c(lerp(scene.rock, scene.grass, 0.4)), 0.7 * beach)
