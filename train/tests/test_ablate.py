@@ -43,7 +43,8 @@ def test_stars_are_for_differences_beyond_the_spread():
 
 def test_the_table_names_what_it_compares():
     """Means beside the floor."""
-    groups = {"ablation-pyramid": Group("1 M", [[30.0, 0.9, 5.0], [31.0, 0.9, 6.0]]), "other": Group("2 M", [[20.0, 0.8, 9.0], [21.0, 0.8, 9.5]])}
+    first = Group("1 M", [[30.0, 0.9, 5.0], [31.0, 0.9, 6.0]])
+    groups = {"ablation-pyramid": first, "other": Group("2 M", [[20.0, 0.8, 9.0], [21.0, 0.8, 9.5]])}
     table = text(groups, [1.5], ["SWD"], 2, "Made so")
     assert "| pyramid | 1 M | 30.5 ± 0.71 | 0.9 ± 0 | 5.5 ± 0.71 |" in table and "20.5 ± 0.71 *" in table
     assert "| training pictures (floor) |  |  |  | 1.5 |" in table and "seeds 0 to\n1." in table

@@ -41,7 +41,8 @@ def _clouds(scene: Scene, draw: Draw, u, e):
     tile = Spectrum(draw, _TILE, _TILE, _TILE_EXTENT, _TILE_EXTENT)
     broad = tile.fractal(0.9, 0.9, stretch)
     # Billows: bulges that meet in creases, finer ones upon them.
-    bulges = sum(gain * (tile.band(frequency, stretch).abs() - 0.8) for frequency, gain in ((2.2, 0.5), (4.6, 0.36), (9.5, 0.24), (19.0, 0.14)))
+    sizes = ((2.2, 0.5), (4.6, 0.36), (9.5, 0.24), (19.0, 0.14))
+    bulges = sum(gain * (tile.band(frequency, stretch).abs() - 0.8) for frequency, gain in sizes)
     density = 0.8 * broad + bulges + amount - 0.45
     # The layer hangs above the land: towards the horizon it closes up.
     depth = 0.42 / (e + 0.22)

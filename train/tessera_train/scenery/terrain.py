@@ -82,7 +82,8 @@ def mountains(scene: Scene, r: Range, draw: Draw):
     crest = 0.5 + 0.14 * line + 0.42 * torch.exp(-(((u - r.peak) / r.width) ** 2))
     rise = smooth(t, 0.0, 0.82) * (1.0 - 0.9 * smooth(t, 0.82, 1.0))
     rock = 1.0 - r.wooded
-    body = crest * lerp(0.75, 0.5, rock) + r.rough * (lerp(0.25, 0.44, rock) * (ridges - 0.25) + lerp(0.05, 0.34, rock) * (spurs - 0.2))
+    relief = lerp(0.25, 0.44, rock) * (ridges - 0.25) + lerp(0.05, 0.34, rock) * (spurs - 0.2)
+    body = crest * lerp(0.75, 0.5, rock) + r.rough * relief
     height = r.height * rise * body.clamp_min(0.02)
     if r.wooded > 0.5:
         # Crowns of trees on the near hills: small, rounded, never sharper than the lattice.
@@ -142,8 +143,8 @@ def ground(scene: Scene, draw: Draw):
         hills = hills + 0.55 * t**2 * (0.5 + 0.5 * world(tile, x, 2.0 * z, 30.0, 0.8))
     water = smooth(hills, 0.004, -0.004) if scene.lake else torch.zeros_like(hills)
     # Groves: crowns on the open land, where slices are dense enough to show them.
-    wood = smooth(world(tile, x, z, 11.0, 5.7) + 0.5 * world(tile, x, z, 4.0, 2.9), 0.75 - scene.groves, 1.45 - scene.groves)
-    wood = wood * smooth(z, 3.5, 5.5) * smooth(hills, 0.03, 0.08)
+    wood = world(tile, x, z, 11.0, 5.7) + 0.5 * world(tile, x, z, 4.0, 2.9) + scene.groves
+    wood = smooth(wood, 0.75, 1.45) * smooth(z, 3.5, 5.5) * smooth(hills, 0.03, 0.08)
     crown = 0.55 + 0.40 * world(tile, x, z, 1.1, 0.4).abs().clamp(max=1.2) + 0.10 * octave(0.3, 3.7)
     stand = wood * crown.clamp_min(0.2)
     height = -plane * (hills.clamp_min(0.0) + 0.24 * stand)
