@@ -16,17 +16,24 @@ def test_every_configuration_is_trained_measured_and_not_repeated(tmp_path, caps
     """A line for each, of finite numbers; runs that are there are taken as they are, a lost one is made again to the same
     numbers; the AutoEncoder is shared where it is the same."""
     monkeypatch.setattr("sys.argv", ["tessera_train", "ablate", "..."])
-    out, configs = tmp_path / "runs", ["ablation-pyramid", "ablation-input-skip", "ablation-single-level"]
+    out = tmp_path / "runs"
+    for name, text in (
+        ("whole", 'extends = "tiny"\n[arch]\nname = "ablation-whole"\n[diffusion]\nsample_steps = 1\n[fit]\nshare = 0.4\n'),
+        ("input", 'extends = "whole.toml"\n[arch]\nname = "ablation-input"\n[arch.unet]\nskip = "input"\n'),
+        ("spatial", 'extends = "whole.toml"\n[arch]\nname = "ablation-spatial"\nattention_ratio = "spatial"\n'),
+    ):
+        (tmp_path / f"{name}.toml").write_text(text)
+    configs = [str(tmp_path / f"{name}.toml") for name in ("whole", "input", "spatial")]
     words = ["ablate", "--pictures", str(write_array(tmp_path / "p", 9)), "--out", str(out), "--steps", "2", "--samples", "2"]
     words += ["--sample-steps", "1", "--batch", "2", "--device", "cpu", "--threads", "1", "--seeds", "1", "--configs", *configs]
     assert cli.main(words) == 0
     table = (out / "ablations.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows[2:]] == ["pyramid", "input-skip", "single-level", "training pictures (floor)"]
+    assert [row[0] for row in rows[2:]] == ["whole", "input", "spatial", "training pictures (floor)"]
     assert all(math.isfinite(float(x)) for row in rows[2:5] for x in row[2:]) and "python -m tessera_train" in table
     assert len(list(out.glob("autoencoder-*"))) == 2 and len(list(out.glob("*.json"))) == 3
     capsys.readouterr()
-    (lost := out / "ablation-input-skip-0.json").rename(tmp_path / "kept.json")
+    (lost := out / "ablation-input-0.json").rename(tmp_path / "kept.json")
     assert cli.main(words) == 0 and (out / "ablations.md").read_text() == table
     assert capsys.readouterr().out.count("steps of the AutoEncoder") == 1
     assert json.loads(lost.read_text()) == json.loads((tmp_path / "kept.json").read_text())
