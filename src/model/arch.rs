@@ -83,6 +83,22 @@ pub struct UNet {
     /// documents without it.
     #[serde(default = "one")]
     pub unshuffle: usize,
+    /// How features and latents pass from stage to stage; [`Skip::ResSkip`] in documents without it.
+    #[serde(default)]
+    pub skip: Skip,
+}
+
+/// How features and the streams of latents pass through the U-Net (the paper's figure 4 and its halves alone).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Skip {
+    /// Residual blocks, and streams of latents that enter and leave at every stage.
+    #[default]
+    ResSkip,
+    /// The streams alone: blocks have no branch.
+    Input,
+    /// Residual blocks alone: latents enter and leave at their own stages only.
+    Residual,
 }
 
 fn one() -> usize {
@@ -115,6 +131,8 @@ pub enum AttentionRatio {
     Log,
     /// Spatial share sigmoid(`ratio`), a parameter.
     Learned,
+    /// Spatial attention alone.
+    Spatial,
 }
 
 /// A whole model.
@@ -209,6 +227,11 @@ impl Arch {
     /// The level that enters and leaves at a stage of the U-Net; the finest one does at the first, unshuffled.
     pub fn unet_level(&self, stage: usize) -> Option<usize> {
         if stage == 0 { Some(0) } else { self.level_at(self.unet_factor(stage)) }
+    }
+
+    /// Whether the stream of latents enters and leaves at a stage of the U-Net.
+    pub fn unet_joined(&self, stage: usize) -> bool {
+        self.unet.skip != Skip::Residual || self.unet_level(stage).is_some()
     }
 
     /// Channels of the stream of latents at a stage of the U-Net.

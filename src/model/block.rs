@@ -80,17 +80,19 @@ pub struct Block {
     pub resample: Option<Resample>,
     /// Kernel of conv1 and conv2; 1 serves the 1x1 level.
     pub kernel: usize,
+    /// Without it there is no shortcut: conv2's output is all.
+    pub residual: bool,
 }
 
 impl Block {
-    /// A block with 3x3 convolutions.
+    /// A residual block with 3x3 convolutions.
     pub fn new(
         name: impl Into<String>,
         channels: usize,
         norm: Norm,
         resample: Option<Resample>,
     ) -> Self {
-        Self { name: name.into(), channels, norm, resample, kernel: 3 }
+        Self { name: name.into(), channels, norm, resample, kernel: 3, residual: true }
     }
 
     /// `x` [n, h, w, any] to [n, h', w', channels]; `embedding` [1 or n, 1, 1, E].
@@ -115,6 +117,9 @@ impl Block {
             h = o.scale_shift(&h, &pair, true)?;
         }
         h = conv(o, &h, layer("conv2"), self.channels, self.kernel)?;
+        if !self.residual {
+            return Ok(h);
+        }
         let mut x = x;
         if self.resample == Some(Resample::FirDown) {
             x = o.fir_down2(&x)?;
@@ -131,7 +136,8 @@ impl Block {
 
 /// Spatial-channel attention (the paper's figures 2 and 3; the arithmetic is the project's reconstruction).
 ///
-/// S attends over pixels, T over channels; out = (x + W_o[share * S + (1 - share) * T]) / sqrt(2).
+/// S attends over pixels, T over channels; out = (x + W_o[share * S + (1 - share) * T]) / sqrt(2). With
+/// [`AttentionRatio::Spatial`] there is no T.
 ///
 /// # Errors
 /// The interpreter's.
@@ -151,28 +157,34 @@ pub fn sc_attention<O: Ops>(
         let v = conv(o, &h, layer("v"), channels, 1)?;
         drop(h);
         let spatial = o.spatial_attention(&q, &k, &v)?;
-        let channel = o.channel_attention(&q, &k, &v)?;
-        o.weighted_add(&spatial, &channel, share as f32, (1.0 - share) as f32)?
+        match share {
+            Some(share) => {
+                let channel = o.channel_attention(&q, &k, &v)?;
+                o.weighted_add(&spatial, &channel, share as f32, (1.0 - share) as f32)?
+            }
+            None => spatial,
+        }
     };
     let out = conv(o, &mixed, layer("out"), channels, 1)?;
     o.weighted_add(x, &out, FRAC_1_SQRT_2, FRAC_1_SQRT_2)
 }
 
-/// Share of spatial attention: N / (N + C), or with logarithms of 1 + N and 1 + C, or learned.
+/// Share of spatial attention: N / (N + C), or with logarithms of 1 + N and 1 + C, or learned; none where it is alone.
 fn spatial_share<O: Ops>(
     o: &mut O,
     name: &str,
     ratio: AttentionRatio,
     pixels: usize,
     channels: usize,
-) -> Result<f64> {
+) -> Result<Option<f64>> {
     let (n, c) = (pixels as f64, channels as f64);
     Ok(match ratio {
-        AttentionRatio::Linear => n / (n + c),
-        AttentionRatio::Log => libm::log1p(n) / (libm::log1p(n) + libm::log1p(c)),
+        AttentionRatio::Linear => Some(n / (n + c)),
+        AttentionRatio::Log => Some(libm::log1p(n) / (libm::log1p(n) + libm::log1p(c))),
         AttentionRatio::Learned => {
             let logit = f64::from(o.scalar(&format!("{name}.ratio"))?);
-            1.0 / (1.0 + libm::exp(-logit))
+            Some(1.0 / (1.0 + libm::exp(-logit)))
         }
+        AttentionRatio::Spatial => None,
     })
 }

@@ -5,7 +5,7 @@ use std::f64::consts::FRAC_PI_2;
 use crate::{
     error::{Error, Result},
     model::{
-        arch::{Arch, Norm},
+        arch::{Arch, Norm, Skip},
         block::{Block, Resample, add, conv, norm, sc_attention},
     },
     ops::{Ops, Shape},
@@ -43,7 +43,13 @@ fn to_latent<O: Ops>(
     conv(o, &h, format!("{name}.conv"), channels, kernel)
 }
 
-/// `blocks` residual blocks at one resolution, then attention if the stage has it.
+/// The block `name` of the U-Net.
+fn block(arch: &Arch, name: String, channels: usize, resample: Option<Resample>) -> Block {
+    let residual = arch.unet.skip != Skip::Input;
+    Block { residual, ..Block::new(name, channels, Norm::Group, resample) }
+}
+
+/// `blocks` blocks at one resolution, then attention if the stage has it.
 fn half_stage<O: Ops>(
     o: &mut O,
     arch: &Arch,
@@ -56,7 +62,7 @@ fn half_stage<O: Ops>(
     let mut h = h;
     for j in 0..spec.blocks {
         let name = format!("unet.stages.{i}.{half}.{j}");
-        h = Block::new(name, spec.channels, Norm::Group, None).run(o, h, Some(e))?;
+        h = block(arch, name, spec.channels, None).run(o, h, Some(e))?;
     }
     if spec.attention {
         let name = format!("unet.stages.{i}.{half}_attention");
@@ -78,8 +84,8 @@ fn global_stage<O: Ops>(
     g = conv(o, &g, "unet.coarsest.down".into(), width, 1)?;
     let latent = conv(o, z, "unet.coarsest.frgb".into(), width, 1)?;
     g = add(o, &g, &latent)?;
-    let block = Block { kernel: 1, ..Block::new("unet.coarsest.block", width, Norm::Group, None) };
-    g = block.run(o, g, Some(e))?;
+    let block = block(arch, "unet.coarsest.block".into(), width, None);
+    g = Block { kernel: 1, ..block }.run(o, g, Some(e))?;
     let prediction = to_latent(o, &g, "unet.coarsest.trgb", o.shape(z).c, 1)?;
     let pair = conv(o, &g, "unet.coarsest.up".into(), 2 * channels, 1)?;
     Ok((o.scale_shift(h, &pair, false)?, prediction))
@@ -108,13 +114,14 @@ pub fn predict<O: Ops>(
     let mut skips = Vec::with_capacity(stages.len());
     for (i, spec) in stages.iter().enumerate() {
         if i > 0 {
+            let down = block(arch, name(i, "down"), spec.channels, Some(Resample::FirDown));
+            h = down.run(o, h, Some(&e))?;
+        }
+        if i > 0 && arch.unet_joined(i) {
             r = match arch.unet_level(i) {
                 Some(level) => z[level].clone(),
                 None => o.fir_down2(&r)?,
             };
-            let down =
-                Block::new(name(i, "down"), spec.channels, Norm::Group, Some(Resample::FirDown));
-            h = down.run(o, h, Some(&e))?;
             let latent = conv(o, &r, name(i, "frgb"), spec.channels, 1)?;
             h = add(o, &h, &latent)?;
         }
@@ -136,11 +143,14 @@ pub fn predict<O: Ops>(
         if i + 1 < stages.len()
             && let Some(skip) = skips.pop()
         {
-            let up = Block::new(name(i, "up"), spec.channels, Norm::Group, Some(Resample::FirUp));
+            let up = block(arch, name(i, "up"), spec.channels, Some(Resample::FirUp));
             h = up.run(o, h, Some(&e))?;
             h = o.concat(&h, &skip)?;
         }
         h = half_stage(o, arch, i, "decoder", h, &e)?;
+        if !arch.unet_joined(i) {
+            continue;
+        }
         let mut t = to_latent(o, &h, &name(i, "trgb"), arch.unet_latent(i), 3)?;
         // A stream starts at the coarsest stage of its level and runs to the level's own grid.
         if let Some(coarser) = rgb.take() {

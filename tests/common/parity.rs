@@ -144,8 +144,18 @@ pub(crate) fn operators<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64
 #[derive(Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 enum BlockCase {
-    Block { name: String, cout: usize, norm: Norm, resample: Option<String>, kernel: usize },
-    Attention { name: String, ratio: AttentionRatio },
+    Block {
+        name: String,
+        cout: usize,
+        norm: Norm,
+        resample: Option<String>,
+        kernel: usize,
+        residual: Option<bool>,
+    },
+    Attention {
+        name: String,
+        ratio: AttentionRatio,
+    },
 }
 
 /// Residual blocks and attention.
@@ -158,7 +168,7 @@ pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
         let (BlockCase::Block { name, .. } | BlockCase::Attention { name, .. }) = &case;
         let inputs = upload(&mut o, &fixture.numbered(&format!("{name}/in")));
         let out = match &case {
-            BlockCase::Block { name, cout, norm, resample, kernel } => {
+            BlockCase::Block { name, cout, norm, resample, kernel, residual } => {
                 let resample = resample.as_deref().map(|kind| match kind {
                     "nearest_up" => Resample::NearestUp,
                     "fir_up" => Resample::FirUp,
@@ -171,6 +181,7 @@ pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
                     norm: *norm,
                     resample,
                     kernel: *kernel,
+                    residual: residual.unwrap_or(true),
                 };
                 block.run(&mut o, inputs[0].clone(), inputs.get(1)).unwrap()
             }
@@ -182,9 +193,9 @@ pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
     }
 }
 
-/// Encoder, both stages of the decoder, U-Net and preconditioned denoiser of three whole models.
+/// Encoder, both stages of the decoder, U-Net and preconditioned denoiser of whole models.
 pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
-    for net in ["net-a", "net-b", "net-c", "net-d"] {
+    for net in ["net-a", "net-b", "net-c", "net-d", "net-e", "net-f"] {
         let model = Checkpoint::open(&path(net)).unwrap_or_else(|e| panic!("{net}: {e}"));
         let (arch, io) = (&model.arch, Fixture::read(&format!("{net}.io")));
         let mut o = make(model.weights.clone());

@@ -15,13 +15,16 @@ COMMANDS = {
     "diffusion": "train the U-Net on latents",
     "export": "write one safetensors of everything",
     "evaluate": "measure an exported model on held-out pictures",
+    "ablate": "measure what each part of the recipe is worth",
     "fixtures": "write the test vectors that tie this package to the Rust crate",
 }
+PARALLEL = ("autoencoder", "diffusion")
+"""The commands that torchrun may start several times."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command, loads its module, runs it; returns the exit code: 2 with one line for input that is wrong or
-    a disk that is full."""
+    a disk that is full, 130 when interrupted."""
     listing = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="tessera_train",
@@ -31,15 +34,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="COMMAND --help lists them")
     chosen = parser.parse_args(argv)
-    module = importlib.import_module(f".{chosen.command}", __package__)
+    module, parallel = (importlib.import_module(f".{name}", __package__) for name in (chosen.command, "parallel"))
     command = argparse.ArgumentParser(prog=f"tessera_train {chosen.command}", description=COMMANDS[chosen.command])
     module.add_arguments(command)
     arguments = command.parse_args(chosen.arguments)
     try:
+        if parallel.asked() and chosen.command not in PARALLEL:
+            raise ValueError(f"runs in one process; under torchrun run {' or '.join(PARALLEL)}")
         return module.run(arguments) or 0
     except (ValueError, OSError) as error:
         print(f"tessera_train {chosen.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"tessera_train {chosen.command}: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        parallel.end()
 
 
 if __name__ == "__main__":

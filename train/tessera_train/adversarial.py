@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import spectral
+from . import parallel, spectral
 
 LAYERS = 3
 LARGEST_WEIGHT = 1e4
@@ -46,8 +46,7 @@ class Adversary:
         self.windows = target, out.detach()
         self.net.requires_grad_(False)
         loss = -self.net(out).mean()
-        wanted = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
-        own = torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        wanted, own = (parallel.mean(torch.autograd.grad(x, last, retain_graph=True)[0]).norm() for x in (reconstruction, loss))
         return (wanted / (own + 1e-4)).clamp(0, LARGEST_WEIGHT).detach(), loss
 
     def backward(self) -> float:
@@ -58,6 +57,7 @@ class Adversary:
         self.optimizer.zero_grad(set_to_none=True)
         loss = (F.relu(1 - self.net(target)).mean() + F.relu(1 + self.net(out)).mean()) / 2
         loss.backward()
+        parallel.mean_gradients(self.net.parameters())
         return float(loss.detach())
 
     def step(self, rate: float) -> None:

@@ -7,6 +7,9 @@ import json
 import math
 from dataclasses import dataclass, field
 
+SKIPS = ("res-skip", "input", "residual")
+RATIOS = ("linear", "log", "learned", "spatial")
+
 
 @dataclass(frozen=True)
 class Level:
@@ -55,12 +58,16 @@ class UNet:
     """Stage i works at factor `levels[0].factor * unshuffle * 2**i`; `global_channels` is the width at the 1x1 level.
 
     `unshuffle`: space to depth of the finest latent, where most pixels are: a quarter of them pays for wider stages.
+    `skip`: "res-skip", residual blocks and streams of latents beside them (the paper's figure 4); its halves alone are
+    "input", the streams with blocks that have no branch, and "residual", latents that enter and leave at their own
+    stages only.
     """
 
     embedding: int
     global_channels: int
     stages: tuple[Stage, ...]
     unshuffle: int = 1
+    skip: str = field(default="res-skip", repr=False)
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,10 @@ class Arch:
         """The level that enters and leaves at a stage of the U-Net; the finest one does at the first, unshuffled."""
         return self.level_at(self.unet_factor(stage)) if stage else 0
 
+    def unet_joined(self, stage: int) -> bool:
+        """Whether the stream of latents enters and leaves at a stage of the U-Net."""
+        return self.unet.skip != "residual" or self.unet_level(stage) is not None
+
     def unet_latent(self, stage: int) -> int:
         """Channels of the stream of latents at a stage of the U-Net."""
         level = self.owner(self.unet_factor(stage))
@@ -165,7 +176,8 @@ class Arch:
             if self.decoder.shuffle << i < factors[0]:
                 need(not stage.attention, f"decoder.stages[{i}] is in the local stage and can't have attention")
         need(self.decoder.global_norm in ("group", "pixel"), f"decoder.global_norm is {self.decoder.global_norm!r}")
-        need(self.attention_ratio in ("linear", "log", "learned"), f"attention_ratio is {self.attention_ratio!r}")
+        need(self.unet.skip in SKIPS, f"unet.skip is {self.unet.skip!r}, not one of {', '.join(SKIPS)}")
+        need(self.attention_ratio in RATIOS, f"attention_ratio is {self.attention_ratio!r}, not one of {', '.join(RATIOS)}")
 
     def to_json(self) -> str:
         """The document that travels in the checkpoint's metadata."""
@@ -190,6 +202,7 @@ class Arch:
                     doc["unet"]["global_channels"],
                     tuple(Stage(**x) for x in doc["unet"]["stages"]),
                     doc["unet"].get("unshuffle", 1),
+                    doc["unet"].get("skip", "res-skip"),
                 ),
                 "noise": Noise(**{**doc["noise"], "shift": tuple(doc["noise"]["shift"])}),
             }
@@ -204,7 +217,8 @@ def autoencoder_identity(arch: Arch) -> str:
 
 def unet_identity(arch: Arch) -> str:
     """What a checkpoint of this U-Net calls itself."""
-    return f"unet {(arch.levels, arch.unet, arch.noise, arch.attention_ratio)}"
+    skip = "" if arch.unet.skip == "res-skip" else f" {arch.unet.skip}"
+    return f"unet {(arch.levels, arch.unet, arch.noise, arch.attention_ratio)}{skip}"
 
 
 def norm_groups(channels: int) -> int:
@@ -214,6 +228,6 @@ def norm_groups(channels: int) -> int:
 
 
 def spatial_share(ratio: str, pixels: int, channels: int) -> float:
-    """Share of spatial attention in SC attention for the fixed ratios: N/(N+C), or with logarithms of 1+N and 1+C."""
+    """Share of spatial attention in SC attention for the fixed ratios that mix: N/(N+C), or with logarithms of 1+N and 1+C."""
     n, c = (float(pixels), float(channels)) if ratio == "linear" else (math.log1p(pixels), math.log1p(channels))
     return n / (n + c)

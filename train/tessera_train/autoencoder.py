@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import cost, dropout, loop, spectral
+from . import dropout, loop, parallel, spectral
 from .adversarial import Adversary
 from .arch import Arch, autoencoder_identity
 from .config import Config
@@ -39,6 +39,10 @@ class Phase:
     window: int
     windows: int = 1
     crop: float = 0.0
+
+    def own(self) -> slice:
+        """This process's part of the pictures."""
+        return parallel.own(self.batch, "[[autoencoder.phases]] batch")
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ class Task:
         if not self.phases or self.phases[-1].until < 1:
             raise ValueError(f"{config.path}: [[autoencoder.phases]] must lead to until = 1")
         for phase in self.phases:
+            phase.own()
             if phase.width % self.arch.coarsest_factor or phase.height % self.arch.coarsest_factor:
                 raise ValueError(f"{config.path}: a phase's size is not a multiple of {self.arch.coarsest_factor}")
         r = self.recipe
@@ -166,8 +171,9 @@ class Task:
             place_windows(rng, size // factor, extent, (phase.batch, phase.windows))
             for size, extent in ((phase.height, rows), (phase.width, columns))
         )
-        windows = [(n, int(y), int(x)) for n in range(phase.batch) for y, x in zip(tops[n], lefts[n])]
-        return Batch(torch.cat(drawn), [int(k) for k in zeroed], windows, (rows, columns))
+        own = phase.own()
+        windows = [(n, int(y), int(x)) for n, places in enumerate(zip(tops[own], lefts[own])) for y, x in zip(*places)]
+        return Batch(torch.cat([read() for read in drawn[own]]), [int(k) for k in zeroed[own]], windows, (rows, columns))
 
     def loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
         device = next(self.model.parameters()).device
@@ -178,7 +184,8 @@ class Task:
         for level, (mean, log_variance) in enumerate(moments):
             kl = kl + (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
             keep = torch.tensor([k <= level for k in batch.zeroed], device=device).view(-1, 1, 1, 1)
-            z.append((mean + (log_variance / 2).exp() * torch.randn_like(mean)) * keep)
+            noise = parallel.draw(mean.shape, lambda shape: torch.randn(shape, device=device))
+            z.append((mean + (log_variance / 2).exp() * noise) * keep)
         kl = kl / sum(x.numel() for x in z)
         h, r = self.model.decoder.global_stage(z)
         (rows, columns), factor, outs, targets = batch.extent, self.arch.levels[0].factor, [], []
@@ -229,6 +236,6 @@ def run(args: argparse.Namespace) -> int:
     """The command."""
     device = loop.prepare(args)
     config = Config(args.config)
-    print(cost.describe(config.arch), flush=True)
+    loop.describe(config.arch)
     task = Task(config, Pictures.open(args.pictures), args.seed, device)
     return loop.Loop(task, args, device).run()

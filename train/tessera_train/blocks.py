@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arch import norm_groups, spatial_share
+from .dropout import drop
 
 SQRT_HALF = math.sqrt(0.5)
 GROUP_NORM_EPS = 1e-6
@@ -206,7 +207,7 @@ class Block(nn.Module):
 
     The shortcut resamples x and, where the channel count changes, applies a 1x1 convolution, at the lower of the two
     resolutions. With `embedding`, a scale and shift from the time embedding follow norm2 (NCSN++). `resample`: None or
-    a name of RESAMPLE. `kernel` 1 serves the 1x1 level.
+    a name of RESAMPLE. `kernel` 1 serves the 1x1 level. Without `residual` there is no shortcut: conv2's output is all.
     """
 
     def __init__(
@@ -217,15 +218,16 @@ class Block(nn.Module):
         resample: str | None = None,
         embedding: int = 0,
         kernel: int = 3,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         self.norm1 = make_norm(norm, cin)
         self.conv1 = conv(cin, cout, kernel)
         self.time = conv(embedding, 2 * cout, 1, zero=True) if embedding else None
         self.norm2 = make_norm(norm, cout)
-        self.conv2 = conv(cout, cout, kernel, zero=True)
-        self.shortcut = conv(cin, cout, 1) if cin != cout else None
-        self.resample = resample
+        self.conv2 = conv(cout, cout, kernel, zero=residual)
+        self.shortcut = conv(cin, cout, 1) if residual and cin != cout else None
+        self.resample, self.residual = resample, residual
         self.dropout = 0.0
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
@@ -235,8 +237,10 @@ class Block(nn.Module):
         h = self.norm2(self.conv1(h))
         if self.time is not None:
             h = scale_shift(h, self.time(embedding))
-        h = F.dropout(F.silu(h), self.dropout, self.training)
+        h = drop(F.silu(h), self.dropout, self.training)
         h = self.conv2(h)
+        if not self.residual:
+            return h
         if self.resample == "fir_down":
             x = fir_down(x)
         if self.shortcut is not None:
@@ -261,7 +265,8 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class ScAttention(nn.Module):
     """Spatial-channel attention (the paper's figures 2 and 3; the arithmetic is the project's reconstruction).
 
-    S attends over pixels, T over channels; out = (x + W_o[share * S + (1 - share) * T]) / sqrt(2).
+    S attends over pixels, T over channels; out = (x + W_o[share * S + (1 - share) * T]) / sqrt(2). With the ratio
+    "spatial" there is no T.
     """
 
     def __init__(self, channels: int, ratio: str) -> None:
@@ -277,7 +282,8 @@ class ScAttention(nn.Module):
         n, c, height, width = x.shape
         h = self.norm(x)
         q, k, v = (f(h).flatten(2) for f in (self.q, self.k, self.v))
-        spatial, channel = spatial_attention(q, k, v), channel_attention(q, k, v)
-        share = torch.sigmoid(self.ratio) if self.kind == "learned" else spatial_share(self.kind, height * width, c)
-        mixed = share * spatial + (1 - share) * channel
+        mixed = spatial_attention(q, k, v)
+        if self.kind != "spatial":
+            share = torch.sigmoid(self.ratio) if self.kind == "learned" else spatial_share(self.kind, height * width, c)
+            mixed = share * mixed + (1 - share) * channel_attention(q, k, v)
         return (x + self.out(mixed.reshape(n, c, height, width))) * SQRT_HALF

@@ -1,4 +1,5 @@
-"""Configurations: a TOML file with `[arch]`, `[autoencoder]`, `[diffusion]` and `[fit]`."""
+"""Configurations: a TOML file with `[arch]`, `[autoencoder]`, `[diffusion]` and `[fit]`; `extends` names another one,
+whose settings hold where the file has none of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from .arch import Arch
 
 T = TypeVar("T")
 BUILT_IN = Path(__file__).parent / "configs"
+DEEPEST = 8
 
 
 class Config:
@@ -18,11 +20,8 @@ class Config:
     pictures in place of the file's; the phases of the AutoEncoder's training keep their share of it."""
 
     def __init__(self, name: str, size: tuple[int, int] | None = None) -> None:
-        path = Path(name) if name.endswith(".toml") else BUILT_IN / f"{name}.toml"
-        if not path.is_file():
-            raise ValueError(f"config is {name!r}, must be a TOML file or one of {', '.join(names())}")
-        self.path, self.text = path, path.read_text()
-        self.doc = tomllib.loads(self.text)
+        self.path = find(name, Path())
+        self.texts, self.doc = read(self.path)
         if size:
             resize(self.doc, *size)
         self.arch = Arch.from_json(json.dumps(self.doc["arch"]))
@@ -34,6 +33,32 @@ class Config:
         if unknown:
             raise ValueError(f"{self.path}: [{name}] has no setting {', '.join(sorted(unknown))}")
         return kind(**values)
+
+
+def find(name: str, folder: Path) -> Path:
+    """The file of a configuration; a path is relative to `folder`."""
+    path = folder / name if name.endswith(".toml") else BUILT_IN / f"{name}.toml"
+    if not path.is_file():
+        raise ValueError(f"config is {name!r}, must be a TOML file or one of {', '.join(names())}")
+    return path
+
+
+def read(path: Path, depth: int = 0) -> tuple[list[str], dict[str, Any]]:
+    """The texts of the file and of those that it extends, its own first, and the document that they make."""
+    if depth > DEEPEST:
+        raise ValueError(f"{path}: extends more than {DEEPEST} files one after the other, or itself")
+    text = path.read_text()
+    doc = tomllib.loads(text)
+    if "extends" not in doc:
+        return [text], doc
+    texts, base = read(find(doc.pop("extends"), path.parent), depth + 1)
+    return [text, *texts], merged(base, doc)
+
+
+def merged(base: dict[str, Any], doc: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `doc`; tables are merged, lists are replaced."""
+    both = {key: merged(base[key], value) for key, value in doc.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
+    return base | doc | both
 
 
 def names() -> list[str]:

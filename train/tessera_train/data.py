@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,8 @@ class Pictures:
         """Picture `i` at `width` x `height`, averaged down by area where it is stored larger."""
         picture = self.rows[i]
         factor = picture.shape[0] // height
+        if picture.shape[:2] == (height, width):
+            return to_tensor(picture.astype(np.float32))
         if picture.shape[:2] == (factor * height, factor * width):
             total = np.zeros((height, width, 3), np.uint32)
             for y in range(factor):
@@ -76,14 +79,27 @@ class Pictures:
             return to_tensor(total.astype(np.float32) / factor**2)
         return F.interpolate(to_tensor(picture.astype(np.float32)), (height, width), mode="area")
 
-    def draw(self, rng: np.random.Generator, width: int, height: int, crop: float) -> Tensor:
-        """A training picture [1, 3, height, width], half of them mirrored: with probability `crop` a part of a picture
-        at its stored size, else the whole of it."""
+    def thumbnail(self, i: int, width: int, height: int) -> Tensor:
+        """Picture `i` averaged down to `width` x `height`, many times smaller than it is stored: in one pass."""
+        rows, columns, _ = self.rows[i].shape
+        if rows % height or columns % width:
+            return F.interpolate(self.whole(i, columns, rows), (height, width), mode="area")
+        cells = self.rows[i].reshape(height, rows // height, columns, 3).sum(1, dtype=np.uint32)
+        means = cells.reshape(height, width, columns // width, 3).mean(2, dtype=np.float64) / (rows // height)
+        return to_tensor(means.astype(np.float32))
+
+    def draw(self, rng: np.random.Generator, width: int, height: int, crop: float) -> Callable[[], Tensor]:
+        """Chooses a training picture; the function returned reads it, [1, 3, height, width]. Half of them are mirrored:
+        with probability `crop` a part of a picture at its stored size, else the whole of it."""
         i = int(rng.integers(self.training))
         cut, flip, down, right = rng.random(4)
         free_y, free_x = self.rows.shape[1] - height, self.rows.shape[2] - width
-        if cut < crop and free_y >= 0 and free_x >= 0:
-            picture = self.window(i, int(down * (free_y + 1)), int(right * (free_x + 1)), height, width)
-        else:
-            picture = self.whole(i, width, height)
-        return picture.flip(3) if flip < 0.5 else picture
+
+        def read() -> Tensor:
+            if cut < crop and free_y >= 0 and free_x >= 0:
+                picture = self.window(i, int(down * (free_y + 1)), int(right * (free_x + 1)), height, width)
+            else:
+                picture = self.whole(i, width, height)
+            return picture.flip(3) if flip < 0.5 else picture
+
+        return read

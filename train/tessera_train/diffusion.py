@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import cost, dropout, loop, sampler, spectral
+from . import dropout, loop, parallel, sampler, spectral
 from .arch import Arch, autoencoder_identity, unet_identity
 from .autoencoder import Autoencoder
 from .config import Config
@@ -41,6 +41,7 @@ class Task:
         self.weights = self.recipe.level_weight or [1.0] * len(self.arch.levels)
         if len(self.weights) != len(self.arch.levels):
             raise ValueError(f"{config.path}: [diffusion] level_weight needs {len(self.arch.levels)} numbers")
+        self.own()
         self.model = UNet(self.arch)
         self.adversary = None
         if self.recipe.spectral_norm:
@@ -49,7 +50,11 @@ class Task:
 
     def batch(self, step: int, progress: float) -> list[Tensor]:
         entries = step_rng(self.seed, step).integers(self.latents.training, size=self.recipe.batch)
-        return self.latents.normalised(entries)
+        return self.latents.normalised(entries[self.own()])
+
+    def own(self) -> slice:
+        """This process's part of the batch."""
+        return parallel.own(self.recipe.batch, "[diffusion] batch")
 
     def parts_to_compile(self) -> list[nn.Module]:
         return [self.model]
@@ -61,9 +66,13 @@ class Task:
         """EDM's loss per level: mean of (s^2 + sd^2) / (s sd)^2 * (D - z)^2, s the level's sigma."""
         noise = self.arch.noise
         z = [x.to(self.device).contiguous(memory_format=torch.channels_last) for x in z]
-        sigma = (torch.randn(len(z[0]), device=self.device) * self.recipe.p_std + self.recipe.p_mean).exp()
+
+        def normal(shape: tuple[int, ...]) -> Tensor:
+            return torch.randn(shape, device=self.device)
+
+        sigma = (parallel.draw((len(z[0]),), normal) * self.recipe.p_std + self.recipe.p_mean).exp()
         sigmas = [level_sigma(noise, level, sigma).view(-1, 1, 1, 1) for level in range(len(z))]
-        noisy = [x + s * torch.randn_like(x) for x, s in zip(z, sigmas)]
+        noisy = [x + s * parallel.draw(x.shape, normal) for x, s in zip(z, sigmas)]
         denoised = Denoiser(self.arch, unet)(noisy, sigma)
         sd = noise.sigma_data
         return [((s**2 + sd**2) / (s * sd) ** 2 * (d - x) ** 2).mean() for d, x, s in zip(denoised, z, sigmas)]
@@ -107,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     config, latents = Config(args.config), Latents.open(args.latents)
     if latents.arch.levels != config.arch.levels:
         raise SystemExit(f"{args.latents} are of another model than the configuration's")
-    print(cost.describe(config.arch), flush=True)
+    loop.describe(config.arch)
     autoencoder = Autoencoder(config.arch)
     load_ema(args.autoencoder, autoencoder, autoencoder_identity(config.arch), device)
     torch.manual_seed(args.seed)

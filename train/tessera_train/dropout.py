@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from . import parallel
 
 READINGS = ("resolution", "time", "both")
 
@@ -17,6 +20,19 @@ def rates(most: float, over: str, stages: int, progress: float) -> list[float]:
     late = 1.0 if over == "resolution" else 1 - progress
     coarse = [1.0 if over == "time" else i / max(stages - 1, 1) for i in range(stages)]
     return [round(most * late * share, 2) for share in coarse]
+
+
+def drop(x: Tensor, rate: float, training: bool) -> Tensor:
+    """`x` [N, C, H, W] with a share `rate` of it zeroed, the rest scaled so that the mean stays; `x` itself outside of
+    training. As torch's own, but of the same choice whatever the number of processes."""
+    if not training or not rate:
+        return x
+
+    def kept(shape: tuple[int, ...]) -> Tensor:
+        cells = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        return cells.bernoulli_(1 - rate)
+
+    return x * parallel.draw(x.shape, kept).div_(1 - rate)
 
 
 def apply(net: nn.Module, most: float, over: str, progress: float) -> None:

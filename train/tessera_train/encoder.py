@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .arch import Arch
 from .blocks import PixelNorm, at_least_f32, conv
+from .dropout import drop
 
 
 class ConvNorm(nn.Module):
@@ -19,7 +20,7 @@ class ConvNorm(nn.Module):
         self.dropout = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(F.silu(self.norm(self.conv(x))), self.dropout, self.training)
+        return drop(F.silu(self.norm(self.conv(x))), self.dropout, self.training)
 
 
 class EncoderStage(nn.Module):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from . import metrics, record
+from .arch import Arch
 from .checkpoint import replace_file
 from .data import Pictures
 from .images import save_grid, shrink
@@ -21,6 +23,7 @@ from .loop import choose_device
 from .model import Model
 
 NEIGHBOUR_WIDTH = 32
+VIEW_WIDTH = 192
 SHOWN = 8
 Table = list[list[str]]
 
@@ -35,13 +38,14 @@ class Summary:
     colours: Tensor
 
     @staticmethod
-    def of(pictures: Iterator[Tensor], seed: int) -> Summary:
-        """Of pictures [1, 3, H, W], one after the other, so that large ones need not be held together."""
+    def of(pictures: Iterable[Tensor], count: int, seed: int, name: str) -> Summary:
+        """Of `count` pictures [1, 3, H, W], one after the other, so that large ones need not be held together; `name`
+        is for the bar of progress."""
         rows, small, spectra, colours = [], [], [], []
-        for i, picture in enumerate(pictures):
+        for i, picture in enumerate(tqdm(pictures, name, count, unit="picture", disable=None)):
             x = picture.float().cpu().clamp(-1, 1)
             rows.append([metrics.descriptors(level, seed + i) for level in metrics.laplacian(x)])
-            small.append(shrink(x, 256))
+            small.append(shrink(x, VIEW_WIDTH))
             spectra.append(10 ** metrics.power_spectrum(x))
             colours.append(metrics.colour_histogram(x))
         levels = [torch.cat(level) for level in zip(*rows)]
@@ -53,6 +57,76 @@ class Summary:
         spectrum = float(10 * (self.spectrum - other.spectrum).abs().mean())
         return [*swd, spectrum, float((self.colours - other.colours).abs().sum() / 2)]
 
+    def octaves(self, other: Summary) -> list[float]:
+        """Mean difference of the spectra per octave of frequency, in dB; the first octave is 1 to 2 cycles a side."""
+        difference, edges = 10 * (self.spectrum - other.spectrum), [1]
+        while edges[-1] < len(difference):
+            edges.append(min(2 * edges[-1], len(difference)))
+        return [float(difference[a:b].mean()) for a, b in zip(edges, edges[1:])]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many samples of a model are compared, by how many steps of Heun's sampler, how many at a time."""
+
+    count: int
+    steps: int
+    batch: int
+    seed: int
+
+    def summary(self, model: Model, name: str) -> Summary:
+        """Of the model's samples."""
+
+        def pictures() -> Iterator[Tensor]:
+            for first in range(0, self.count, self.batch):
+                yield from model.decode(model.sample(min(self.batch, self.count - first), self.steps, self.seed + first))
+
+        return Summary.of(pictures(), self.count, self.seed + 2_000_000, name)
+
+
+class Reference:
+    """Pictures that were not trained on, at a model's size, and the floor: as many training pictures as there are
+    samples, seen as if they were samples."""
+
+    def __init__(self, pictures: Pictures, apart: Pictures | None, arch: Arch, sampling: Sampling) -> None:
+        """Held out are the last of `pictures`, or all of `apart`, a folder of its own."""
+        self.pictures, self.size, self.seed = pictures, (arch.width, arch.height), sampling.seed
+        self.source = apart or pictures
+        self.indices = range(len(apart.rows)) if apart else range(pictures.training, len(pictures.rows))
+        if not self.indices:
+            raise ValueError(f"pictures: {pictures.training} of them, at least 4 are needed to hold one out")
+        order = torch.randperm(pictures.training, generator=torch.Generator().manual_seed(self.seed))
+        others = [int(i) for i in order[: sampling.count]]
+        self.truth = Summary.of(self.held_out(), len(self.indices), self.seed, "held-out pictures")
+        floor = (pictures.whole(i, *self.size) for i in others)
+        self.floor = Summary.of(floor, len(others), self.seed + 1_000_000, "training pictures")
+
+    def held_out(self) -> Iterator[Tensor]:
+        """Picture after picture."""
+        return (self.source.whole(i, *self.size) for i in self.indices)
+
+    def heads(self) -> list[str]:
+        """What the numbers of `distances` are."""
+        width, height = self.size
+        return [*(f"SWD {width >> i}x{height >> i}" for i in range(len(self.truth.descriptors))), "spectrum, dB", "colours"]
+
+    def distances(self, summary: Summary) -> list[float]:
+        """Of a set of pictures from the held-out ones."""
+        return summary.distances(self.truth, self.seed)
+
+    def reconstruction(self, model: Model, finest: int) -> tuple[float, float]:
+        """PSNR in dB and SSIM over the held-out pictures with the levels from `finest` on; those finer than it stand at
+        their mean over the training pictures."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        for x in self.held_out():
+            z = model.encode(x)
+            means = [mean.to(model.device).view(1, -1, 1, 1).expand_as(level) for mean, level in zip(model.latents.mean, z)]
+            kept = [level if n >= finest else mean for n, (level, mean) in enumerate(zip(z, means))]
+            out = next(model.decode(kept)).float().cpu().clamp(-1, 1)
+            sums += torch.tensor([float(((out - x) / 2).square().mean()), metrics.ssim(out, x)], dtype=torch.float64)
+        mse, ssim = (sums / len(self.indices)).tolist()
+        return metrics.decibels(mse), ssim
+
 
 def table(head: list[str], rows: Table) -> str:
     """A Markdown table."""
@@ -60,131 +134,145 @@ def table(head: list[str], rows: Table) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def reconstructions(model: Model, pictures: Pictures) -> Table:
-    """PSNR and SSIM over the held-out pictures with the coarsest k levels only, for every k; the others at their mean
-    over the training pictures."""
-    arch, levels = model.arch, len(model.arch.levels)
-    sums = torch.zeros(levels, 2, dtype=torch.float64)
-    held_out = range(pictures.training, pictures.training + pictures.held_out)
-    for i in held_out:
-        x = pictures.whole(i, arch.width, arch.height)
-        z = model.encode(x)
-        for finest in range(levels):
-            means = [mean.to(model.device).view(1, -1, 1, 1).expand_as(level) for mean, level in zip(model.latents.mean, z)]
-            kept = [level if n >= finest else mean for n, (level, mean) in enumerate(zip(z, means))]
-            out = next(model.decode(kept)).float().cpu().clamp(-1, 1)
-            sums[finest] += torch.tensor([float(((out - x) / 2).square().mean()), metrics.ssim(out, x)], dtype=torch.float64)
-    sums /= len(held_out)
+def reconstructions(models: dict[str, Model], reference: Reference) -> Table:
+    """PSNR and SSIM of the first model with the coarsest k levels only, for every k, and of the others with all."""
+    (_, model), *others = models.items()
     rows = []
-    for finest in reversed(range(levels)):
-        mse, ssim = sums[finest].tolist()
-        names = [f"{lv.channels} x 1/{lv.factor}" if lv.factor else f"{lv.channels} x 1x1" for lv in arch.levels[finest:]]
-        rows.append([", ".join(names), f"{metrics.decibels(mse):.2f}", f"{ssim:.4f}"])
-    return rows
+    for finest in reversed(range(len(model.arch.levels))):
+        names = [f"{lv.channels} x 1/{lv.factor}" if lv.factor else f"{lv.channels} x 1x1" for lv in model.arch.levels[finest:]]
+        rows.append([", ".join(names), reference.reconstruction(model, finest)])
+    rows += [[name, reference.reconstruction(other, 0)] for name, other in others]
+    return [[name, f"{psnr:.2f}", f"{ssim:.4f}"] for name, (psnr, ssim) in rows]
 
 
-def neighbours(model: Model, samples: Tensor, held_out: Tensor, pictures: Pictures, path: Path) -> tuple[list[str], list[str]]:
+def neighbours(samples: Tensor, reference: Reference, path: Path) -> Table:
     """Draws the samples, each over the training picture next to it; rows of the table: distance of samples, and of
     held-out pictures, which no model has seen, to their nearest training pictures."""
-    arch = model.arch
-    height = max(1, arch.height * NEIGHBOUR_WIDTH // arch.width)
+    pictures, (width, height) = reference.pictures, reference.size
+    tiny_height = max(1, height * NEIGHBOUR_WIDTH // width)
 
     def tiny(x: Tensor) -> Tensor:
-        return F.interpolate(x, (height, NEIGHBOUR_WIDTH), mode="area")
+        return F.interpolate(x, (tiny_height, NEIGHBOUR_WIDTH), mode="area")
 
-    training = torch.cat([tiny(pictures.whole(i, arch.width, arch.height)) for i in range(pictures.training)])
+    count = pictures.training
+    shown = tqdm(range(count), "neighbours", count, unit="picture", disable=None)
+    training = torch.cat([pictures.thumbnail(i, NEIGHBOUR_WIDTH, tiny_height) for i in shown])
     training = torch.cat([training, training.flip(3)])
     rows = []
-    for name, x in (("samples", samples), ("held-out pictures", held_out)):
+    for name, x in (("samples", samples), ("held-out pictures", reference.truth.small)):
         found, distance = metrics.nearest(tiny(x), training)
         rows.append([name, f"{distance.min():.4f}", f"{distance.median():.4f}"])
         if x is samples:
-            views = [pictures.whole(int(i) % pictures.training, arch.width, arch.height) for i in found[:SHOWN]]
-            near = [shrink(v.flip(3) if int(i) >= pictures.training else v, 256) for i, v in zip(found, views)]
+            views = [pictures.whole(int(i) % count, width, height) for i in found[:SHOWN]]
+            near = [shrink(v.flip(3) if int(i) >= count else v, VIEW_WIDTH) for i, v in zip(found, views)]
             half = (len(near) + 1) // 2
             grid = [(x[a:b], torch.cat(near[a:b])) for a, b in ((0, half), (half, len(near))) if a < b]
             save_grid(path, [row for pair in grid for row in pair])
-    return rows[0], rows[1]
+    return rows
 
 
-def report(model: Model, pictures: Pictures, args: argparse.Namespace) -> str:
-    """The text; pictures are written beside `args.out`."""
-    arch, out = model.arch, args.out
-    held_out = range(pictures.training, pictures.training + pictures.held_out)
-    count = args.samples
-    other = [int(i) for i in torch.randperm(pictures.training, generator=torch.Generator().manual_seed(args.seed))[: len(held_out)]]
+def compared(values: dict[str, list[float]], floor: list[float]) -> Table:
+    """Rows of distances, the floor's after them, then the first row in units of the floor."""
+    rows = {**values, "training pictures (floor)": floor}
+    text = [[name, *(f"{x:.2f}" for x in row[:-1]), f"{row[-1]:.3f}"] for name, row in rows.items()]
+    ratios = [[f"{name} / floor", *(f"{x / y:.2f}" if y else "-" for x, y in zip(row, floor))] for name, row in values.items()]
+    return text + ratios
 
-    def some(indices: range | list[int]) -> Iterator[Tensor]:
-        return (pictures.whole(i, arch.width, arch.height) for i in indices)
 
-    def sampled() -> Iterator[Tensor]:
-        for first in range(0, count, args.batch):
-            yield from model.decode(model.sample(min(args.batch, count - first), args.steps, args.seed + first))
+def report(models: dict[str, Model], reference: Reference, sampling: Sampling, out: Path) -> str:
+    """The text about the first model, beside the others; pictures are written beside `out`."""
+    (_, model), *_ = models.items()
+    arch, (width, height) = model.arch, reference.size
+    summaries = {name: sampling.summary(each, name) for name, each in models.items()}
+    samples = summaries["samples"].small
+    distances = {name: reference.distances(each) for name, each in summaries.items()}
+    octaves = {name: each.octaves(reference.truth) for name, each in {**summaries, "training pictures (floor)": reference.floor}.items()}
+    cycles = [f"{1 << i} to {2 << i}" for i in range(len(octaves["samples"]))]
+    save_grid(out.with_suffix(".samples.png"), [samples[:4], samples[4:SHOWN]][: (len(samples) + 3) // 4])
+    near = neighbours(samples, reference, out.with_suffix(".neighbours.png"))
+    control = "".join(f"The control: {each.arch.name}.\n" for name, each in models.items() if each is not model)
+    return f"""# {arch.name}, {width}x{height}
 
-    truth = Summary.of(some(held_out), args.seed)
-    floor = Summary.of(some(other), args.seed + 1_000_000)
-    samples = Summary.of(sampled(), args.seed + 2_000_000)
-    names = [f"SWD {arch.width >> i}x{arch.height >> i}" for i in range(len(truth.descriptors))]
-    head = ["against held-out", *names, "spectrum, dB", "colours"]
-    a, b = samples.distances(truth, args.seed), floor.distances(truth, args.seed)
-    rows = [[name, *(f"{value:.2f}" for value in values[:-1]), f"{values[-1]:.3f}"] for name, values in (("samples", a), ("training pictures (floor)", b))]
-    rows.append(["ratio", *(f"{x / y:.2f}" if y else "-" for x, y in zip(a, b))])
-    save_grid(out.with_suffix(".samples.png"), [samples.small[:4], samples.small[4:8]][: (len(samples.small) + 3) // 4])
-    near = neighbours(model, samples.small, truth.small, pictures, out.with_suffix(".neighbours.png"))
-    code = record.code_version()
-    return f"""# {arch.name}, {arch.width}x{arch.height}
-
-Made by `python -m tessera_train {shlex.join(sys.argv[1:])}`, tessera_train {code["tessera_train"]} ({code["commit"] or "no commit"}),
-torch {code["torch"]}, on {model.device}: {pictures.training} training pictures, {len(held_out)} held out, {count} samples of {args.steps} Heun steps.
-
+{made_by(model.device)}: {reference.pictures.training} training pictures, {len(reference.indices)} held out, {sampling.count} samples
+of {sampling.steps} Heun steps. {control}
 ## Reconstruction of held-out pictures
 
 The latents that are not named stand at their mean.
 
-{table(["latents", "PSNR, dB", "SSIM"], reconstructions(model, pictures))}
+{table(["latents", "PSNR, dB", "SSIM"], reconstructions(models, reference))}
 ## Samples
 
 Sliced Wasserstein distance (x 1000) per level of the Laplacian pyramid, finest first (Karras et al. 2018, on 7x7 patches);
-mean difference of the radial power spectra; total variation distance of the colour histograms (8 x 8 x 8 cells). The floor is
-as many training pictures as are held out. With {len(held_out)} of them it is as uncertain as that number is small.
+mean difference of the radial power spectra; total variation distance of the colour histograms (8 x 8 x 8 cells). All are distances
+from the held-out pictures. The floor is that of as many training pictures as there are samples.
 
-{table(head, rows)}
+{table(["", *reference.heads()], compared(distances, reference.distances(reference.floor)))}
 ![samples]({out.with_suffix(".samples.png").name})
 
+Radial power spectrum against that of the held-out pictures, in dB, per octave of cycles per shorter side: above 0 is too much,
+below 0 too little.
+
+{table(["", *cycles], [[name, *(f"{x:+.1f}" for x in row)] for name, row in octaves.items()])}
 ## Nearest training pictures
 
 Root mean square difference (of 2) at {NEIGHBOUR_WIDTH} pixels' width to the nearest training picture or its mirror image. Samples
 much nearer than held-out pictures are would be remembered ones.
 
-{table(["", "smallest", "median"], list(near))}
+{table(["", "smallest", "median"], near)}
 ![samples, each over its nearest training picture]({out.with_suffix(".neighbours.png").name})
 """
+
+
+def made_by(device: torch.device) -> str:
+    """The command that is running, and the code that it runs."""
+    code = record.code_version()
+    command = f"python -m tessera_train {shlex.join(sys.argv[1:])}"
+    return f"Made by `{command}`,\ntessera_train {code['tessera_train']} ({code['commit'] or 'no commit'}), torch {code['torch']}, on {device}"
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those that say what samples are compared with, and how they are made."""
+    parser.add_argument("--pictures", type=Path, required=True, help="folder that scenery or prepare has written")
+    parser.add_argument("--held-out", type=Path, help="a folder of pictures that are not trained on (default: the last of --pictures)")
+    parser.add_argument("--samples", type=int, default=64, help="number of samples (default: 64)")
+    parser.add_argument("--sample-steps", type=int, default=18, help="of the sampler (default: 18)")
+    parser.add_argument("--batch", type=int, default=8, help="samples at a time (default: 8)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
+
+
+def sampling(args: argparse.Namespace, seed: int) -> Sampling:
+    """Of the arguments; ValueError for one that is below 1."""
+    for name in ("samples", "sample_steps", "batch", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, must be at least 1")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return Sampling(args.samples, args.sample_steps, args.batch, seed)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--model", type=Path, required=True, help="the exported .safetensors file")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder that scenery or prepare has written")
+    parser.add_argument("--control", type=Path, help="another one of the same size, to stand beside it")
     parser.add_argument("--out", type=Path, required=True, help="the report, a .md file; its pictures lie beside it")
-    parser.add_argument("--samples", type=int, default=64, help="number of samples (default: 64)")
-    parser.add_argument("--steps", type=int, default=18, help="of the sampler (default: 18)")
-    parser.add_argument("--batch", type=int, default=8, help="samples at a time (default: 8)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
     parser.add_argument("--seed", type=int, default=0)
+    add_sampling_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """The command."""
-    for name in ("samples", "steps", "batch"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name} is {getattr(args, name)}, must be at least 1")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    pictures = Pictures.open(args.pictures)
-    if not pictures.held_out:
-        raise ValueError(f"{args.pictures}: {pictures.training} pictures, at least 4 are needed to hold one out")
-    model = Model.open(args.model, choose_device(args.device))
-    text = report(model, pictures, args)
+    how, device = sampling(args, args.seed), choose_device(args.device)
+    models = {"samples": Model.open(args.model, device)}
+    if args.control:
+        models["control"] = Model.open(args.control, device)
+    first, *others = (each.arch for each in models.values())
+    for other in others:
+        if (other.width, other.height) != (first.width, first.height):
+            raise ValueError(f"control: is of {other.width}x{other.height}, must be of {first.width}x{first.height}")
+    apart = Pictures.open(args.held_out) if args.held_out else None
+    reference = Reference(Pictures.open(args.pictures), apart, first, how)
+    text = report(models, reference, how, args.out)
     replace_file(args.out, lambda file: file.write(text.encode()))
     print(text)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from . import autoencoder, cost, diffusion, estimate, latents, loop, prepare, record
+from . import autoencoder, diffusion, estimate, latents, loop, prepare, record
 from .arch import autoencoder_identity
 from .autoencoder import Autoencoder
 from .checkpoint import replace_file
@@ -97,7 +97,7 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
     """Checks that the run folder is of these settings, or makes it one: measures speed, says what is going to happen."""
     settings = {
         "pictures": str(args.folder.resolve()),
-        "config": hashlib.sha256(config.text.encode()).hexdigest(),
+        "config": hashlib.sha256("".join(config.texts).encode()).hexdigest(),
         "size": [config.arch.width, config.arch.height],
         "seed": args.seed,
         "budget": budget.arguments(0) | {"of": "AutoEncoder"},
@@ -111,7 +111,7 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
     if known is None:
         print("measuring the speed of this machine", flush=True)
         speed = estimate.measure(config, files, args, device)
-        replace_file(run / "config.toml", lambda file: file.write(config.text.encode()))
+        replace_file(run / "config.toml", lambda file: file.write(config.texts[0].encode()))
         record.write(run, settings | {"threads": torch.get_num_threads(), "speed": speed.as_dict()})
     else:
         for name, value in settings.items():
@@ -146,29 +146,56 @@ def run(args: argparse.Namespace) -> int:
     folder = out.with_suffix(".run")
     with held(folder, out):
         speed = begin(folder, config, args, budget, device)
-        print(cost.describe(arch), flush=True)
+        loop.describe(arch)
         prepare.prepare(args.folder, folder / "pictures", arch.width, arch.height, args.threads)
         pictures = Pictures.open(folder / "pictures")
-        own = part(args, budget, 0, folder / "autoencoder", speed.autoencoder_precision)
-        loop.prepare(own)
-        code = loop.Loop(autoencoder.Task(config, pictures, args.seed, device), own, device).run()
+        places = Places(folder / "autoencoder", folder / "latents", folder / "diffusion", out)
+        code = train(config, pictures, args, budget, (speed.autoencoder_precision, speed.diffusion_precision), places, device)
         if code:
             return code
-        model = Autoencoder(arch)
-        load_ema(folder / "autoencoder", model, autoencoder_identity(arch), device)
-        latents.write(arch, model, pictures, folder / "latents", device, speed.autoencoder_precision == "bf16")
-        own = part(args, budget, 1, folder / "diffusion", speed.diffusion_precision)
-        loop.prepare(own)
-        stored = Latents.open(folder / "latents")
-        code = loop.Loop(diffusion.Task(config, stored, model, args.seed, device), own, device).run()
-        if code:
-            return code
-        export(config, folder / "autoencoder", folder / "diffusion", stored, out)
         whole = Model.open(out, device)
         with torch.no_grad():
             save_samples(out.with_suffix(".png"), whole.autoencoder.decoder, whole.sample(8, GRID_STEPS, args.seed))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; samples of it in {out.with_suffix('.png')}")
     return 0
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a model comes to be: three folders, each resumed or skipped by what is in it, and the file at last."""
+
+    autoencoder: Path
+    latents: Path
+    diffusion: Path
+    out: Path
+
+
+def train(
+    config: Config,
+    pictures: Pictures,
+    args: argparse.Namespace,
+    budget: Budget,
+    precisions: tuple[str, str],
+    places: Places,
+    device: torch.device,
+) -> int:
+    """AutoEncoder, latents, diffusion, export; returns the exit code, which is not 0 where a training was stopped."""
+    arch = config.arch
+    own = part(args, budget, 0, places.autoencoder, precisions[0])
+    loop.prepare(own)
+    code = loop.Loop(autoencoder.Task(config, pictures, args.seed, device), own, device).run()
+    if code:
+        return code
+    model = Autoencoder(arch)
+    load_ema(places.autoencoder, model, autoencoder_identity(arch), device)
+    latents.write(arch, model, pictures, places.latents, device, precisions[0] == "bf16")
+    own = part(args, budget, 1, places.diffusion, precisions[1])
+    loop.prepare(own)
+    stored = Latents.open(places.latents)
+    code = loop.Loop(diffusion.Task(config, stored, model, args.seed, device), own, device).run()
+    if not code:
+        export(config, places.autoencoder, places.diffusion, stored, places.out)
+    return code
 
 
 def part(args: argparse.Namespace, budget: Budget, number: int, out: Path, precision: str) -> argparse.Namespace:

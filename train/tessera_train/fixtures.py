@@ -8,6 +8,7 @@ PyTorch's layouts); no weight is zero, whatever training starts from.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import zlib
 from collections.abc import Callable
@@ -165,7 +166,9 @@ def block_fixtures() -> tuple[Arrays, dict[str, str]]:
     ]:
         case = {"kind": "block", "cin": cin, "cout": cout, "norm": norm, "resample": resample, "embedding": embedding}
         plans.append((case | {"kernel": kernel}, grid))
-    for channels, ratio, grid in [(8, "linear", (2, 3, 5)), (6, "log", (1, 4, 3)), (5, "learned", (1, 1, 1))]:
+    plans.append((plans[-1][0] | {"cout": 12, "resample": "fir_down", "kernel": 3, "residual": False}, (1, 4, 6)))
+    ratios = [(8, "linear", (2, 3, 5)), (6, "log", (1, 4, 3)), (5, "learned", (1, 1, 1)), (7, "spatial", (1, 2, 3))]
+    for channels, ratio, grid in ratios:
         plans.append(({"kind": "attention", "channels": channels, "ratio": ratio}, grid))
     arrays: Arrays = {}
     listing: list[dict] = []
@@ -231,6 +234,19 @@ NET_D = Arch(
     noise=Noise(0.5, 0.002, 80.0, 7.0, (0.0, -0.5)),
 )
 
+NET_E = Arch(
+    name="net-e",
+    width=32,
+    height=16,
+    levels=(Level(2, 3), Level(8, 4), Level(0, 5)),
+    encoder=Encoder(2, (EncoderStage(4, 0), EncoderStage(5, 0), EncoderStage(6, 0))),
+    decoder=Decoder(2, "pixel", (Stage(5, 0), Stage(6, 0), Stage(8, 0, True))),
+    unet=UNet(4, 6, (Stage(6, 1), Stage(7, 1), Stage(8, 1, True)), skip="residual"),
+    noise=Noise(0.5, 0.002, 80.0, 7.0, (0.0, -0.5, -0.8)),
+    attention_ratio="spatial",
+)
+NET_F = dataclasses.replace(NET_E, name="net-f", unet=dataclasses.replace(NET_E.unet, skip="input"))
+
 
 def net(arch: Arch, sigma: float) -> tuple[tuple[Arrays, dict[str, str]], tuple[Arrays, dict[str, str]]]:
     """A tiny checkpoint and its inputs and outputs: (tensors, metadata) of both files."""
@@ -269,7 +285,7 @@ def write(out: Path) -> None:
     with torch.no_grad():
         files = {"ops": ops(), "blocks": block_fixtures()}
         # net-c's sigma puts its coarsest level at the floor sigma_min.
-        for arch, sigma in ((NET_A, 1.7), (NET_B, 12.0), (NET_C, 0.3), (NET_D, 2.5)):
+        for arch, sigma in ((NET_A, 1.7), (NET_B, 12.0), (NET_C, 0.3), (NET_D, 2.5), (NET_E, 1.0), (NET_F, 1.0)):
             files[arch.name], files[f"{arch.name}.io"] = net(arch, sigma)
     for name, (arrays, metadata) in files.items():
         save_safetensors(out / f"{name}.safetensors", arrays, metadata)

@@ -27,8 +27,9 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import precision, record, spectral
+from . import cost, parallel, precision, record, spectral
 from .adversarial import Adversary
+from .arch import Arch
 from .checkpoint import replace_file
 from .config import names
 from .weights import CHECKPOINT, read_ema
@@ -116,7 +117,13 @@ def prepare(args: argparse.Namespace) -> torch.device:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    return choose_device(args.device)
+    return parallel.begin(choose_device(args.device))
+
+
+def describe(arch: Arch) -> None:
+    """Prints what is going to be trained, once."""
+    if parallel.rank() == 0:
+        print(cost.describe(arch), flush=True)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -156,6 +163,7 @@ class Loop:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), r.learning_rate, (r.beta1, r.beta2), weight_decay=r.weight_decay
         )
+        self.first = parallel.rank() == 0
         self.step = self.seen = 0
         self.elapsed = 0.0
         self.dtype: torch.dtype | None = None
@@ -181,6 +189,8 @@ class Loop:
 
     def save(self) -> None:
         """Replaces the run's checkpoint; OSError, and the old one stays, if the disk is full."""
+        if not self.first:
+            return
         path = self.args.out / CHECKPOINT
         state = {
             "model": self.model.state_dict(),
@@ -230,6 +240,8 @@ class Loop:
 
     def say(self, line: str) -> None:
         """A line for people."""
+        if not self.first:
+            return
         if self.bar is not None:
             self.bar.write(line)
         else:
@@ -237,6 +249,8 @@ class Loop:
 
     def log(self, **values: float) -> None:
         """A line for programs, in log.jsonl."""
+        if not self.first:
+            return
         values = {"step": self.step, "seen": self.seen, "elapsed": round(self.elapsed, 1), **values}
         with open(self.args.out / "log.jsonl", "a") as file:
             file.write(json.dumps(values) + "\n")
@@ -260,18 +274,19 @@ class Loop:
     # -- training ----------------------------------------------------------------------------------------------
 
     def forward_backward(self, batch: Any, dtype: torch.dtype) -> tuple[float, float, int, dict[str, float]]:
-        """Loss, norm of the gradient (clipped afterwards), number of pictures, numbers for the log. The adversary, when
-        it is at work, has its gradients too."""
+        """Loss, norm of the gradient (clipped afterwards), number of pictures, numbers for the log; loss and numbers are
+        of this process's part of the batch. The adversary, when it is at work, has its gradients too."""
         adversary = self.task.adversary
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss, pictures, numbers = self.task.loss(batch)
         loss.backward()
+        parallel.mean_gradients(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.recipe.clip)
         if adversary is not None and adversary.on:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 numbers["adversary"] = adversary.backward()
-        return float(loss.detach()), float(norm), pictures, numbers
+        return float(loss.detach()), float(norm), pictures * parallel.size(), numbers
 
     def update(self, pictures: int, progress: float) -> None:
         """One step of the optimiser, of the adversary's and of the EMA."""
@@ -290,6 +305,8 @@ class Loop:
 
     def evaluate(self) -> None:
         """Sample grid and held-out numbers of the EMA weights."""
+        if not self.first:
+            return
         torch.manual_seed(self.args.seed)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             grid = self.args.out / f"sample-{self.step:07}.png"
@@ -311,6 +328,8 @@ class Loop:
         self.task.begin(0.0)
         self.dtype, why = precision.choose(self.args.precision, self.device, lambda dtype: self.forward_backward(first, dtype))
         self.model.load_state_dict(before)  # spectral norm moves its vectors whenever it is used
+        bf16, _ = parallel.agreed(float(self.dtype == torch.bfloat16), 0, self.device)
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
         return why
 
     def run(self) -> int:
@@ -318,16 +337,18 @@ class Loop:
         where the budget was used before."""
         self.args.out.mkdir(parents=True, exist_ok=True)
         self.resume()
+        if parallel.size() > 1:
+            self.say(f"{parallel.size()} processes")
         if self.progress(self.step) >= 1:
             return 0
-        if record.read(self.args.out) is None:
+        if self.first and record.read(self.args.out) is None:
             arguments = {key: str(value) for key, value in vars(self.args).items()}
             record.write(self.args.out, {"arguments": arguments, "settings": dataclasses.asdict(self.task.recipe)})
-        if self.args.tensorboard:
+        if self.first and self.args.tensorboard:
             self.board = board(self.args.out)
         if self.dtype is None:
             self.say(self.choose_precision())
-        if sys.stderr.isatty():
+        if self.first and sys.stderr.isatty():
             total = self.args.minutes * 60 if self.args.minutes else self.args.steps
             self.bar = tqdm(total=round(total), unit="s" if self.args.minutes else "step", dynamic_ncols=True)
         old = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -360,20 +381,20 @@ class Loop:
         clock = time.monotonic() - self.elapsed
         saved = sampled = reported = self.elapsed
         sums: dict[str, float] = {}
-        steps = pictures_since = 0
-        while (progress := self.progress(self.step)) < 1 and not self.stop_signal:
+        steps = pictures_since = stop = 0
+        while (progress := self.progress(self.step)) < 1 and not stop:
             batch = next(batches)
             torch.manual_seed((self.args.seed << 32) + self.step)
             self.task.begin(progress)
             loss, norm, pictures, numbers = self.forward_backward(batch, self.dtype)
-            numbers = {"loss": loss, "gradient": norm, **numbers}
+            numbers = parallel.mean_numbers({"loss": loss, "gradient": norm, **numbers}, self.device)
             if bad := {key: value for key, value in numbers.items() if not math.isfinite(value)}:
                 said = ", ".join(f"{key} {value}" for key, value in bad.items())
                 kept = f"{CHECKPOINT} is from before" if (self.args.out / CHECKPOINT).exists() else "there is no checkpoint yet"
                 self.say(f"stopped at step {self.step}: {said}; {kept}")
                 return 1
             self.update(pictures, progress)
-            self.elapsed = time.monotonic() - clock
+            self.elapsed, stop = parallel.agreed(time.monotonic() - clock, self.stop_signal, self.device)
             if self.bar is not None:
                 self.bar.update(round(self.elapsed if self.args.minutes else self.step) - self.bar.n)
             steps, pictures_since = steps + 1, pictures_since + pictures
@@ -384,15 +405,15 @@ class Loop:
                 reported, sums, steps, pictures_since = self.elapsed, {}, 0, 0
             if self.elapsed - sampled > self.args.sample_minutes * 60:
                 self.evaluate()
-                self.elapsed = time.monotonic() - clock
+                self.elapsed, _ = parallel.agreed(time.monotonic() - clock, 0, self.device)
                 sampled = reported = self.elapsed
                 sums, steps, pictures_since = {}, 0, 0
             if self.elapsed - saved > self.args.save_minutes * 60:
                 self.save()
                 saved = self.elapsed
         self.save()
-        if self.stop_signal:
-            self.say(f"stopped by {signal.Signals(self.stop_signal).name} at step {self.step}; the same command resumes")
-            return 128 + self.stop_signal
+        if stop:
+            self.say(f"stopped by {signal.Signals(stop).name} at step {self.step}; the same command resumes")
+            return 128 + stop
         self.evaluate()
         return 0

@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +23,12 @@ from tqdm import tqdm
 
 from .checkpoint import replace_file
 from .reading import SUFFIXES, Unusable, read
-from .rows import RowWriter
+from .rows import RowWriter, check_space
 from .scenery.dataset import parse_size
 
 VERSION = 1
 ROWS_BETWEEN_SYNCS = 64
 LISTED = 20
-SPARE_BYTES = 16 << 20
 
 Skipped = list[tuple[str, str]]
 
@@ -118,13 +116,6 @@ class Journal:
         text = "".join(json.dumps(line) + "\n" for line in (self.key, *self.reasons))
         replace_file(self.path, lambda file: file.write(text.encode()))
         return open(self.path, "a", buffering=1)
-
-
-def check_space(out: Path, size: int) -> None:
-    """OSError before anything is written, if `size` bytes more will not fit."""
-    free = shutil.disk_usage(out).free
-    if free < size + SPARE_BYTES:
-        raise OSError(f"{out}: {(size + SPARE_BYTES) / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
 
 
 def prepare(folder: Path, out: Path, width: int, height: int, threads: int, say: Callable[[str], None] = print) -> int:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 HEADER = 128
+SPARE_BYTES = 16 << 20
 
 
 def header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     """The first 128 bytes of a `.npy` file (format 1.0), whatever the number of rows."""
     text = repr({"descr": dtype.str, "fortran_order": False, "shape": shape})
     return b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little") + text.ljust(HEADER - 11).encode() + b"\n"
+
+
+def check_space(folder: Path, size: int) -> None:
+    """OSError before anything is written, if `size` bytes more will not fit."""
+    free = shutil.disk_usage(folder).free
+    if free < size + SPARE_BYTES:
+        raise OSError(f"{folder}: {(size + SPARE_BYTES) / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
 
 
 class RowWriter:

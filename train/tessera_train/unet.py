@@ -41,16 +41,19 @@ class UNetStage(nn.Module):
         stages, emb = arch.unet.stages, arch.unet.embedding
         c, blocks, last = stages[i].channels, stages[i].blocks, i == len(stages) - 1
         latent = arch.unet_latent(i)
-        ratio = arch.attention_ratio
-        self.down = Block(stages[i - 1].channels, c, "group", "fir_down", emb) if i else None
-        self.frgb = conv(latent, c, 1) if i else None
-        self.encoder = nn.ModuleList(Block(c, c, "group", None, emb) for _ in range(blocks))
+        ratio, residual, joined = arch.attention_ratio, arch.unet.skip != "input", arch.unet_joined(i)
+
+        def block(cin: int, resample: str | None = None) -> Block:
+            return Block(cin, c, "group", resample, emb, residual=residual)
+
+        self.down = block(stages[i - 1].channels, "fir_down") if i else None
+        self.frgb = conv(latent, c, 1) if i and joined else None
+        self.encoder = nn.ModuleList(block(c) for _ in range(blocks))
         self.encoder_attention = ScAttention(c, ratio) if stages[i].attention else None
-        self.up = None if last else Block(stages[i + 1].channels, c, "group", "fir_up", emb)
-        widths = [c if last or j else 2 * c for j in range(blocks)]
-        self.decoder = nn.ModuleList(Block(cin, c, "group", None, emb) for cin in widths)
+        self.up = None if last else block(stages[i + 1].channels, "fir_up")
+        self.decoder = nn.ModuleList(block(c if last or j else 2 * c) for j in range(blocks))
         self.decoder_attention = ScAttention(c, ratio) if stages[i].attention else None
-        self.trgb = ToLatent(c, latent)
+        self.trgb = ToLatent(c, latent) if joined else None
 
 
 class GlobalStage(nn.Module):
@@ -61,7 +64,7 @@ class GlobalStage(nn.Module):
         c, g, latent = arch.unet.stages[-1].channels, arch.unet.global_channels, arch.levels[-1].channels
         self.down = conv(c, g, 1)
         self.frgb = conv(latent, g, 1)
-        self.block = Block(g, g, "group", None, arch.unet.embedding, kernel=1)
+        self.block = Block(g, g, "group", None, arch.unet.embedding, kernel=1, residual=arch.unet.skip != "input")
         self.trgb = ToLatent(g, latent, kernel=1)
         self.up = conv(g, 2 * c, 1, zero=True)
 
@@ -86,9 +89,11 @@ class UNet(nn.Module):
         h, skips = self.enter(r), []
         for i, stage in enumerate(self.stages):
             if i:
+                h = stage.down(h, e)
+            if stage.frgb is not None:
                 level = arch.unet_level(i)
                 r = fir_down(r) if level is None else z[level]
-                h = stage.down(h, e) + stage.frgb(r)
+                h = h + stage.frgb(r)
             for block in stage.encoder:
                 h = block(h, e)
             if stage.encoder_attention is not None:
@@ -100,6 +105,7 @@ class UNet(nn.Module):
             g = s.block(s.down(h.mean((2, 3), keepdim=True)) + s.frgb(z[-1]), e)
             out[-1] = s.trgb(g)
             h = scale_shift(h, s.up(g))
+        r = None  # a stream starts at the coarsest stage of its level and runs to the level's own grid
         for i in range(len(self.stages) - 1, -1, -1):
             stage, level = self.stages[i], arch.unet_level(i)
             if stage.up is not None:
@@ -108,9 +114,8 @@ class UNet(nn.Module):
                 h = block(h, e)
             if stage.decoder_attention is not None:
                 h = stage.decoder_attention(h)
-            t = stage.trgb(h)
-            starts = i == len(self.stages) - 1 or arch.unet_level(i + 1) is not None
-            r = t if starts else fir_up(r) + t
+            if stage.trgb is not None:
+                r = stage.trgb(h) if r is None else fir_up(r) + stage.trgb(h)
             if level is not None:
-                out[level] = r if level else F.pixel_shuffle(r, unshuffle)
+                out[level], r = r if level else F.pixel_shuffle(r, unshuffle), None
         return out

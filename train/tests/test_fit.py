@@ -74,7 +74,7 @@ def test_fifty_pictures_become_a_model_and_a_grid(tmp_path, capsys):
     assert Image.open(tmp_path / "my.png").width == 4 * 256
     record = json.loads((tmp_path / "my.run" / "run.json").read_text())
     assert record["seed"] == 0 and record["code"]["tessera_train"] and record["budget"]["steps"] == 20
-    assert (tmp_path / "my.run" / "config.toml").read_text() == Config("tiny").text
+    assert (tmp_path / "my.run" / "config.toml").read_text() == Config("tiny").texts[0]
     before = out.read_bytes()
     assert cli.main(words) == 0
     assert out.read_bytes() == before

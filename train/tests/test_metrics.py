@@ -12,6 +12,7 @@ from tessera_train import __main__ as cli
 from tessera_train import fixtures, metrics
 from tessera_train.autoencoder import Autoencoder
 from tessera_train.config import Config
+from tessera_train.data import Pictures
 from tessera_train.unet import UNet
 from test_weights import exported
 
@@ -83,6 +84,14 @@ def test_the_nearest_picture_is_found():
     assert found.tolist() == [3, 1] and float(distance.max()) < 1e-3
 
 
+def test_a_thumbnail_is_the_mean_over_areas():
+    """In one pass where the sizes divide, as interpolation does it where they do not."""
+    rows = Pictures(smooth(4, 96, 64), "smooth")
+    for width, height in ((12, 8), (32, 16), (10, 7)):
+        whole = torch.nn.functional.interpolate(rows.whole(1, 96, 64), (height, width), mode="area")
+        assert torch.allclose(rows.thumbnail(1, width, height), whole, atol=1e-5)
+
+
 def test_a_report_says_everything(tmp_path, capsys):
     """Tables of finite numbers, pictures beside it; the same call gives the same text; too few pictures are an error."""
     torch.set_num_threads(1)
@@ -92,7 +101,17 @@ def test_a_report_says_everything(tmp_path, capsys):
         fixtures.Draw(f"report {i}").fill(net).float()
     model = exported(tmp_path / "m.safetensors", arch, *nets)
     words = ["evaluate", "--model", str(model), "--pictures", str(write_array(tmp_path / "p", 9)), "--device", "cpu"]
-    words += ["--samples", "3", "--steps", "2", "--batch", "2", "--out", str(tmp_path / "r.md")]
+    words += ["--samples", "3", "--sample-steps", "2", "--batch", "2", "--out", str(tmp_path / "r.md")]
+    assert cli.main([*words, "--control", str(model), "--held-out", str(write_array(tmp_path / "h", 3))]) == 0
+    text = (tmp_path / "r.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+
+    def rows(name: str) -> list[list[str]]:
+        return [figures for first, *figures in lines if first == name]
+
+    assert rows("samples")[:2] == rows("control")[1:] and rows("samples / floor") == rows("control / floor")
+    assert rows("4 x 1/8, 8 x 1/32, 16 x 1x1") != rows("16 x 1x1") and "3 held out" in text
+    assert text.count("training pictures (floor)") == 2 and "The control: tiny." in text and "32 to 64" in text
     assert cli.main(words) == 0
     text = (tmp_path / "r.md").read_text()
     assert "4 x 1/8, 8 x 1/32, 16 x 1x1" in text and "SWD 256x128" in text and "nan" not in text and "inf" not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -256,7 +257,7 @@ def test_a_full_disk_is_an_error_after_which_the_command_continues(tmp_path):
 def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypatch):
     """With both numbers."""
     write_files(tmp_path / "in", 2, W, H)
-    monkeypatch.setattr(command.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
     with pytest.raises(OSError, match="17 MB are needed, 1 MB are free"):
         prepare(tmp_path / "in", tmp_path / "out", W, H, 1)
 

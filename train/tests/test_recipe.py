@@ -36,7 +36,7 @@ def one_thread():
 
 def configuration(path: Path, switches: str) -> str:
     """The tiny one with other switches in [autoencoder]."""
-    head, section, rest = Config("tiny").text.partition("[autoencoder]\n")
+    head, section, rest = Config("tiny").texts[0].partition("[autoencoder]\n")
     own, phases, rest = rest.partition("\n[[autoencoder.phases]]")
     kept = [line for line in own.split("\n") if not line.startswith(("spectral_norm", "dropout", "adversarial"))]
     path.write_text(head + section + switches + "\n".join(kept) + phases + rest)

@@ -2,11 +2,18 @@
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from tessera_train import scenery
 from tessera_train.scenery import dataset
@@ -111,7 +118,7 @@ def in_process(first_seed, count, width, height, processes):
 
 
 def test_an_interrupted_dataset_resumes_after_its_finished_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "ROWS_BETWEEN_FLUSHES", 2)
+    monkeypatch.setattr(dataset, "ROWS_BETWEEN_SYNCS", 2)
     made = []
 
     def failing(first_seed, count, width, height, processes):
@@ -129,11 +136,71 @@ def test_an_interrupted_dataset_resumes_after_its_finished_rows(tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         scenery.write_dataset(tmp_path / "cut", 9, 5, 64, 32)
     assert json.loads((tmp_path / "cut" / "pictures.json").read_text())["finished"] == 2
+    assert not (tmp_path / "cut" / "pictures.npy").exists()
     monkeypatch.setattr(dataset, "pictures", counting)
     path = scenery.write_dataset(tmp_path / "cut", 9, 5, 64, 32)
     assert len(made) == 3
     whole = scenery.write_dataset(tmp_path / "whole", 9, 5, 64, 32)
     assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_disk_that_is_too_small_or_fills_up_is_an_error(tmp_path, monkeypatch):
+    """On a real one, of 18 MiB: what is needed and free is said at once; one that fills on the way keeps its rows, and
+    with space the same call ends with the bytes of an undisturbed one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=18m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        pytest.skip("a tmpfs can't be mounted here")
+    try:
+        with pytest.raises(OSError, match=rf"{disk}/a: 23 MB are needed, 19 MB are free"):
+            scenery.write_dataset(disk / "a", 0, 1000, 64, 32)
+        assert not list(disk.rglob("*.npy"))
+
+        def filling(first_seed, count, width, height, processes):
+            for at, picture in enumerate(in_process(first_seed, count, width, height, processes)):
+                if at == 2:
+                    with suppress(OSError):
+                        (disk / "ballast").write_bytes(bytes(18 << 20))
+                yield picture
+
+        monkeypatch.setattr(dataset, "pictures", filling)
+        monkeypatch.setattr(dataset, "ROWS_BETWEEN_SYNCS", 2)
+        with pytest.raises(OSError, match="No space left on device after 2 pictures; with more space the same command continues"):
+            scenery.write_dataset(disk / "b", 0, 5, 64, 32)
+        assert json.loads((disk / "b" / "pictures.json").read_text())["finished"] == 2
+        assert not (disk / "b" / "pictures.npy").exists()
+        (disk / "ballast").unlink()
+        monkeypatch.setattr(dataset, "pictures", in_process)
+        made = scenery.write_dataset(disk / "b", 0, 5, 64, 32).read_bytes()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert made == scenery.write_dataset(tmp_path / "whole", 0, 5, 64, 32).read_bytes()
+
+
+@pytest.mark.parametrize("command", ["scenery", "prepare"])
+def test_an_interrupted_command_says_so_in_one_line(tmp_path, command):
+    """Ctrl-C reaches all its processes: exit code 130, no traceback, nothing under its final name."""
+    words = ["scenery", "--count", "5000", "--size", "64x32", "--processes", "1"]
+    if command == "prepare":
+        (tmp_path / "in").mkdir()
+        for seed in range(400):
+            array = np.random.default_rng(seed).integers(0, 256, (192, 192, 3), np.uint8)
+            Image.fromarray(array).save(tmp_path / "in" / f"{seed}.png", compress_level=0)
+        words = ["prepare", str(tmp_path / "in"), "--size", "128x128", "--threads", "1"]
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tessera_train", *words, "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    part = out / "pictures.npy.part"
+    while not (part.exists() and part.stat().st_size > 50_000) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert errors.strip().endswith(f"tessera_train {command}: interrupted")
+    assert not (out / "pictures.npy").exists() and part.exists()
 
 
 def test_a_dataset_of_other_pictures_is_not_continued(tmp_path, monkeypatch):
@@ -164,8 +231,6 @@ def test_bad_arguments_end_with_code_2_and_a_named_reason(words, named, tmp_path
 
 
 def test_png_pictures_are_named_by_seed(tmp_path, monkeypatch):
-    from PIL import Image
-
     monkeypatch.setattr(dataset, "pictures", in_process)
     assert scenery.run(arguments("--out", str(tmp_path), "--count", "2", "--size", "64x32", "--seed", "8", "--format", "png")) == 0
     read = np.asarray(Image.open(tmp_path / "0000000009.png"))

@@ -150,8 +150,34 @@ def test_the_single_level_control_has_the_budget_of_the_pyramid():
     def numbers(arch: Arch) -> int:
         return sum(level.channels * h * w for level, (h, w) in zip(arch.levels, arch.grids(arch.width, arch.height)))
 
-    assert abs(parameters("ablation-single-level") / parameters("scenery") - 1) < 0.1
-    assert abs(numbers(Config("ablation-single-level").arch) / numbers(Config("scenery").arch) - 1) < 0.05
+    assert abs(parameters("scenery-single-level") / parameters("scenery") - 1) < 0.1
+    assert abs(numbers(Config("scenery-single-level").arch) / numbers(Config("scenery").arch) - 1) < 0.05
+    assert abs(numbers(Config("ablation-single-level").arch) / numbers(Config("ablation-pyramid").arch) - 1) < 0.1
+
+
+ABLATIONS = [name for name in names() if name.startswith("ablation-")]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_have_the_same_budget_and_differ(name):
+    """Parameters within a tenth of the whole recipe's; but for that one, each says what it does without."""
+    assert abs(parameters(name) / parameters("ablation-pyramid") - 1) < 0.1
+    ours, whole = dict(Config(name).doc), dict(Config("ablation-pyramid").doc)
+    ours["arch"] = ours["arch"] | {"name": "ablation-pyramid"}
+    assert (ours == whole) == (name == "ablation-pyramid") and ours["fit"] == whole["fit"]
+
+
+def test_a_configuration_extends_another(tmp_path):
+    """By name or by a path beside it; its own settings hold, tables are merged, lists replaced; a circle is an error."""
+    (tmp_path / "a.toml").write_text('extends = "tiny"\n[arch]\nname = "a"\n[diffusion]\nbatch = 2\n')
+    (tmp_path / "b.toml").write_text('extends = "a.toml"\n[diffusion]\nlevel_weight = [1, 2, 3]\n')
+    config = Config(str(tmp_path / "b.toml"))
+    settings = config.section("diffusion", diffusion.Settings)
+    assert (config.arch.name, settings.batch, settings.level_weight) == ("a", 2, [1, 2, 3])
+    assert settings.warm_up == 20 and len(config.texts) == 3
+    (tmp_path / "a.toml").write_text('extends = "b.toml"\n')
+    with pytest.raises(ValueError, match="or itself"):
+        Config(str(tmp_path / "b.toml"))
 
 
 def test_tensorboard_gets_what_the_log_gets(tmp_path):
@@ -169,6 +195,7 @@ def test_tensorboard_gets_what_the_log_gets(tmp_path):
         ({"levels": [{"factor": 12, "channels": 4}]}, "power of two"),
         ({"levels": [{"factor": 8, "channels": 4}, {"factor": 8, "channels": 4}]}, "increase"),
         ({"attention_ratio": "cubic"}, "attention_ratio"),
+        ({"unet": json.loads(Config("tiny").arch.to_json())["unet"] | {"skip": "none"}}, "unet.skip is 'none'"),
     ],
 )
 def test_arch_refuses_what_does_not_fit(change, message):

@@ -1,13 +1,15 @@
-"""Many pictures in one memory-mapped file, and the command line.
+"""Many pictures in one file that training maps into memory, and the command line.
 
-`pictures.npy` holds uint8 [count, H, W, 3]; `pictures.json` says what it is and how many rows, from the first on,
-are finished. The count is written after the rows are flushed, so an interrupted writing resumes where it stood.
+`pictures.npy` holds uint8 [count, H, W, 3]; until all are made it is called `pictures.npy.part`. `pictures.json` says
+what it is and how many rows, from the first on, are finished. The count is written after the rows are on the disk, so
+an interrupted writing resumes where it stood.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,13 +17,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..rows import RowWriter, check_space
 from .picture import VERSION, check_seed, check_size, render
 
-ROWS_BETWEEN_FLUSHES = 64
+ROWS_BETWEEN_SYNCS = 64
 MAX_COUNT = 10_000_000
 
 
 def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one hears it too, and ends it
     torch.set_num_threads(1)
 
 
@@ -60,14 +64,15 @@ def write_dataset(path, first_seed: int, count: int, width: int, height: int, pr
     """Writes the pictures of `count` seeds from `first_seed` on into the directory `path`; returns the .npy's path.
 
     Resumes what an earlier call with the same arguments left. Raises ValueError for arguments outside their limits,
-    and where the directory already holds pictures of other seeds, size, count or generator version.
+    and where the directory already holds pictures of other seeds, size, count or generator version; OSError when the
+    disk is full, or will be by what is still to be made.
     """
     _check(first_seed, count, width, height, processes)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     array_path, state_path = folder / "pictures.npy", folder / "pictures.json"
     plan = {"version": VERSION, "first_seed": first_seed, "count": count, "width": width, "height": height}
-    shape, done = (count, height, width, 3), 0
+    done = 0
     if state_path.exists():
         try:
             state = json.loads(state_path.read_text())
@@ -79,22 +84,26 @@ def write_dataset(path, first_seed: int, count: int, width: int, height: int, pr
                 raise ValueError(f"out: {folder} holds pictures with {field} {state.get(field)}, not {value}")
         if not isinstance(done, int) or not 0 <= done <= count:
             raise ValueError(f"out: finished is {done} in {state_path}, must be from 0 to {count}")
-        array = np.lib.format.open_memmap(array_path, mode="r+")
-        if array.shape != shape or array.dtype != np.uint8:
-            raise ValueError(f"out: {array_path} is {array.dtype} {array.shape}, must be uint8 {shape}")
-    else:
-        if array_path.exists():
-            raise ValueError(f"out: {array_path} exists without its pictures.json; remove it first")
-        array = np.lib.format.open_memmap(array_path, mode="w+", dtype=np.uint8, shape=shape)
-        _replace(state_path, json.dumps(plan | {"finished": 0}))
-    with tqdm(total=count, initial=done, unit="picture", disable=None) as bar:
-        for picture in pictures(first_seed + done, count - done, width, height, processes) if done < count else ():
-            array[done] = picture
-            done += 1
-            bar.update()
-            if done % ROWS_BETWEEN_FLUSHES == 0 or done == count:
-                array.flush()
-                _replace(state_path, json.dumps(plan | {"finished": done}))
+        if done == count and array_path.exists():
+            return array_path
+    elif array_path.exists():
+        raise ValueError(f"out: {array_path} exists without its pictures.json; remove it first")
+    with RowWriter(array_path, np.uint8, (height, width, 3), done) as rows:
+        done = rows.count
+        check_space(folder, (count - done) * height * width * 3)
+        _replace(state_path, json.dumps(plan | {"finished": done}))
+        with tqdm(total=count, initial=done, unit="picture", disable=None) as bar:
+            for picture in pictures(first_seed + done, count - done, width, height, processes) if done < count else ():
+                try:
+                    rows.append(picture)
+                except OSError as error:
+                    message = f"{folder}: {error.strerror} after {rows.count} pictures; with more space the same command continues"
+                    raise OSError(message) from error
+                bar.update()
+                if rows.count % ROWS_BETWEEN_SYNCS == 0 or rows.count == count:
+                    rows.sync()
+                    _replace(state_path, json.dumps(plan | {"finished": rows.count}))
+        rows.finish()
     return array_path
 
 

@@ -135,12 +135,12 @@ def resize(planes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     return F.interpolate(planes[None], size=(rows, columns), mode="bicubic", align_corners=False, antialias=shrinks)[0]
 
 
-def blur(field: torch.Tensor, radius: int) -> torch.Tensor:
-    """A box filter of half width `radius` cells, twice, over [rows, columns]."""
+def blur(field: torch.Tensor, across: int, along: int) -> torch.Tensor:
+    """A box filter of half width `across` columns and `along` rows, twice, over [rows, columns]."""
     x = field[None, None]
     for _ in range(2):
-        x = F.avg_pool2d(x, (1, 2 * radius + 1), 1, (0, radius), count_include_pad=False)
-        x = F.avg_pool2d(x, (2 * radius + 1, 1), 1, (radius, 0), count_include_pad=False)
+        x = F.avg_pool2d(x, (1, 2 * across + 1), 1, (0, across), count_include_pad=False)
+        x = F.avg_pool2d(x, (2 * along + 1, 1), 1, (along, 0), count_include_pad=False)
     return x[0, 0]
 
 

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from . import compose, sky as sky_module, terrain
-from .noise import SEED_LIMIT, TAU, Draw, Spectrum, lerp, profile, resize, smooth
+from .noise import SEED_LIMIT, TAU, Draw, ground_tile, lerp, profile, resize, smooth, world
 from .scene import Scene, plan
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the picture of some seed changes."""
 MIN_SIDE, MAX_WIDTH, MAX_HEIGHT = 32, 4096, 2048
 
@@ -27,6 +27,22 @@ def check_seed(seed: int, count: int = 1) -> None:
         raise ValueError(f"seed is {seed} (with count {count}), must be from 0 and end below {SEED_LIMIT}")
 
 
+def _waves(scene: Scene, draw: Draw) -> torch.Tensor:
+    """Slopes of the water towards the viewer on a lattice [rows below the horizon, columns], of about unit deviation near
+    the viewer; laid out in the world's plane, wider than deep, and calm where they are too fine to be seen."""
+    rows, columns = 176, 768
+    tile = ground_tile(draw)
+    below = (1.0 - scene.horizon) * ((torch.arange(rows, device=draw.device) + 0.5) / rows)[:, None]
+    u = (2.0 * (torch.arange(columns, device=draw.device) + 0.5) / columns - 1.0)[None, :]
+    z = 1.0 / below
+    total = torch.zeros(rows, columns, device=draw.device)
+    for wavelength, gain, turn in ((2.4, 0.5, 0.08), (0.9, 0.6, -0.12), (0.34, 0.5, 0.05)):
+        # Rows are 1 / rows apart: at distance z that is z^2 / rows of water.
+        seen = smooth(wavelength * rows * (1.0 - scene.horizon) ** -1 / z**2, 2.5, 7.0)
+        total = total + gain * seen * world(tile, 0.35 * u * z, z, wavelength, turn)
+    return total
+
+
 def _reflection(scene: Scene, draw: Draw, elevation, colour, sky, rows: int, height: int, columns: int, offset, width):
     """What the water shows in `rows` rows below the horizon: land and sky upside down, rippled; [3, rows, width]."""
     half = max(rows // 2, 8)
@@ -37,25 +53,25 @@ def _reflection(scene: Scene, draw: Draw, elevation, colour, sky, rows: int, hei
     air = sky[:, -max(1, min(sky.shape[1], round(rows / height / sky_module.TOP * sky.shape[1]))) :]
     air = resize(air, half, seen.shape[2]).flip(1)
     still = seen[:3] + (1.0 - seen[3:4]) * air
-    # Ripples: wide, low, growing towards the viewer; the picture is looked up slightly off, never beyond its edges.
-    noise = Spectrum(draw, 256, 256, 1.0, 2.0)
-    ripple = resize(torch.stack((noise.fractal(7.0, 0.8, 4.0), noise.fractal(5.0, 1.0, 3.0))), rows, columns)
-    ripple = ripple[:, :, offset : offset + width]
+    wave = resize(_waves(scene, draw)[None], rows, columns)[0, :, offset : offset + width]
     y = (torch.arange(rows, device=elevation.device) + 0.5)[:, None] / rows
-    x = (torch.arange(width, device=elevation.device) + 0.5 + offset)[None, :] / columns
-    strength = y * (rows / height)
-    gy = y + (0.032 * strength * ripple[0]) * height / rows
-    gx = x + 0.012 * strength * ripple[1]
+    x = ((torch.arange(width, device=elevation.device) + 0.5 + offset) / columns)[None, :]
+    # A slope turns the mirrored ray by twice as much: the picture is looked up higher or lower, never beyond its edges.
+    gy = y + scene.wind * wave * height / rows
+    gx = x + 0.15 * scene.wind * wave
     where = torch.stack((2.0 * gx - 1.0, 2.0 * gy - 1.0), -1)[None]
     mirrored_picture = F.grid_sample(still[None], where, mode="bilinear", padding_mode="reflection",
                                      align_corners=False)[0]
-    deep = (0.35 * scene.light.ambient + 0.02 * scene.light.zenith)[:, None, None]
-    share = 0.92 - 0.45 * smooth(y, 0.1, 1.0)
-    return lerp(deep, mirrored_picture, share) * (1.0 + 0.03 * ripple[:1])
+    deep = (0.30 * scene.light.ambient + 0.06 * scene.light.zenith)[:, None, None] * scene.depths[:, None, None]
+    # Fresnel (Schlick's form, softened): a mirror at the far shore, looked into from above at the near one. Faces that
+    # lean to the viewer show more of the depth.
+    glance = (0.9 * y * rows / height + 2.0 * scene.wind * wave * y).clamp(0.0, 0.9)
+    share = 0.06 + 0.88 * (1.0 - glance) ** 4
+    return lerp(deep, mirrored_picture, share)
 
 
 def _foreground(scene: Scene, draw: Draw, picture, height: int, columns: int, offset: int, width: int):
-    """A dark line of conifers before everything, at one side of the picture."""
+    """A line of conifers before everything, at one side of the picture; the light is mostly behind them."""
     device = picture.device
     count = 46
     place, size, slim = draw.uniforms(count), draw.uniforms(count), draw.uniforms(count)
@@ -71,26 +87,31 @@ def _foreground(scene: Scene, draw: Draw, picture, height: int, columns: int, of
     soil = -(1.0 - scene.horizon) + 0.025 + 0.07 * smooth(scene.tree_side * x, -0.3, 1.0) + 0.012 * ground
     first = max(0, int((scene.horizon - (-(1.0 - scene.horizon) + 0.12 + scene.foreground_trees)) * height))
     e = scene.horizon - (torch.arange(first, height, device=device) + 0.5)[:, None] / height
-    cover = torch.sigmoid((soil[None, :] - e) * height * 3.0)
-    free = 1.0 - cover
+    light, ambient = scene.light, 0.75 * scene.light.ambient
+    dark = scene.trees * (ambient + 0.10 * light.direct)
+    shade = dark[:, None, None] * (1.0 + 0.5 * (e + 1.0 - scene.horizon))
+    soil_cover = torch.sigmoid((soil[None, :] - e) * height * 3.0)
     foot = torch.full_like(centre, -(1.0 - scene.horizon) + 0.015) + 0.05 * smooth(edge, 0.0, 1.0)
-    trees = torch.stack((centre, tall, tall * (0.13 + 0.09 * slim), foot, 3.0 * slim)).T.tolist()
+    trees = torch.stack((centre, tall, tall * (0.13 + 0.09 * slim), foot, 3.0 * slim)).T[tall.argsort()].tolist()
+    towards = 1.0 if light.direction[0] > 0 else -1.0
     for c, h, w, root, phase in trees:
         left = max(0, int((c - 1.3 * w + 1.0) * 0.5 * columns) - offset)
         right = min(width, int((c + 1.3 * w + 1.0) * 0.5 * columns) + 2 - offset)
         if left >= right:
             continue
-        dx = (x[left:right] - c).abs()[None, :]
-        up = (e - root) / h
+        top = max(first, int((scene.horizon - (root + 1.02 * h)) * height)) - first
+        signed = (x[left:right] - c)[None, :]
+        dx, up = signed.abs(), (e[top:] - root) / h
         # Branches in tiers: the outline swells and narrows on its way up.
         tier = 0.80 + 0.20 * torch.cos(TAU * (7.0 * up + phase))
         outline = w * ((1.0 - up).clamp_min(-0.2) * tier)
         inside = torch.minimum(outline - dx, (1.0 - up) * h) * height
-        free[:, left:right] *= 1.0 - torch.sigmoid(inside * 2.2)
-    light = scene.light
-    dark = scene.trees * (0.75 * light.ambient + 0.10 * light.direct)
-    shade = dark[:, None, None] * (1.0 + 0.5 * (e + 1.0 - scene.horizon))
-    picture[:, first:] = lerp(shade, picture[:, first:], free)
+        # Each tier is lit on its upper side and on the side of the light, and dark beneath.
+        lit = smooth(towards * signed / outline.clamp_min(1e-4), -0.4, 1.0) * (0.5 - 0.5 * torch.sin(TAU * (7.0 * up + phase)))
+        bright = scene.trees[:, None, None] * light.direct[:, None, None] * (0.45 * lit)
+        window = picture[:, first + top :, left:right]
+        window.copy_(lerp(window, shade[:, top:] + bright, torch.sigmoid(inside * 2.2)))
+    picture[:, first:] = lerp(picture[:, first:], shade, soil_cover)
     return picture
 
 

@@ -68,6 +68,9 @@ class Scene:
     grass: torch.Tensor
     trees: torch.Tensor
     rock: torch.Tensor
+    groves: float  # how much of the open land is wooded, -0.6 none .. 0.6 much
+    wind: float  # on the water: the slope of its waves
+    depths: torch.Tensor  # colour of deep water, about 1
     foreground_trees: float  # 0: none; else their height
     tree_side: float
 
@@ -139,7 +142,20 @@ def plan(draw: Draw) -> Scene:
     grass = lerp(linear(74, 104, 48), linear(142, 124, 62), warm**2)
     trees = lerp(linear(34, 56, 36), linear(58, 62, 34), warm * draw.uniform(0.0, 1.0))
     rock = lerp(linear(98, 96, 100), linear(122, 104, 90), draw.uniform(0.0, 1.0))
+    water = lerp(torch.tensor([0.55, 0.95, 1.10]), torch.tensor([0.75, 1.05, 0.85]), draw.uniform(0.0, 1.0))
     dev = draw.device
-    return Scene(light, horizon, ranges, lake, (near, draw.uniform(0.86, 0.96)), draw.uniform(0.75, 1.25),
-                 draw.uniform(0.0, 1.0) ** 2, draw.uniform(0.10, 0.24), grass.to(dev), trees.to(dev), rock.to(dev),
-                 draw.uniform(0.10, 0.24) if draw.chance(0.6) else 0.0, draw.sign())
+    return Scene(
+        light, horizon, ranges, lake,
+        shore=(near, draw.uniform(0.86, 0.96)),
+        haze=draw.uniform(0.75, 1.25),
+        mist=draw.uniform(0.0, 1.0) ** 2,
+        snow=draw.uniform(0.12, 0.30),
+        grass=grass.to(dev),
+        trees=trees.to(dev),
+        rock=rock.to(dev),
+        groves=draw.uniform(-0.5, 0.5),
+        wind=0.004 + 0.02 * draw.uniform(0.0, 1.0) ** 2,
+        depths=water.to(dev),
+        foreground_trees=draw.uniform(0.10, 0.24) if draw.chance(0.6) else 0.0,
+        tree_side=draw.sign(),
+    )  # fmt: skip

@@ -34,17 +34,21 @@ def gradient(scene: Scene, u: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
 
 
 def _clouds(scene: Scene, draw: Draw, u, e):
-    """Cover [rows, columns] in 0..1 and the share of direct light that reaches it."""
+    """Cover [rows, columns] in 0..1, the share of direct light that reaches it, and how thick it is, 0..1."""
     amount = draw.uniform(-1.4, 0.6)
     stretch = draw.uniform(0.7, 1.5)
     soft = draw.uniform(0.7, 1.3)
     tile = Spectrum(draw, _TILE, _TILE, _TILE_EXTENT, _TILE_EXTENT)
     broad = tile.fractal(0.9, 0.9, stretch)
-    billow = tile.fractal(3.0, 0.75, stretch)
-    density = 0.8 * broad + 0.4 * billow + amount - 0.45
+    # Billows: bulges that meet in creases, finer ones upon them.
+    sizes = ((2.2, 0.5), (4.6, 0.36), (9.5, 0.24), (19.0, 0.14))
+    bulges = sum(gain * (tile.band(frequency, stretch).abs() - 0.8) for frequency, gain in sizes)
+    density = 0.8 * broad + bulges + amount - 0.45
     # The layer hangs above the land: towards the horizon it closes up.
     depth = 0.42 / (e + 0.22)
-    x, y = (u - scene.light.u) * depth + scene.light.u, 1.4 * depth + 0.0 * u
+    centre = 0.3 * scene.light.u
+    # (Less across than in depth: clouds are high as well as wide, a flat layer's perspective would lay them over.)
+    x, y = (u - centre) * (0.4 * depth + 0.4) + centre, 0.8 * depth + 0.0 * u
 
     def sample(field, dx, dy):
         gx = ((x + dx) / _TILE_EXTENT) * 2.0
@@ -56,12 +60,12 @@ def _clouds(scene: Scene, draw: Draw, u, e):
     here = sample(density, 0.0, 0.0)
     # Light comes along the layer from the disc: thickness a little nearer to it shades what is here.
     length = torch.sqrt((u - scene.light.u) ** 2 + (e - scene.light.e) ** 2).clamp_min(0.05)
-    dx, dy = -0.09 * (u - scene.light.u) / length, 0.09 * (e - scene.light.e) / length
-    toward = sample(density, dx, dy)
-    cover = 1.0 - torch.exp(-1.1 / soft * F.softplus(2.2 * here) * smooth(here, -0.7, 1.2))
+    dx, dy = -(u - scene.light.u) / length, (e - scene.light.e) / length
+    beside, toward = sample(density, 0.025 * dx, 0.025 * dy), sample(density, 0.11 * dx, 0.11 * dy)
+    cover = 1.0 - torch.exp(-2.0 / soft * F.softplus(3.0 * here) * smooth(here, -0.35, 0.7))
     cover = cover * smooth(e, -0.02, 0.16)
-    lit = torch.exp(-0.55 * F.softplus(1.8 * toward)) * (0.75 + 0.5 * torch.sigmoid(2.2 * (here - toward)))
-    return cover, lit
+    lit = torch.exp(-0.75 * F.softplus(1.8 * toward)) * (0.35 + 1.3 * torch.sigmoid(6.0 * (here - beside)))
+    return cover, lit, torch.sigmoid(1.5 * here)
 
 
 def _stars(draw: Draw, device) -> torch.Tensor:
@@ -84,7 +88,7 @@ def sky(scene: Scene, draw: Draw) -> torch.Tensor:
     u, e = _grid(device)
     c = lambda x: x[:, None, None]
     picture = gradient(scene, u, e)
-    cover, lit = _clouds(scene, draw, u, e)
+    cover, lit, thick = _clouds(scene, draw, u, e)
     stars = _stars(draw, device)
     r2 = (u - light.u) ** 2 + (e - light.e) ** 2
     r = torch.sqrt(r2)
@@ -113,7 +117,7 @@ def sky(scene: Scene, draw: Draw) -> torch.Tensor:
         forward = 0.4 * forward
     shade = lerp(light.ambient * 1.15, light.horizon, 0.35)
     bright = light.direct * (0.72 if day > 0.5 else 0.35) + 0.25 * light.sunside
-    cloud = c(shade) + lit * (0.85 + forward) * c(bright)
+    cloud = c(shade) * (1.15 - 0.7 * thick) + lit * (0.85 + forward) * c(bright)
     far = torch.exp(-((e / 0.16) ** 1.3))
     cloud = lerp(cloud, gradient(scene, u, e), 0.6 * far)
     return lerp(picture, cloud, 0.94 * cover)
