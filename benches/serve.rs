@@ -14,21 +14,33 @@ use std::{
 };
 
 use server::{Server, create, picture, spec, watch};
-use tessera::api::{self, JobEvent, JobSpec, job_event::Event};
+use tessera::api::{
+    self, JobEvent, JobSpec, job_event::Event, job_service_client::JobServiceClient,
+};
+use tonic::transport::Channel;
 
-/// Pairs of runs that the cost of streaming is the median of.
-const ROUNDS: usize = 5;
+/// Pairs of runs, in turns, that every ratio is the median of.
+const ROUNDS: usize = 7;
 /// Watchers of one job.
 const WATCHERS: usize = 200;
+/// How much slower than they the slow one reads.
+const SLOWER: u32 = 100;
 /// Jobs in the queue.
 const JOBS: u64 = 1000;
+
+/// The median of ratios, and what they lie between.
+fn of_it(mut ratios: Vec<f64>) -> String {
+    ratios.sort_by(f64::total_cmp);
+    let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+    format!("{:.3} of it ({least:.3} to {most:.3})", ratios[ratios.len() / 2])
+}
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-/// Seconds from the first event to the last tile of a local `tessera generate` with the embedded model.
+/// Seconds from the engine's start to the last tile of a local `tessera generate` with the embedded model.
 fn local(seed: u64, out: &std::path::Path) -> f64 {
     let mut child = Command::new(env!("CARGO_BIN_EXE_tessera"))
         .args(["generate", "--device", "cpu", "--json", "--seed", &seed.to_string(), "--out"])
@@ -54,86 +66,146 @@ fn time(event: &JobEvent) -> f64 {
     time.seconds as f64 + f64::from(time.nanos) * 1e-9
 }
 
-/// Resident memory of a process in MiB.
-fn resident(pid: u32) -> f64 {
+/// Most memory that a process has had, in MiB.
+fn peak(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
     let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
     kib.unwrap_or(f64::NAN) / 1024.0
+}
+
+/// One line of the table.
+fn row(what: &str, found: String) {
+    println!("{what:<50} {found}");
+}
+
+/// A picture of the default size from a server, as its client sees it.
+#[derive(Default)]
+struct Streamed {
+    /// Seconds from the order to the first event of the engine.
+    begins: f64,
+    /// Seconds from there to the last tile, all of them read and checked.
+    works: f64,
+    /// Seconds from the last denoising step to the first tile, by the server's clock.
+    gap: f64,
+}
+
+async fn streamed(client: &mut JobServiceClient<Channel>, seed: u64) -> Streamed {
+    let ordered = Instant::now();
+    let job = create(client, JobSpec { seed, ..JobSpec::default() }).await.unwrap();
+    let request = api::WatchJobRequest {
+        name: job.name,
+        options: Some(api::StreamOptions { without_previews: true, ..Default::default() }),
+        ..Default::default()
+    };
+    let mut stream = client.watch_job(request).await.unwrap().into_inner();
+    let (mut began, mut events, mut out) = (ordered, Vec::new(), Streamed::default());
+    while let Some(message) = stream.message().await.unwrap() {
+        let event = message.event.unwrap();
+        match event.event {
+            Some(Event::Started(_)) => {
+                began = Instant::now();
+                out.begins = (began - ordered).as_secs_f64();
+            }
+            Some(Event::Tile(_)) => out.works = began.elapsed().as_secs_f64(),
+            _ => {}
+        }
+        events.push(event);
+    }
+    picture(&events, 2048, 1024);
+    let step = events.iter().rfind(|e| matches!(e.event, Some(Event::Step(_)))).unwrap();
+    let tile = events.iter().find(|e| matches!(e.event, Some(Event::Tile(_)))).unwrap();
+    out.gap = time(tile) - time(step);
+    out
 }
 
 async fn streaming() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_with(&[], &dir.path().join("jobs"), &[]);
     let mut client = server.client().await;
-    let (mut ratios, mut gaps) = (Vec::new(), Vec::new());
+    let (mut locals, mut ratios, mut begins, mut gaps) = (vec![], vec![], vec![], vec![]);
     for round in 0..=ROUNDS as u64 {
         let plain = local(round, &dir.path().join("local.tiff"));
-        let began = Instant::now();
-        let job = create(&mut client, JobSpec { seed: round, ..JobSpec::default() }).await.unwrap();
-        let events = watch(&mut client, &job.name, 0).await.unwrap();
-        let streamed = began.elapsed().as_secs_f64();
-        picture(&events, 2048, 1024);
-        let step = events.iter().rfind(|e| matches!(e.event, Some(Event::Step(_)))).unwrap();
-        let tile = events.iter().find(|e| matches!(e.event, Some(Event::Tile(_)))).unwrap();
+        let there = streamed(&mut client, round).await;
         // The first round warms both up.
         if round > 0 {
-            ratios.push(streamed / plain);
-            gaps.push(time(tile) - time(step));
+            locals.push(plain);
+            ratios.push(there.works / plain);
+            begins.push(1e3 * there.begins);
+            gaps.push(1e3 * there.gap);
         }
     }
-    println!("2048x1024, 25 steps: streamed / local  {:.3}", median(ratios));
-    println!("last step to first tile                {:.0} ms", 1e3 * median(gaps));
+    row("2048x1024, 25 steps, local", format!("{:.2} s", median(locals)));
+    row("the same streamed", of_it(ratios));
+    row("from the order to the engine's start", format!("{:.0} ms", median(begins)));
+    row("from the last step to the first tile", format!("{:.0} ms", median(gaps)));
 }
 
-/// Seconds until each of `count` watchers has all of a job of 512x512 in 64 tiles, the median; with a slow one beside them.
-async fn watchers(server: &Server, count: usize, slow: bool, seed: u64) -> f64 {
-    let mut client = server.client().await;
+/// Seconds until each of the watchers has all of a job of 512x512 in 64 tiles, the median, and its number of events. Beside
+/// them one may read an event every `pause` for as long; it gets the rest afterwards.
+async fn watchers(server: &Server, pause: Option<Duration>, seed: u64) -> (f64, u32) {
+    // The slow one has a connection of its own.
+    let (mut client, apart) = (server.client().await, server.client().await);
     let job = create(&mut client, spec(seed, 512, 512, 60)).await.unwrap();
     let began = Instant::now();
-    let dawdler = slow.then(|| {
-        let (mut client, name) = (client.clone(), job.name.clone());
+    let (ended, mut end) = tokio::sync::watch::channel(false);
+    let dawdler = pause.map(|pause| {
+        let (mut client, name) = (apart, job.name.clone());
         tokio::spawn(async move {
-            let request = api::WatchJobRequest { name, ..Default::default() };
+            let options = api::StreamOptions { without_previews: true, ..Default::default() };
+            let request =
+                api::WatchJobRequest { name, options: Some(options), ..Default::default() };
             let mut stream = client.watch_job(request).await.unwrap().into_inner();
             let mut events = Vec::new();
             while let Some(message) = stream.message().await.unwrap() {
                 events.push(message.event.unwrap());
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                // In vain if all have ended.
+                let _ = tokio::time::timeout(pause, end.wait_for(|&ended| ended)).await;
             }
             picture(&events, 512, 512);
         })
     });
     let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..count {
+    for _ in 0..WATCHERS {
         let (mut client, name) = (client.clone(), job.name.clone());
         tasks.spawn(async move {
             let events = watch(&mut client, &name, 0).await.unwrap();
             let took = began.elapsed().as_secs_f64();
             picture(&events, 512, 512);
-            took
+            (took, events.len() as u32)
         });
     }
-    let took = median(tasks.join_all().await);
+    let (times, counts): (Vec<_>, Vec<_>) = tasks.join_all().await.into_iter().unzip();
+    ended.send_replace(true);
     if let Some(dawdler) = dawdler {
         dawdler.await.unwrap();
     }
-    took
+    (median(times), counts[0])
 }
 
 async fn load() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &["--queue", "1001"]);
-    watchers(&server, 1, false, 0).await;
-    let (mut alone, mut beside) = (Vec::new(), Vec::new());
-    for round in 1..=3 {
-        alone.push(watchers(&server, WATCHERS, false, 2 * round).await);
-        beside.push(watchers(&server, WATCHERS, true, 2 * round + 1).await);
+    let (mut alone, mut ratios, mut pause) = (Vec::new(), Vec::new(), Duration::ZERO);
+    for round in 0..=ROUNDS as u64 {
+        // In turns which of the two comes first, lest something that grows be taken for the slow one's doing.
+        let mut all = 0.0;
+        if round % 2 == 0 {
+            let (took, events) = watchers(&server, None, 2 * round).await;
+            (all, pause) = (took, Duration::from_secs_f64(took) / events * SLOWER);
+        }
+        let (beside, _) = watchers(&server, Some(pause), 2 * round + 1).await;
+        if round % 2 == 1 {
+            (all, _) = watchers(&server, None, 2 * round).await;
+        }
+        if round > 0 {
+            alone.push(all);
+            ratios.push(beside / all);
+        }
     }
-    let (alone, beside) = (median(alone), median(beside));
-    println!("{WATCHERS} watchers, all tiles              {alone:.2} s");
-    println!("the same beside a slow one             {:.3} of it", beside / alone);
-    println!("server's memory after them             {:.0} MiB", resident(server.id()));
+    row(&format!("{WATCHERS} watchers, all events and tiles"), format!("{:.2} s", median(alone)));
+    row(&format!("the same beside one that is {SLOWER} times slower"), of_it(ratios));
+    row("the server's most memory with them", format!("{:.0} MiB", peak(server.id())));
 
     let mut client = server.client().await;
     let began = Instant::now();
@@ -147,8 +219,9 @@ async fn load() {
         picture(&events, 64, 64);
     }
     let ended = began.elapsed().as_secs_f64();
-    println!("{JOBS} jobs queued in {queued:.1} s, all ended and read after {ended:.1} s");
-    println!("server's memory after them             {:.0} MiB", resident(server.id()));
+    row(&format!("{JOBS} jobs, all queued"), format!("{queued:.1} s"));
+    row("all ended, and read tile by tile", format!("{ended:.1} s"));
+    row("the server's most memory with them", format!("{:.0} MiB", peak(server.id())));
 }
 
 fn main() {

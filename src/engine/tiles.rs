@@ -59,11 +59,19 @@ impl<O: Ops> TileDecoder<O> {
         let own = ops.crop(&decoded, own)?;
         ops.download(&own)
     }
+
+    /// A small picture, RGB with 8 bits, on the finest latent's grid: before the local stage adds detail.
+    ///
+    /// # Errors
+    /// Those of [`preview`].
+    pub fn preview(&self, ops: &mut O) -> Result<(Rect, Vec<u8>)> {
+        small_picture(ops, &self.rgb)
+    }
 }
 
-/// A small picture of the layout: the RGB stream at the end of the global stage, before the local stage adds detail, from
-/// the `settled` coarsest levels of the decoder's `latents`; finer ones count as zero, as training shows them to it.
-/// Its size is the finest latent's grid.
+/// A small picture of the layout, RGB with 8 bits, on the grid of `level`: what the decoder's `latents` from `level` on say,
+/// the coarsest ones. Stages that are finer are not run, so it costs less than a step of denoising; latents that are finer
+/// count as zero, as training shows them to the decoder.
 ///
 /// # Errors
 /// When an operator fails; [`crate::error::Kind::InvalidModel`] when a value is not a number.
@@ -71,19 +79,22 @@ pub fn preview<O: Ops>(
     ops: &mut O,
     arch: &Arch,
     latents: &[Latent],
-    settled: usize,
+    level: usize,
 ) -> Result<(Rect, Vec<u8>)> {
-    let finest = latents.len().saturating_sub(settled);
-    let seen: Vec<Latent> = (latents.iter().enumerate())
-        .map(|(level, latent)| match level < finest {
-            true => Latent { shape: latent.shape, data: vec![0.0; latent.data.len()] },
-            false => latent.clone(),
+    let uploaded: Vec<_> = (latents.iter().enumerate())
+        .map(|(i, latent)| match i < level {
+            true => ops.upload(latent.shape, &vec![0.0; latent.data.len()]),
+            false => ops.upload(latent.shape, &latent.data),
         })
-        .collect();
-    let decoder = TileDecoder::new(ops, arch, &seen)?;
-    let shape = ops.shape(&decoder.rgb);
+        .collect::<Result<_>>()?;
+    let rgb = decoder::layout(ops, arch, &uploaded, level)?;
+    small_picture(ops, &rgb)
+}
+
+fn small_picture<O: Ops>(ops: &mut O, rgb: &O::Tensor) -> Result<(Rect, Vec<u8>)> {
+    let shape = ops.shape(rgb);
     let rect = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
-    let samples = samples(rect, &ops.download(&decoder.rgb)?, Bits::Eight)?;
+    let samples = samples(rect, &ops.download(rgb)?, Bits::Eight)?;
     Ok((rect, samples))
 }
 

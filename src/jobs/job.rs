@@ -258,7 +258,7 @@ impl Job {
     /// [`Kind::NotReady`] before; [`Kind::InvalidArgument`] when the rectangle leaves the picture; [`Kind::Io`].
     pub fn read(&self, rect: Rect) -> Result<Vec<u8>> {
         self.need_finished()?;
-        self.check_rect("rect", rect)?;
+        self.plan.check_rect("rect", rect)?;
         self.directory.read(&self.layout, rect)
     }
 
@@ -293,24 +293,9 @@ impl Job {
     /// [`Kind::InvalidArgument`] when it is empty or leaves the picture.
     pub fn set_viewport(&self, viewport: Option<Rect>) -> Result<()> {
         if let Some(rect) = viewport {
-            self.check_rect("viewport", rect)?;
+            self.plan.check_rect("viewport", rect)?;
         }
         self.state().viewport = viewport;
-        Ok(())
-    }
-
-    fn check_rect(&self, field: &str, rect: Rect) -> Result<()> {
-        let sides = [
-            ("x", rect.x, rect.width, self.plan.spec.width),
-            ("y", rect.y, rect.height, self.plan.spec.height),
-        ];
-        for (axis, start, len, extent) in sides {
-            if len == 0 || start.checked_add(len).is_none_or(|end| end > extent) {
-                return Err(Error::invalid(format!(
-                    "{field} has {len} pixels from {axis} = {start} on, the picture has {extent}"
-                )));
-            }
-        }
         Ok(())
     }
 

@@ -28,7 +28,9 @@ pub(super) struct Deed {
 /// See [`Deed`].
 pub(super) enum Work {
     /// A denoising step, and the levels that settled with it.
-    Step { canvas: Arc<Mutex<Canvas>>, sampling: Sampling, previews: Vec<Preview> },
+    Step { canvas: Arc<Mutex<Canvas>>, sampling: Sampling, preview: Option<Preview> },
+    /// The levels that settled with the last step.
+    Settled(Preview),
     /// The samples of a tile.
     Tile { canvas: Arc<Mutex<Canvas>>, index: usize, samples: Vec<u8> },
     /// The last event.
@@ -37,14 +39,33 @@ pub(super) enum Work {
     Fail(Error),
 }
 
-/// The layout when a level has settled.
+/// The layout when levels have settled.
 pub(super) struct Preview {
-    pub(super) level: usize,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) rect: Rect,
+    /// The coarsest first.
+    levels: Vec<usize>,
+    rect: Rect,
     /// RGB, 8 bits.
-    pub(super) samples: Vec<u8>,
+    samples: Vec<u8>,
+}
+
+impl Preview {
+    pub(super) fn new(levels: Vec<usize>, (rect, samples): (Rect, Vec<u8>)) -> Self {
+        Self { levels, rect, samples }
+    }
+
+    /// Writes the pictures, of which the events then tell.
+    fn write(&self, shared: &Shared, job: &Job) -> Result<Vec<Event>> {
+        let (width, height) = (self.rect.width as u32, self.rect.height as u32);
+        let source = RawPixels::new(&self.samples, width, height, Bits::Eight)?;
+        let write = |&level: &usize| {
+            let description = format!("{}, levels from {level} on", shared.model.arch.name);
+            let metadata = Metadata { description, created: None, receipt: serde_json::Map::new() };
+            image_out::write_png(&job.directory.preview(level), &source, &metadata)?;
+            let grid = job.plan.latents[level];
+            Ok(Event::Settled { level, rows: grid.h, columns: grid.w })
+        };
+        self.levels.iter().map(write).collect()
+    }
 }
 
 /// Where the engine hands its deeds in. The thread ends, all deeds done, when the value goes.
@@ -84,8 +105,11 @@ fn run(shared: &Shared, deeds: &Receiver<Deed>) {
         let ended = match work {
             Work::Fail(error) => Err(error),
             Work::End(last) => job.announce(vec![last]).map(|()| true),
-            Work::Step { canvas, sampling, previews } => {
-                step(shared, &job, &canvas, &sampling, &previews).map(|()| false)
+            Work::Step { canvas, sampling, preview } => {
+                step(shared, &job, &canvas, &sampling, preview.as_ref()).map(|()| false)
+            }
+            Work::Settled(preview) => {
+                preview.write(shared, &job).and_then(|events| job.announce(events)).map(|()| false)
             }
             Work::Tile { canvas, index, samples } => {
                 let rect = job.plan.tiling.tiles[index].rect;
@@ -117,19 +141,14 @@ fn step(
     job: &Job,
     canvas: &Mutex<Canvas>,
     sampling: &Sampling,
-    previews: &[Preview],
+    preview: Option<&Preview>,
 ) -> Result<()> {
     let (slot, crc32c) = locked(canvas).save(sampling)?;
     let (step, of) = (sampling.step, job.plan.schedule.steps());
     let sigma = job.plan.schedule.sigma(step);
     let mut events = vec![Event::Step { step, of, sigma, slot, crc32c }];
-    for &Preview { level, rows, columns, rect, ref samples } in previews {
-        let (width, height) = (rect.width as u32, rect.height as u32);
-        let source = RawPixels::new(samples, width, height, Bits::Eight)?;
-        let description = format!("{}, levels from {level} on", shared.model.arch.name);
-        let metadata = Metadata { description, created: None, receipt: serde_json::Map::new() };
-        image_out::write_png(&job.directory.preview(level), &source, &metadata)?;
-        events.push(Event::Settled { level, rows, columns });
+    if let Some(preview) = preview {
+        events.extend(preview.write(shared, job)?);
     }
     job.announce(events)
 }

@@ -1,7 +1,8 @@
 //! The stream of a job's events: one task for each watcher, which reads what its client has room for.
 
-use std::sync::Arc;
+use std::{io::Cursor, sync::Arc};
 
+use image::ImageReader;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -199,15 +200,13 @@ impl From<Error> for Gone {
 
 /// The preview that came with `level`.
 pub(super) async fn preview(job: &Arc<Job>, level: usize) -> Result<api::Preview> {
-    let (read, grid) = (job.clone(), job.plan.latents[0]);
+    let read = job.clone();
     let data = tokio::task::spawn_blocking(move || read.preview(level))
         .await
         .map_err(|e| Error::new(Kind::Internal, "reading a preview").with_source(e))??;
-    Ok(api::Preview {
-        level: level as u32,
-        width: grid.w as u32,
-        height: grid.h as u32,
-        format: ImageFormat::Png.into(),
-        data,
-    })
+    let reader = ImageReader::with_format(Cursor::new(&data), image::ImageFormat::Png);
+    let (width, height) = reader
+        .into_dimensions()
+        .map_err(|e| Error::new(Kind::Io, "a preview can't be read").with_source(e))?;
+    Ok(api::Preview { level: level as u32, width, height, format: ImageFormat::Png.into(), data })
 }
