@@ -1,7 +1,7 @@
 //! The service under load, on loopback: what streaming costs beside a plain `generate`, and what many watchers, a slow one
 //! and a full queue do to it. Prints a table; every tile's CRC32C is checked on the way.
 //!
-//! `cargo bench --bench serve`
+//! `cargo bench --bench serve`, or `cargo bench --bench serve -- streaming` or `load` for a part of it
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a failed measurement ends the benchmark")]
 
 #[path = "../tests/common/server.rs"]
@@ -20,7 +20,7 @@ use tessera::api::{
 use tonic::transport::Channel;
 
 /// Pairs of runs, in turns, that every ratio is the median of.
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
 /// Watchers of one job.
 const WATCHERS: usize = 200;
 /// How much slower than they the slow one reads.
@@ -40,25 +40,53 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Seconds from the engine's start to the last tile of a local `tessera generate` with the embedded model.
-fn local(seed: u64, out: &std::path::Path) -> f64 {
+/// Seconds from the engine's start to the last tile: by the clock, and of processors.
+#[derive(Clone, Copy, Default)]
+struct Took {
+    wall: f64,
+    cpu: f64,
+}
+
+/// Where a process stands.
+struct Begun(Instant, f64);
+
+impl Begun {
+    fn now(pid: u32) -> Self {
+        Self(Instant::now(), cpu(pid))
+    }
+
+    fn took(&self, pid: u32) -> Took {
+        Took { wall: self.0.elapsed().as_secs_f64(), cpu: cpu(pid) - self.1 }
+    }
+}
+
+/// Seconds of processors that a process has used; 0 where there is no /proc.
+fn cpu(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    // utime and stime, in hundredths.
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
+/// A local `tessera generate` with the embedded model.
+fn local(seed: u64, out: &std::path::Path) -> Took {
     let mut child = Command::new(env!("CARGO_BIN_EXE_tessera"))
         .args(["generate", "--device", "cpu", "--json", "--seed", &seed.to_string(), "--out"])
         .arg(out)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let (mut began, mut last) = (None, Duration::ZERO);
+    let (mut begun, mut took) = (Begun::now(child.id()), Took::default());
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let event: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
         match event["event"].as_str() {
-            Some("started") => began = Some(Instant::now()),
-            Some("tile") => last = began.unwrap().elapsed(),
+            Some("started") => begun = Begun::now(child.id()),
+            Some("tile") => took = begun.took(child.id()),
             _ => {}
         }
     }
     assert!(child.wait().unwrap().success());
-    last.as_secs_f64()
+    took
 }
 
 fn time(event: &JobEvent) -> f64 {
@@ -84,30 +112,35 @@ fn row(what: &str, found: String) {
 struct Streamed {
     /// Seconds from the order to the first event of the engine.
     begins: f64,
-    /// Seconds from there to the last tile, all of them read and checked.
-    works: f64,
+    /// From there to the last tile, all of them read and checked.
+    took: Took,
     /// Seconds from the last denoising step to the first tile, by the server's clock.
     gap: f64,
 }
 
-async fn streamed(client: &mut JobServiceClient<Channel>, seed: u64) -> Streamed {
+async fn streamed(
+    pid: u32,
+    client: &mut JobServiceClient<Channel>,
+    seed: u64,
+    without_previews: bool,
+) -> Streamed {
     let ordered = Instant::now();
     let job = create(client, JobSpec { seed, ..JobSpec::default() }).await.unwrap();
     let request = api::WatchJobRequest {
         name: job.name,
-        options: Some(api::StreamOptions { without_previews: true, ..Default::default() }),
+        options: Some(api::StreamOptions { without_previews, ..Default::default() }),
         ..Default::default()
     };
     let mut stream = client.watch_job(request).await.unwrap().into_inner();
-    let (mut began, mut events, mut out) = (ordered, Vec::new(), Streamed::default());
+    let (mut begun, mut events, mut out) = (Begun::now(pid), Vec::new(), Streamed::default());
     while let Some(message) = stream.message().await.unwrap() {
         let event = message.event.unwrap();
         match event.event {
             Some(Event::Started(_)) => {
-                began = Instant::now();
-                out.begins = (began - ordered).as_secs_f64();
+                begun = Begun::now(pid);
+                out.begins = ordered.elapsed().as_secs_f64();
             }
-            Some(Event::Tile(_)) => out.works = began.elapsed().as_secs_f64(),
+            Some(Event::Tile(_)) => out.took = begun.took(pid),
             _ => {}
         }
         events.push(event);
@@ -123,20 +156,28 @@ async fn streaming() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_with(&[], &dir.path().join("jobs"), &[]);
     let mut client = server.client().await;
-    let (mut locals, mut ratios, mut begins, mut gaps) = (vec![], vec![], vec![], vec![]);
+    let (mut locals, mut begins, mut gaps) = (vec![], vec![], vec![]);
+    let (mut without, mut with) = ((vec![], vec![]), (vec![], vec![]));
     for round in 0..=ROUNDS as u64 {
         let plain = local(round, &dir.path().join("local.tiff"));
-        let there = streamed(&mut client, round).await;
+        let there = streamed(server.id(), &mut client, round, true).await;
+        let shown = streamed(server.id(), &mut client, round, false).await;
         // The first round warms both up.
         if round > 0 {
-            locals.push(plain);
-            ratios.push(there.works / plain);
+            locals.push(plain.wall);
+            for (ratios, took) in [(&mut without, there.took), (&mut with, shown.took)] {
+                ratios.0.push(took.wall / plain.wall);
+                ratios.1.push(took.cpu / plain.cpu);
+            }
             begins.push(1e3 * there.begins);
             gaps.push(1e3 * there.gap);
         }
     }
     row("2048x1024, 25 steps, local", format!("{:.2} s", median(locals)));
-    row("the same streamed", of_it(ratios));
+    row("the same streamed: time", of_it(without.0));
+    row("the same streamed: processors", of_it(without.1));
+    row("with a preview of every level: time", of_it(with.0));
+    row("with a preview of every level: processors", of_it(with.1));
     row("from the order to the engine's start", format!("{:.0} ms", median(begins)));
     row("from the last step to the first tile", format!("{:.0} ms", median(gaps)));
 }
@@ -225,9 +266,15 @@ async fn load() {
 }
 
 fn main() {
+    let asked = |part: &str| {
+        let mut parts = std::env::args().filter(|arg| arg == "streaming" || arg == "load");
+        parts.next().is_none_or(|first| first == part)
+    };
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
-        streaming().await;
-        load().await;
-    });
+    if asked("streaming") {
+        runtime.block_on(streaming());
+    }
+    if asked("load") {
+        runtime.block_on(load());
+    }
 }

@@ -132,7 +132,7 @@ fn jobs() -> Vec<Vec<Vec<u8>>> {
     let queued = || Event::Queued { order: order.clone(), compute_us: 12 };
     let started = || Event::Started { device: "CPU".into() };
     let step = |step| Event::Step { step, of: 2, sigma: 0.5, slot: step % 2, crc32c: 7 };
-    let settled = |level| Event::Settled { level, rows: 4, columns: 6 };
+    let settled = |level| Event::Settled { level, rows: 4, columns: 6, pictured: level == 0 };
     let finished = Event::Finished { receipt: "{}".into(), description: "a picture".into() };
     let failed = Event::Failed { kind: Kind::Expired, message: "late".into() };
     let tile = Event::Tile { index: 0, crc32c: 9 };

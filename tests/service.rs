@@ -64,6 +64,50 @@ async fn a_stream_that_is_cut_anywhere_goes_on_by_its_sequence() {
 }
 
 #[tokio::test]
+async fn previews_come_to_those_who_want_them_and_the_last_one_always() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    // By level: whether there was a preview, which has the size of the finest latent's grid.
+    let previews = |events: Vec<Event>| {
+        let settled = events.into_iter().filter_map(|event| match event {
+            Event::LevelSettled(settled) => Some(settled),
+            _ => None,
+        });
+        let pictured = settled.map(|settled| {
+            settled.preview.map(|preview| {
+                let picture = image::load_from_memory(&preview.data).unwrap();
+                let size = (picture.width(), picture.height());
+                assert_eq!((preview.level, size), (settled.level, (40, 24)));
+                assert_eq!((preview.width, preview.height), size);
+            })
+        });
+        pictured.map(|preview| preview.is_some()).collect::<Vec<_>>()
+    };
+    let generate = GenerateRequest { job: Some(order(spec(7, 160, 96, 80))), ..Default::default() };
+    let mut stream = client.generate(generate).await.unwrap().into_inner();
+    let mut events = Vec::new();
+    while let Some(message) = stream.message().await.unwrap() {
+        events.extend(message.event.unwrap().event);
+    }
+    assert_eq!(previews(events), [true, true, true]);
+
+    // Nobody wanted them while it was made.
+    let job = create(&mut client, spec(7, 160, 96, 80)).await.unwrap();
+    watch(&mut client, &job.name, 0).await.unwrap();
+    let request = api::WatchJobRequest { name: job.name.clone(), ..Default::default() };
+    let mut stream = client.watch_job(request).await.unwrap().into_inner();
+    let mut events = Vec::new();
+    while let Some(message) = stream.message().await.unwrap() {
+        events.extend(message.event.unwrap().event);
+    }
+    assert_eq!(previews(events), [false, false, true]);
+    let request = api::GetPreviewRequest { name: job.name };
+    let preview = client.get_preview(request).await.unwrap().into_inner().preview.unwrap();
+    assert_eq!(preview.level, 0);
+}
+
+#[tokio::test]
 async fn every_tile_can_be_read_again_in_every_format() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);

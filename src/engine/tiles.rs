@@ -65,13 +65,16 @@ impl<O: Ops> TileDecoder<O> {
     /// # Errors
     /// Those of [`preview`].
     pub fn preview(&self, ops: &mut O) -> Result<(Rect, Vec<u8>)> {
-        small_picture(ops, &self.rgb)
+        let shape = ops.shape(&self.rgb);
+        let rect = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
+        let samples = samples(rect, &ops.download(&self.rgb)?, Bits::Eight)?;
+        Ok((rect, samples))
     }
 }
 
-/// A small picture of the layout, RGB with 8 bits, on the grid of `level`: what the decoder's `latents` from `level` on say,
-/// the coarsest ones. Stages that are finer are not run, so it costs less than a step of denoising; latents that are finer
-/// count as zero, as training shows them to the decoder.
+/// A small picture of the layout, RGB with 8 bits, on the finest latent's grid: the end of the global stage, before the
+/// local stage adds detail, from the decoder's `latents` from `level` on, the coarsest ones. Finer ones count as zero, as
+/// training shows them to it. Takes as long as the global stage.
 ///
 /// # Errors
 /// When an operator fails; [`crate::error::Kind::InvalidModel`] when a value is not a number.
@@ -81,21 +84,13 @@ pub fn preview<O: Ops>(
     latents: &[Latent],
     level: usize,
 ) -> Result<(Rect, Vec<u8>)> {
-    let uploaded: Vec<_> = (latents.iter().enumerate())
+    let seen: Vec<Latent> = (latents.iter().enumerate())
         .map(|(i, latent)| match i < level {
-            true => ops.upload(latent.shape, &vec![0.0; latent.data.len()]),
-            false => ops.upload(latent.shape, &latent.data),
+            true => Latent { shape: latent.shape, data: vec![0.0; latent.data.len()] },
+            false => latent.clone(),
         })
-        .collect::<Result<_>>()?;
-    let rgb = decoder::layout(ops, arch, &uploaded, level)?;
-    small_picture(ops, &rgb)
-}
-
-fn small_picture<O: Ops>(ops: &mut O, rgb: &O::Tensor) -> Result<(Rect, Vec<u8>)> {
-    let shape = ops.shape(rgb);
-    let rect = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
-    let samples = samples(rect, &ops.download(rgb)?, Bits::Eight)?;
-    Ok((rect, samples))
+        .collect();
+    TileDecoder::new(ops, arch, &seen)?.preview(ops)
 }
 
 /// The sample of `value` among levels 0 to `most`: [-1, 1] becomes [0, most], rounded half to even; what lies outside

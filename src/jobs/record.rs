@@ -85,6 +85,8 @@ pub enum Event {
         rows: usize,
         /// Columns of its grid.
         columns: usize,
+        /// Whether there is a preview of it.
+        pictured: bool,
     },
     /// A tile lies in the arena.
     Tile {

@@ -24,7 +24,7 @@ use crate::{
         files::Canvas,
         job::Job,
         record::{Event, to_ms},
-        scribe::{Deed, Preview, Scribe, Work as Written},
+        scribe::{Deed, Scribe, Settled, Tile, Work as Written},
     },
     model::{
         precond,
@@ -81,7 +81,7 @@ struct Worker<'a, O: Ops> {
 
 /// The levels that have settled with the newest step, the coarsest first, but for those that were announced before.
 fn settled(job: &Job, sampling: &Sampling) -> Vec<usize> {
-    let (schedule, known) = (&job.plan.schedule, job.newest_preview().ok());
+    let (schedule, known) = (&job.plan.schedule, job.settled());
     let levels = (0..sampling.z.len()).rev();
     levels
         .filter(|&level| schedule.settled(level) == sampling.step)
@@ -200,22 +200,21 @@ impl<O: Ops> Worker<'_, O> {
                 let _span = tracing::info_span!("step", step = sampling.step + 1).entered();
                 denoise::step(self.ops, arch, plan, sampling, &job.cancel)?;
                 let last = sampling.step == plan.schedule.steps();
-                let settled = settled(job, sampling);
-                let preview = match settled.last() {
-                    // The global stage, which comes next, gives it.
-                    Some(_) if last => None,
-                    Some(&finest) => {
+                // The levels that settle with the last step are announced with the global stage, which gives their preview.
+                let levels = if last { Vec::new() } else { settled(job, sampling) };
+                let picture = match levels.last() {
+                    Some(&finest) if job.previews_wanted() => {
                         let latents = denoise::denormalise(&self.shared.model, sampling.z.clone());
                         Some(tiles::preview(self.ops, arch, &latents, finest)?)
                     }
-                    None => None,
+                    _ => None,
                 };
-                let preview = preview.map(|picture| Preview::new(settled, picture));
-                let needed = last || preview.is_some();
+                let settled = Settled { levels, picture };
+                let needed = last || !settled.levels.is_empty();
                 let (job, canvas) = (job.clone(), canvas.clone());
                 let flops = job.quote.step_flops;
                 let deed = || {
-                    let work = Written::Step { canvas, sampling: sampling.clone(), preview };
+                    let work = Written::Step { canvas, sampling: sampling.clone(), settled };
                     Deed { job, work }
                 };
                 self.scribe.send_if(needed, deed);
@@ -225,10 +224,11 @@ impl<O: Ops> Worker<'_, O> {
                 let _span = tracing::info_span!("global_stage").entered();
                 let latents = denoise::denormalise(&self.shared.model, sampling.z.clone());
                 let decoder = TileDecoder::new(self.ops, arch, &latents)?;
-                let settled = settled(job, sampling);
-                if !settled.is_empty() {
-                    let preview = Preview::new(settled, decoder.preview(self.ops)?);
-                    self.scribe.send(Deed { job: job.clone(), work: Written::Settled(preview) });
+                let levels = settled(job, sampling);
+                if !levels.is_empty() {
+                    let picture = Some(decoder.preview(self.ops)?);
+                    let work = Written::Settled(Settled { levels, picture });
+                    self.scribe.send(Deed { job: job.clone(), work });
                 }
                 *work = Work::Decode(decoder);
                 Ok(job.quote.global_flops)
@@ -242,7 +242,7 @@ impl<O: Ops> Worker<'_, O> {
                 let values = decoder.decode(self.ops, arch, tile)?;
                 let samples = tiles::samples(tile.rect, &values, plan.spec.bits)?;
                 sent[index] = true;
-                let work = Written::Tile { canvas: canvas.clone(), index, samples };
+                let work = Written::Tile(Tile { canvas: canvas.clone(), index, samples });
                 self.scribe.send(Deed { job: job.clone(), work });
                 Ok(job.quote.tile_flops)
             }

@@ -59,31 +59,7 @@ pub fn global_stage<O: Ops>(
     arch: &Arch,
     z: &[O::Tensor],
 ) -> Result<(O::Tensor, O::Tensor)> {
-    coarse_stages(o, arch, z, local_stages(arch))
-}
-
-/// The RGB stream on the grid of `level`, or on the coarsest grid for a level of one pixel: what the latents `z` from
-/// `level` on say of the picture. Finer ones are not looked at.
-///
-/// # Errors
-/// The interpreter's, and one when there is not one latent per level.
-pub fn layout<O: Ops>(o: &mut O, arch: &Arch, z: &[O::Tensor], level: usize) -> Result<O::Tensor> {
-    let coarsest = arch.decoder.stages.len() - 1;
-    let stage = match arch.finite().get(level) {
-        Some(level) => (level.factor / arch.decoder.shuffle).ilog2() as usize,
-        None => coarsest,
-    };
-    coarse_stages(o, arch, z, stage.min(coarsest)).map(|(_, rgb)| rgb)
-}
-
-/// Features and RGB stream after the stages from the coarsest to `last`.
-fn coarse_stages<O: Ops>(
-    o: &mut O,
-    arch: &Arch,
-    z: &[O::Tensor],
-    last: usize,
-) -> Result<(O::Tensor, O::Tensor)> {
-    let [.., global] = z else { return Err(Error::invalid("decoder: no latents")) };
+    let [.., last] = z else { return Err(Error::invalid("decoder: no latents")) };
     if z.len() != arch.levels.len() {
         let (found, wanted) = (z.len(), arch.levels.len());
         return Err(Error::invalid(format!("decoder: {found} latents, the model has {wanted}")));
@@ -92,11 +68,11 @@ fn coarse_stages<O: Ops>(
     let width = stages[stages.len() - 1].channels;
     let mut h = conv(o, &z[arch.finite().len() - 1], "decoder.enter".into(), width, 3)?;
     if arch.has_global() {
-        let pair = conv(o, global, "decoder.modulate".into(), 2 * width, 1)?;
+        let pair = conv(o, last, "decoder.modulate".into(), 2 * width, 1)?;
         h = o.scale_shift(&h, &pair, false)?;
     }
     let mut r = None;
-    for i in (last..stages.len()).rev() {
+    for i in (local_stages(arch)..stages.len()).rev() {
         let latent = arch.level_at(arch.decoder.shuffle << i).map(|level| &z[level]);
         let (features, rgb) = stage(o, arch, i, h, r, latent)?;
         (h, r) = (features, Some(rgb));

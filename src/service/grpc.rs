@@ -207,6 +207,7 @@ impl JobService for Calls {
         request: Request<api::GetPreviewRequest>,
     ) -> Answer<api::GetPreviewResponse> {
         let job = self.find(&request.get_ref().name)?;
+        job.want_previews();
         let level = job.newest_preview().map_err(wrong)?;
         let preview = stream::preview(&job, level).await.map_err(wrong)?;
         Ok(Response::new(api::GetPreviewResponse { preview: Some(preview) }))

@@ -210,6 +210,7 @@ async fn deep_zoom_tile(
 
 async fn preview(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Answer {
     let job = site.jobs.get(&id)?;
+    job.want_previews();
     let read = move || job.preview(job.newest_preview()?);
     match Site::work(&site.work, read).await {
         Ok(bytes) => Ok(reply::fleeting("image/png", bytes)),

@@ -1,8 +1,7 @@
 //! The stream of a job's events: one task for each watcher, which reads what its client has room for.
 
-use std::{io::Cursor, sync::Arc};
+use std::sync::Arc;
 
-use image::ImageReader;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -72,6 +71,9 @@ impl Watcher {
         self,
         wrap: fn(api::JobEvent) -> T,
     ) -> ReceiverStream<Result<T, Status>> {
+        if self.view.previews {
+            self.job.want_previews();
+        }
         let (sender, receiver) = mpsc::channel(AHEAD);
         tokio::spawn(async move {
             let (jobs, job, cancels) = (self.jobs.clone(), self.job.clone(), self.cancels);
@@ -144,9 +146,11 @@ impl Watcher {
             Event::Step { step, of, sigma, .. } => {
                 Message::Step(job_event::Step { step: step as u32, of: of as u32, sigma })
             }
-            Event::Settled { level, rows, columns } => {
-                let preview =
-                    if self.view.previews { Some(preview(job, level).await?) } else { None };
+            Event::Settled { level, rows, columns, pictured } => {
+                let preview = match pictured && self.view.previews {
+                    true => Some(preview(job, level).await?),
+                    false => None,
+                };
                 Message::LevelSettled(job_event::LevelSettled {
                     level: level as u32,
                     rows: rows as u32,
@@ -200,13 +204,15 @@ impl From<Error> for Gone {
 
 /// The preview that came with `level`.
 pub(super) async fn preview(job: &Arc<Job>, level: usize) -> Result<api::Preview> {
-    let read = job.clone();
+    let (read, grid) = (job.clone(), job.plan.latents[0]);
     let data = tokio::task::spawn_blocking(move || read.preview(level))
         .await
         .map_err(|e| Error::new(Kind::Internal, "reading a preview").with_source(e))??;
-    let reader = ImageReader::with_format(Cursor::new(&data), image::ImageFormat::Png);
-    let (width, height) = reader
-        .into_dimensions()
-        .map_err(|e| Error::new(Kind::Io, "a preview can't be read").with_source(e))?;
-    Ok(api::Preview { level: level as u32, width, height, format: ImageFormat::Png.into(), data })
+    Ok(api::Preview {
+        level: level as u32,
+        width: grid.w as u32,
+        height: grid.h as u32,
+        format: ImageFormat::Png.into(),
+        data,
+    })
 }
