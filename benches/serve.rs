@@ -19,8 +19,10 @@ use tessera::api::{
 };
 use tonic::transport::Channel;
 
-/// Pairs of runs, in turns, that every ratio is the median of.
-const ROUNDS: usize = 7;
+/// Runs of every kind, in turns, that what streaming costs is the median of.
+const STREAMED: usize = 15;
+/// Pairs of runs, in turns, that what a slow client costs the others is the median of.
+const ROUNDS: usize = 5;
 /// Watchers of one job.
 const WATCHERS: usize = 200;
 /// How much slower than they the slow one reads.
@@ -186,7 +188,7 @@ async fn streaming() {
     let mut client = server.client().await;
     let (mut locals, mut begins, mut gaps) = (vec![], vec![], vec![]);
     let (mut without, mut with) = (Ratios::default(), Ratios::default());
-    for round in 0..=ROUNDS as u64 {
+    for round in 0..=STREAMED as u64 {
         let plain = local(round, &dir.path().join("local.tiff"));
         let there = streamed(server.id(), &mut client, round, true).await;
         let shown = streamed(server.id(), &mut client, round, false).await;
