@@ -109,6 +109,20 @@ fn the_same_seed_gives_the_same_picture_and_another_seed_another() {
 }
 
 #[test]
+fn a_picture_is_the_same_file_whatever_the_number_of_threads() {
+    let dir = TempDir::new().unwrap();
+    for name in ["a.tiff", "a.png"] {
+        let file = |threads: &str| {
+            let args = ["--seed", "7", "--threads", threads, "--out", name, "--json"];
+            let started = succeeds(dir.path(), &small(&args));
+            assert!(started.contains(&format!("CPU, {threads} thread")), "{started}");
+            fs::read(dir.path().join(name)).unwrap()
+        };
+        assert!(file("1") == file("2"), "{name}");
+    }
+}
+
+#[test]
 fn sixteen_bits_are_written_as_such_and_agree_with_eight() {
     let dir = TempDir::new().unwrap();
     for (bits, name) in [("8", "8.png"), ("16", "16.png"), ("16", "16.tiff")] {

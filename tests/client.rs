@@ -3,16 +3,17 @@
 
 #[path = "common/server.rs"]
 mod server;
+#[path = "common/stub.rs"]
+mod stub;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
     path::Path,
-    pin::Pin,
     process::{Command, Output, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -20,371 +21,25 @@ use std::{
 
 use serde_json::Value;
 use server::{Server, model_path};
+use stub::{Made, NAME, Proxy, Stub};
 use tessera::{
     api::{
-        self, ImageFormat, Job, JobEvent, JobSpec, JobState, Rect, StreamOptions, Tile,
-        WatchJobResponse,
+        JobEvent, StreamOptions,
         job_event::{self, Event},
-        job_service_server::{JobService, JobServiceServer},
     },
     client::{Client, Retry, Settings},
     error::{Error, Kind},
-    image_out::{self, Bits, CLASSIC_LIMIT, Metadata, RawPixels},
+    image_out::Bits,
 };
-use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
-use tonic::{Code, Request, Response, Status};
-
-const NAME: &str = "jobs/one";
-const SIDE: u32 = 128;
-
-/// A picture, and the job that makes it.
-struct Made {
-    width: u32,
-    height: u32,
-    bits: Bits,
-    /// Samples in the machine's byte order.
-    bytes: Vec<u8>,
-    metadata: Metadata,
-}
-
-impl Made {
-    fn new(width: u32, height: u32, bits: Bits) -> Self {
-        let len = (width * height) as usize * bits.pixel_len();
-        let bytes = (0..len).map(|i| ((i / 3) ^ (i >> 9) ^ (i % 251)) as u8).collect();
-        let receipt = [("seed", 7.into()), ("device", "a stub".into())];
-        let receipt = receipt.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let metadata = Metadata { description: "made by a stub".into(), created: None, receipt };
-        Self { width, height, bits, bytes, metadata }
-    }
-
-    fn job(&self) -> Job {
-        Job {
-            name: NAME.into(),
-            spec: Some(JobSpec {
-                seed: 7,
-                width: self.width,
-                height: self.height,
-                steps: 2,
-                tile_size: SIDE,
-                bits: 8 * self.bits.sample_len() as u32,
-                ..JobSpec::default()
-            }),
-            state: JobState::Denoising.into(),
-            tile_columns: self.width.div_ceil(SIDE),
-            tile_rows: self.height.div_ceil(SIDE),
-            ..Job::default()
-        }
-    }
-
-    fn tile(&self, column: u32, row: u32) -> Tile {
-        let (x, y) = (column * SIDE, row * SIDE);
-        let (width, height) = (SIDE.min(self.width - x), SIDE.min(self.height - y));
-        let pixel = self.bits.pixel_len();
-        let mut data = Vec::new();
-        for y in y..y + height {
-            let start = (y * self.width + x) as usize * pixel;
-            data.extend_from_slice(&self.bytes[start..][..width as usize * pixel]);
-        }
-        if cfg!(target_endian = "big") && self.bits == Bits::Sixteen {
-            data.chunks_exact_mut(2).for_each(|sample| sample.reverse());
-        }
-        Tile {
-            column,
-            row,
-            rect: Some(Rect { x, y, width, height }),
-            format: ImageFormat::Raw.into(),
-            crc32c: crc32c::crc32c(&data),
-            data,
-            level: 0,
-        }
-    }
-
-    /// All events; the tiles from the middle outwards, as a viewport has them.
-    fn events(&self) -> Vec<Event> {
-        let job = self.job();
-        let mut events = vec![
-            Event::Queued(job_event::Queued { job: Some(job.clone()) }),
-            Event::Started(job_event::Started { device: "a stub".into() }),
-            Event::Step(job_event::Step { step: 1, of: 2, sigma: 1.0 }),
-            Event::Step(job_event::Step { step: 2, of: 2, sigma: 0.0 }),
-        ];
-        let (columns, rows) = (job.tile_columns, job.tile_rows);
-        let mut places: Vec<_> =
-            (0..rows).flat_map(|row| (0..columns).map(move |column| (column, row))).collect();
-        places.sort_by_key(|&(column, row)| column.abs_diff(columns / 2) + row.abs_diff(rows / 2));
-        events.extend(places.into_iter().map(|(x, y)| Event::Tile(self.tile(x, y))));
-        events.push(Event::Finished(job_event::Finished {
-            receipt: serde_json::to_string(&self.metadata.receipt).unwrap(),
-            description: self.metadata.description.clone(),
-        }));
-        events
-    }
-
-    /// The file that writing the whole picture gives.
-    fn file(&self, name: &str) -> Vec<u8> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(name);
-        let source = RawPixels::new(&self.bytes, self.width, self.height, self.bits).unwrap();
-        if name.ends_with(".png") {
-            image_out::write_png(&path, &source, &self.metadata).unwrap();
-        } else {
-            image_out::write_tiff(&path, &source, &self.metadata, CLASSIC_LIMIT).unwrap();
-        }
-        fs::read(path).unwrap()
-    }
-}
-
-/// A server with one job.
-struct Stub {
-    job: Job,
-    events: Vec<JobEvent>,
-    /// Events of a stream before it is cut, each time in another way.
-    cut: usize,
-    /// Times that GetTile's answer is damaged, too.
-    damaged: AtomicUsize,
-    /// What every call of WatchJob gets instead of a stream.
-    refusal: Option<Code>,
-    /// After the last event, the stream stays open.
-    stays: bool,
-    /// `after_sequence` of every WatchJob.
-    watches: Mutex<Vec<u64>>,
-    tiles_asked: AtomicUsize,
-}
-
-impl Stub {
-    fn new(made: &Made, events: Vec<Event>) -> Self {
-        let events = (1..).zip(events);
-        let events =
-            events.map(|(sequence, event)| JobEvent { sequence, time: None, event: Some(event) });
-        Self {
-            job: made.job(),
-            events: events.collect(),
-            cut: usize::MAX,
-            damaged: AtomicUsize::new(0),
-            refusal: None,
-            stays: false,
-            watches: Mutex::default(),
-            tiles_asked: AtomicUsize::new(0),
-        }
-    }
-
-    /// Damages the samples of the first tile among the events.
-    fn damage(&mut self) {
-        let tile = self.events.iter_mut().find_map(|event| match &mut event.event {
-            Some(Event::Tile(tile)) => Some(tile),
-            _ => None,
-        });
-        tile.unwrap().data[5] ^= 1;
-    }
-
-    /// Serves until the test ends; gives the address.
-    async fn serve(self: Arc<Self>) -> SocketAddr {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let service = JobServiceServer::from_arc(self);
-        tokio::spawn(
-            tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(TcpListenerStream::new(listener)),
-        );
-        address
-    }
-}
-
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl JobService for Stub {
-    type WatchJobStream = Answers<WatchJobResponse>;
-    type GenerateStream = Answers<api::GenerateResponse>;
-
-    async fn watch_job(
-        &self,
-        request: Request<api::WatchJobRequest>,
-    ) -> Result<Response<Self::WatchJobStream>, Status> {
-        let request = request.into_inner();
-        let nth = {
-            let mut watches = self.watches.lock().unwrap();
-            watches.push(request.after_sequence);
-            watches.len()
-        };
-        if let Some(code) = self.refusal {
-            return Err(Status::new(code, "refused"));
-        }
-        let after = request.after_sequence as usize;
-        let rest = self.events.get(after..).unwrap_or_default();
-        let is_cut = rest.len() > self.cut;
-        let mut answers: Vec<Result<WatchJobResponse, Status>> = rest
-            .iter()
-            .take(self.cut)
-            .map(|event| Ok(WatchJobResponse { event: Some(event.clone()) }))
-            .collect();
-        match nth % 3 {
-            _ if !is_cut => {}
-            0 => answers.push(Err(Status::unavailable("cut"))),
-            // Ends as if all were said.
-            1 => {}
-            // Repeats itself before it breaks off.
-            _ => {
-                let again = answers.last().cloned();
-                answers.extend(again);
-                answers.push(Err(Status::unavailable("cut")));
-            }
-        }
-        let answers = tokio_stream::iter(answers);
-        if self.stays {
-            return Ok(Response::new(Box::pin(answers.chain(tokio_stream::pending()))));
-        }
-        Ok(Response::new(Box::pin(answers)))
-    }
-
-    async fn get_job(
-        &self,
-        request: Request<api::GetJobRequest>,
-    ) -> Result<Response<api::GetJobResponse>, Status> {
-        if request.into_inner().name != NAME {
-            return Err(Status::not_found("there is no such job"));
-        }
-        let mut job = self.job.clone();
-        job.sequence = self.events.len() as u64;
-        job.state = match self.events.last().and_then(|event| event.event.as_ref()) {
-            Some(Event::Finished(_)) => JobState::Finished.into(),
-            _ => job.state,
-        };
-        Ok(Response::new(api::GetJobResponse { job: Some(job) }))
-    }
-
-    async fn get_tile(
-        &self,
-        request: Request<api::GetTileRequest>,
-    ) -> Result<Response<api::GetTileResponse>, Status> {
-        self.tiles_asked.fetch_add(1, Ordering::SeqCst);
-        let request = request.into_inner();
-        let tiles = self.events.iter().filter_map(|event| match &event.event {
-            Some(Event::Tile(tile)) => Some(tile),
-            _ => None,
-        });
-        let mut tiles = tiles.filter(|t| (t.column, t.row) == (request.column, request.row));
-        let mut tile = tiles.next().unwrap().clone();
-        // The damage of the event is undone.
-        if crc32c::crc32c(&tile.data) != tile.crc32c {
-            tile.data[5] ^= 1;
-        }
-        if self.damaged.load(Ordering::SeqCst) > 0 {
-            self.damaged.fetch_sub(1, Ordering::SeqCst);
-            tile.data.pop();
-        }
-        Ok(Response::new(api::GetTileResponse { tile: Some(tile) }))
-    }
-
-    async fn create_job(
-        &self,
-        _: Request<api::CreateJobRequest>,
-    ) -> Result<Response<api::CreateJobResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn list_jobs(
-        &self,
-        _: Request<api::ListJobsRequest>,
-    ) -> Result<Response<api::ListJobsResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn cancel_job(
-        &self,
-        _: Request<api::CancelJobRequest>,
-    ) -> Result<Response<api::CancelJobResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn delete_job(
-        &self,
-        _: Request<api::DeleteJobRequest>,
-    ) -> Result<Response<api::DeleteJobResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn generate(
-        &self,
-        _: Request<api::GenerateRequest>,
-    ) -> Result<Response<Self::GenerateStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn get_preview(
-        &self,
-        _: Request<api::GetPreviewRequest>,
-    ) -> Result<Response<api::GetPreviewResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn quote_job(
-        &self,
-        _: Request<api::QuoteJobRequest>,
-    ) -> Result<Response<api::QuoteJobResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn set_viewport(
-        &self,
-        _: Request<api::SetViewportRequest>,
-    ) -> Result<Response<api::SetViewportResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-}
-
-/// Hands bytes on between clients and a server that may change, and cuts connections.
-struct Proxy {
-    address: SocketAddr,
-    target: Arc<Mutex<SocketAddr>>,
-    connections: Arc<AtomicUsize>,
-}
-
-impl Proxy {
-    /// `most`: bytes from the server after which a connection is cut.
-    fn start(target: SocketAddr, most: usize) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let target = Arc::new(Mutex::new(target));
-        let connections = Arc::new(AtomicUsize::new(0));
-        let (to, count) = (target.clone(), connections.clone());
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                let client = client.unwrap();
-                count.fetch_add(1, Ordering::SeqCst);
-                let address = *to.lock().unwrap();
-                // While the server is away the client's connection breaks at once.
-                let Ok(server) = TcpStream::connect(address) else { continue };
-                let (from_client, to_server) =
-                    (client.try_clone().unwrap(), server.try_clone().unwrap());
-                std::thread::spawn(move || pass(from_client, to_server, usize::MAX));
-                std::thread::spawn(move || pass(server, client, most));
-            }
-        });
-        Self { address, target, connections }
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-}
-
-fn pass(mut from: TcpStream, mut to: TcpStream, most: usize) {
-    let mut buffer = vec![0; 16 << 10];
-    let mut passed = 0;
-    while passed < most {
-        match from.read(&mut buffer) {
-            Ok(n) if n > 0 && to.write_all(&buffer[..n]).is_ok() => passed += n,
-            _ => break,
-        }
-    }
-    // The other end may have gone first.
-    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
-}
+use tonic::Code;
 
 async fn client(address: SocketAddr) -> Client {
-    let retry = Retry { first: Duration::from_millis(2), most: Duration::from_millis(50) };
+    patient(address, Duration::from_secs(60)).await
+}
+
+/// A client that gives a server up after `give_up`.
+async fn patient(address: SocketAddr, give_up: Duration) -> Client {
+    let retry = Retry { first: Duration::from_millis(2), most: Duration::from_millis(50), give_up };
     let settings = Settings { retry, ..Settings::new(format!("http://{address}")) };
     Client::connect(&settings).await.unwrap()
 }
@@ -503,6 +158,25 @@ async fn what_can_not_get_better_is_given_up_at_once() {
     huge.job.spec.as_mut().unwrap().width = u32::MAX;
     let error = fails(Arc::new(huge), NAME, "a.tiff").await;
     assert!(error.to_string().contains("width is 4294967295"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stays_away_is_given_up() {
+    let made = Made::new(200, 130, Bits::Eight);
+    let give_up = Duration::from_millis(200);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.tiff");
+    // It refuses every stream, or opens them and cuts them before the first event.
+    for (refusal, cut) in [(Some(Code::Unavailable), usize::MAX), (None, 0)] {
+        let stub = Arc::new(Stub { refusal, cut, ..Stub::new(&made, made.events()) });
+        let client = patient(stub.clone().serve().await, give_up).await;
+        let error = client.fetch(NAME, &path, None, &mut |_: &JobEvent| {}).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert!(error.to_string().contains("given up after 0.2 s"), "{error}");
+        let watches = stub.watches.lock().unwrap().clone();
+        assert!(watches.len() > 2 && watches.iter().all(|&after| after == 0), "{watches:?}");
+    }
+    assert_eq!(names(dir.path()), [] as [String; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -668,7 +342,7 @@ fn jobs_are_submitted_once_watched_listed_cancelled_and_deleted() {
     let (dir, server) = (dir.path(), Server::start(jobs.path(), &[]));
     let url = &server.url;
     let small = ["submit", "--size", "64x32", "--steps", "2", "--request-id", "mine"];
-    let job = succeeds(dir, url, &small);
+    let job = succeeds(dir, url, &[&small[..], &["--model", "net-a"]].concat());
     let job = job.trim();
     assert!(job.starts_with("jobs/"), "{job}");
     assert_eq!(succeeds(dir, url, &small).trim(), job);
@@ -736,6 +410,8 @@ fn bad_flags_are_named_and_an_absent_server_too() {
     refused(dir, url, &submit("16400x64"), 2, &["width", "16400", "16384"]);
     refused(dir, url, &["submit", "--tile", "5000"], 2, &["tile", "5000", "1024"]);
     refused(dir, url, &["watch", "jobs/../etc"], 2, &["name"]);
+    refused(dir, url, &["submit", "--model", "other"], 1, &["models/other", "models"]);
+    refused(dir, url, &["submit", "--model", "../x"], 2, &["name", "../x"]);
     assert_eq!(names(dir), [] as [String; 0]);
 }
 

@@ -11,7 +11,7 @@ use tessera::{
         latents::LatentFile,
         picture,
         plan::{Plan, Rect, Spec, TileSize, Tiling, latent_shapes},
-        tiles::{Canvas, TileDecoder, samples},
+        tiles::{self, Canvas, TileDecoder, samples},
     },
     error::{Error, Kind, Result},
     exec::{cpu::Cpu, gpu::Gpu, reference::Reference},
@@ -96,6 +96,29 @@ fn tiled_equals_whole<O: Ops>(
             }
         }
     }
+}
+
+#[test]
+fn a_preview_looks_at_its_level_and_coarser_ones() {
+    let model = model("net-a");
+    let arch = &model.arch;
+    let mut ops = Cpu::new(model.weights.clone());
+    let latents = random_latents(arch, 96, 64, 3);
+    for seen in 0..latents.len() {
+        let preview = tiles::preview(&mut ops, arch, &latents, seen).unwrap();
+        let grid = latents[0].shape;
+        assert_eq!((preview.0.width, preview.0.height), (grid.w, grid.h));
+        for level in 0..latents.len() {
+            let mut changed = latents.clone();
+            changed[level].data.iter_mut().for_each(|value| *value += 1.0);
+            let changed = tiles::preview(&mut ops, arch, &changed, seen).unwrap();
+            assert_eq!(changed == preview, level < seen, "{level} in {seen}");
+        }
+    }
+    // The finest one is what the global stage, which is run anyway, ends with.
+    let decoder = TileDecoder::new(&mut ops, arch, &latents).unwrap();
+    let preview = tiles::preview(&mut ops, arch, &latents, 0).unwrap();
+    assert_eq!(decoder.preview(&mut ops).unwrap(), preview);
 }
 
 #[test]

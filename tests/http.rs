@@ -346,6 +346,36 @@ async fn iiif_serves_what_it_lists() {
 }
 
 #[tokio::test]
+async fn pages_of_other_hosts_may_read_tiles_where_everybody_may_and_nothing_else() {
+    let site = Site::open("net-a", Vec::new());
+    let job = site.create(96, 64, TileSize::Pixels(64), Bits::Eight);
+    let base = format!("/jobs/{}", job.id);
+    let closed = Site { router: http::pictures(site.jobs.clone(), false), ..site };
+    let open = http::router(closed.jobs.clone());
+    let policy = header::HeaderName::from_static("cross-origin-resource-policy");
+    for (router, tokens) in [(open, false), (closed.router.clone(), true)] {
+        let site =
+            Site { router, jobs: closed.jobs.clone(), _directory: tempfile::tempdir().unwrap() };
+        for (path, tiled) in [
+            ("image.dzi", true),
+            ("image_files/7/0_0.png", true),
+            ("iiif/info.json", true),
+            ("iiif/full/max/0/default.jpg", true),
+            ("iiif/full/max/0/default.gif", true),
+            ("preview.png", false),
+            ("image.tiff", false),
+        ] {
+            let answer = site.get(&format!("{base}/{path}")).await;
+            let expected =
+                if tiled && !tokens { ("*", "cross-origin") } else { ("", "same-origin") };
+            let found =
+                (answer.header(header::ACCESS_CONTROL_ALLOW_ORIGIN), answer.header(policy.clone()));
+            assert_eq!(found, expected, "{path}, tokens: {tokens}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn downloads_are_the_files_and_go_on_where_they_broke() {
     let site = Site::open("net-a", cpu());
     let job = site.create(208, 144, TileSize::Pixels(64), Bits::Sixteen);

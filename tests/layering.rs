@@ -38,7 +38,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("indicatif", &["cli"]),
     ("ctrlc", &["cli"]),
-    ("tokio", &["jobs", "service", "client"]),
+    ("tokio", &["jobs", "service", "client", "telemetry"]),
+    ("opentelemetry", &["telemetry"]),
     ("tonic", &["api", "service", "client"]),
 ];
 

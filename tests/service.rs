@@ -64,6 +64,50 @@ async fn a_stream_that_is_cut_anywhere_goes_on_by_its_sequence() {
 }
 
 #[tokio::test]
+async fn previews_come_to_those_who_want_them_and_the_last_one_always() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    // By level: whether there was a preview, which has the size of the finest latent's grid.
+    let previews = |events: Vec<Event>| {
+        let settled = events.into_iter().filter_map(|event| match event {
+            Event::LevelSettled(settled) => Some(settled),
+            _ => None,
+        });
+        let pictured = settled.map(|settled| {
+            settled.preview.map(|preview| {
+                let picture = image::load_from_memory(&preview.data).unwrap();
+                let size = (picture.width(), picture.height());
+                assert_eq!((preview.level, size), (settled.level, (40, 24)));
+                assert_eq!((preview.width, preview.height), size);
+            })
+        });
+        pictured.map(|preview| preview.is_some()).collect::<Vec<_>>()
+    };
+    let generate = GenerateRequest { job: Some(order(spec(7, 160, 96, 80))), ..Default::default() };
+    let mut stream = client.generate(generate).await.unwrap().into_inner();
+    let mut events = Vec::new();
+    while let Some(message) = stream.message().await.unwrap() {
+        events.extend(message.event.unwrap().event);
+    }
+    assert_eq!(previews(events), [true, true, true]);
+
+    // Nobody wanted them while it was made.
+    let job = create(&mut client, spec(7, 160, 96, 80)).await.unwrap();
+    watch(&mut client, &job.name, 0).await.unwrap();
+    let request = api::WatchJobRequest { name: job.name.clone(), ..Default::default() };
+    let mut stream = client.watch_job(request).await.unwrap().into_inner();
+    let mut events = Vec::new();
+    while let Some(message) = stream.message().await.unwrap() {
+        events.extend(message.event.unwrap().event);
+    }
+    assert_eq!(previews(events), [false, false, true]);
+    let request = api::GetPreviewRequest { name: job.name };
+    let preview = client.get_preview(request).await.unwrap().into_inner().preview.unwrap();
+    assert_eq!(preview.level, 0);
+}
+
+#[tokio::test]
 async fn every_tile_can_be_read_again_in_every_format() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
@@ -135,6 +179,10 @@ async fn a_small_job_is_not_stuck_behind_large_ones() {
     let mut large = Vec::new();
     for seed in 0..3 {
         large.push(create(&mut client, spec(seed, 1024, 1024, 1000)).await.unwrap());
+    }
+    // All places are taken when it comes.
+    for job in &large[..2] {
+        wait(&mut client, &job.name, |now| now == JobState::Denoising).await;
     }
     let small = create(&mut client, spec(9, 32, 32, 2)).await.unwrap();
     let last = watch(&mut client, &small.name, 0).await.unwrap().pop().unwrap();
@@ -286,7 +334,7 @@ async fn a_full_queue_is_exhausted_and_later_has_room() {
     let first = create(&mut client, spec(0, 1024, 1024, 1000)).await.unwrap();
     wait(&mut client, &first.name, |now| now == JobState::Denoising).await;
     for seed in 1..=2 {
-        create(&mut client, spec(seed, 32, 32, 1)).await.unwrap();
+        create(&mut client, spec(seed, 1024, 1024, 1000)).await.unwrap();
     }
     let status = create(&mut client, spec(3, 32, 32, 1)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
@@ -391,6 +439,102 @@ async fn what_is_no_request_at_all_does_not_end_the_server() {
     let events = watch(&mut client, &job.name, 0).await.unwrap();
     picture(&events, 32, 32);
     drop((idle, torn));
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn more_connections_than_the_system_allows_do_not_end_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = ["sh", "-c", "ulimit -n 96; exec \"$@\"", "sh"];
+    let server = Server::start_by(&few, dir.path(), &[]);
+    let mut early = server.client().await;
+    let address = server.url.strip_prefix("http://").unwrap().to_owned();
+    let idle: Vec<_> = (0..200).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    // Who is in is served: all that a job needs is open at times only.
+    let request = api::ListJobsRequest::default();
+    early.list_jobs(request).await.unwrap();
+    drop(idle);
+    let mut late = server.client().await;
+    let job = create(&mut late, spec(1, 32, 32, 1)).await.unwrap();
+    let events = watch(&mut late, &job.name, 0).await.unwrap();
+    picture(&events, 32, 32);
+}
+
+#[tokio::test]
+async fn more_streams_than_a_connection_may_have_wait_and_others_are_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--active", "1"]);
+    let mut client = server.client().await;
+    let long = create(&mut client, spec(0, 1024, 1024, 1000)).await.unwrap();
+    let mut streams = tokio::task::JoinSet::new();
+    for _ in 0..400 {
+        let (mut client, name) = (client.clone(), long.name.clone());
+        streams.spawn(async move { watch(&mut client, &name, 0).await });
+    }
+    // Another connection is answered while they wait.
+    let mut other = server.client().await;
+    wait(&mut other, &long.name, |now| now == JobState::Denoising).await;
+    other.cancel_job(api::CancelJobRequest { name: long.name }).await.unwrap();
+    for events in streams.join_all().await {
+        let last = events.unwrap().pop().unwrap();
+        assert!(matches!(last.event, Some(Event::Cancelled(_))));
+    }
+}
+
+/// The first line of the answer to a request by that `host`.
+fn answer(server: &Server, host: &str, path: &str) -> String {
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn a_page_whose_name_was_turned_into_this_machine_gets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--host", "pictures.example"]);
+    for path in ["/", "/metrics", "/jobs/x/image.dzi"] {
+        for host in ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""] {
+            let line = answer(&server, host, path);
+            assert!(line.starts_with("HTTP/1.1 421"), "{path} by {host:?}: {line}");
+        }
+        for host in ["localhost", "127.0.0.1:1", "[::1]:1", "pictures.example"] {
+            let line = answer(&server, host, path);
+            assert!(!line.starts_with("HTTP/1.1 421"), "{path} by {host:?}: {line}");
+        }
+    }
+    for (origin, code) in
+        [("http://evil.example", Some(Code::PermissionDenied)), ("http://pictures.example", None)]
+    {
+        let endpoint = Channel::from_shared(server.url.clone()).unwrap();
+        let channel = endpoint.origin(origin.parse().unwrap()).connect().await.unwrap();
+        let mut client = JobServiceClient::new(channel);
+        let answer = client.list_jobs(api::ListJobsRequest::default()).await;
+        assert_eq!(answer.err().map(|status| status.code()), code, "{origin}");
+    }
+}
+
+#[tokio::test]
+async fn the_queued_event_says_the_same_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let compute = |quote: Option<api::Quote>| quote.unwrap().compute_time.unwrap();
+    // A server that has computed something can tell how long the next picture takes.
+    let first = create(&mut client, spec(1, 32, 32, 1)).await.unwrap();
+    watch(&mut client, &first.name, 0).await.unwrap();
+    let job = create(&mut client, spec(1, 512, 512, 100)).await.unwrap();
+    assert_ne!(compute(job.quote), prost_types::Duration::default());
+    let request = api::CancelJobRequest { name: job.name.clone() };
+    client.cancel_job(request).await.unwrap();
+    let before = watch(&mut client, &job.name, 0).await.unwrap();
+    server.kill();
+    let server = Server::start(dir.path(), &[]);
+    let after = watch(&mut server.client().await, &job.name, 0).await.unwrap();
+    assert_eq!(after[0], before[0]);
 }
 
 #[tokio::test]

@@ -90,6 +90,25 @@ impl DeviceArgs {
     }
 }
 
+/// Which picture.
+#[derive(Debug, Args)]
+pub(super) struct PictureArgs {
+    /// Key of the noise; the same seed gives the same picture
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
+    pub(super) seed: u64,
+    /// Size in pixels; the size the model was trained for if not given
+    #[arg(long, value_name = "WxH", allow_hyphen_values = true)]
+    pub(super) size: Option<Size>,
+    /// Denoising steps, 1 to 1000
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 25)]
+    pub(super) steps: usize,
+    /// heun (best), dpmpp (fastest) or ddim
+    #[arg(long, value_name = "NAME", value_parser = parse_method, default_value = "dpmpp")]
+    pub(super) sampler: Method,
+    #[command(flatten)]
+    pub(super) decode: DecodeFlags,
+}
+
 /// How pixels are decoded.
 #[derive(Debug, Args)]
 pub(super) struct DecodeFlags {
@@ -140,7 +159,7 @@ fn parse_bits(text: &str) -> Result<Bits, String> {
 }
 
 /// A sampler by its name.
-pub(super) fn parse_method(text: &str) -> Result<Method, String> {
+fn parse_method(text: &str) -> Result<Method, String> {
     let method = Method::ALL.into_iter().find(|method| method.name() == text);
     method.ok_or_else(|| format!("{text:?} is not {}", Method::ALL.map(Method::name).join(", ")))
 }

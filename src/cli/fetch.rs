@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     output,
     progress::{Progress, ProgressArgs},
-    server::{Follow, ServerArgs},
+    server::{Follow, PatienceArgs, ServerArgs},
     text,
 };
 use crate::{
@@ -31,6 +31,8 @@ pub(super) struct Args {
     out: PathBuf,
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten)]
+    patience: PatienceArgs,
     #[command(flatten)]
     pub(super) progress: ProgressArgs,
 }
@@ -54,7 +56,7 @@ pub(super) fn run(
     output::check(&args.out)?;
     let name = client::full_name(&args.job);
     let job = client::run(cancel, async {
-        let client = args.server.connect(config).await?;
+        let client = args.server.connect_with(config, args.patience.retry()).await?;
         let job = client.get(&name).await?;
         let mut follow = Follow::new(&job, progress);
         let mut show = |event: &crate::api::JobEvent| follow.show(event, progress);

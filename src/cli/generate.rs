@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    args::{self, DecodeFlags, DeviceArgs, ModelArgs, Size},
+    args::{DeviceArgs, ModelArgs, PictureArgs, Size},
     output,
     progress::{Progress, ProgressArgs},
     text,
@@ -22,7 +22,7 @@ use crate::{
         receipt,
     },
     error::{Error, Result},
-    model::{checkpoint::Checkpoint, sampler::Method},
+    model::checkpoint::Checkpoint,
 };
 
 /// Most pictures of one run.
@@ -31,18 +31,8 @@ const MAX_COUNT: u64 = 9999;
 /// Make a picture from a seed
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Key of the noise; the same seed gives the same picture
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Size in pixels; the size the model was trained for if not given
-    #[arg(long, value_name = "WxH", allow_hyphen_values = true)]
-    size: Option<Size>,
-    /// Denoising steps, 1 to 1000
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 25)]
-    steps: usize,
-    /// heun (best), dpmpp (fastest) or ddim
-    #[arg(long, value_name = "NAME", value_parser = args::parse_method, default_value = "dpmpp")]
-    sampler: Method,
+    #[command(flatten)]
+    picture: PictureArgs,
     /// Pictures to make, with seeds from --seed on
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1)]
     count: u64,
@@ -51,8 +41,6 @@ pub(super) struct Args {
     out: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
-    #[command(flatten)]
-    decode: DecodeFlags,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
@@ -97,14 +85,14 @@ pub(super) fn run(
         output::check(path)?;
     }
     let model = args.model.open(config)?;
-    let mut spec = Spec::new(&model.arch, args.seed);
-    if let Some(Size { width, height }) = args.size {
+    let mut spec = Spec::new(&model.arch, args.picture.seed);
+    if let Some(Size { width, height }) = args.picture.size {
         (spec.width, spec.height) = (width, height);
     }
-    spec.steps = args.steps;
-    spec.method = args.sampler;
-    spec.tile = args.decode.tile;
-    spec.bits = args.decode.bits;
+    spec.steps = args.picture.steps;
+    spec.method = args.picture.sampler;
+    spec.tile = args.picture.decode.tile;
+    spec.bits = args.picture.decode.bits;
     let mut plan = Plan::new(spec, &model.arch)?;
     let mut device = args.device.open(config, &model)?;
     for (seed, path) in &jobs {
@@ -128,7 +116,7 @@ fn one(
 ) -> Result<()> {
     let began = Instant::now();
     let spec = &plan.spec;
-    let name = device.name();
+    let (name, on) = (device.name(), device.description());
     progress.json(&Started {
         seed: spec.seed,
         width: spec.width,
@@ -138,14 +126,14 @@ fn one(
         tiles: plan.tiling.tiles.len(),
         model: &model.arch.name,
         model_sha256: &model.sha256,
-        device: &name,
+        device: &on,
         arena_bytes: plan.arena_bytes,
         peak_bytes: plan.peak_bytes,
         flops: plan.flops,
         out: path,
     });
     progress.say(&format!(
-        "{}  {} x {}  seed {}  {} {} steps  on {name}",
+        "{}  {} x {}  seed {}  {} {} steps  on {on}",
         model.arch.name,
         spec.width,
         spec.height,
@@ -183,17 +171,17 @@ fn jobs(args: &Args) -> Result<Vec<(u64, PathBuf)>> {
             "count is {count}, which is not from 1 to {MAX_COUNT} (nearest: {nearest})"
         )));
     }
-    if args.seed.checked_add(args.count - 1).is_none() {
-        let (seed, count) = (args.seed, args.count);
+    if args.picture.seed.checked_add(args.count - 1).is_none() {
+        let (seed, count) = (args.picture.seed, args.count);
         return Err(Error::invalid(format!(
             "seed {seed} with count {count} goes past the largest seed, {}",
             u64::MAX
         )));
     }
-    let seeds = (0..args.count).map(|i| args.seed + i);
+    let seeds = (0..args.count).map(|i| args.picture.seed + i);
     Ok(match &args.out {
         None => seeds.map(|seed| (seed, format!("tessera-{seed}.tiff").into())).collect(),
-        Some(out) if args.count == 1 => vec![(args.seed, out.clone())],
+        Some(out) if args.count == 1 => vec![(args.picture.seed, out.clone())],
         Some(out) => seeds.zip(1..).map(|(seed, i)| (seed, numbered(out, i))).collect(),
     })
 }

@@ -88,15 +88,15 @@ pub(super) fn encode(
     let picture = args::read_picture(&args.input)?;
     let (width, height) = (picture.width as usize, picture.height as usize);
     let mut device = args.device.open(config, &model)?;
-    let name = device.name();
+    let on = device.description();
     progress.json(&Started {
         width,
         height,
         model: &model.arch.name,
         model_sha256: &model.sha256,
-        device: &name,
+        device: &on,
     });
-    progress.say(&format!("{}  {width} x {height}  on {name}", args.input.display()));
+    progress.say(&format!("{}  {width} x {height}  on {on}", args.input.display()));
     progress.busy("encode");
     let latents = match &mut device {
         Device::Cpu(ops) => picture::encode(ops, &model.arch, picture),
@@ -121,15 +121,15 @@ pub(super) fn decode(
         .map_err(|error| args::named_input(error, "latents", &args.input))?;
     let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
     let mut device = args.device.open(config, &model)?;
-    let name = device.name();
+    let (name, on) = (device.name(), device.description());
     progress.json(&Started {
         width,
         height,
         model: &model.arch.name,
         model_sha256: &model.sha256,
-        device: &name,
+        device: &on,
     });
-    progress.say(&format!("{}  {width} x {height}  on {name}", args.input.display()));
+    progress.say(&format!("{}  {width} x {height}  on {on}", args.input.display()));
     let canvas = Canvas::create(&output::directory(&args.out), width, height, args.decode.bits)?;
     let arch = &model.arch;
     let canvas = match &mut device {

@@ -77,6 +77,16 @@ impl Command {
     }
 }
 
+impl Command {
+    /// Where spans go.
+    fn collector(&self) -> Option<&str> {
+        match self {
+            Self::Serve(args) => args.otlp_endpoint.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// Carries out the command line of this process and says how it went.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -92,7 +102,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: &Command, progress: &mut Progress) -> Result<()> {
     let config = Config::from_env()?;
-    telemetry::start(config.log.as_deref())?;
+    let _traces = telemetry::start(config.log.as_deref(), command.collector())?;
     let cancel = Cancel::default();
     let raised = cancel.clone();
     ctrlc::set_handler(move || raised.cancel())

@@ -69,16 +69,16 @@ pub(super) fn run(
     let (width, height) = (picture.width as usize, picture.height as usize);
     let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
     let mut device = args.device.open(config, &model)?;
-    let name = device.name();
+    let (name, on) = (device.name(), device.description());
     progress.json(&Started {
         width,
         height,
         tiles: tiling.tiles.len(),
         model: &model.arch.name,
         model_sha256: &model.sha256,
-        device: &name,
+        device: &on,
     });
-    progress.say(&format!("{}  {width} x {height}  on {name}", args.input.display()));
+    progress.say(&format!("{}  {width} x {height}  on {on}", args.input.display()));
     let canvas = Canvas::create(&output::directory(&args.out), width, height, args.decode.bits)?;
     let (arch, original) = (&model.arch, picture.clone());
     progress.busy("encode");

@@ -46,9 +46,16 @@ pub(super) struct Args {
     /// Clients that may call: lines of name, SHA-256 of the token, [most jobs waiting], [most pixels]
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
+    /// Name by which clients reach a server on loopback, such as a proxy's; may be given several times
+    #[arg(long = "host", value_name = "NAME")]
+    hosts: Vec<String>,
     /// Listen beyond this machine without TLS
     #[arg(long)]
     insecure: bool,
+    /// Send traces to this OpenTelemetry collector by OTLP over gRPC, such as http://127.0.0.1:4317; needs a program that was
+    /// built with the feature "otlp"
+    #[arg(long, value_name = "URL")]
+    pub(super) otlp_endpoint: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -86,6 +93,7 @@ pub(super) fn run(
         }),
         tokens: args.tokens.clone(),
         insecure: args.insecure,
+        hosts: args.hosts.clone(),
     };
     let jobs = Jobs::open(settings, model)?;
     service::serve(&service, jobs, cancel, |url| {

@@ -1,6 +1,9 @@
 //! Which server client commands call, and how its jobs are shown.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use serde::Serialize;
@@ -11,7 +14,7 @@ use crate::{
         Job, JobEvent, Tile,
         job_event::{Event, Finished, LevelSettled, Queued, Started, Step},
     },
-    client::{self, Client, Settings, plain},
+    client::{self, Client, Retry, Settings, plain},
     config::{Config, Secret},
     engine::{self, Observer as _},
     error::{Error, Result},
@@ -47,6 +50,11 @@ fn parse_secret(text: &str) -> Result<Secret, std::convert::Infallible> {
 impl ServerArgs {
     /// Connects: flags, then environment, then the default.
     pub(super) async fn connect(&self, config: &Config) -> Result<Client> {
+        self.connect_with(config, Retry::default()).await
+    }
+
+    /// Likewise, with pauses between attempts as `retry` says.
+    pub(super) async fn connect_with(&self, config: &Config, retry: Retry) -> Result<Client> {
         let server = self.server.as_ref().or(config.server.as_ref()).cloned();
         let server = server.unwrap_or_else(|| client::DEFAULT_SERVER.to_owned());
         let pem = |field: &str, path: &Option<PathBuf>| {
@@ -56,9 +64,25 @@ impl ServerArgs {
             token: self.token.as_ref().or(config.token.as_ref()).cloned(),
             ca: pem("ca", &self.ca)?,
             identity: pem("cert", &self.cert)?.zip(pem("key", &self.key)?),
+            retry,
             ..Settings::new(server)
         };
         Client::connect(&settings).await
+    }
+}
+
+/// How long a server that is away is waited for.
+#[derive(Debug, Args)]
+pub(super) struct PatienceArgs {
+    /// Give up when the server has been away for so many seconds without progress; the job itself is not touched
+    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", default_value_t = Retry::default().give_up.as_secs())]
+    give_up: u64,
+}
+
+impl PatienceArgs {
+    /// The pauses between attempts.
+    pub(super) fn retry(&self) -> Retry {
+        Retry { give_up: Duration::from_secs(self.give_up), ..Retry::default() }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::{
-    args::{self, DecodeFlags, Size},
+    args::{PictureArgs, Size},
     progress::{Progress, ProgressArgs},
     server::ServerArgs,
     text,
@@ -25,20 +25,11 @@ const MAX_DEADLINE: u64 = 366 * 24 * 3600;
 /// Order a picture from a server and print the job's name
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Key of the noise; the same seed gives the same picture
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Size in pixels; the size the server's model was trained for if not given
-    #[arg(long, value_name = "WxH", allow_hyphen_values = true)]
-    size: Option<Size>,
-    /// Denoising steps, 1 to 1000
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 25)]
-    steps: u32,
-    /// heun (best), dpmpp (fastest) or ddim
-    #[arg(long, value_name = "NAME", value_parser = args::parse_method, default_value = "dpmpp")]
-    sampler: Method,
     #[command(flatten)]
-    decode: DecodeFlags,
+    picture: PictureArgs,
+    /// Which of the server's models; its first one if not given
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
     /// Your name for this order, at most 128 characters; the same name again gives the same job
     #[arg(long, value_name = "TEXT")]
     request_id: Option<String>,
@@ -108,28 +99,29 @@ fn report(job: &Job, progress: &mut Progress) -> Result<()> {
 
 /// What the flags ask for.
 fn order(args: &Args) -> Result<CreateJobRequest> {
-    let side = |field: &str, value: usize| {
+    let picture = &args.picture;
+    let number = |field: &str, value: usize| {
         u32::try_from(value)
             .map_err(|_| Error::invalid(format!("{field} is {value}; the limit is {}", u32::MAX)))
     };
-    let (width, height) = match args.size {
+    let (width, height) = match picture.size {
         Some(Size { width: 0, .. } | Size { height: 0, .. }) => {
             return Err(Error::invalid("size has a side of 0; the least is 1"));
         }
-        Some(Size { width, height }) => (side("width", width)?, side("height", height)?),
+        Some(Size { width, height }) => (number("width", width)?, number("height", height)?),
         None => (0, 0),
     };
-    let tile_size = match args.decode.tile {
+    let tile_size = match picture.decode.tile {
         TileSize::Pixels(0) => return Err(Error::invalid("tile is 0; servers take 64 to 1024")),
-        TileSize::Pixels(pixels) => side("tile", pixels)?,
+        TileSize::Pixels(pixels) => number("tile", pixels)?,
         TileSize::Whole => {
             return Err(Error::invalid("tile is whole; servers take 64 to 1024 pixels"));
         }
     };
-    if args.steps == 0 {
+    if picture.steps == 0 {
         return Err(Error::invalid("steps is 0, which is not from 1 to 1000 (nearest: 1)"));
     }
-    let sampler = match args.sampler {
+    let sampler = match picture.sampler {
         Method::Dpmpp => Sampler::Dpmpp,
         Method::Heun => Sampler::Heun,
         Method::Ddim => Sampler::Ddim,
@@ -148,14 +140,14 @@ fn order(args: &Args) -> Result<CreateJobRequest> {
     }
     Ok(CreateJobRequest {
         spec: Some(JobSpec {
-            model: String::new(),
-            seed: args.seed,
+            model: args.model.as_deref().map(client::full_model_name).unwrap_or_default(),
+            seed: picture.seed,
             width,
             height,
-            steps: args.steps,
+            steps: number("steps", picture.steps)?,
             sampler: sampler.into(),
             tile_size,
-            bits: 8 * args.decode.bits.sample_len() as u32,
+            bits: 8 * picture.decode.bits.sample_len() as u32,
         }),
         request_id: args.request_id.clone().unwrap_or_default(),
         deadline: deadline.map(client::timestamp),

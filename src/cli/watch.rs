@@ -2,7 +2,7 @@
 
 use super::{
     progress::{Progress, ProgressArgs},
-    server::{Follow, ServerArgs},
+    server::{Follow, PatienceArgs, ServerArgs},
 };
 use crate::{
     api::{StreamOptions, job_event::Event},
@@ -24,6 +24,8 @@ pub(super) struct Args {
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
+    patience: PatienceArgs,
+    #[command(flatten)]
     pub(super) progress: ProgressArgs,
 }
 
@@ -35,7 +37,7 @@ pub(super) fn run(
 ) -> Result<()> {
     let mut description = None;
     client::run(cancel, async {
-        let client = args.server.connect(config).await?;
+        let client = args.server.connect_with(config, args.patience.retry()).await?;
         let job = client.get(&args.job).await?;
         let mut follow = Follow::new(&job, progress);
         let options = StreamOptions {

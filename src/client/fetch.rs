@@ -40,7 +40,7 @@ impl Client {
     /// # Errors
     /// [`Kind::InvalidArgument`] when `out` can't be written; [`Kind::NotFound`] when there is no such job;
     /// [`Kind::Cancelled`] and others as the job ended; [`Kind::Io`] when a tile arrives damaged twice or the disk is
-    /// full. A server that is away is waited for.
+    /// full; [`Kind::Unavailable`] when the server is given up. One that is away is waited for until then.
     pub async fn fetch(
         &self,
         name: &str,

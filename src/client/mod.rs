@@ -1,7 +1,8 @@
 //! The client of the service: nothing is lost and nothing comes twice, whatever becomes of the connection.
 //!
 //! [`Client::watch`] and [`Client::fetch`] outlive broken connections and restarts of the server: they ask again with the
-//! last sequence number seen, and end with what an undisturbed connection ends with. A fetched file has the bytes of one
+//! last sequence number seen, and end with what an undisturbed connection ends with. A server that stays away is given up
+//! ([`Retry::give_up`]). A fetched file has the bytes of one
 //! made here from the same seed, model and kind of device; every tile in it was checked by its CRC32C.
 //!
 //! What the server says is not trusted: sizes are checked before anything is allocated, texts are freed of control
@@ -35,7 +36,7 @@ use crate::{
     },
     config::Secret,
     engine::plan::MAX_TILE,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     jobs::MAX_REQUEST_ID,
 };
 
@@ -224,7 +225,7 @@ impl Client {
         Ok(self.calls.clone().watch_job(request).await?.into_inner())
     }
 
-    /// Makes a call until it has an answer, at most `attempts` times.
+    /// Makes a call until it has an answer, at most `attempts` times, and until the server is given up.
     async fn repeatedly<T, F>(&self, attempts: u32, call: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T, Status>>,
@@ -236,12 +237,21 @@ impl Client {
                 Ok(answer) => return Ok(answer),
                 Err(status) if attempt < attempts && status::may_pass(&status) => {
                     tracing::debug!("{}: {status}; trying again", self.server);
-                    backoff.pause().await;
+                    if !backoff.pause().await {
+                        return Err(self.given_up(&status));
+                    }
                     attempt += 1;
                 }
                 Err(status) => return Err(self.error(&status)),
             }
         }
+    }
+
+    /// The error of a server that was waited for in vain, for the last time because of `why`.
+    fn given_up(&self, why: &Status) -> Error {
+        let seconds = self.retry.give_up.as_secs_f64();
+        let message = format!("given up after {seconds} s without progress (give_up)");
+        Error::new(Kind::Unavailable, message).with_source(self.error(why))
     }
 
     fn error(&self, status: &Status) -> Error {
@@ -328,6 +338,11 @@ fn present<T>(field: &str, value: Option<T>) -> Result<T, Status> {
     value.ok_or_else(|| Status::internal(format!("the server's answer has no {field}")))
 }
 
+/// `models/{id}`, also if only the id was given.
+pub fn full_model_name(model: &str) -> String {
+    if model.starts_with("models/") { model.to_owned() } else { format!("models/{model}") }
+}
+
 /// `jobs/{id}`, also if only the id was given.
 pub fn full_name(job: &str) -> String {
     if job.starts_with("jobs/") { job.to_owned() } else { format!("jobs/{job}") }
@@ -387,9 +402,10 @@ mod tests {
     }
 
     #[test]
-    fn names_of_jobs_may_leave_out_their_collection() {
+    fn names_may_leave_out_their_collection() {
         assert_eq!(full_name("7"), "jobs/7");
         assert_eq!(full_name("jobs/7"), "jobs/7");
+        assert_eq!(full_model_name("a"), full_model_name("models/a"));
         assert!(is_loopback("127.0.0.1") && is_loopback("[::1]") && !is_loopback("10.0.0.1"));
         assert_eq!(state_name(JobState::Denoising), "denoising");
     }

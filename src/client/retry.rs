@@ -1,9 +1,9 @@
 //! Pauses between attempts: each is about twice the one before, none is longer than a few seconds, and no two clients keep
-//! the same time.
+//! the same time. A server that stays away is given up in the end.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How long to pause between attempts.
@@ -13,18 +13,25 @@ pub struct Retry {
     pub first: Duration,
     /// The longest one.
     pub most: Duration,
+    /// How long the server may be away without any progress. Time in which a connection stands does not count: a job may
+    /// wait for long.
+    pub give_up: Duration,
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { first: Duration::from_millis(100), most: Duration::from_secs(4) }
+        Self {
+            first: Duration::from_millis(100),
+            most: Duration::from_secs(4),
+            give_up: Duration::from_secs(600),
+        }
     }
 }
 
 impl Retry {
     /// The pauses of one outage.
     pub(super) fn backoff(self) -> Backoff {
-        Backoff { retry: self, next: self.first }
+        Backoff { retry: self, next: self.first, away: None, lost: Duration::ZERO }
     }
 }
 
@@ -33,19 +40,34 @@ impl Retry {
 pub(super) struct Backoff {
     retry: Retry,
     next: Duration,
+    /// Since when the server is away.
+    away: Option<Instant>,
+    /// How long it was away before, since there was progress.
+    lost: Duration,
 }
 
 impl Backoff {
-    /// Waits before the next attempt.
-    pub(super) async fn pause(&mut self) {
-        let pause = self.next;
+    /// Waits before the next attempt, after one that failed. False: it is time to give up.
+    pub(super) async fn pause(&mut self) -> bool {
+        let away = *self.away.get_or_insert_with(Instant::now);
+        let lost = self.lost + away.elapsed();
+        let Some(left) = self.retry.give_up.checked_sub(lost).filter(|left| !left.is_zero()) else {
+            return false;
+        };
+        let pause = jittered(self.next).min(left);
         self.next = self.next.saturating_mul(2).min(self.retry.most);
-        tokio::time::sleep(jittered(pause)).await;
+        tokio::time::sleep(pause).await;
+        true
     }
 
-    /// The outage is over.
+    /// The server answers again, which is no progress yet.
+    pub(super) fn answered(&mut self) {
+        self.lost += self.away.take().map_or(Duration::ZERO, |away| away.elapsed());
+    }
+
+    /// There is progress: the outage is over.
     pub(super) fn reset(&mut self) {
-        self.next = self.retry.first;
+        *self = self.retry.backoff();
     }
 }
 
@@ -67,5 +89,21 @@ mod tests {
         let pauses: Vec<_> = (0..100).map(|_| jittered(second)).collect();
         assert!(pauses.iter().all(|&pause| pause >= second / 2 && pause <= second));
         assert!(pauses.iter().any(|&pause| pause != pauses[0]));
+    }
+
+    #[tokio::test]
+    async fn only_the_time_without_a_server_counts() {
+        let ms = Duration::from_millis;
+        let mut backoff = Retry { first: ms(1), most: ms(1), give_up: ms(20) }.backoff();
+        // A connection that stands for longer than the limit, again and again.
+        for _ in 0..3 {
+            assert!(backoff.pause().await);
+            backoff.answered();
+            tokio::time::sleep(ms(25)).await;
+        }
+        while backoff.pause().await {}
+        assert!(!backoff.pause().await, "it stays given up");
+        backoff.reset();
+        assert!(backoff.pause().await, "until there is progress");
     }
 }

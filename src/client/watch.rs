@@ -33,12 +33,13 @@ impl Watch {
         Self { client, name, options, last: after, stream: None, backoff, told: false, over: false }
     }
 
-    /// The next event; `None` after the last one. While the server is away this waits and asks again.
+    /// The next event; `None` after the last one. While the server is away this waits and asks again, until it is given up.
     ///
     /// May be dropped while it waits: the next call goes on where this one was.
     ///
     /// # Errors
-    /// What the server says, unless that may pass; [`Kind::Internal`] when it leaves out an event.
+    /// What the server says, unless that may pass; [`Kind::Unavailable`] when it stays away for as long as
+    /// [`Retry::give_up`](super::Retry::give_up) says; [`Kind::Internal`] when it leaves out an event.
     pub async fn next(&mut self) -> Result<Option<JobEvent>> {
         while !self.over {
             let why = match self.receive().await {
@@ -57,7 +58,9 @@ impl Watch {
                 let (name, last) = (plain(&self.name), self.last);
                 tracing::warn!("{name}: {}; going on after event {last}", plain(why.message()));
             }
-            self.backoff.pause().await;
+            if !self.backoff.pause().await {
+                return Err(self.client.given_up(&why));
+            }
         }
         Ok(None)
     }
@@ -77,7 +80,9 @@ impl Watch {
                     after_sequence: self.last,
                     options: Some(self.options),
                 };
-                self.stream.insert(self.client.try_watch(request).await?)
+                let stream = self.client.try_watch(request).await?;
+                self.backoff.answered();
+                self.stream.insert(stream)
             }
         };
         match stream.message().await? {

@@ -82,10 +82,18 @@ impl Device {
         }
     }
 
-    /// Its name, for people and files.
+    /// Its name in files: the number of threads is left out, since it does not change a pixel.
     pub fn name(&self) -> String {
         match self {
-            Self::Cpu(_) => cpu_name(),
+            Self::Cpu(_) => CPU.to_owned(),
+            Self::Gpu(gpu) => gpu_name(gpu.adapter()),
+        }
+    }
+
+    /// Its name for people, with the number of threads.
+    pub fn description(&self) -> String {
+        match self {
+            Self::Cpu(_) => cpu_description(),
             Self::Gpu(gpu) => gpu_name(gpu.adapter()),
         }
     }
@@ -107,7 +115,7 @@ pub fn list() -> Vec<Info> {
     let best = gpu::best_real();
     let cpu = Info {
         selector: "cpu".into(),
-        description: cpu_name(),
+        description: cpu_description(),
         software: false,
         auto: best.is_none(),
     };
@@ -120,9 +128,12 @@ pub fn list() -> Vec<Info> {
     std::iter::once(cpu).chain(gpus).collect()
 }
 
-fn cpu_name() -> String {
+/// Name of the native CPU path.
+const CPU: &str = "CPU";
+
+fn cpu_description() -> String {
     let threads = rayon::current_num_threads();
-    format!("CPU, {threads} thread{}", if threads == 1 { "" } else { "s" })
+    format!("{CPU}, {threads} thread{}", if threads == 1 { "" } else { "s" })
 }
 
 fn gpu_name(adapter: &AdapterInfo) -> String {

@@ -245,6 +245,25 @@ impl Plan {
             spec,
         })
     }
+
+    /// Refuses a rectangle that is empty or leaves the picture; `field` is its name.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] naming field, axis, value and limit.
+    pub fn check_rect(&self, field: &str, rect: Rect) -> Result<()> {
+        let sides = [
+            ("x", rect.x, rect.width, self.spec.width),
+            ("y", rect.y, rect.height, self.spec.height),
+        ];
+        for (axis, start, len, extent) in sides {
+            if len == 0 || start.checked_add(len).is_none_or(|end| end > extent) {
+                return Err(Error::invalid(format!(
+                    "{field} has {len} pixels from {axis} = {start} on, the picture has {extent}"
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Cost of decoding one picture.

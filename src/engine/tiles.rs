@@ -59,11 +59,22 @@ impl<O: Ops> TileDecoder<O> {
         let own = ops.crop(&decoded, own)?;
         ops.download(&own)
     }
+
+    /// A small picture, RGB with 8 bits, on the finest latent's grid: before the local stage adds detail.
+    ///
+    /// # Errors
+    /// Those of [`preview`].
+    pub fn preview(&self, ops: &mut O) -> Result<(Rect, Vec<u8>)> {
+        let shape = ops.shape(&self.rgb);
+        let rect = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
+        let samples = samples(rect, &ops.download(&self.rgb)?, Bits::Eight)?;
+        Ok((rect, samples))
+    }
 }
 
-/// A small picture of the layout: the RGB stream at the end of the global stage, before the local stage adds detail, from
-/// the `settled` coarsest levels of the decoder's `latents`; finer ones count as zero, as training shows them to it.
-/// Its size is the finest latent's grid.
+/// A small picture of the layout, RGB with 8 bits, on the finest latent's grid: the end of the global stage, before the
+/// local stage adds detail, from the decoder's `latents` from `level` on, the coarsest ones. Finer ones count as zero, as
+/// training shows them to it. Takes as long as the global stage.
 ///
 /// # Errors
 /// When an operator fails; [`crate::error::Kind::InvalidModel`] when a value is not a number.
@@ -71,20 +82,15 @@ pub fn preview<O: Ops>(
     ops: &mut O,
     arch: &Arch,
     latents: &[Latent],
-    settled: usize,
+    level: usize,
 ) -> Result<(Rect, Vec<u8>)> {
-    let finest = latents.len().saturating_sub(settled);
     let seen: Vec<Latent> = (latents.iter().enumerate())
-        .map(|(level, latent)| match level < finest {
+        .map(|(i, latent)| match i < level {
             true => Latent { shape: latent.shape, data: vec![0.0; latent.data.len()] },
             false => latent.clone(),
         })
         .collect();
-    let decoder = TileDecoder::new(ops, arch, &seen)?;
-    let shape = ops.shape(&decoder.rgb);
-    let rect = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
-    let samples = samples(rect, &ops.download(&decoder.rgb)?, Bits::Eight)?;
-    Ok((rect, samples))
+    TileDecoder::new(ops, arch, &seen)?.preview(ops)
 }
 
 /// The sample of `value` among levels 0 to `most`: [-1, 1] becomes [0, most], rounded half to even; what lies outside

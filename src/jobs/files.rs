@@ -211,17 +211,23 @@ impl Canvas {
         Err(Error::new(Kind::Io, format!("the checkpoint of step {step} is damaged")))
     }
 
-    /// Writes the samples of a tile and waits until the disk has them; gives their CRC32C, of 16 bits in little-endian
+    /// Writes the samples of tiles and waits until the disk has them; gives their CRC32C, of 16 bits in little-endian
     /// order.
     ///
     /// # Errors
     /// [`Kind::Io`].
-    pub fn put(&mut self, rect: Rect, samples: &[u8]) -> Result<u32> {
-        let placed = self.layout.placed(rect);
-        self.arena.write_rect(placed, samples)?;
-        let last = placed.offset + (placed.rows - 1) * placed.stride + placed.row_len;
-        self.arena.sync(placed.offset..last)?;
-        Ok(crc32c::crc32c(&little_endian(samples, self.layout.bits)))
+    pub fn put(&mut self, tiles: &[(Rect, &[u8])]) -> Result<Vec<u32>> {
+        let (mut start, mut end, mut sums) = (usize::MAX, 0, Vec::new());
+        for &(rect, samples) in tiles {
+            let placed = self.layout.placed(rect);
+            self.arena.write_rect(placed, samples)?;
+            let last = placed.offset + (placed.rows - 1) * placed.stride + placed.row_len;
+            (start, end) = (start.min(placed.offset), end.max(last));
+            sums.push(crc32c::crc32c(&little_endian(samples, self.layout.bits)));
+        }
+        // What lies between and was not written is on the disk already.
+        self.arena.sync(start.min(end)..end)?;
+        Ok(sums)
     }
 }
 

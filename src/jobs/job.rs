@@ -2,7 +2,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::watch;
@@ -86,6 +89,8 @@ pub struct Job {
     state: Mutex<State>,
     /// Sequence of the newest event, for those who wait for the next one.
     newest: watch::Sender<u64>,
+    /// Somebody has asked for previews.
+    previews_wanted: AtomicBool,
 }
 
 /// What follows from the records so far.
@@ -100,7 +105,9 @@ struct State {
     /// CRC32C of every tile that is done.
     tiles: Vec<Option<u32>>,
     tiles_done: usize,
-    /// Finest level that has settled, with its preview.
+    /// Finest level that has settled.
+    settled: Option<usize>,
+    /// Finest level that has settled and has a preview.
     preview: Option<usize>,
     viewport: Option<Rect>,
     /// The job was deleted: its directory goes when the engine lets go of it.
@@ -157,6 +164,7 @@ impl Job {
             checkpoint: None,
             tiles,
             tiles_done: 0,
+            settled: None,
             preview: None,
             viewport: None,
             deleted: false,
@@ -173,6 +181,7 @@ impl Job {
             layout,
             state: Mutex::new(state),
             newest: watch::Sender::new(newest),
+            previews_wanted: AtomicBool::new(false),
         }
     }
 
@@ -258,7 +267,7 @@ impl Job {
     /// [`Kind::NotReady`] before; [`Kind::InvalidArgument`] when the rectangle leaves the picture; [`Kind::Io`].
     pub fn read(&self, rect: Rect) -> Result<Vec<u8>> {
         self.need_finished()?;
-        self.check_rect("rect", rect)?;
+        self.plan.check_rect("rect", rect)?;
         self.directory.read(&self.layout, rect)
     }
 
@@ -270,12 +279,28 @@ impl Job {
         }
     }
 
-    /// The finest level that has settled: that of the newest preview.
+    /// Asks for previews of the levels that settle from now on. Each costs as much as a few steps, so none is made that
+    /// nobody wants; but for the last one, which comes with the decoding.
+    pub fn want_previews(&self) {
+        self.previews_wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody has asked for previews.
+    pub(super) fn previews_wanted(&self) -> bool {
+        self.previews_wanted.load(Ordering::Relaxed)
+    }
+
+    /// The finest level that was announced to have settled.
+    pub(super) fn settled(&self) -> Option<usize> {
+        self.state().settled
+    }
+
+    /// The level of the newest preview.
     ///
     /// # Errors
     /// [`Kind::NotReady`] when there is none.
     pub fn newest_preview(&self) -> Result<usize> {
-        self.state().preview.ok_or_else(|| Error::new(Kind::NotReady, "no level has settled yet"))
+        self.state().preview.ok_or_else(|| Error::new(Kind::NotReady, "there is no preview yet"))
     }
 
     /// The PNG of the preview that came with `level`.
@@ -293,24 +318,9 @@ impl Job {
     /// [`Kind::InvalidArgument`] when it is empty or leaves the picture.
     pub fn set_viewport(&self, viewport: Option<Rect>) -> Result<()> {
         if let Some(rect) = viewport {
-            self.check_rect("viewport", rect)?;
+            self.plan.check_rect("viewport", rect)?;
         }
         self.state().viewport = viewport;
-        Ok(())
-    }
-
-    fn check_rect(&self, field: &str, rect: Rect) -> Result<()> {
-        let sides = [
-            ("x", rect.x, rect.width, self.plan.spec.width),
-            ("y", rect.y, rect.height, self.plan.spec.height),
-        ];
-        for (axis, start, len, extent) in sides {
-            if len == 0 || start.checked_add(len).is_none_or(|end| end > extent) {
-                return Err(Error::invalid(format!(
-                    "{field} has {len} pixels from {axis} = {start} on, the picture has {extent}"
-                )));
-            }
-        }
         Ok(())
     }
 
@@ -417,7 +427,12 @@ impl State {
                 self.checkpoint = Some(Saved { step, slot, crc32c });
                 self.phase = if step == of { Phase::Decoding } else { Phase::Denoising };
             }
-            Event::Settled { level, .. } => self.preview = Some(*level),
+            Event::Settled { level, pictured, .. } => {
+                self.settled = Some(*level);
+                if *pictured {
+                    self.preview = Some(*level);
+                }
+            }
             Event::Tile { index, crc32c } => {
                 if let Some(tile) = self.tiles.get_mut(*index) {
                     self.tiles_done += usize::from(tile.is_none());

@@ -6,9 +6,10 @@
 //!
 //! # Order of work
 //!
-//! Each device works on a few jobs in turns (see `worker`). Waiting jobs come in by age, but one of the places is kept for
-//! the smallest waiting one: a preview is not stuck behind large pictures, and large ones are never starved. A job comes
-//! in only if the memory of all that are in, as quoted, stays within the budget.
+//! Each device works on a few jobs in turns (see `worker`). Waiting jobs come in by age, but the last place is for the
+//! smallest waiting one, and one of half the size of all that are in needs no place: a preview is not stuck behind large
+//! pictures, whenever it comes, and large ones are never starved. A job comes in only if the memory of all that are in,
+//! as quoted, stays within the budget.
 
 pub mod files;
 mod job;
@@ -22,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, SystemTime},
@@ -94,6 +95,26 @@ pub struct Request {
     pub viewport: Option<Rect>,
     /// Who asks, where clients have names.
     pub owner: String,
+}
+
+impl Request {
+    /// What follows from the request, once nothing in it is wrong; whether there is room for it is not looked at.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] naming field, value and limit.
+    pub fn plan(&self, arch: &Arch) -> Result<Plan> {
+        let length = self.request_id.chars().count();
+        if length > MAX_REQUEST_ID {
+            return Err(Error::invalid(format!(
+                "request_id has {length} characters; the limit is {MAX_REQUEST_ID}"
+            )));
+        }
+        let plan = Plan::new(self.spec.clone(), arch)?;
+        if let Some(rect) = self.viewport {
+            plan.check_rect("viewport", rect)?;
+        }
+        Ok(plan)
+    }
 }
 
 /// All jobs of a server. Cloning shares them.
@@ -190,8 +211,12 @@ impl Jobs {
     /// [`Kind::InvalidArgument`] when it can't be made.
     pub fn quote(&self, spec: &Spec) -> Result<(Plan, Quote)> {
         let plan = Plan::new(spec.clone(), &self.shared.model.arch)?;
-        let quote = quote(&plan, &self.shared.model.arch, &self.shared.speed)?;
+        let quote = self.quote_plan(&plan)?;
         Ok((plan, quote))
+    }
+
+    fn quote_plan(&self, plan: &Plan) -> Result<Quote> {
+        quote(plan, &self.shared.model.arch, self.shared.speed.time(plan.flops))
     }
 
     /// Queues a job; when this returns it is durable.
@@ -200,14 +225,9 @@ impl Jobs {
     /// [`Kind::InvalidArgument`] when it can't be made; [`Kind::Exhausted`] when it is too large for this server, the
     /// queue is full or the disk is; [`Kind::Unavailable`] while the server is shutting down; [`Kind::Io`].
     pub fn create(&self, request: Request) -> Result<Arc<Job>> {
+        let plan = request.plan(&self.shared.model.arch)?;
+        let quote = self.quote_plan(&plan)?;
         let Request { spec, request_id, deadline, viewport, owner } = request;
-        if request_id.chars().count() > MAX_REQUEST_ID {
-            return Err(Error::invalid(format!(
-                "request_id has {} characters; the limit is {MAX_REQUEST_ID}",
-                request_id.chars().count()
-            )));
-        }
-        let (plan, quote) = self.quote(&spec)?;
         let memory = self.shared.settings.memory;
         if quote.memory_bytes > memory {
             return Err(Error::new(
@@ -288,7 +308,8 @@ impl Jobs {
         viewport: Option<Rect>,
     ) -> Result<Arc<Job>> {
         let directory = JobDirectory::new(&self.shared.settings.directory, id);
-        let first = Record::now(Event::Queued { order: order.clone() });
+        let compute_us = quote.compute_time.as_micros() as u64;
+        let first = Record::now(Event::Queued { order: order.clone(), compute_us });
         let layout = Layout::new(&plan);
         let job =
             Job::new(id.to_owned(), order, plan, quote, directory.clone(), vec![first.clone()]);
@@ -429,18 +450,23 @@ impl Shared {
     /// Takes jobs out of the queue as far as there are places and memory for them.
     fn admit(&self, table: &mut Table, held: &[Arc<Job>]) -> Vec<Arc<Job>> {
         let mut memory: u64 = held.iter().map(|job| job.quote.memory_bytes).sum();
-        let mut fresh = Vec::new();
-        while held.len() + fresh.len() < self.settings.active {
+        let mut least = held.iter().map(|job| job.quote.flops).min().unwrap_or(u64::MAX);
+        let (active, mut fresh) = (self.settings.active, Vec::new());
+        loop {
             let place = held.len() + fresh.len() + 1;
             // The last place is for the smallest job.
-            let smallest = place == self.settings.active && place > 1;
+            let smallest = place >= active && place > 1;
             let size = |&i: &usize| if smallest { table.waiting[i].quote.flops } else { 0 };
             let Some(next) = (0..table.waiting.len()).min_by_key(size) else { break };
-            let needed = table.waiting[next].quote.memory_bytes;
-            if memory + needed > self.settings.memory && place > 1 {
+            let quote = &table.waiting[next].quote;
+            // Behind it, only one of half the size of all that are in: so there are never many.
+            if place > active && quote.flops > least / 2 {
                 break;
             }
-            memory += needed;
+            if memory + quote.memory_bytes > self.settings.memory && place > 1 {
+                break;
+            }
+            (memory, least) = (memory + quote.memory_bytes, least.min(quote.flops));
             fresh.extend(table.waiting.remove(next));
         }
         fresh
@@ -476,36 +502,48 @@ impl PixelSource for Pixels<'_> {
     }
 }
 
-/// Speed of the devices, in floating-point operations per second: a running mean over the last units.
+/// Speed of the devices: what they did lately, and how long it took. Short units count for little, so that what a call
+/// costs whatever its size does not pass for slowness.
 #[derive(Debug, Default)]
-struct Speed(AtomicU64);
+struct Speed(Mutex<Work>);
+
+/// Operations and seconds, the older the less of them.
+#[derive(Debug, Default)]
+struct Work {
+    flops: f64,
+    seconds: f64,
+}
 
 impl Speed {
-    /// Share of a new unit in the mean.
-    const SHARE: f64 = 0.1;
+    /// Seconds of work after which what came before counts for a third.
+    const MEMORY: f64 = 10.0;
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     fn add(&self, flops: u64, took: Duration) {
-        let new = flops as f64 / took.as_secs_f64().max(1e-9);
-        let old = self.mean();
-        let mean = if old > 0.0 { old + Self::SHARE * (new - old) } else { new };
-        if mean.is_finite() && flops > 0 {
-            self.0.store(mean.to_bits(), Ordering::Relaxed);
-        }
+        let seconds = took.as_secs_f64();
+        let (mut work, kept) = (self.work(), (-seconds / Self::MEMORY).exp());
+        work.flops = work.flops * kept + flops as f64;
+        work.seconds = work.seconds * kept + seconds;
     }
 
     /// Operations per second; 0 until something was measured.
     fn mean(&self) -> f64 {
-        f64::from_bits(self.0.load(Ordering::Relaxed))
+        let work = self.work();
+        if work.seconds > 0.0 { work.flops / work.seconds } else { 0.0 }
     }
 
-    /// Time that `flops` take; 0 until something was measured.
+    /// Time that `flops` take, in whole microseconds; 0 until something was measured.
     fn time(&self, flops: u64) -> Duration {
         let speed = self.mean();
-        if speed > 0.0 { Duration::from_secs_f64(flops as f64 / speed) } else { Duration::ZERO }
+        let micros = if speed > 0.0 { 1e6 * flops as f64 / speed } else { 0.0 };
+        Duration::from_micros(micros as u64)
     }
 }
 
-fn quote(plan: &Plan, arch: &Arch, speed: &Speed) -> Result<Quote> {
+fn quote(plan: &Plan, arch: &Arch, compute_time: Duration) -> Result<Quote> {
     let Tiling { width, height, ref tiles, .. } = plan.tiling;
     let evaluations = plan.schedule.evaluations(plan.spec.method) as u64;
     let step_flops =
@@ -519,7 +557,7 @@ fn quote(plan: &Plan, arch: &Arch, speed: &Speed) -> Result<Quote> {
         step_flops,
         global_flops,
         tile_flops: (decode_flops - global_flops) / tiles.len() as u64,
-        compute_time: speed.time(plan.flops),
+        compute_time,
     })
 }
 
@@ -552,16 +590,29 @@ fn read_jobs(directory: &Path, model: &Checkpoint) -> Result<BTreeMap<String, Ar
 fn read_job(root: &Path, id: &str, model: &Checkpoint) -> Result<Job> {
     let directory = JobDirectory::new(root, id);
     let (_, records) = directory.open_journal()?;
-    let Some(Record { event: Event::Queued { order }, .. }) = records.first() else {
-        return Err(Error::invalid("its journal does not begin with the order"));
-    };
-    let order = order.clone();
-    let plan = Plan::new(Spec::try_from(&order.spec)?, &model.arch)?;
-    let quote = quote(&plan, &model.arch, &Speed::default())?;
-    let job = Job::new(id.to_owned(), order, plan, quote, directory, records);
+    let job = recover(directory, id, records, &model.arch)?;
     if !job.snapshot().phase.is_last() && job.order.model_sha256 != model.sha256 {
         let message = "the model has changed since the job was queued".to_owned();
         job.announce(vec![Event::Failed { kind: Kind::InvalidModel, message }])?;
     }
     Ok(job)
+}
+
+/// The job `id` as the records of its journal tell it; no file is looked at.
+///
+/// # Errors
+/// [`Kind::InvalidArgument`] when the first record is no order that the model can carry out.
+pub fn recover(
+    directory: JobDirectory,
+    id: &str,
+    records: Vec<Record>,
+    arch: &Arch,
+) -> Result<Job> {
+    let Some(Record { event: Event::Queued { order, compute_us }, .. }) = records.first() else {
+        return Err(Error::invalid("its journal does not begin with the order"));
+    };
+    let (order, compute_time) = (order.clone(), Duration::from_micros(*compute_us));
+    let plan = Plan::new(Spec::try_from(&order.spec)?, arch)?;
+    let quote = quote(&plan, arch, compute_time)?;
+    Ok(Job::new(id.to_owned(), order, plan, quote, directory, records))
 }

@@ -54,6 +54,9 @@ pub enum Event {
     Queued {
         /// What was asked for.
         order: Order,
+        /// Microseconds on the device as they were quoted; 0: the server could not tell.
+        #[serde(default)]
+        compute_us: u64,
     },
     /// A device began, or went on after a restart.
     Started {
@@ -82,6 +85,8 @@ pub enum Event {
         rows: usize,
         /// Columns of its grid.
         columns: usize,
+        /// Whether there is a preview of it.
+        pictured: bool,
     },
     /// A tile lies in the arena.
     Tile {
@@ -187,7 +192,10 @@ pub fn to_ms(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-/// The time of `ms` milliseconds since 1970.
+/// The last moment that a journal can name, the end of the year 9999: that of the API's times as well.
+const LAST_MS: u64 = 253_402_300_799_999;
+
+/// The time of `ms` milliseconds since 1970; what lies behind the year 9999 is its end.
 pub fn from_ms(ms: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_millis(ms)
+    SystemTime::UNIX_EPOCH + Duration::from_millis(ms.min(LAST_MS))
 }

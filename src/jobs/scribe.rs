@@ -1,12 +1,14 @@
 //! The scribe: makes durable what the engine computed, and then announces it, while the engine goes on computing.
 //!
-//! One for each engine. Deeds are done in the order in which they were sent, so events keep the order of the work. At most one
-//! waits: a disk that is slower than the device holds the engine up, but for denoising steps, which are passed over then.
+//! One for each engine. Deeds are done in the order in which they were sent, so events keep the order of the work. A few may
+//! wait, and tiles that wait together become durable together. A disk that is slower than the device even so holds the
+//! engine up, but for denoising steps, which are passed over while anything waits.
 
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::Scope,
 };
@@ -28,27 +30,58 @@ pub(super) struct Deed {
 /// See [`Deed`].
 pub(super) enum Work {
     /// A denoising step, and the levels that settled with it.
-    Step { canvas: Arc<Mutex<Canvas>>, sampling: Sampling, previews: Vec<Preview> },
+    Step { canvas: Arc<Mutex<Canvas>>, sampling: Sampling, settled: Settled },
+    /// The levels that settled with the last step.
+    Settled(Settled),
     /// The samples of a tile.
-    Tile { canvas: Arc<Mutex<Canvas>>, index: usize, samples: Vec<u8> },
+    Tile(Tile),
     /// The last event.
     End(Event),
     /// The end by an error.
     Fail(Error),
 }
 
-/// The layout when a level has settled.
-pub(super) struct Preview {
-    pub(super) level: usize,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) rect: Rect,
-    /// RGB, 8 bits.
+/// See [`Work::Tile`].
+pub(super) struct Tile {
+    pub(super) canvas: Arc<Mutex<Canvas>>,
+    pub(super) index: usize,
     pub(super) samples: Vec<u8>,
 }
 
+/// Levels that have settled, the coarsest first.
+pub(super) struct Settled {
+    pub(super) levels: Vec<usize>,
+    /// The layout, RGB with 8 bits.
+    pub(super) picture: Option<(Rect, Vec<u8>)>,
+}
+
+impl Settled {
+    /// The events that tell of them, once the picture is on the disk.
+    fn write(&self, shared: &Shared, job: &Job) -> Result<Vec<Event>> {
+        let write = |&level: &usize| {
+            if let Some((rect, samples)) = &self.picture {
+                let (width, height) = (rect.width as u32, rect.height as u32);
+                let source = RawPixels::new(samples, width, height, Bits::Eight)?;
+                let description = format!("{}, levels from {level} on", shared.model.arch.name);
+                let receipt = serde_json::Map::new();
+                let metadata = Metadata { description, created: None, receipt };
+                image_out::write_png(&job.directory.preview(level), &source, &metadata)?;
+            }
+            let (grid, pictured) = (job.plan.latents[level], self.picture.is_some());
+            Ok(Event::Settled { level, rows: grid.h, columns: grid.w, pictured })
+        };
+        self.levels.iter().map(write).collect()
+    }
+}
+
 /// Where the engine hands its deeds in. The thread ends, all deeds done, when the value goes.
-pub(super) struct Scribe(SyncSender<Deed>);
+pub(super) struct Scribe {
+    deeds: SyncSender<Deed>,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// Deeds that may wait: those of the last steps of a denoising, when level after level settles.
+const WAITING: usize = 4;
 
 impl Scribe {
     /// Starts the thread.
@@ -56,14 +89,17 @@ impl Scribe {
         scope: &'scope Scope<'scope, 'env>,
         shared: &'env Shared,
     ) -> Self {
-        let (sender, receiver) = sync_channel(1);
-        scope.spawn(move || run(shared, &receiver));
-        Self(sender)
+        let (deeds, receiver) = sync_channel(WAITING);
+        let waiting = Arc::<AtomicUsize>::default();
+        let inbox = Inbox { deeds: receiver, waiting: waiting.clone(), next: None };
+        scope.spawn(move || run(shared, inbox));
+        Self { deeds, waiting }
     }
 
-    /// Hands a deed in; waits while another one waits.
+    /// Hands a deed in; waits while too many wait.
     pub(super) fn send(&self, deed: Deed) {
-        if self.0.send(deed).is_err() {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        if self.deeds.send(deed).is_err() {
             // Only a panic of the scribe's thread ends it before the engine, and the scope passes that on.
             tracing::error!("what was computed can't be kept");
         }
@@ -71,28 +107,61 @@ impl Scribe {
 
     /// Hands the deed in if it is `needed`, or if no other one waits.
     pub(super) fn send_if(&self, needed: bool, deed: impl FnOnce() -> Deed) {
-        if needed {
+        if needed || self.waiting.load(Ordering::Relaxed) == 0 {
             self.send(deed());
-        } else if let Err(TrySendError::Disconnected(_)) = self.0.try_send(deed()) {
-            tracing::error!("what was computed can't be kept");
         }
     }
 }
 
-fn run(shared: &Shared, deeds: &Receiver<Deed>) {
-    for Deed { job, work } in deeds {
+/// What the scribe takes its deeds from.
+struct Inbox {
+    deeds: Receiver<Deed>,
+    /// Deeds that were sent and not taken.
+    waiting: Arc<AtomicUsize>,
+    /// Taken, and found not to belong to those before it.
+    next: Option<Deed>,
+}
+
+impl Inbox {
+    /// The next deed. Waits for it; `None` when there will be none.
+    fn take(&mut self) -> Option<Deed> {
+        let deed = self.next.take().or_else(|| self.deeds.recv().ok())?;
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        Some(deed)
+    }
+
+    /// The tiles of `job` that wait behind the one that was taken.
+    fn tiles(&mut self, job: &Arc<Job>) -> Vec<Tile> {
+        let mut tiles = Vec::new();
+        while self.next.is_none() {
+            let Ok(deed) = self.deeds.try_recv() else { break };
+            match deed.work {
+                Work::Tile(tile) if Arc::ptr_eq(&deed.job, job) => {
+                    self.waiting.fetch_sub(1, Ordering::Relaxed);
+                    tiles.push(tile);
+                }
+                work => self.next = Some(Deed { work, ..deed }),
+            }
+        }
+        tiles
+    }
+}
+
+fn run(shared: &Shared, mut inbox: Inbox) {
+    while let Some(Deed { job, work }) = inbox.take() {
         let ended = match work {
             Work::Fail(error) => Err(error),
             Work::End(last) => job.announce(vec![last]).map(|()| true),
-            Work::Step { canvas, sampling, previews } => {
-                step(shared, &job, &canvas, &sampling, &previews).map(|()| false)
+            Work::Step { canvas, sampling, settled } => {
+                step(shared, &job, &canvas, &sampling, &settled).map(|()| false)
             }
-            Work::Tile { canvas, index, samples } => {
-                let rect = job.plan.tiling.tiles[index].rect;
-                let written = locked(&canvas).put(rect, &samples);
-                let told =
-                    written.and_then(|crc32c| job.announce(vec![Event::Tile { index, crc32c }]));
-                told.map(|()| false)
+            Work::Settled(settled) => {
+                settled.write(shared, &job).and_then(|events| job.announce(events)).map(|()| false)
+            }
+            Work::Tile(first) => {
+                let mut all = vec![first];
+                all.extend(inbox.tiles(&job));
+                tiles(&job, &all).map(|()| false)
             }
         };
         match ended {
@@ -117,21 +186,25 @@ fn step(
     job: &Job,
     canvas: &Mutex<Canvas>,
     sampling: &Sampling,
-    previews: &[Preview],
+    settled: &Settled,
 ) -> Result<()> {
     let (slot, crc32c) = locked(canvas).save(sampling)?;
     let (step, of) = (sampling.step, job.plan.schedule.steps());
     let sigma = job.plan.schedule.sigma(step);
     let mut events = vec![Event::Step { step, of, sigma, slot, crc32c }];
-    for &Preview { level, rows, columns, rect, ref samples } in previews {
-        let (width, height) = (rect.width as u32, rect.height as u32);
-        let source = RawPixels::new(samples, width, height, Bits::Eight)?;
-        let description = format!("{}, levels from {level} on", shared.model.arch.name);
-        let metadata = Metadata { description, created: None, receipt: serde_json::Map::new() };
-        image_out::write_png(&job.directory.preview(level), &source, &metadata)?;
-        events.push(Event::Settled { level, rows, columns });
-    }
+    events.extend(settled.write(shared, job)?);
     job.announce(events)
+}
+
+/// Makes tiles durable together, at least one.
+fn tiles(job: &Job, tiles: &[Tile]) -> Result<()> {
+    let placed = tiles.iter().map(|tile| {
+        let rect = job.plan.tiling.tiles[tile.index].rect;
+        (rect, tile.samples.as_slice())
+    });
+    let sums = locked(&tiles[0].canvas).put(&placed.collect::<Vec<_>>())?;
+    let events = tiles.iter().zip(sums);
+    job.announce(events.map(|(tile, crc32c)| Event::Tile { index: tile.index, crc32c }).collect())
 }
 
 /// Ends the job by an error; one that has ended stays as it is.

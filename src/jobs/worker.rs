@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     engine::{
-        self, denoise,
+        denoise,
         device::Device,
         plan, receipt,
         tiles::{self, TileDecoder},
@@ -24,7 +24,7 @@ use crate::{
         files::Canvas,
         job::Job,
         record::{Event, to_ms},
-        scribe::{Deed, Preview, Scribe, Work as Written},
+        scribe::{Deed, Scribe, Settled, Tile, Work as Written},
     },
     model::{
         precond,
@@ -36,6 +36,8 @@ use crate::{
 /// A job that is being worked on.
 struct Active<O: Ops> {
     job: Arc<Job>,
+    /// The job's time on this device, around those of its steps and tiles.
+    span: tracing::Span,
     /// Written by the scribe alone; read here only before its first deed.
     canvas: Arc<Mutex<Canvas>>,
     work: Work<O>,
@@ -52,15 +54,15 @@ enum Work<O: Ops> {
 
 /// Works until the queue is closed.
 pub(super) fn run(shared: &Shared, device: Device) {
-    let name = device.name();
+    let (name, on) = (device.name(), device.description());
     std::thread::scope(|scope| {
         let scribe = Scribe::start(scope, shared);
         match device {
             Device::Cpu(mut ops) => {
-                Worker { shared, scribe, ops: &mut ops, name, active: Vec::new() }.run();
+                Worker { shared, scribe, ops: &mut ops, name, on, active: Vec::new() }.run();
             }
             Device::Gpu(mut ops) => {
-                Worker { shared, scribe, ops: ops.as_mut(), name, active: Vec::new() }.run();
+                Worker { shared, scribe, ops: ops.as_mut(), name, on, active: Vec::new() }.run();
             }
         }
     });
@@ -70,8 +72,21 @@ struct Worker<'a, O: Ops> {
     shared: &'a Shared,
     scribe: Scribe,
     ops: &'a mut O,
+    /// The device's name in files.
     name: String,
+    /// The device's name for people.
+    on: String,
     active: Vec<Active<O>>,
+}
+
+/// The levels that have settled with the newest step, the coarsest first, but for those that were announced before.
+fn settled(job: &Job, sampling: &Sampling) -> Vec<usize> {
+    let (schedule, known) = (&job.plan.schedule, job.settled());
+    let levels = (0..sampling.z.len()).rev();
+    levels
+        .filter(|&level| schedule.settled(level) == sampling.step)
+        .filter(|&level| known.is_none_or(|known| level < known))
+        .collect()
 }
 
 impl<O: Ops> Worker<'_, O> {
@@ -119,7 +134,15 @@ impl<O: Ops> Worker<'_, O> {
                 let served = self.active.iter().map(|active| active.served).min().unwrap_or(0);
                 let canvas = Arc::new(Mutex::new(canvas));
                 let (work, sent) = (Work::Denoise(sampling), job.tiles_done());
-                self.active.push(Active { job, canvas, work, sent, served });
+                let spec = &job.plan.spec;
+                let span = tracing::info_span!(
+                    "job",
+                    id = %job.id,
+                    width = spec.width,
+                    height = spec.height,
+                    device = %self.on
+                );
+                self.active.push(Active { job, span, canvas, work, sent, served });
             }
             Err(error) => self.scribe.send(Deed { job, work: Written::Fail(error) }),
         }
@@ -132,7 +155,7 @@ impl<O: Ops> Worker<'_, O> {
             Some(saved) => canvas.load(plan, saved)?,
             None => Sampling::start(&plan.schedule, &plan.latents, plan.spec.seed),
         };
-        job.announce(vec![Event::Started { device: self.name.clone() }])?;
+        job.announce(vec![Event::Started { device: self.on.clone() }])?;
         Ok((canvas, sampling))
     }
 
@@ -145,7 +168,7 @@ impl<O: Ops> Worker<'_, O> {
         let mut active = self.active.swap_remove(turn);
         let began = Instant::now();
         let job = active.job.clone();
-        let _span = tracing::debug_span!("unit", job = %job.id).entered();
+        let _span = active.span.clone().entered();
         // A defect ends the job that met it, not the server.
         let done = catch_unwind(AssertUnwindSafe(|| self.unit(&mut active)));
         match done.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the engine panicked"))) {
@@ -174,39 +197,52 @@ impl<O: Ops> Worker<'_, O> {
         }
         match work {
             Work::Denoise(sampling) if sampling.step < plan.schedule.steps() => {
-                let events = denoise::step(self.ops, arch, plan, sampling, &job.cancel)?;
-                let mut previews = Vec::new();
-                for event in events {
-                    if let engine::Event::Settled { level, rows, columns, .. } = event {
+                let _span = tracing::info_span!("step", step = sampling.step + 1).entered();
+                denoise::step(self.ops, arch, plan, sampling, &job.cancel)?;
+                let last = sampling.step == plan.schedule.steps();
+                // The levels that settle with the last step are announced with the global stage, which gives their preview.
+                let levels = if last { Vec::new() } else { settled(job, sampling) };
+                let picture = match levels.last() {
+                    Some(&finest) if job.previews_wanted() => {
                         let latents = denoise::denormalise(&self.shared.model, sampling.z.clone());
-                        let settled = latents.len() - level;
-                        let (rect, samples) = tiles::preview(self.ops, arch, &latents, settled)?;
-                        previews.push(Preview { level, rows, columns, rect, samples });
+                        Some(tiles::preview(self.ops, arch, &latents, finest)?)
                     }
-                }
-                let needed = !previews.is_empty() || sampling.step == plan.schedule.steps();
+                    _ => None,
+                };
+                let settled = Settled { levels, picture };
+                let needed = last || !settled.levels.is_empty();
                 let (job, canvas) = (job.clone(), canvas.clone());
                 let flops = job.quote.step_flops;
                 let deed = || {
-                    let work = Written::Step { canvas, sampling: sampling.clone(), previews };
+                    let work = Written::Step { canvas, sampling: sampling.clone(), settled };
                     Deed { job, work }
                 };
                 self.scribe.send_if(needed, deed);
                 Ok(flops)
             }
             Work::Denoise(sampling) => {
+                let _span = tracing::info_span!("global_stage").entered();
                 let latents = denoise::denormalise(&self.shared.model, sampling.z.clone());
-                *work = Work::Decode(TileDecoder::new(self.ops, arch, &latents)?);
+                let decoder = TileDecoder::new(self.ops, arch, &latents)?;
+                let levels = settled(job, sampling);
+                if !levels.is_empty() {
+                    let picture = Some(decoder.preview(self.ops)?);
+                    let work = Written::Settled(Settled { levels, picture });
+                    self.scribe.send(Deed { job: job.clone(), work });
+                }
+                *work = Work::Decode(decoder);
                 Ok(job.quote.global_flops)
             }
             Work::Decode(decoder) => {
                 // None is left when only the last record was lost.
                 let Some(index) = job.next_tile(sent) else { return Ok(0) };
                 let tile = &plan.tiling.tiles[index];
+                let (column, row) = (tile.column, tile.row);
+                let _span = tracing::info_span!("tile", column, row).entered();
                 let values = decoder.decode(self.ops, arch, tile)?;
                 let samples = tiles::samples(tile.rect, &values, plan.spec.bits)?;
                 sent[index] = true;
-                let work = Written::Tile { canvas: canvas.clone(), index, samples };
+                let work = Written::Tile(Tile { canvas: canvas.clone(), index, samples });
                 self.scribe.send(Deed { job: job.clone(), work });
                 Ok(job.quote.tile_flops)
             }

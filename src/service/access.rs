@@ -1,4 +1,4 @@
-//! Who may call: bearer tokens (RFC 6750), kept as hashes, compared in constant time.
+//! Who may call: bearer tokens (RFC 6750), kept as hashes, compared in constant time; and by which names.
 //!
 //! A token file has one client a line: name, SHA-256 of the token in hexadecimal, and optionally the most jobs that the
 //! client may have waiting and the most pixels of one picture; `#` begins a comment.
@@ -7,12 +7,16 @@
 //! # printf %s "$TOKEN" | sha256sum
 //! anna 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae 20 33554432
 //! ```
+//!
+//! A server on loopback trusts whoever reaches it from this machine, so it must not be reached by way of a browser that
+//! shows somebody's page: a page whose name turns into 127.0.0.1 after it was loaded (DNS rebinding) would count as the
+//! server's own. Its requests still bear the page's name, so names that nobody has vouched for are refused ([`Hosts`]).
 
 use std::{path::Path, sync::Arc};
 
 use axum::{
     extract::{Request, State},
-    http::{StatusCode, header},
+    http::{StatusCode, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -116,16 +120,65 @@ pub(super) async fn check(
                 None => "a bearer token is needed",
                 Some(_) => "the bearer token is unknown",
             };
-            let kind = request.headers().get(header::CONTENT_TYPE);
-            let grpc = kind.is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
-            if grpc {
-                let answer = Status::unauthenticated(why).into_http::<tonic::body::Body>();
-                return answer.map(axum::body::Body::new);
+            if is_grpc(&request) {
+                return grpc(Status::unauthenticated(why));
             }
             let header = [(header::WWW_AUTHENTICATE, "Bearer")];
             (StatusCode::UNAUTHORIZED, header, why).into_response()
         }
     }
+}
+
+/// Names that the server is reached by, besides addresses and `localhost`.
+#[derive(Debug)]
+pub(super) struct Hosts(Vec<String>);
+
+impl Hosts {
+    /// `names` in any case of letters.
+    pub(super) fn new(names: &[String]) -> Self {
+        Self(names.iter().map(|name| name.to_ascii_lowercase()).collect())
+    }
+
+    /// Whether a request to `host` is meant for this server. An address can't be turned into another one, a name can.
+    fn know(&self, host: &str) -> bool {
+        let host = host.to_ascii_lowercase();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        address.parse::<std::net::IpAddr>().is_ok()
+            || host == "localhost"
+            || host.ends_with(".localhost")
+            || self.0.contains(&host)
+    }
+}
+
+/// Lets a request pass that bears a name of this server, or none: browsers always send one.
+pub(super) async fn check_host(
+    State(hosts): State<Arc<Hosts>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let header = request.headers().get(header::HOST).map(|value| value.to_str().unwrap_or("?"));
+    let header = header.map(|value| value.parse::<Authority>().ok());
+    let authority = request.uri().authority().cloned().map(Some).or(header);
+    match authority {
+        None => next.run(request).await,
+        Some(Some(authority)) if hosts.know(authority.host()) => next.run(request).await,
+        Some(_) => {
+            let why = "the server is not known by this name; --host adds one";
+            if is_grpc(&request) {
+                return grpc(Status::permission_denied(why));
+            }
+            (StatusCode::MISDIRECTED_REQUEST, why).into_response()
+        }
+    }
+}
+
+fn is_grpc(request: &Request) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn grpc(status: Status) -> Response {
+    status.into_http::<tonic::body::Body>().map(axum::body::Body::new)
 }
 
 #[cfg(test)]
@@ -142,6 +195,18 @@ mod tests {
             assert_eq!(tokens.client(wrong), None, "{wrong}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn addresses_and_names_that_were_vouched_for_are_known() {
+        let hosts = Hosts::new(&["Pictures.example".to_owned()]);
+        for host in ["127.0.0.1", "[::1]", "localhost", "LOCALHOST", "a.localhost", "10.0.0.1"] {
+            assert!(hosts.know(host), "{host}");
+        }
+        assert!(hosts.know("pictures.EXAMPLE"));
+        for host in ["", "example", "127.0.0.1.example", "localhost.example", "xlocalhost"] {
+            assert!(!hosts.know(host), "{host}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{
     engine::plan::{Rect, Spec, TileSize},
     error::{Error, Kind, Result},
     image_out::Bits,
-    jobs::{Job, Phase, Quote, record},
+    jobs::{self, Job, Phase, Quote, record},
     model::{arch::Arch, checkpoint::Checkpoint, sampler::Method},
 };
 
@@ -95,6 +95,26 @@ pub(super) fn check_model(name: &str, model: &Checkpoint) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::NotFound, format!("{} is not among this server's models", short(name))))
+}
+
+/// What a client asks for: the message with its defaults filled in.
+///
+/// # Errors
+/// [`Kind::InvalidArgument`] and [`Kind::NotFound`] naming field and value. Whether the sizes can be made is for
+/// [`jobs::Request::plan`] to say.
+pub fn request(
+    message: api::CreateJobRequest,
+    owner: String,
+    model: &Checkpoint,
+) -> Result<jobs::Request> {
+    let deadline = message.deadline.map(|deadline| time("deadline", deadline)).transpose()?;
+    Ok(jobs::Request {
+        spec: spec(message.spec, model)?,
+        request_id: message.request_id,
+        deadline,
+        viewport: message.viewport.map(rect),
+        owner,
+    })
 }
 
 /// The spec with its defaults filled in.
@@ -226,7 +246,7 @@ pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
 }
 
 /// A time from a message.
-pub(super) fn time(field: &str, message: prost_types::Timestamp) -> Result<SystemTime> {
+fn time(field: &str, message: prost_types::Timestamp) -> Result<SystemTime> {
     SystemTime::try_from(message)
         .map_err(|_| Error::invalid(format!("{field} is {message}, which is no time")))
 }

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, async_trait};
 use crate::{
     api::{self, job_service_server::JobService, model_service_server::ModelService},
     error::{Error, Kind, Result},
-    jobs::{self, Job, Jobs},
+    jobs::{Job, Jobs},
     service::{
         access::Client,
         convert,
@@ -67,19 +67,12 @@ impl Calls {
         request: api::CreateJobRequest,
     ) -> Result<Arc<Job>, Status> {
         self.blocking(move |jobs| {
-            let spec = convert::spec(request.spec, jobs.model())?;
             let owner = client.as_ref().map(|client| client.name.clone()).unwrap_or_default();
+            let request = convert::request(request, owner, jobs.model())?;
             if let Some(client) = client {
-                check_limits(&client, &spec, jobs)?;
+                check_limits(&client, &request.spec, jobs)?;
             }
-            let deadline = request.deadline.map(|time| convert::time("deadline", time));
-            jobs.create(jobs::Request {
-                spec,
-                request_id: request.request_id,
-                deadline: deadline.transpose()?,
-                viewport: request.viewport.map(convert::rect),
-                owner,
-            })
+            jobs.create(request)
         })
         .await
     }
@@ -214,6 +207,7 @@ impl JobService for Calls {
         request: Request<api::GetPreviewRequest>,
     ) -> Answer<api::GetPreviewResponse> {
         let job = self.find(&request.get_ref().name)?;
+        job.want_previews();
         let level = job.newest_preview().map_err(wrong)?;
         let preview = stream::preview(&job, level).await.map_err(wrong)?;
         Ok(Response::new(api::GetPreviewResponse { preview: Some(preview) }))

@@ -5,6 +5,10 @@
 //! are final. What a client sends never becomes a path: jobs are found by their id in the register, everything else is a
 //! number or one of a few words. Disks are read and pictures encoded away from the threads that serve connections.
 //!
+//! Pages of other hosts may read Deep Zoom and IIIF where everybody may (no tokens): viewers of such pictures are such
+//! pages, and whoever has a picture's address, which can't be guessed, was given it. They may read nothing else: not the
+//! list of jobs, and no calls are answered to them.
+//!
 //! | path | what |
 //! |---|---|
 //! | `/` | the viewer, from `viewer/dist`, embedded |
@@ -59,7 +63,7 @@ struct Site {
 
 /// All routes, to be served or merged with others.
 pub fn router(jobs: Jobs) -> Router {
-    viewer().merge(pictures(jobs))
+    viewer().merge(pictures(jobs, true))
 }
 
 /// The viewer's files, which anybody may have: it asks for a token itself where the server wants one.
@@ -67,8 +71,8 @@ pub fn viewer() -> Router {
     assets::routes().layer(middleware::map_response(guarded))
 }
 
-/// The pictures of jobs.
-pub fn pictures(jobs: Jobs) -> Router {
+/// The pictures of jobs; `open`: pages of other hosts may show them.
+pub fn pictures(jobs: Jobs, open: bool) -> Router {
     let processors = std::thread::available_parallelism().map_or(2, usize::from);
     let site = Site {
         jobs,
@@ -76,12 +80,16 @@ pub fn pictures(jobs: Jobs) -> Router {
         work: Semaphore::new(processors),
         pictures: Semaphore::new(1),
     };
-    Router::new()
+    let mut tiled = Router::new()
         .route("/jobs/{id}/image.dzi", get(deep_zoom))
         .route("/jobs/{id}/image_files/{level}/{name}", get(deep_zoom_tile))
         .route("/jobs/{id}/iiif", get(iiif::redirect))
         .route("/jobs/{id}/iiif/info.json", get(iiif::info))
-        .route("/jobs/{id}/iiif/{region}/{size}/{rotation}/{name}", get(iiif::image))
+        .route("/jobs/{id}/iiif/{region}/{size}/{rotation}/{name}", get(iiif::image));
+    if open {
+        tiled = tiled.layer(middleware::map_response(opened));
+    }
+    tiled
         .route("/jobs/{id}/preview.png", get(preview))
         .route("/jobs/{id}/image.tiff", get(tiff))
         .route("/jobs/{id}/image.png", get(png))
@@ -97,6 +105,17 @@ async fn guarded(mut response: Response) -> Response {
         (header::REFERRER_POLICY, "no-referrer"),
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ] {
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// Lets pages of other hosts have the answer.
+async fn opened(mut response: Response) -> Response {
+    for (name, value) in [
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "cross-origin"),
     ] {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
@@ -191,6 +210,7 @@ async fn deep_zoom_tile(
 
 async fn preview(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Answer {
     let job = site.jobs.get(&id)?;
+    job.want_previews();
     let read = move || job.preview(job.newest_preview()?);
     match Site::work(&site.work, read).await {
         Ok(bytes) => Ok(reply::fleeting("image/png", bytes)),

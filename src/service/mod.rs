@@ -24,6 +24,7 @@ use tonic::{
 use tonic_web::GrpcWebLayer;
 
 pub use access::Tokens;
+pub use convert::request;
 
 use crate::{
     api::{
@@ -68,6 +69,9 @@ pub struct Settings {
     pub tokens: Option<PathBuf>,
     /// Listens beyond this machine without TLS.
     pub insecure: bool,
+    /// Names by which clients reach a server that listens on loopback, such as a proxy's: besides them it answers only to
+    /// addresses and `localhost`.
+    pub hosts: Vec<String>,
 }
 
 /// Serves `jobs` until `cancel` is raised, then lets clients finish what they read, and closes the jobs: running ones
@@ -134,12 +138,16 @@ async fn run(
     let mut router = routes
         .into_axum_router()
         .merge(metrics::router(jobs.clone()))
-        .merge(http::pictures(jobs.clone()));
+        .merge(http::pictures(jobs.clone(), tokens.is_none()));
     if let Some(tokens) = tokens {
         router =
             router.layer(axum::middleware::from_fn_with_state(Arc::new(tokens), access::check));
     }
     router = router.merge(http::viewer());
+    if settings.listen.ip().is_loopback() {
+        let hosts = Arc::new(access::Hosts::new(&settings.hosts));
+        router = router.layer(axum::middleware::from_fn_with_state(hosts, access::check_host));
+    }
 
     let mut server = Server::builder()
         .accept_http1(true)

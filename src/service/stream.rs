@@ -71,6 +71,9 @@ impl Watcher {
         self,
         wrap: fn(api::JobEvent) -> T,
     ) -> ReceiverStream<Result<T, Status>> {
+        if self.view.previews {
+            self.job.want_previews();
+        }
         let (sender, receiver) = mpsc::channel(AHEAD);
         tokio::spawn(async move {
             let (jobs, job, cancels) = (self.jobs.clone(), self.job.clone(), self.cancels);
@@ -143,9 +146,11 @@ impl Watcher {
             Event::Step { step, of, sigma, .. } => {
                 Message::Step(job_event::Step { step: step as u32, of: of as u32, sigma })
             }
-            Event::Settled { level, rows, columns } => {
-                let preview =
-                    if self.view.previews { Some(preview(job, level).await?) } else { None };
+            Event::Settled { level, rows, columns, pictured } => {
+                let preview = match pictured && self.view.previews {
+                    true => Some(preview(job, level).await?),
+                    false => None,
+                };
                 Message::LevelSettled(job_event::LevelSettled {
                     level: level as u32,
                     rows: rows as u32,

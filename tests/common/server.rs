@@ -36,11 +36,6 @@ impl Server {
         Self::start_with(wrapper, jobs, &[&own, flags].concat())
     }
 
-    /// Starts it at an address that it had before.
-    pub(crate) fn start_at(address: &str, jobs: &Path) -> Self {
-        Self::start(jobs, &["--listen", address])
-    }
-
     /// Starts it with nothing but `flags`: the embedded model, all cores.
     pub(crate) fn start_with(wrapper: &[&str], jobs: &Path, flags: &[&str]) -> Self {
         let listen: &[&str] =

@@ -2,7 +2,8 @@
 // `npm ci && npm test`; chromium and target/release/tessera must be there. Screenshots go to target/viewer.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, before, test } from "node:test";
@@ -17,9 +18,9 @@ const patience = { timeout: 90_000 };
 let jobs, browser;
 let server, url;
 
-/** Starts the server on `address`; resolves with its URL when it listens. */
-async function serve(address) {
-  server = spawn(program, ["serve", "--listen", address, "--jobs", jobs, "--device", "cpu"], {
+/** Starts the server on `address` with more `flags`; resolves with its URL when it listens. */
+async function serve(address, ...flags) {
+  server = spawn(program, ["serve", "--listen", address, "--jobs", jobs, "--device", "cpu", ...flags], {
     stdio: ["ignore", "pipe", "inherit"],
   });
   let said = "";
@@ -203,6 +204,43 @@ test("a server that dies and comes back is only waited for", async () => {
   await sharp(page);
   assert.equal(await page.getByText("The server does not answer.").isVisible(), false);
   await page.context().close();
+});
+
+test("a server that wants a token is asked with one, which the tab keeps", async () => {
+  await kill();
+  const address = new URL(url).host;
+  const file = path.join(jobs, "tokens");
+  const hash = createHash("sha256").update("open sesame").digest("hex");
+  await writeFile(file, `anna ${hash}\n`);
+  await serve(address, "--tokens", file);
+  const page = await open(`${url}/`);
+  const dialog = page.getByRole("dialog", { name: "This server asks for a token" });
+  await dialog.waitFor(patience);
+  await page.screenshot({ path: path.join(shots, "10-token.png") });
+  await page.getByLabel("Bearer token").fill("close");
+  await page.getByRole("button", { name: "Go on" }).click();
+  // Another one is asked for.
+  await page.waitForEvent("load");
+  await dialog.waitFor(patience);
+  await page.getByLabel("Bearer token").fill("open sesame");
+  await Promise.all([page.waitForEvent("load"), page.getByRole("button", { name: "Go on" }).click()]);
+  await page.locator("#quote", { hasText: "memory" }).waitFor(patience);
+  assert.equal(await dialog.isVisible(), false);
+  // Pictures and downloads come with the token as well.
+  await order(page, { seed: 31, size: "512x256", steps: 2 });
+  await page.getByRole("status").filter({ hasText: "Finished" }).waitFor(patience);
+  await sharp(page);
+  const [download] = await Promise.all([
+    page.waitForEvent("download"),
+    page.getByRole("link", { name: "Download PNG" }).click(),
+  ]);
+  assert.equal((await readFile(await download.path())).subarray(0, 4).toString("hex"), "89504e47");
+  await page.reload();
+  await page.locator("#about", { hasText: "Seed 31" }).waitFor(patience);
+  assert.equal(await dialog.isVisible(), false);
+  await page.context().close();
+  await kill();
+  await serve(address);
 });
 
 test("it fits a phone, works by keyboard, and says what is wrong in words", async () => {

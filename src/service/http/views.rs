@@ -49,6 +49,7 @@ impl Views {
     /// # Errors
     /// [`crate::error::Kind::Io`] when the preview can't be read.
     pub(super) fn scene(&self, job: Arc<Job>) -> Result<Scene> {
+        job.want_previews();
         let progress = {
             let mut kept = lock(&self.progress);
             let known = kept.get(&job.id);
@@ -97,7 +98,7 @@ impl Progress {
                             *done = true;
                         }
                     }
-                    Event::Settled { .. } => self.settled = true,
+                    Event::Settled { pictured, .. } => self.settled |= pictured,
                     _ => {}
                 }
             }

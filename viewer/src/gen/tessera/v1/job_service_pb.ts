@@ -454,7 +454,8 @@ export type JobEvent_LevelSettled = Message<"tessera.v1.JobEvent.LevelSettled"> 
   columns: number;
 
   /**
-   * The layout so far. Absent if the watcher asked for none.
+   * The layout so far. Absent if the watcher asked for none, or nobody had asked for any when the level settled; the last
+   * one is always there.
    *
    * @generated from field: tessera.v1.Preview preview = 4;
    */
@@ -1323,7 +1324,7 @@ export const JobService: GenService<{
     output: typeof GetTileResponseSchema;
   },
   /**
-   * Reads the newest preview. FAILED_PRECONDITION while there is none.
+   * Reads the newest preview, and asks for those to come. FAILED_PRECONDITION while there is none.
    *
    * @generated from rpc tessera.v1.JobService.GetPreview
    */
