@@ -14,7 +14,13 @@ use std::sync::Arc;
 const QUERIES: usize = 28;
 
 /// Per picture, softmax over pixels of (q k^T / sqrt C), applied to v.
-pub(super) fn spatial(mode: Mode, out: &mut [f32], [q, k, v]: [&[f32]; 3], shape: Shape, pool: &Arc<Pool>) {
+pub(super) fn spatial(
+    mode: Mode,
+    out: &mut [f32],
+    [q, k, v]: [&[f32]; 3],
+    shape: Shape,
+    pool: &Arc<Pool>,
+) {
     let (pixels, c) = (shape.pixels(), shape.c);
     let scale = 1.0 / (c as f32).sqrt();
     let pictures = q.chunks_exact(pixels * c).zip(k.chunks_exact(pixels * c));
@@ -40,7 +46,13 @@ pub(super) fn spatial(mode: Mode, out: &mut [f32], [q, k, v]: [&[f32]; 3], shape
 }
 
 /// Per picture, A = softmax over j of (sum over pixels q_i k_j / sqrt N), out_i = sum over j of A_ij v_j.
-pub(super) fn channel(mode: Mode, out: &mut [f32], [q, k, v]: [&[f32]; 3], shape: Shape, pool: &Arc<Pool>) {
+pub(super) fn channel(
+    mode: Mode,
+    out: &mut [f32],
+    [q, k, v]: [&[f32]; 3],
+    shape: Shape,
+    pool: &Arc<Pool>,
+) {
     let (pixels, c) = (shape.pixels(), shape.c);
     let scale = 1.0 / (pixels as f32).sqrt();
     // These scores grow with the number of pixels, and bf16's error of them with it.

@@ -88,22 +88,32 @@ impl Packed {
             let first = s / taps * BLOCK;
             (first, s % taps, BLOCK.min(inputs - first))
         };
-        let mut packed =
-            Self { mode, taps, inputs, outputs, unit, weights: Vec::new(), bias: lines(4 * padded) };
+        let mut packed = Self {
+            mode,
+            taps,
+            inputs,
+            outputs,
+            unit,
+            weights: Vec::new(),
+            bias: lines(4 * padded),
+        };
         if mode.wide.is_some() {
             packed.weights = lines(2 * steps * TILE * padded / COLUMN);
             let all: &mut [Bf16] = bytemuck::cast_slice_mut(&mut packed.weights);
             let column = (steps * TILE).max(1);
-            all[..steps * TILE * padded / COLUMN].par_chunks_mut(column).enumerate().for_each(|(b, part)| {
-                for (s, tile) in part.chunks_exact_mut(TILE).enumerate() {
-                    let (first, tap, inputs) = step(s);
-                    for (o, n) in (b * COLUMN..outputs).zip(0..COLUMN) {
-                        for i in 0..inputs {
-                            tile[(i / 2 * COLUMN + n) * 2 + i % 2] = Bf16::of(weight(tap, first + i, o));
+            all[..steps * TILE * padded / COLUMN].par_chunks_mut(column).enumerate().for_each(
+                |(b, part)| {
+                    for (s, tile) in part.chunks_exact_mut(TILE).enumerate() {
+                        let (first, tap, inputs) = step(s);
+                        for (o, n) in (b * COLUMN..outputs).zip(0..COLUMN) {
+                            for i in 0..inputs {
+                                tile[(i / 2 * COLUMN + n) * 2 + i % 2] =
+                                    Bf16::of(weight(tap, first + i, o));
+                            }
                         }
                     }
-                }
-            });
+                },
+            );
         } else {
             let rows = taps * inputs;
             packed.weights = lines(4 * rows * padded);
@@ -176,7 +186,8 @@ impl Packed {
             let threads = rayon::current_num_threads();
             let (rows, columns) = self.cut(h, w, reach, threads);
             let (bands, blocks) = (h.div_ceil(rows), self.blocks());
-            let task = Task { packed: self, plane, reach, w, first: 0, columns, blocks: (0, blocks) };
+            let task =
+                Task { packed: self, plane, reach, w, first: 0, columns, blocks: (0, blocks) };
             let groups = if bands < threads { blocks.min(threads.div_ceil(bands)) } else { 1 };
             if groups == 1 {
                 out.par_chunks_mut(rows * w * self.outputs).enumerate().for_each(|(i, out)| {
@@ -265,12 +276,19 @@ impl<'a> Input<'a> {
 
     /// Calls `to(pixel, block, values, number of channels)` for `pixels` of picture `n`, with what is done to them done.
     #[inline(always)]
-    fn each_block(&self, n: usize, pixels: &[f32], to: impl FnMut(usize, usize, [f32; BLOCK], usize)) {
+    fn each_block(
+        &self,
+        n: usize,
+        pixels: &[f32],
+        to: impl FnMut(usize, usize, [f32; BLOCK], usize),
+    ) {
         let c = self.shape.c;
         match (self.load, self.silu) {
             (Load::Plain, false) => each_block::<false>(pixels, c, Keep, to),
             (Load::Plain, true) => each_block::<true>(pixels, c, Keep, to),
-            (Load::Affine(maps), false) => each_block::<false>(pixels, c, &maps[n % maps.len()], to),
+            (Load::Affine(maps), false) => {
+                each_block::<false>(pixels, c, &maps[n % maps.len()], to)
+            }
             (Load::Affine(maps), true) => each_block::<true>(pixels, c, &maps[n % maps.len()], to),
             (Load::Pixel(gains), false) => each_block::<false>(pixels, c, Rms(gains), to),
             (Load::Pixel(gains), true) => each_block::<true>(pixels, c, Rms(gains), to),
@@ -526,7 +544,17 @@ impl Task<'_> {
                 let column = first - self.blocks.0 * self.packed.block_width();
                 let add = self.plane.add.map(|add| self.plane.added(add, self, first));
                 let mut finish = Finishing {
-                    out, stride, column, outputs, width, row, columns, x0, w: self.w, add, y0: self.first,
+                    out,
+                    stride,
+                    column,
+                    outputs,
+                    width,
+                    row,
+                    columns,
+                    x0,
+                    w: self.w,
+                    add,
+                    y0: self.first,
                 };
                 block(band, b, sums, &mut finish);
             }
@@ -575,7 +603,8 @@ impl Plane<'_> {
             clear(band, 0, left);
             clear(band, window.row - right, window.row);
             // Columns of the grid that are inside, and the point of the first.
-            let (first, end) = (window.x0 + left - reach, window.x0 + window.columns + reach - right);
+            let (first, end) =
+                (window.x0 + left - reach, window.x0 + window.columns + reach - right);
             let to = at + left;
             if !input.up {
                 let source = &picture[(y * shape.w + first) * shape.c..][..(end - first) * shape.c];
@@ -589,7 +618,9 @@ impl Plane<'_> {
                 }
                 continue;
             }
-            let source = |x: usize, end: usize| &picture[(y / 2 * shape.w + x) * shape.c..(y / 2 * shape.w + end) * shape.c];
+            let source = |x: usize, end: usize| {
+                &picture[(y / 2 * shape.w + x) * shape.c..(y / 2 * shape.w + end) * shape.c]
+            };
             // Whole pairs of columns, and what is left of one at either end.
             let (x, last) = (first.div_ceil(2), end / 2);
             if first % 2 == 1 {
@@ -598,7 +629,8 @@ impl Plane<'_> {
             if x < last {
                 self.pack(source(x, last), band, points, to + 2 * x - first, 2);
                 for block in band.chunks_exact_mut(points * BLOCK) {
-                    let pairs = &mut block[(to + 2 * x - first) * BLOCK..(to + 2 * last - first) * BLOCK];
+                    let pairs =
+                        &mut block[(to + 2 * x - first) * BLOCK..(to + 2 * last - first) * BLOCK];
                     for pair in pairs.chunks_exact_mut(2 * BLOCK) {
                         let (left, right) = pair.split_at_mut(BLOCK);
                         right.copy_from_slice(left);
@@ -613,7 +645,14 @@ impl Plane<'_> {
 
     /// Pixels of `source` to every `apart`-th point from `to` on.
     #[inline(always)]
-    fn pack<T: Value>(&self, source: &[f32], band: &mut [T], points: usize, to: usize, apart: usize) {
+    fn pack<T: Value>(
+        &self,
+        source: &[f32],
+        band: &mut [T],
+        points: usize,
+        to: usize,
+        apart: usize,
+    ) {
         self.input.each_block(
             self.n,
             source,
@@ -727,7 +766,8 @@ impl WithSimd for RunF32<'_, '_> {
             #[inline(always)]
             |band, b, sums, finish| {
                 let (first, width) = packed.block(b);
-                let (weights, bias) = (&weights[rows * first..][..rows * width], &bias[first..][..width]);
+                let (weights, bias) =
+                    (&weights[rows * first..][..rows * width], &bias[first..][..width]);
                 if width > S::F32_LANES {
                     kernels::f32_block::<S, VECTORS>(simd, band, weights, bias, sums, finish);
                 } else {
@@ -763,7 +803,15 @@ impl WithSimd for RunBf16<'_, '_> {
                 let (first, width) = packed.block(b);
                 let (from, columns) = (first / COLUMN, width / COLUMN);
                 let weights = &weights[values * from..][..values * columns];
-                kernels::bf16_block(simd, wide, band, weights, &bias[first..][..width], sums, finish);
+                kernels::bf16_block(
+                    simd,
+                    wide,
+                    band,
+                    weights,
+                    &bias[first..][..width],
+                    sums,
+                    finish,
+                );
             },
         );
     }

@@ -4,7 +4,10 @@
 //! What they read is a [`Band`]: blocks of 32 channels, so that neighbouring points are always 32 values apart and
 //! every address is a constant away from one register. Every sum is bias + the steps in their order, whatever the tile.
 
-#![allow(unsafe_code, reason = "addresses without checks in the innermost loop, instructions that Rust does not name")]
+#![allow(
+    unsafe_code,
+    reason = "addresses without checks in the innermost loop, instructions that Rust does not name"
+)]
 
 use std::array::from_fn;
 
@@ -122,7 +125,11 @@ pub(super) fn f32_block<S: Simd, const V: usize>(
     finish: &mut impl Finish,
 ) {
     let width = V * S::F32_LANES;
-    assert!(weights.len() >= band.inputs() * width && bias.len() >= width && sums.len() >= POINTS_32 * width);
+    assert!(
+        weights.len() >= band.inputs() * width
+            && bias.len() >= width
+            && sums.len() >= POINTS_32 * width
+    );
     let (mut at, weights, bias) = (0, weights.as_ptr(), bias.as_ptr());
     while at < band.points {
         let left = band.points - at;
@@ -375,49 +382,112 @@ mod x86 {
         unsafe {
             match (columns, left) {
                 (2, 17..) => {
-                    amx!(band, 32,
-                        ["tileloadd tmm0, [{bias} + {none}]", "tileloadd tmm1, [{bias} + {none} + 64]",
-                         "tileloadd tmm2, [{bias} + {none}]", "tileloadd tmm3, [{bias} + {none} + 64]"],
-                        ["tileloadd tmm6, [{w} + {row}]", "tileloadd tmm4, [{x} + {row}]",
-                         "tdpbf16ps tmm0, tmm4, tmm6",
-                         "add {w}, {other}", "tileloadd tmm7, [{w} + {row}]", "sub {w}, {other}",
-                         "tdpbf16ps tmm1, tmm4, tmm7",
-                         "tileloadd tmm5, [{x} + {row} + 1024]",
-                         "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
-                        ["tilestored [{x} + {width}], tmm0", "tilestored [{x} + {width} + 64], tmm1",
-                         "tilestored [{x} + {width} + 2048], tmm2", "tilestored [{x} + {width} + 2112], tmm3"]);
+                    amx!(
+                        band,
+                        32,
+                        [
+                            "tileloadd tmm0, [{bias} + {none}]",
+                            "tileloadd tmm1, [{bias} + {none} + 64]",
+                            "tileloadd tmm2, [{bias} + {none}]",
+                            "tileloadd tmm3, [{bias} + {none} + 64]"
+                        ],
+                        [
+                            "tileloadd tmm6, [{w} + {row}]",
+                            "tileloadd tmm4, [{x} + {row}]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "add {w}, {other}",
+                            "tileloadd tmm7, [{w} + {row}]",
+                            "sub {w}, {other}",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm5, [{x} + {row} + 1024]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tdpbf16ps tmm3, tmm5, tmm7"
+                        ],
+                        [
+                            "tilestored [{x} + {width}], tmm0",
+                            "tilestored [{x} + {width} + 64], tmm1",
+                            "tilestored [{x} + {width} + 2048], tmm2",
+                            "tilestored [{x} + {width} + 2112], tmm3"
+                        ]
+                    );
                     32
                 }
                 (2, _) => {
-                    amx!(band, 32,
-                        ["tileloadd tmm0, [{bias} + {none}]", "tileloadd tmm1, [{bias} + {none} + 64]"],
-                        ["tileloadd tmm6, [{w} + {row}]", "tileloadd tmm4, [{x} + {row}]",
-                         "tdpbf16ps tmm0, tmm4, tmm6",
-                         "add {w}, {other}", "tileloadd tmm7, [{w} + {row}]", "sub {w}, {other}",
-                         "tdpbf16ps tmm1, tmm4, tmm7"],
-                        ["tilestored [{x} + {width}], tmm0", "tilestored [{x} + {width} + 64], tmm1"]);
+                    amx!(
+                        band,
+                        32,
+                        [
+                            "tileloadd tmm0, [{bias} + {none}]",
+                            "tileloadd tmm1, [{bias} + {none} + 64]"
+                        ],
+                        [
+                            "tileloadd tmm6, [{w} + {row}]",
+                            "tileloadd tmm4, [{x} + {row}]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "add {w}, {other}",
+                            "tileloadd tmm7, [{w} + {row}]",
+                            "sub {w}, {other}",
+                            "tdpbf16ps tmm1, tmm4, tmm7"
+                        ],
+                        [
+                            "tilestored [{x} + {width}], tmm0",
+                            "tilestored [{x} + {width} + 64], tmm1"
+                        ]
+                    );
                     16
                 }
                 (_, 33..) => {
-                    amx!(band, 16,
-                        ["mov {x}, {other}", "tileloadd tmm0, [{bias} + {none}]", "tileloadd tmm1, [{bias} + {none}]",
-                         "tileloadd tmm2, [{bias} + {none}]", "tileloadd tmm3, [{bias} + {none}]"],
-                        ["tileloadd tmm4, [{w} + {row}]", "tileloadd tmm5, [{x} + {row}]",
-                         "tdpbf16ps tmm0, tmm5, tmm4", "tileloadd tmm6, [{x} + {row} + 1024]",
-                         "tdpbf16ps tmm1, tmm6, tmm4", "tileloadd tmm7, [{x} + {row} + 2048]",
-                         "tdpbf16ps tmm2, tmm7, tmm4", "tileloadd tmm5, [{x} + {row} + 3072]",
-                         "tdpbf16ps tmm3, tmm5, tmm4"],
-                        ["tilestored [{x} + {width}], tmm0", "tilestored [{x} + {width} + 1024], tmm1",
-                         "tilestored [{x} + {width} + 2048], tmm2", "tilestored [{x} + {width} + 3072], tmm3"]);
+                    amx!(
+                        band,
+                        16,
+                        [
+                            "mov {x}, {other}",
+                            "tileloadd tmm0, [{bias} + {none}]",
+                            "tileloadd tmm1, [{bias} + {none}]",
+                            "tileloadd tmm2, [{bias} + {none}]",
+                            "tileloadd tmm3, [{bias} + {none}]"
+                        ],
+                        [
+                            "tileloadd tmm4, [{w} + {row}]",
+                            "tileloadd tmm5, [{x} + {row}]",
+                            "tdpbf16ps tmm0, tmm5, tmm4",
+                            "tileloadd tmm6, [{x} + {row} + 1024]",
+                            "tdpbf16ps tmm1, tmm6, tmm4",
+                            "tileloadd tmm7, [{x} + {row} + 2048]",
+                            "tdpbf16ps tmm2, tmm7, tmm4",
+                            "tileloadd tmm5, [{x} + {row} + 3072]",
+                            "tdpbf16ps tmm3, tmm5, tmm4"
+                        ],
+                        [
+                            "tilestored [{x} + {width}], tmm0",
+                            "tilestored [{x} + {width} + 1024], tmm1",
+                            "tilestored [{x} + {width} + 2048], tmm2",
+                            "tilestored [{x} + {width} + 3072], tmm3"
+                        ]
+                    );
                     64
                 }
                 _ => {
-                    amx!(band, 16,
-                        ["mov {x}, {other}", "tileloadd tmm0, [{bias} + {none}]", "tileloadd tmm1, [{bias} + {none}]"],
-                        ["tileloadd tmm4, [{w} + {row}]", "tileloadd tmm5, [{x} + {row}]",
-                         "tdpbf16ps tmm0, tmm5, tmm4", "tileloadd tmm6, [{x} + {row} + 1024]",
-                         "tdpbf16ps tmm1, tmm6, tmm4"],
-                        ["tilestored [{x} + {width}], tmm0", "tilestored [{x} + {width} + 1024], tmm1"]);
+                    amx!(
+                        band,
+                        16,
+                        [
+                            "mov {x}, {other}",
+                            "tileloadd tmm0, [{bias} + {none}]",
+                            "tileloadd tmm1, [{bias} + {none}]"
+                        ],
+                        [
+                            "tileloadd tmm4, [{w} + {row}]",
+                            "tileloadd tmm5, [{x} + {row}]",
+                            "tdpbf16ps tmm0, tmm5, tmm4",
+                            "tileloadd tmm6, [{x} + {row} + 1024]",
+                            "tdpbf16ps tmm1, tmm6, tmm4"
+                        ],
+                        [
+                            "tilestored [{x} + {width}], tmm0",
+                            "tilestored [{x} + {width} + 1024], tmm1"
+                        ]
+                    );
                     32
                 }
             }
@@ -449,7 +519,8 @@ mod x86 {
                 let columns: [*const Bf16; V] =
                     from_fn(|v| band.weights.add((v * band.steps.len() + s) * TILE));
                 for pair in 0..BLOCK / 2 {
-                    let load = |v: usize| _mm512_loadu_si512(columns[v].add(pair * 2 * COLUMN).cast());
+                    let load =
+                        |v: usize| _mm512_loadu_si512(columns[v].add(pair * 2 * COLUMN).cast());
                     let w: [__m512i; V] = from_fn(load);
                     for (p, sums) in sums.iter_mut().enumerate() {
                         let x = _mm512_set1_epi32(x.add(p * BLOCK / 2 + pair).read_unaligned());

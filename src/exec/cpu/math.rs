@@ -62,23 +62,6 @@ pub(super) fn for_units(
     });
 }
 
-/// out = f(x) for every element.
-#[inline(always)]
-pub(super) fn map(arch: Arch, out: &mut [f32], x: &[f32], f: impl Fn(f32) -> f32 + Sync + Send) {
-    for_units(
-        arch,
-        out,
-        1,
-        #[inline(always)]
-        |first, out| {
-            let x = &x[first..first + out.len()];
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = f(x);
-            }
-        },
-    );
-}
-
 /// out = f(a, b) for every element.
 #[inline(always)]
 pub(super) fn zip(

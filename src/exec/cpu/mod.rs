@@ -153,6 +153,7 @@ struct Product {
 /// The native CPU as an interpreter of [`Ops`].
 pub struct Cpu {
     weights: Arc<Weights>,
+    kernels: Kernels,
     mode: Mode,
     /// Convolutions in the kernels' order, by layer name, packed on first use.
     packed: HashMap<String, Arc<Packed>>,
@@ -162,8 +163,9 @@ pub struct Cpu {
 impl Cpu {
     /// An interpreter with these parameters, f32 with the best instructions of this machine.
     pub fn new(weights: Arc<Weights>) -> Self {
+        let kernels = Kernels::best(false).unwrap_or(Kernels::Portable);
         let mode = Mode { arch: Arch::new(), wide: None };
-        Self { weights, mode, packed: HashMap::new(), pool: Arc::default() }
+        Self { weights, kernels, mode, packed: HashMap::new(), pool: Arc::default() }
     }
 
     /// The same with the instructions `kernels`.
@@ -174,7 +176,12 @@ impl Cpu {
         let mode = kernels.mode().ok_or_else(|| {
             Error::new(Kind::Device, format!("this CPU does not have {}", kernels.name()))
         })?;
-        Ok(Self { mode, ..Self::new(weights) })
+        Ok(Self { kernels, mode, ..Self::new(weights) })
+    }
+
+    /// The instructions that it uses.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
     /// The buffer of `shape` that `fill` writes, every element of it.
@@ -213,8 +220,9 @@ impl Cpu {
             false => self.fill(map.shape, |out| input.write(arch, out)),
         };
         match map.up {
-            true => self
-                .fill(input.grid(), |out| resample::upsample_nearest2(arch, out, &source, map.shape)),
+            true => self.fill(input.grid(), |out| {
+                resample::upsample_nearest2(arch, out, &source, map.shape)
+            }),
             false => source,
         }
     }
@@ -397,7 +405,8 @@ impl Ops for Cpu {
     fn pixel_unshuffle(&mut self, x: &Tensor, r: usize) -> Result<Tensor> {
         let shape = ops::pixel_unshuffle::output_shape(x.shape, r)?;
         let data = self.force(x);
-        Ok(self.make(shape, |out| resample::pixel_unshuffle(self.mode.arch, out, &data, x.shape, r)))
+        Ok(self
+            .make(shape, |out| resample::pixel_unshuffle(self.mode.arch, out, &data, x.shape, r)))
     }
 
     fn pixel_shuffle(&mut self, x: &Tensor, r: usize) -> Result<Tensor> {

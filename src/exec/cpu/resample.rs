@@ -7,7 +7,12 @@ use crate::ops::{Shape, Window};
 
 /// Runs `body(n, y, row)` for every row [w, c] of `out`, whose extent is `shape`.
 #[inline(always)]
-fn for_rows(arch: Arch, out: &mut [f32], shape: Shape, body: impl Fn(usize, usize, &mut [f32]) + Sync + Send) {
+fn for_rows(
+    arch: Arch,
+    out: &mut [f32],
+    shape: Shape,
+    body: impl Fn(usize, usize, &mut [f32]) + Sync + Send,
+) {
     let row = shape.w * shape.c;
     for_units(
         arch,
@@ -203,7 +208,12 @@ pub(super) fn pixel_shuffle(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape
 }
 
 /// Channels of `a`, then channels of `b`.
-pub(super) fn concat(arch: Arch, out: &mut [f32], (a, ca): (&[f32], usize), (b, cb): (&[f32], usize)) {
+pub(super) fn concat(
+    arch: Arch,
+    out: &mut [f32],
+    (a, ca): (&[f32], usize),
+    (b, cb): (&[f32], usize),
+) {
     for_units(
         arch,
         out,
