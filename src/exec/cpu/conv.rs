@@ -27,6 +27,9 @@ use crate::ops::Shape;
 /// Bytes of a band: with the weights of a block of outputs they fit a second-level cache.
 const BAND_BYTES: usize = 512 * 1024;
 
+/// Multiply-adds that one thread has done before others have woken.
+const SMALL: usize = 1 << 18;
+
 /// A cache line, so that rows of weights and bands don't straddle two.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
@@ -183,11 +186,16 @@ impl Packed {
             let reach = usize::from(self.taps == 9);
             let flat = reach == 0 && !input.up && add.is_none_or(|add| !add.up);
             let (h, w) = if flat { (shape.pixels(), 1) } else { (shape.h, shape.w) };
-            let threads = rayon::current_num_threads();
+            let work = self.taps * self.inputs * self.outputs * shape.pixels();
+            let threads = if work < SMALL { 1 } else { rayon::current_num_threads() };
             let (rows, columns) = self.cut(h, w, reach, threads);
             let (bands, blocks) = (h.div_ceil(rows), self.blocks());
             let task =
                 Task { packed: self, plane, reach, w, first: 0, columns, blocks: (0, blocks) };
+            if bands == 1 && threads == 1 {
+                task.run(out);
+                continue;
+            }
             let groups = if bands < threads { blocks.min(threads.div_ceil(bands)) } else { 1 };
             if groups == 1 {
                 out.par_chunks_mut(rows * w * self.outputs).enumerate().for_each(|(i, out)| {
@@ -535,9 +543,7 @@ impl Task<'_> {
                 }
             }
             let sums: &mut [f32] = bytemuck::cast_slice_mut(&mut scratch.sums);
-            let Some(band) = Band::new(band, &scratch.steps, rows * row - 2 * reach) else {
-                unreachable!("the band has room for its slack")
-            };
+            let band = Band::new(band, &scratch.steps, rows * row - 2 * reach);
             for b in self.blocks.0..self.blocks.1 {
                 let (first, width) = self.packed.block(b);
                 let outputs = width.min(self.packed.outputs - first);

@@ -95,13 +95,13 @@ pub(super) struct Band<'a, T> {
 }
 
 impl<'a, T: Value> Band<'a, T> {
-    /// `values` for `points` outputs, each the sum over `steps`; `None` if a step of a point less than [`SLACK`] past
-    /// the last would leave `values`.
-    pub(super) fn new(values: &'a [T], steps: &'a [Step], points: usize) -> Option<Self> {
+    /// `values` for `points` outputs, each the sum over `steps`, none of which leaves `values` even for a point
+    /// [`SLACK`] past the last.
+    pub(super) fn new(values: &'a [T], steps: &'a [Step], points: usize) -> Self {
         let reach = steps.iter().map(|step| step.offset).max().unwrap_or(0);
-        let fits = reach + (points + SLACK) * BLOCK <= values.len();
-        let short = steps.iter().all(|step| step.inputs <= BLOCK);
-        (fits && short).then_some(Self { values, steps, points })
+        assert!(reach + (points + SLACK) * BLOCK <= values.len());
+        assert!(steps.iter().all(|step| step.inputs <= BLOCK));
+        Self { values, steps, points }
     }
 
     fn inputs(&self) -> usize {
@@ -295,13 +295,14 @@ mod x86 {
         const ARCH_PRCTL: i64 = 158;
         const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
         const XFEATURE_XTILEDATA: i64 = 18;
-        let leaf = __cpuid_count(7, 0);
-        if leaf.edx >> 24 & 1 == 0 || leaf.edx >> 22 & 1 == 0 || __cpuid(1).ecx >> 27 & 1 == 0 {
-            return false;
-        }
         let (states, answer): (u32, i64);
-        // SAFETY: OSXSAVE is set, so XGETBV is there; the system call reads and writes no memory of ours.
+        // SAFETY: every x86-64 has CPUID; XGETBV is there if OSXSAVE is set; the system call reads and writes no memory
+        // of ours.
         unsafe {
+            let leaf = __cpuid_count(7, 0);
+            if leaf.edx >> 24 & 1 == 0 || leaf.edx >> 22 & 1 == 0 || __cpuid(1).ecx >> 27 & 1 == 0 {
+                return false;
+            }
             asm!("xgetbv", in("ecx") 0, out("eax") states, out("edx") _, options(nomem, nostack));
             asm!("syscall", inlateout("rax") ARCH_PRCTL => answer, in("rdi") ARCH_REQ_XCOMP_PERM,
                 in("rsi") XFEATURE_XTILEDATA, out("rcx") _, out("r11") _, options(nostack));
@@ -508,6 +509,13 @@ mod x86 {
         }
     }
 
+    /// The same bits as bf16.
+    #[inline(always)]
+    fn pairs(x: __m512i) -> __m512bh {
+        // SAFETY: both are 64 bytes without padding.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(x) }
+    }
+
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn avx512<const P: usize, const V: usize>(band: &Operands) -> usize {
         // SAFETY: the caller's.
@@ -525,8 +533,7 @@ mod x86 {
                     for (p, sums) in sums.iter_mut().enumerate() {
                         let x = _mm512_set1_epi32(x.add(p * BLOCK / 2 + pair).read_unaligned());
                         for (sum, &w) in sums.iter_mut().zip(&w) {
-                            let (x, w) = (std::mem::transmute(x), std::mem::transmute(w));
-                            *sum = _mm512_dpbf16_ps(*sum, x, w);
+                            *sum = _mm512_dpbf16_ps(*sum, pairs(x), pairs(w));
                         }
                     }
                 }
