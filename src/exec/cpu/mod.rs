@@ -1,4 +1,4 @@
-//! The native CPU interpreter: all cores through rayon's current pool, SIMD chosen at run time.
+//! The native CPU interpreter: all cores through rayon's current pool, SIMD and AMX chosen at run time.
 //!
 //! Guarantee: a pixel's bits depend on the inputs within the operator's reach alone, not on the tensor's extent, the
 //! pixel's position, or the number of threads.
