@@ -219,7 +219,7 @@ pub(super) fn bf16_block<S: Simd>(
         let left = band.points - at;
         // SAFETY: the instructions are there, weights, bias and sums were measured above, and `Band::new` saw to the band.
         let points = unsafe {
-            let band = x86::Operands {
+            let band = Operands {
                 values: band.values.as_ptr().add(at * BLOCK),
                 steps: band.steps,
                 weights: weights.as_ptr(),
@@ -235,6 +235,19 @@ pub(super) fn bf16_block<S: Simd>(
         finish.finish(simd, at, count, &sums[..count * width]);
         at += count;
     }
+}
+
+/// What one tile of a bf16 product reads and writes, from its first point on.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "no CPU of another kind has bf16 here")
+)]
+struct Operands<'a> {
+    values: *const Bf16,
+    steps: &'a [Step],
+    weights: *const Bf16,
+    bias: *const f32,
+    sums: *mut f32,
 }
 
 /// The tile registers, set up for this thread while it lives.
@@ -269,15 +282,7 @@ mod x86 {
         sync::OnceLock,
     };
 
-    use super::{BLOCK, Bf16, COLUMN, Step, TILE};
-
-    pub(super) struct Operands<'a> {
-        pub(super) values: *const Bf16,
-        pub(super) steps: &'a [Step],
-        pub(super) weights: *const Bf16,
-        pub(super) bias: *const f32,
-        pub(super) sums: *mut f32,
-    }
+    use super::{BLOCK, Bf16, COLUMN, Operands, Step, TILE};
 
     pub(super) fn has_avx512_bf16() -> bool {
         is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
@@ -442,6 +447,7 @@ mod x86 {
                         band,
                         16,
                         [
+                            // Every operand must be named; here there is no other column.
                             "mov {x}, {other}",
                             "tileloadd tmm0, [{bias} + {none}]",
                             "tileloadd tmm1, [{bias} + {none}]",
@@ -473,6 +479,7 @@ mod x86 {
                         band,
                         16,
                         [
+                            // Every operand must be named; here there is no other column.
                             "mov {x}, {other}",
                             "tileloadd tmm0, [{bias} + {none}]",
                             "tileloadd tmm1, [{bias} + {none}]"
@@ -549,17 +556,10 @@ mod x86 {
     }
 }
 
+/// A CPU that has neither.
 #[cfg(not(target_arch = "x86_64"))]
 mod x86 {
-    use super::{Bf16, Step};
-
-    pub(super) struct Operands<'a> {
-        pub(super) values: *const Bf16,
-        pub(super) steps: &'a [Step],
-        pub(super) weights: *const Bf16,
-        pub(super) bias: *const f32,
-        pub(super) sums: *mut f32,
-    }
+    use super::Operands;
 
     pub(super) fn has_avx512_bf16() -> bool {
         false
