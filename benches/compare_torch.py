@@ -72,11 +72,11 @@ class Tessera:
 
     def __init__(self, model: Path, precision: str, threads: int, cpu_time: bool) -> None:
         build = ["cargo", "bench", "--bench", "nets", "--no-run", "--message-format=json"]
-        out = subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-        messages = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-        program = next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "nets")
         env = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
         env.pop("LD_PRELOAD", None)  # what helps PyTorch is not for this side
+        out = subprocess.run(build, cwd=ROOT, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+        messages = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        program = next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "nets")
         flags = [*(["--cpu-time"] if cpu_time else []), *(["--bf16"] if precision == "bf16" else [])]
         self.process = subprocess.Popen(
             [program, model, *flags], cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
