@@ -1,5 +1,5 @@
-//! A whole picture from the embedded model, noise to decoded pixels, per size: on the CPU, and on a real GPU where there
-//! is one. Two steps: the cost of a step and of the decode is what matters, and steps only multiply.
+//! A whole picture from the embedded model, noise to decoded pixels, per size: on the CPU, in bf16 too where it has that,
+//! and on a real GPU where there is one. Two steps: the cost of a step and of the decode is what matters, and steps only multiply.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 use std::{env, path::Path, time::Duration};
@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use tessera::{
     engine::{
         self, Cancel, Event,
-        device::{Choice, Device},
+        device::{Choice, Device, Precision},
         plan::{Plan, Spec},
     },
     error::Result,
@@ -24,8 +24,11 @@ fn main() -> Result<()> {
     let model = Checkpoint::default_model()?;
     let scratch = env::temp_dir();
     // Auto is the CPU again where there is no real GPU.
-    let mut devices = vec![Device::open(Choice::Cpu, model.weights.clone())?];
-    let auto = Device::open(Choice::Auto, model.weights.clone())?;
+    let mut devices = vec![Device::open(Choice::Cpu, Precision::F32, model.weights.clone())?];
+    if let Ok(bf16) = Device::open(Choice::Cpu, Precision::Bf16, model.weights.clone()) {
+        devices.push(bf16);
+    }
+    let auto = Device::open(Choice::Auto, Precision::F32, model.weights.clone())?;
     if matches!(auto, Device::Gpu(_)) {
         devices.push(auto);
     }

@@ -1,9 +1,11 @@
 //! Times the native CPU path for `benches/compare_torch.py`: one command per line of standard input, one line of JSON
 //! with the seconds of every repetition on standard output. With `--cpu-time`, seconds that the threads were on a core
-//! (Linux): what to compare with one thread on a machine that has other work.
+//! (Linux): what to compare with one thread on a machine that has other work. With `--bf16`, products in bf16.
 //!
-//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`; with a checkpoint's path as argument also `unet WIDTH HEIGHT` and
-//! `decoder WIDTH HEIGHT`, for pictures of that size.
+//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention CHANNELS
+//! ROWS COLUMNS` (over pixels), `copy MIB`; with a checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH
+//! HEIGHT` and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is all from the seed to the samples
+//! of all tiles.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 use std::{
@@ -16,11 +18,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rayon::prelude::*;
 use tessera::{
-    exec::cpu::Cpu,
-    model::{checkpoint::Checkpoint, decoder, unet},
+    engine::{
+        self, Cancel, Event,
+        plan::{Plan, Spec},
+    },
+    exec::cpu::{Cpu, Kernels, Tensor},
+    model::{arch::norm_groups, checkpoint::Checkpoint, decoder, unet},
     ops::{
-        Conv2d, Ops, Shape,
+        Conv2d, GroupNorm, Ops, Shape, Window,
         cases::Random,
         weights::{Param, Weights},
     },
@@ -59,27 +66,92 @@ fn time(
     Ok(seconds)
 }
 
-fn conv(cpu_time: bool, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
+/// One operator on random inputs of `shape`, with random parameters.
+fn operator(
+    cpu_time: bool,
+    kernels: Kernels,
+    params: impl IntoIterator<Item = (String, Vec<usize>)>,
+    shape: Shape,
+    mut run: impl FnMut(&mut Cpu, &Tensor) -> tessera::error::Result<Tensor>,
+) -> Result<Vec<f64>, Box<dyn Error>> {
+    let (mut random, mut weights) = (Random::new(1), Weights::default());
+    for (name, shape) in params {
+        let data = random.values(shape.iter().product(), 0.0, 0.1);
+        weights.insert(name, Param { shape, data });
+    }
+    let mut cpu = Cpu::with_kernels(Arc::new(weights), kernels)?;
+    let x = cpu.upload(shape, &random.values(shape.len(), 0.0, 1.0))?;
+    time(cpu_time, || {
+        let out = run(&mut cpu, &x)?;
+        // A result may wait until it is read.
+        cpu.crop(&out, Window { y: 0, x: 0, h: 1, w: 1 }).map(drop)
+    })
+}
+
+fn conv(cpu_time: bool, kernels: Kernels, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
     let &[inputs, outputs, kernel, rows, columns] = extents else {
         return Err("conv takes 5 numbers".into());
     };
-    let mut random = Random::new(1);
-    let mut weights = Weights::default();
-    let shape = vec![outputs, inputs, kernel, kernel];
-    let data = random.values(shape.iter().product(), 0.0, 0.1);
-    weights.insert("layer.weight", Param { shape, data });
-    let data = random.values(outputs, 0.0, 1.0);
-    weights.insert("layer.bias", Param { shape: vec![outputs], data });
-    let mut cpu = Cpu::new(Arc::new(weights));
-    let shape = Shape::new(1, rows, columns, inputs);
-    let x = cpu.upload(shape, &random.values(shape.len(), 0.0, 1.0))?;
     let layer = Conv2d { name: "layer".into(), in_channels: inputs, out_channels: outputs, kernel };
-    time(cpu_time, || cpu.conv2d(&x, &layer).map(|_| ()))
+    let shape = Shape::new(1, rows, columns, inputs);
+    operator(cpu_time, kernels, layer.params(), shape, |cpu, x| cpu.conv2d(x, &layer))
+}
+
+fn norm(cpu_time: bool, kernels: Kernels, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
+    let &[channels, rows, columns] = extents else { return Err("norm takes 3 numbers".into()) };
+    let groups = norm_groups(channels);
+    let norm = GroupNorm { name: "norm".into(), channels, groups, silu: true };
+    let shape = Shape::new(1, rows, columns, channels);
+    operator(cpu_time, kernels, norm.params(), shape, |cpu, x| cpu.group_norm(x, &norm))
+}
+
+fn attention(
+    cpu_time: bool,
+    kernels: Kernels,
+    extents: &[usize],
+) -> Result<Vec<f64>, Box<dyn Error>> {
+    let &[channels, rows, columns] = extents else {
+        return Err("attention takes 3 numbers".into());
+    };
+    let shape = Shape::new(1, rows, columns, channels);
+    operator(cpu_time, kernels, [], shape, |cpu, x| cpu.spatial_attention(x, x, x))
+}
+
+/// A copy on all threads.
+fn copy(cpu_time: bool, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
+    let &[mebibytes] = extents else { return Err("copy takes a number of MiB".into()) };
+    let from = vec![1.0f32; mebibytes << 18];
+    let mut to = vec![0.0f32; from.len()];
+    let part = from.len().div_ceil(rayon::current_num_threads()).max(1);
+    time(cpu_time, || {
+        let parts = to.par_chunks_mut(part).zip(from.par_chunks(part));
+        parts.for_each(|(to, from)| to.copy_from_slice(from));
+        Ok(())
+    })
+}
+
+/// A picture of `extents` pixels and steps, from its seed to all its samples.
+fn generate(
+    cpu_time: bool,
+    kernels: Kernels,
+    model: Option<&Checkpoint>,
+    extents: &[usize],
+) -> Result<Vec<f64>, Box<dyn Error>> {
+    let (Some(model), &[width, height, steps]) = (model, extents) else {
+        return Err("generate takes width, height and steps, and a checkpoint as argument".into());
+    };
+    let mut cpu = Cpu::with_kernels(model.weights.clone(), kernels)?;
+    let plan = Plan::new(Spec { width, height, steps, ..Spec::new(&model.arch, 7) }, &model.arch)?;
+    let (scratch, cancel) = (env::temp_dir(), Cancel::default());
+    time(cpu_time, || {
+        engine::generate(&mut cpu, model, &plan, &scratch, &mut |_: Event| (), &cancel).map(drop)
+    })
 }
 
 /// One evaluation of a network of `model` for a picture of `extents` pixels, upload and download included.
 fn network(
     cpu_time: bool,
+    kernels: Kernels,
     model: Option<&Checkpoint>,
     net: &str,
     extents: &[usize],
@@ -95,7 +167,7 @@ fn network(
         .map(|(level, (rows, columns))| Shape::new(1, rows, columns, level.channels))
         .map(|shape| (shape, random.values(shape.len(), 0.0, 1.0)))
         .collect();
-    let mut cpu = Cpu::new(model.weights.clone());
+    let mut cpu = Cpu::with_kernels(model.weights.clone(), kernels)?;
     time(cpu_time, || {
         let z = latents.iter().map(|(shape, data)| cpu.upload(*shape, data));
         let z = z.collect::<tessera::error::Result<Vec<_>>>()?;
@@ -111,6 +183,8 @@ fn network(
 
 fn main() -> Result<(), Box<dyn Error>> {
     let cpu_time = env::args().any(|argument| argument == "--cpu-time");
+    let bf16 = env::args().any(|argument| argument == "--bf16");
+    let kernels = Kernels::best(bf16).ok_or("this CPU has no bf16")?;
     let path = env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let model = path.map(|path| Checkpoint::open(Path::new(&path))).transpose()?;
     for line in stdin().lock().lines() {
@@ -119,8 +193,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         let Some(command) = words.next() else { continue };
         let extents = words.map(str::parse).collect::<Result<Vec<usize>, _>>()?;
         let seconds = match command {
-            "conv" => conv(cpu_time, &extents)?,
-            "unet" | "decoder" => network(cpu_time, model.as_ref(), command, &extents)?,
+            "conv" => conv(cpu_time, kernels, &extents)?,
+            "norm" => norm(cpu_time, kernels, &extents)?,
+            "attention" => attention(cpu_time, kernels, &extents)?,
+            "copy" => copy(cpu_time, &extents)?,
+            "generate" => generate(cpu_time, kernels, model.as_ref(), &extents)?,
+            "unet" | "decoder" => network(cpu_time, kernels, model.as_ref(), command, &extents)?,
             other => return Err(format!("{other} is not a command").into()),
         };
         writeln!(stdout(), "{}", serde_json::json!({ "command": line, "seconds": seconds }))?;

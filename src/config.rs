@@ -41,6 +41,8 @@ pub struct Config {
     pub model: Option<PathBuf>,
     /// `TESSERA_DEVICE`: `auto`, `cpu`, `gpu` or `gpu:N`.
     pub device: Option<String>,
+    /// `TESSERA_PRECISION`: `f32`, `bf16` or `auto`.
+    pub precision: Option<String>,
     /// `TESSERA_THREADS`: threads of the native CPU path.
     pub threads: Option<usize>,
     /// `SOURCE_DATE_EPOCH`: seconds since 1970 that pictures state as their time of making; without it they state none,
@@ -101,6 +103,7 @@ impl Config {
             created,
             model: set("TESSERA_MODEL").map(PathBuf::from),
             device: text("TESSERA_DEVICE")?,
+            precision: text("TESSERA_PRECISION")?,
             threads,
             log: text("TESSERA_LOG")?,
             server: text("TESSERA_SERVER")?,
@@ -135,6 +138,7 @@ mod tests {
         let vars = [
             ("TESSERA_MODEL", "a.safetensors"),
             ("TESSERA_DEVICE", "cpu"),
+            ("TESSERA_PRECISION", "auto"),
             ("TESSERA_THREADS", "3"),
             ("SOURCE_DATE_EPOCH", "86400"),
             ("TESSERA_LOG", "info"),
@@ -144,6 +148,7 @@ mod tests {
         let expected = Config {
             model: Some("a.safetensors".into()),
             device: Some("cpu".into()),
+            precision: Some("auto".into()),
             threads: Some(3),
             created: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(86400)),
             log: Some("info".into()),

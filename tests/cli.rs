@@ -10,6 +10,7 @@ use std::{
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tessera::exec::cpu::Kernels;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -18,7 +19,7 @@ fn fixture(name: &str) -> PathBuf {
 /// The command, on the CPU, with the model `net-a` and without this process's settings.
 fn tessera() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
-    for name in ["TESSERA_DEVICE", "TESSERA_THREADS", "TESSERA_LOG"] {
+    for name in ["TESSERA_DEVICE", "TESSERA_PRECISION", "TESSERA_THREADS", "TESSERA_LOG"] {
         command.env_remove(name);
     }
     command.env("TESSERA_MODEL", fixture("net-a.safetensors")).env("TESSERA_DEVICE", "cpu");
@@ -207,9 +208,12 @@ fn flags_take_precedence_over_the_environment() {
     command.args(["generate", "--steps", "1", "--size", "32x32", "--device", "cpu", "--model"]);
     let output = command.arg(fixture("net-c.safetensors")).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
-    for (name, value) in
-        [("TESSERA_DEVICE", "none"), ("TESSERA_THREADS", "0"), ("TESSERA_LOG", "a=b=c")]
-    {
+    for (name, value) in [
+        ("TESSERA_DEVICE", "none"),
+        ("TESSERA_PRECISION", "none"),
+        ("TESSERA_THREADS", "0"),
+        ("TESSERA_LOG", "a=b=c"),
+    ] {
         let mut command = tessera();
         command.current_dir(dir.path()).env(name, value);
         let output = command.args(small(&[])).output().unwrap();
@@ -245,6 +249,7 @@ fn impossible_numbers_are_refused_with_field_value_limit_and_nearest() {
         (&["--sampler", "euler"], &["sampler", "euler", "heun", "dpmpp", "ddim"]),
         (&["--device", "gpu:x"], &["device", "gpu:x", "gpu:N"]),
         (&["--threads", "0"], &["threads", "0", "1024"]),
+        (&["--precision", "f16"], &["precision", "f16", "f32, bf16 or auto"]),
     ];
     for (args, words) in cases {
         refused(dir.path(), &[&["generate", "--out", "a.tiff"], *args].concat(), words);
@@ -459,6 +464,28 @@ fn a_gpu_that_is_not_there_is_an_error_that_names_what_is() {
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.contains("99") && message.contains("found"), "{message}");
     assert_eq!(names(dir.path()), [""; 0]);
+}
+
+/// bf16 is used when asked for and there, said in the picture's receipt, and refused where it is not there.
+#[test]
+fn the_precision_is_a_choice_that_the_receipt_names() {
+    let dir = TempDir::new().unwrap();
+    let picture = |precision: &str| {
+        let flags = ["--device", "cpu", "--precision", precision, "--out", "a.tiff"];
+        let output = run(dir.path(), &small(&flags));
+        output.status.success().then(|| fs::read(dir.path().join("a.tiff")).unwrap())
+    };
+    let names = |file: &[u8], text: &str| file.windows(text.len()).any(|w| w == text.as_bytes());
+    let exact = picture("f32").unwrap();
+    assert!(!names(&exact, "bf16"));
+    let Some(kernels) = Kernels::best(true) else {
+        assert!(picture("bf16").is_none());
+        assert!(picture("auto").unwrap() == exact);
+        return;
+    };
+    let short = picture("bf16").unwrap();
+    assert!(names(&short, kernels.name()));
+    assert!(picture("auto").unwrap() == short);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The promises of the native CPU interpreter: the reference's values, at every place and with any number of threads
-//! the same bits.
+//! The promises of the native CPU interpreter, with all kernels that the machine has: the reference's values, at every
+//! place and with any number of threads the same bits.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 
 mod common;
@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use common::parity;
 use tessera::{
-    exec::{cpu::Cpu, reference::Reference},
+    exec::{
+        cpu::{Cpu, Kernels, Tensor},
+        reference::Reference,
+    },
     ops::{
         Conv2d, Ops, PixelNorm, Shape, Window,
         cases::{self, Random, Table, relative_error},
@@ -16,44 +19,115 @@ use tessera::{
     },
 };
 
-/// Largest relative L2 error.
+/// Largest relative L2 error in f32.
 const TOLERANCE: f64 = 1e-5;
+/// The same of one operator where products are in bf16.
+const TOLERANCE_BF16: f64 = 1e-2;
+
+/// The kernels of this machine; those that it lacks are named in the test's output.
+fn kernels() -> impl Iterator<Item = Kernels> {
+    Kernels::ALL.into_iter().filter(|kernels| {
+        let available = kernels.available();
+        if !available {
+            eprintln!("not tested, this CPU lacks them: {}", kernels.name());
+        }
+        available
+    })
+}
+
+fn tolerance(kernels: Kernels) -> f64 {
+    if kernels.is_bf16() { TOLERANCE_BF16 } else { TOLERANCE }
+}
+
+fn cpu(kernels: Kernels) -> impl Fn(Arc<Weights>) -> Cpu {
+    move |weights| Cpu::with_kernels(weights, kernels).unwrap()
+}
 
 #[test]
 fn operators_match_pytorch() {
-    parity::operators(Cpu::new, TOLERANCE);
+    for kernels in kernels() {
+        parity::operators(cpu(kernels), tolerance(kernels));
+    }
 }
 
 #[test]
 fn blocks_match_pytorch() {
-    parity::blocks(Cpu::new, TOLERANCE);
+    for kernels in kernels() {
+        parity::blocks(cpu(kernels), tolerance(kernels));
+    }
 }
 
 #[test]
 fn networks_match_pytorch() {
-    parity::networks(Cpu::new, TOLERANCE);
-}
-
-/// Every operator is within a relative L2 error of 1e-5 of the reference.
-#[test]
-fn every_operator_agrees_with_the_reference() {
-    let table = cases::table(2);
-    let mut reference = Reference::new(table.weights.clone());
-    let mut cpu = Cpu::new(table.weights.clone());
-    for case in &table.cases {
-        let (shape, wanted) = case.run(&mut reference).unwrap();
-        let (found_shape, found) =
-            case.run(&mut cpu).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-        assert_eq!(found_shape, shape, "{}", case.name);
-        let error = relative_error(&found, &wanted);
-        assert!(error <= TOLERANCE, "{} {:?}: relative error {error:e}", case.name, case.op);
+    for kernels in kernels().filter(|kernels| !kernels.is_bf16()) {
+        parity::networks(cpu(kernels), TOLERANCE);
     }
 }
 
-fn run_all(table: &Table, threads: usize) -> Vec<Vec<f32>> {
+/// Every operator of every case, with all kernels.
+fn agree(table: &Table) {
+    let mut reference = Reference::new(table.weights.clone());
+    let mut all: Vec<_> = kernels().map(|k| (k, cpu(k)(table.weights.clone()))).collect();
+    for case in &table.cases {
+        let (shape, wanted) = case.run(&mut reference).unwrap();
+        for (kernels, cpu) in &mut all {
+            let name = format!("{} with {}", case.name, kernels.name());
+            let (found_shape, found) = case.run(cpu).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(found_shape, shape, "{name}");
+            let error = relative_error(&found, &wanted);
+            assert!(error <= tolerance(*kernels), "{name} {:?}: relative error {error:e}", case.op);
+        }
+    }
+}
+
+#[test]
+fn every_operator_agrees_with_the_reference() {
+    agree(&cases::table(2));
+}
+
+/// The channels that meet in the configurations of `train/`, on small grids.
+#[test]
+fn the_layers_of_all_configurations_agree_with_the_reference() {
+    let channels = [
+        (3, 16),
+        (12, 24),
+        (16, 32),
+        (24, 12),
+        (24, 24),
+        (24, 3),
+        (32, 64),
+        (48, 24),
+        (48, 48),
+        (64, 96),
+        (64, 192),
+        (96, 48),
+        (96, 96),
+        (96, 128),
+        (128, 96),
+        (128, 128),
+        (128, 160),
+        (160, 160),
+        (192, 320),
+        (256, 128),
+        (256, 512),
+        (288, 128),
+        (320, 160),
+        (192, 192),
+        (192, 384),
+        (384, 384),
+        (512, 512),
+        (576, 768),
+        (768, 768),
+        (1344, 576),
+        (1536, 768),
+    ];
+    agree(&cases::layers(5, &channels));
+}
+
+fn run_all(table: &Table, kernels: Kernels, threads: usize) -> Vec<Vec<f32>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
-        let mut cpu = Cpu::new(table.weights.clone());
+        let mut cpu = cpu(kernels)(table.weights.clone());
         table.cases.iter().map(|case| case.run(&mut cpu).unwrap().1).collect()
     })
 }
@@ -66,10 +140,85 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let table = cases::table(3);
-    let one = run_all(&table, 1);
-    for threads in [2, 5] {
-        for ((case, one), many) in table.cases.iter().zip(&one).zip(run_all(&table, threads)) {
-            assert_eq!(bits(one), bits(&many), "{} with {threads} threads", case.name);
+    for kernels in kernels() {
+        let one = run_all(&table, kernels, 1);
+        for threads in [2, 5] {
+            let many = run_all(&table, kernels, threads);
+            for ((case, one), many) in table.cases.iter().zip(&one).zip(many) {
+                let name = kernels.name();
+                assert_eq!(bits(one), bits(&many), "{} with {threads} threads, {name}", case.name);
+            }
+        }
+    }
+}
+
+/// What waits for its reader, and is applied on the way, has the bits of what was computed on its own.
+#[test]
+fn what_waits_has_the_bits_of_what_does_not() {
+    let mut random = Random::new(6);
+    for (h, w, channels) in [(9, 150, 24), (20, 13, 40), (1, 1, 7), (7, 6, 96)] {
+        let weights = local_weights(&mut random, channels);
+        let shape = Shape::new(1, h, w, channels);
+        let data = random.values(shape.len(), 0.2, 1.0);
+        let conv = |name: &str, kernel| Conv2d {
+            name: name.into(),
+            in_channels: channels,
+            out_channels: channels,
+            kernel,
+        };
+        for kernels in kernels() {
+            let run = |keep: fn(&mut Cpu, Tensor) -> Tensor| {
+                let mut o = cpu(kernels)(weights.clone());
+                let x = o.upload(shape, &data).unwrap();
+                let norm = PixelNorm { name: "norm".into(), channels, silu: true };
+                let h = o.pixel_norm(&x, &norm).unwrap();
+                let h = keep(&mut o, h);
+                let h = o.upsample_nearest2(&h).unwrap();
+                let h = keep(&mut o, h);
+                let h = o.conv2d(&h, &conv("a", 3)).unwrap();
+                let h = keep(&mut o, h);
+                let h = o.silu(&h).unwrap();
+                let h = keep(&mut o, h);
+                let h = o.conv2d(&h, &conv("b", 3)).unwrap();
+                let h = keep(&mut o, h);
+                let up = o.upsample_nearest2(&x).unwrap();
+                let up = keep(&mut o, up);
+                let sum = o.weighted_add(&up, &h, 0.6, 0.8).unwrap();
+                // Read again after it was part of a sum.
+                let again = o.weighted_add(&h, &sum, -0.3, 1.1).unwrap();
+                o.download(&again).unwrap()
+            };
+            let waiting = run(|_, x| x);
+            let at_once = run(|o, x| {
+                let (shape, data) = (o.shape(&x), o.download(&x).unwrap());
+                o.upload(shape, &data).unwrap()
+            });
+            assert!(bits(&waiting) == bits(&at_once), "{h}x{w}x{channels}, {}", kernels.name());
+        }
+    }
+}
+
+/// A value that is not a number reaches every pixel that reads it and no other.
+#[test]
+fn what_is_not_a_number_stays_within_reach() {
+    let mut random = Random::new(7);
+    let (h, w, channels) = (7, 90, 24);
+    let weights = local_weights(&mut random, channels);
+    let shape = Shape::new(1, h, w, channels);
+    for (bad, kernels) in kernels().flat_map(|k| [(f32::NAN, k), (f32::INFINITY, k)]) {
+        let mut o = cpu(kernels)(weights.clone());
+        let mut data = random.values(shape.len(), 0.0, 1.0);
+        data[(3 * w + 70) * channels + 5] = bad;
+        let x = o.upload(shape, &data).unwrap();
+        let layer =
+            Conv2d { name: "a".into(), in_channels: channels, out_channels: channels, kernel: 3 };
+        let out = o.conv2d(&x, &layer).unwrap();
+        let out = o.download(&out).unwrap();
+        for (i, pixel) in out.chunks(channels).enumerate() {
+            let (y, x) = (i / w, i % w);
+            let within = y.abs_diff(3) <= 1 && x.abs_diff(70) <= 1;
+            let finite = pixel.iter().all(|v| v.is_finite());
+            assert!(finite != within, "{bad} at {y},{x}, {}", kernels.name());
         }
     }
 }
@@ -92,7 +241,7 @@ fn local_weights(random: &mut Random, channels: usize) -> Arc<Weights> {
 
 /// Operators of finite reach, one after the other, as in a decoder's local stage. From its input's cut edges inwards,
 /// 3 pixels are wrong; the result is twice as large and shuffled by 2.
-fn local(o: &mut Cpu, x: &<Cpu as Ops>::Tensor) -> <Cpu as Ops>::Tensor {
+fn local(o: &mut Cpu, x: &Tensor) -> Tensor {
     let channels = o.shape(x).c;
     let conv = |name: &str, out_channels| Conv2d {
         name: name.into(),
@@ -118,26 +267,31 @@ fn a_window_with_halo_equals_the_whole_bit_for_bit() {
     let mut random = Random::new(4);
     for (h, w, channels) in [(40, 57, 16), (33, 90, 24), (25, 31, 7), (30, 41, 48)] {
         let weights = local_weights(&mut random, channels);
-        let mut cpu = Cpu::new(weights);
         let shape = Shape::new(1, h, w, channels);
-        let x = cpu.upload(shape, &random.values(shape.len(), 0.2, 1.0)).unwrap();
-        let whole = local(&mut cpu, &x);
-        for _ in 0..12 {
-            let mut below = |limit: usize| (random.bits() % limit as u64) as usize;
-            let (y, x0) = (below(h), below(w));
-            let (rows, columns) = (1 + below(h - y), 1 + below(w - x0));
-            let (top, left) = (y.saturating_sub(HALO), x0.saturating_sub(HALO));
-            let (bottom, right) = ((y + rows + HALO).min(h), (x0 + columns + HALO).min(w));
-            let window = Window { y: top, x: left, h: bottom - top, w: right - left };
-            let part = cpu.crop(&x, window).unwrap();
-            let part = local(&mut cpu, &part);
-            let inner =
-                Window { y: 4 * (y - top), x: 4 * (x0 - left), h: 4 * rows, w: 4 * columns };
-            let outer = Window { y: 4 * y, x: 4 * x0, ..inner };
-            let found = cpu.crop(&part, inner).unwrap();
-            let wanted = cpu.crop(&whole, outer).unwrap();
-            let (found, wanted) = (cpu.download(&found).unwrap(), cpu.download(&wanted).unwrap());
-            assert!(bits(&found) == bits(&wanted), "{h}x{w}x{channels} at {outer:?}");
+        let data = random.values(shape.len(), 0.2, 1.0);
+        for kernels in kernels() {
+            let mut cpu = cpu(kernels)(weights.clone());
+            let x = cpu.upload(shape, &data).unwrap();
+            let whole = local(&mut cpu, &x);
+            for _ in 0..8 {
+                let mut below = |limit: usize| (random.bits() % limit as u64) as usize;
+                let (y, x0) = (below(h), below(w));
+                let (rows, columns) = (1 + below(h - y), 1 + below(w - x0));
+                let (top, left) = (y.saturating_sub(HALO), x0.saturating_sub(HALO));
+                let (bottom, right) = ((y + rows + HALO).min(h), (x0 + columns + HALO).min(w));
+                let window = Window { y: top, x: left, h: bottom - top, w: right - left };
+                let part = cpu.crop(&x, window).unwrap();
+                let part = local(&mut cpu, &part);
+                let inner =
+                    Window { y: 4 * (y - top), x: 4 * (x0 - left), h: 4 * rows, w: 4 * columns };
+                let outer = Window { y: 4 * y, x: 4 * x0, ..inner };
+                let found = cpu.crop(&part, inner).unwrap();
+                let wanted = cpu.crop(&whole, outer).unwrap();
+                let found = cpu.download(&found).unwrap();
+                let wanted = cpu.download(&wanted).unwrap();
+                let name = kernels.name();
+                assert!(bits(&found) == bits(&wanted), "{h}x{w}x{channels} at {outer:?}, {name}");
+            }
         }
     }
 }

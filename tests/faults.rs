@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command, sync::Arc, ti
 use server::{Server, create, model_path, picture, spec, watch};
 use tessera::{
     api::{self, JobSpec, JobState, job_event::Event},
-    engine::device::Choice,
+    engine::device::{Choice, Precision},
     image_out::Format,
     jobs::{Jobs, Phase, Settings},
     model::checkpoint::Checkpoint,
@@ -25,6 +25,7 @@ fn open(directory: &Path) -> Jobs {
     let settings = Settings {
         directory: directory.to_owned(),
         devices: vec![Choice::Cpu],
+        precision: Precision::F32,
         memory: 1 << 32,
         queue: 100,
         active: 4,

@@ -13,7 +13,7 @@ use image::{DynamicImage, GenericImageView as _};
 use tempfile::TempDir;
 use tessera::{
     engine::{
-        device::Choice,
+        device::{Choice, Precision},
         plan::{Spec, TileSize},
     },
     image_out::Bits,
@@ -38,6 +38,7 @@ impl Site {
         let settings = Settings {
             directory: directory.path().to_owned(),
             devices,
+            precision: Precision::F32,
             memory: 1 << 30,
             queue: 100,
             active: 2,

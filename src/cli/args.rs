@@ -10,7 +10,7 @@ use clap::Args;
 use crate::{
     config::{self, Config},
     engine::{
-        device::{self, Choice, Device},
+        device::{self, Choice, Device, Precision},
         picture,
         plan::{MAX_TILE, MIN_TILE, TileSize},
     },
@@ -63,6 +63,10 @@ pub(super) struct DeviceArgs {
     /// auto, cpu, gpu or gpu:N; auto takes a real GPU, else the CPU [env: TESSERA_DEVICE]
     #[arg(long, value_name = "DEVICE")]
     device: Option<Choice>,
+    /// f32, bf16 or auto: what the CPU multiplies in; bf16 is for CPUs with AMX or AVX512-BF16, auto takes it if it is
+    /// there [env: TESSERA_PRECISION] [default: f32]
+    #[arg(long, value_name = "PRECISION")]
+    precision: Option<Precision>,
     /// Threads of the CPU path; all cores if not given [env: TESSERA_THREADS]
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = config::parse_threads)]
     threads: Option<usize>,
@@ -71,7 +75,18 @@ pub(super) struct DeviceArgs {
 impl DeviceArgs {
     /// The device, with the model's weights.
     pub(super) fn open(&self, config: &Config, model: &Checkpoint) -> Result<Device> {
-        Device::open(self.choice(config)?, model.weights.clone())
+        Device::open(self.choice(config)?, self.precision(config)?, model.weights.clone())
+    }
+
+    /// What it multiplies in: flag, then environment, then f32.
+    pub(super) fn precision(&self, config: &Config) -> Result<Precision> {
+        match (self.precision, &config.precision) {
+            (Some(precision), _) => Ok(precision),
+            (None, Some(text)) => text
+                .parse()
+                .map_err(|message| Error::invalid(format!("TESSERA_PRECISION: {message}"))),
+            (None, None) => Ok(Precision::default()),
+        }
     }
 
     /// Which device: flag, then environment; sets the threads of the CPU path on the way.

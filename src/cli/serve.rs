@@ -80,6 +80,7 @@ pub(super) fn run(
     let settings = jobs::Settings {
         directory: args.jobs.clone(),
         devices: vec![args.device.choice(config)?],
+        precision: args.device.precision(config)?,
         memory: args.memory << 20,
         queue: args.queue,
         active: args.active,

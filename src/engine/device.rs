@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     error::{Error, Kind, Result},
     exec::{
-        cpu::Cpu,
+        cpu::{Cpu, Kernels},
         gpu::{self, AdapterInfo, AdapterKind, Gpu},
     },
     ops::weights::Weights,
@@ -16,7 +16,7 @@ use crate::{
 /// A device as it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// A real GPU, else the CPU; a software GPU is never preferred to the CPU.
+    /// A real GPU, else the CPU, which also has bf16 if that is asked for; a software GPU is never preferred to the CPU.
     Auto,
     /// The native CPU path.
     Cpu,
@@ -36,6 +36,31 @@ impl FromStr for Choice {
                 Some(Ok(index)) => Ok(Self::Gpu(Some(index))),
                 _ => Err(format!("{text:?} is not auto, cpu, gpu or gpu:N")),
             },
+        }
+    }
+}
+
+/// What the CPU multiplies in, as it is asked for; sums are f32 always. It changes pixels a little, so files say it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32.
+    #[default]
+    F32,
+    /// bf16, by AMX or AVX512-BF16.
+    Bf16,
+    /// bf16 on a CPU that has it, else f32; f32 on a GPU.
+    Auto,
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "auto" => Ok(Self::Auto),
+            _ => Err(format!("{text:?} is not f32, bf16 or auto")),
         }
     }
 }
@@ -62,18 +87,32 @@ pub struct Info {
 }
 
 impl Device {
-    /// Opens the device that `choice` stands for.
+    /// Opens the device that `choice` stands for, to compute in `precision`.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found.
-    pub fn open(choice: Choice, weights: Arc<Weights>) -> Result<Self> {
-        let cpu = |weights| Ok(Self::Cpu(Cpu::new(weights)));
-        let gpu = |index, weights| Ok(Self::Gpu(Box::new(Gpu::new(index, weights)?)));
+    /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found, or it has no bf16.
+    pub fn open(choice: Choice, precision: Precision, weights: Arc<Weights>) -> Result<Self> {
+        let cpu = |weights| match (precision, Kernels::best(true)) {
+            (Precision::F32, _) | (Precision::Auto, None) => Ok(Self::Cpu(Cpu::new(weights))),
+            (_, Some(kernels)) => Ok(Self::Cpu(Cpu::with_kernels(weights, kernels)?)),
+            (Precision::Bf16, None) => Err(Error::new(
+                Kind::Device,
+                "precision is bf16, and this CPU has neither AMX-BF16 nor AVX512-BF16: f32 or auto would do",
+            )),
+        };
+        let gpu = |index, weights| match precision {
+            Precision::Bf16 => Err(Error::new(
+                Kind::Device,
+                "precision is bf16, which is for the CPU and not for a GPU: give cpu as the device",
+            )),
+            _ => Ok(Self::Gpu(Box::new(Gpu::new(index, weights)?))),
+        };
         match choice {
             Choice::Cpu => cpu(weights),
             Choice::Gpu(index) => gpu(index, weights),
             Choice::Auto => match gpu::best_real() {
                 None => cpu(weights),
+                Some(_) if precision == Precision::Bf16 => cpu(weights),
                 Some(index) => gpu(Some(index), weights.clone()).or_else(|error| {
                     tracing::warn!("{error}; the CPU takes its place");
                     cpu(weights)
@@ -85,7 +124,7 @@ impl Device {
     /// Its name in files: the number of threads is left out, since it does not change a pixel.
     pub fn name(&self) -> String {
         match self {
-            Self::Cpu(_) => CPU.to_owned(),
+            Self::Cpu(cpu) => kernels_name(cpu.kernels()),
             Self::Gpu(gpu) => gpu_name(gpu.adapter()),
         }
     }
@@ -93,7 +132,7 @@ impl Device {
     /// Its name for people, with the number of threads.
     pub fn description(&self) -> String {
         match self {
-            Self::Cpu(_) => cpu_description(),
+            Self::Cpu(cpu) => format!("{}, {}", kernels_name(cpu.kernels()), threads()),
             Self::Gpu(gpu) => gpu_name(gpu.adapter()),
         }
     }
@@ -115,7 +154,10 @@ pub fn list() -> Vec<Info> {
     let best = gpu::best_real();
     let cpu = Info {
         selector: "cpu".into(),
-        description: cpu_description(),
+        description: match Kernels::best(true) {
+            Some(kernels) => format!("{CPU}, {}, f32 or {}", threads(), kernels.name()),
+            None => format!("{CPU}, {}", threads()),
+        },
         software: false,
         auto: best.is_none(),
     };
@@ -131,9 +173,14 @@ pub fn list() -> Vec<Info> {
 /// Name of the native CPU path.
 const CPU: &str = "CPU";
 
-fn cpu_description() -> String {
+/// The CPU path's name in files: kernels of bf16 change pixels a little, and are part of it.
+fn kernels_name(kernels: Kernels) -> String {
+    if kernels.is_bf16() { format!("{CPU}, {}", kernels.name()) } else { CPU.to_owned() }
+}
+
+fn threads() -> String {
     let threads = rayon::current_num_threads();
-    format!("{CPU}, {threads} thread{}", if threads == 1 { "" } else { "s" })
+    format!("{threads} thread{}", if threads == 1 { "" } else { "s" })
 }
 
 fn gpu_name(adapter: &AdapterInfo) -> String {

@@ -33,7 +33,7 @@ pub use job::{Job, Phase, Snapshot};
 
 use crate::{
     engine::{
-        device::{Choice, Device},
+        device::{Choice, Device, Precision},
         plan::{self, Plan, Rect, Spec, Tiling},
     },
     error::{Error, Kind, Result},
@@ -55,6 +55,8 @@ pub struct Settings {
     pub directory: PathBuf,
     /// One engine thread for each of these devices.
     pub devices: Vec<Choice>,
+    /// What those that are CPUs multiply in.
+    pub precision: Precision,
     /// Most bytes of memory, as quoted, of the jobs that a device works on at one time.
     pub memory: u64,
     /// Most jobs that wait.
@@ -168,7 +170,7 @@ impl Jobs {
         let lock = DirectoryLock::acquire(&settings.directory)?;
         let devices = settings.devices.iter();
         let devices: Vec<_> = devices
-            .map(|&choice| Device::open(choice, model.weights.clone()))
+            .map(|&choice| Device::open(choice, settings.precision, model.weights.clone()))
             .collect::<Result<_>>()?;
         let jobs = read_jobs(&settings.directory, &model)?;
         let requests = jobs.values().filter(|job| !job.order.request_id.is_empty());

@@ -218,6 +218,18 @@ pub fn table(seed: u64) -> Table {
     Table { weights: Arc::new(b.weights), cases: b.cases }
 }
 
+/// Convolutions of `layers`, inputs and outputs, 1x1 and 3x3, on small grids that differ.
+pub fn layers(seed: u64, layers: &[(usize, usize)]) -> Table {
+    let mut b =
+        Builder { random: Random::new(seed), weights: Weights::default(), cases: Vec::new() };
+    for (i, &(inputs, outputs)) in layers.iter().enumerate() {
+        for kernel in [1, 3] {
+            b.conv2d(Shape::new(1, 1 + i % 4, 3 + i % 3, inputs), outputs, kernel);
+        }
+    }
+    Table { weights: Arc::new(b.weights), cases: b.cases }
+}
+
 struct Builder {
     random: Random,
     weights: Weights,

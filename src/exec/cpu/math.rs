@@ -1,10 +1,11 @@
 //! Elementwise arithmetic and the loop over chunks that runs it on all cores.
 //!
 //! The functions are plain f32 arithmetic without contraction, inlined into loops that the compiler vectorises for the
-//! instruction set found at run time: an element's bits depend neither on the set nor on its place in a vector.
+//! instruction set `arch`: an element's bits depend neither on the set nor on its place in a vector.
 
 use std::f32::consts::{LN_2, LOG2_E};
 
+use pulp::Arch;
 use rayon::prelude::*;
 
 /// Floats of a task: enough to outweigh the hand-over, few enough to stay in the second-level cache.
@@ -44,53 +45,34 @@ pub(super) fn activate<const SILU: bool>(x: f32) -> f32 {
     if SILU { silu(x) } else { x }
 }
 
-/// Runs `body` compiled for the widest instruction set of this machine.
-#[inline(always)]
-pub(super) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(body)
-}
-
 /// Splits `out` at multiples of `unit` floats over all cores; `body` gets the index of its first unit and its part.
 #[inline(always)]
 pub(super) fn for_units(
+    arch: Arch,
     out: &mut [f32],
     unit: usize,
     body: impl Fn(usize, &mut [f32]) + Sync + Send,
 ) {
     let units = (TASK / unit.max(1)).max(1);
     out.par_chunks_mut(units * unit.max(1)).enumerate().for_each(|(i, part)| {
-        vectorised(
+        arch.dispatch(
             #[inline(always)]
             || body(i * units, part),
         )
     });
 }
 
-/// out = f(x) for every element.
-#[inline(always)]
-pub(super) fn map(out: &mut [f32], x: &[f32], f: impl Fn(f32) -> f32 + Sync + Send) {
-    for_units(
-        out,
-        1,
-        #[inline(always)]
-        |first, out| {
-            let x = &x[first..first + out.len()];
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = f(x);
-            }
-        },
-    );
-}
-
 /// out = f(a, b) for every element.
 #[inline(always)]
 pub(super) fn zip(
+    arch: Arch,
     out: &mut [f32],
     a: &[f32],
     b: &[f32],
     f: impl Fn(f32, f32) -> f32 + Sync + Send,
 ) {
     for_units(
+        arch,
         out,
         1,
         #[inline(always)]

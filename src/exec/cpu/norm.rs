@@ -1,8 +1,11 @@
-//! Normalisation, modulation and pooling over the whole grid.
+//! Normalisation and modulation, as maps of a pixel that the next operator applies, and pooling over the whole grid.
 
+use std::array::from_fn;
+
+use pulp::Arch;
 use rayon::prelude::*;
 
-use super::math::{activate, for_units, sum_by, vectorised};
+use super::{kernels::BLOCK, math::sum_by};
 use crate::ops::Shape;
 
 /// Added under the root, as the operators' definition says.
@@ -81,126 +84,139 @@ fn group_moments(x: &[f32], channels: usize, groups: usize) -> Vec<Moments> {
     moments
 }
 
-/// GroupNorm with `groups` groups, then SiLU if asked for.
-pub(super) fn group_norm<const SILU: bool>(
-    out: &mut [f32],
+/// Values per channel, in blocks; what is beyond the last channel is zero.
+#[derive(Clone)]
+pub(super) struct Channels(Vec<[f32; BLOCK]>);
+
+impl Channels {
+    /// From `value(channel)`.
+    pub(super) fn new(channels: usize, value: impl Fn(usize) -> f32) -> Self {
+        let of = |c: usize| if c < channels { value(c) } else { 0.0 };
+        let block = |b: usize| from_fn(|i| of(b * BLOCK + i));
+        Self((0..channels.div_ceil(BLOCK)).map(block).collect())
+    }
+
+    #[inline(always)]
+    fn block(&self, b: usize) -> &[f32; BLOCK] {
+        &self.0[b]
+    }
+
+    /// Block `b` of a pixel times `factor` and these.
+    #[inline(always)]
+    pub(super) fn scale(&self, b: usize, factor: f32, x: [f32; BLOCK]) -> [f32; BLOCK] {
+        let mut x = x;
+        for (x, gain) in x.iter_mut().zip(self.block(b)) {
+            *x = *x * factor * gain;
+        }
+        x
+    }
+
+    fn at(&self, c: usize) -> f64 {
+        f64::from(self.0[c / BLOCK][c % BLOCK])
+    }
+}
+
+/// (x - centre) * scale + shift per channel. Subtracting first keeps what a small deviation has of digits.
+#[derive(Clone)]
+pub(super) struct Affine {
+    centre: Channels,
+    scale: Channels,
+    shift: Channels,
+}
+
+impl Affine {
+    /// Applies it to block `b` of a pixel.
+    #[inline(always)]
+    pub(super) fn apply(&self, b: usize, x: [f32; BLOCK]) -> [f32; BLOCK] {
+        let (centre, scale) = (self.centre.block(b), self.scale.block(b));
+        let (shift, mut x) = (self.shift.block(b), x);
+        for (((x, centre), scale), shift) in x.iter_mut().zip(centre).zip(scale).zip(shift) {
+            *x = (*x - centre) * scale + shift;
+        }
+        x
+    }
+
+    /// This one, then `next`, whose centre is zero.
+    pub(super) fn then(&self, next: &Self, channels: usize) -> Self {
+        let scale = |c| (self.scale.at(c) * next.scale.at(c)) as f32;
+        let shift = |c| (self.shift.at(c) * next.scale.at(c) + next.shift.at(c)) as f32;
+        Self {
+            centre: self.centre.clone(),
+            scale: Channels::new(channels, scale),
+            shift: Channels::new(channels, shift),
+        }
+    }
+}
+
+/// GroupNorm with `groups` groups as a map for every picture.
+pub(super) fn group_norm(
+    arch: Arch,
     x: &[f32],
     shape: Shape,
     groups: usize,
     (weight, bias): (&[f32], &[f32]),
-) {
+) -> Vec<Affine> {
     let (channels, picture) = (shape.c, shape.pixels() * shape.c);
     let width = channels / groups;
-    for (x, out) in x.chunks_exact(picture).zip(out.chunks_exact_mut(picture)) {
+    let map = |x: &[f32]| {
         let parts: Vec<Vec<Moments>> = x
             .par_chunks(SPANS * SPAN * channels)
             .map(|x| {
-                vectorised(
+                arch.dispatch(
                     #[inline(always)]
                     || group_moments(x, channels, groups),
                 )
             })
             .collect();
-        let mut affine = Affine::new(channels);
-        for c in 0..channels {
-            let g = c / width;
-            let all = parts.iter().fold(Moments::default(), |sum, part| sum.join(part[g]));
-            let inverse = 1.0 / (all.deviation / all.count + EPS).sqrt();
-            let factor = f64::from(weight[c]) * inverse;
-            let centre = all.mean as f32;
-            affine.centre[c] = centre;
-            affine.scale[c] = factor as f32;
-            affine.shift[c] = (f64::from(bias[c]) + (f64::from(centre) - all.mean) * factor) as f32;
+        let join = |g: usize| parts.iter().fold(Moments::default(), |sum, part| sum.join(part[g]));
+        let all: Vec<Moments> = (0..groups).map(join).collect();
+        let factor = |c: usize| {
+            let group = all[c / width];
+            f64::from(weight[c]) / (group.deviation / group.count + EPS).sqrt()
+        };
+        let centre = |c: usize| all[c / width].mean as f32;
+        let shift = |c: usize| {
+            let rest = f64::from(centre(c)) - all[c / width].mean;
+            (f64::from(bias[c]) + rest * factor(c)) as f32
+        };
+        Affine {
+            centre: Channels::new(channels, centre),
+            scale: Channels::new(channels, |c| factor(c) as f32),
+            shift: Channels::new(channels, shift),
         }
-        affine.run::<SILU>(out, x);
-    }
+    };
+    x.chunks_exact(picture).map(map).collect()
 }
 
-/// (x - centre) * scale + shift per channel. Subtracting first keeps what a small deviation has of digits.
-struct Affine {
-    centre: Vec<f32>,
-    scale: Vec<f32>,
-    shift: Vec<f32>,
+/// x * (1 + scale) + shift as a map for every `pair`.
+pub(super) fn scale_shift(pair: &[f32], channels: usize) -> Vec<Affine> {
+    let map = |pair: &[f32]| Affine {
+        centre: Channels::new(channels, |_| 0.0),
+        scale: Channels::new(channels, |c| 1.0 + pair[c]),
+        shift: Channels::new(channels, |c| pair[channels + c]),
+    };
+    pair.chunks_exact(2 * channels).map(map).collect()
 }
 
-impl Affine {
-    fn new(channels: usize) -> Self {
-        let zeros = vec![0.0; channels];
-        Self { centre: zeros.clone(), scale: zeros.clone(), shift: zeros }
-    }
-
-    /// Applies it, then SiLU if asked for.
-    fn run<const SILU: bool>(&self, out: &mut [f32], x: &[f32]) {
-        let channels = self.scale.len();
-        for_units(
-            out,
-            channels,
-            #[inline(always)]
-            |first, out| {
-                let x = &x[first * channels..][..out.len()];
-                for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                    let factors = self.centre.iter().zip(&self.scale).zip(&self.shift);
-                    for ((out, &x), ((&centre, &scale), &shift)) in
-                        out.iter_mut().zip(x).zip(factors)
-                    {
-                        *out = activate::<SILU>((x - centre) * scale + shift);
-                    }
-                }
-            },
-        );
-    }
-}
-
-/// x * (1 + scale) + shift with one pair for all pictures or one each, then SiLU if asked for.
-pub(super) fn scale_shift<const SILU: bool>(
-    out: &mut [f32],
-    x: &[f32],
-    shape: Shape,
-    pair: &[f32],
-) {
-    let picture = shape.pixels() * shape.c;
-    let pairs = pair.chunks_exact(2 * shape.c).cycle();
-    for ((x, out), pair) in x.chunks_exact(picture).zip(out.chunks_exact_mut(picture)).zip(pairs) {
-        let (scale, shift) = pair.split_at(shape.c);
-        let mut affine = Affine::new(shape.c);
-        affine.scale.iter_mut().zip(scale).for_each(|(to, scale)| *to = 1.0 + scale);
-        affine.shift.copy_from_slice(shift);
-        affine.run::<SILU>(out, x);
-    }
-}
-
-/// Per-pixel RMS norm, then SiLU if asked for.
-pub(super) fn pixel_norm<const SILU: bool>(out: &mut [f32], x: &[f32], weight: &[f32]) {
-    let channels = weight.len();
-    for_units(
-        out,
-        channels,
+/// 1 / sqrt(mean of squares + eps).
+#[inline(always)]
+pub(super) fn inverse_rms(pixel: &[f32]) -> f32 {
+    let power = sum_by(
+        pixel,
         #[inline(always)]
-        |first, out| {
-            let x = &x[first * channels..][..out.len()];
-            for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                let power = sum_by(
-                    x,
-                    #[inline(always)]
-                    |x| x * x,
-                ) / channels as f32;
-                let inverse = 1.0 / (power + EPS as f32).sqrt();
-                for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
-                    *out = activate::<SILU>(x * inverse * weight);
-                }
-            }
-        },
-    );
+        |x| x * x,
+    ) / pixel.len() as f32;
+    1.0 / (power + EPS as f32).sqrt()
 }
 
 /// Mean over the grid of every picture: `out` is [n, c].
-pub(super) fn global_avg_pool(out: &mut [f32], x: &[f32], shape: Shape) {
+pub(super) fn global_avg_pool(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     let (channels, picture) = (shape.c, shape.pixels() * shape.c);
     for (x, out) in x.chunks_exact(picture).zip(out.chunks_exact_mut(channels)) {
         let parts: Vec<Vec<f64>> = x
             .par_chunks(SPANS * SPAN * channels)
             .map(|x| {
-                vectorised(
+                arch.dispatch(
                     #[inline(always)]
                     || channel_sums(x, channels),
                 )

@@ -1,13 +1,21 @@
 //! Operators that move pixels: pooling, FIR filters, shuffles, concatenation, crop.
 
+use pulp::Arch;
+
 use super::math::for_units;
 use crate::ops::{Shape, Window};
 
 /// Runs `body(n, y, row)` for every row [w, c] of `out`, whose extent is `shape`.
 #[inline(always)]
-fn for_rows(out: &mut [f32], shape: Shape, body: impl Fn(usize, usize, &mut [f32]) + Sync + Send) {
+fn for_rows(
+    arch: Arch,
+    out: &mut [f32],
+    shape: Shape,
+    body: impl Fn(usize, usize, &mut [f32]) + Sync + Send,
+) {
     let row = shape.w * shape.c;
     for_units(
+        arch,
         out,
         row,
         #[inline(always)]
@@ -54,10 +62,11 @@ fn pixel_or<'a>(row: &'a [f32], x: Option<usize>, zeros: &'a [f32], c: usize) ->
 }
 
 /// Mean of every 2x2.
-pub(super) fn avg_pool2(out: &mut [f32], x: &[f32], shape: Shape) {
+pub(super) fn avg_pool2(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let half = Shape { h: shape.h / 2, w: shape.w / 2, ..shape };
     for_rows(
+        arch,
         out,
         half,
         #[inline(always)]
@@ -76,10 +85,11 @@ pub(super) fn avg_pool2(out: &mut [f32], x: &[f32], shape: Shape) {
 }
 
 /// Every pixel becomes 2x2.
-pub(super) fn upsample_nearest2(out: &mut [f32], x: &[f32], shape: Shape) {
+pub(super) fn upsample_nearest2(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let double = Shape { h: shape.h * 2, w: shape.w * 2, ..shape };
     for_rows(
+        arch,
         out,
         double,
         #[inline(always)]
@@ -95,11 +105,12 @@ pub(super) fn upsample_nearest2(out: &mut [f32], x: &[f32], shape: Shape) {
 }
 
 /// FIR [1,3,3,1]/8 per axis at every second pixel.
-pub(super) fn fir_down2(out: &mut [f32], x: &[f32], shape: Shape) {
+pub(super) fn fir_down2(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let half = Shape { h: shape.h / 2, w: shape.w / 2, ..shape };
     let zeros = vec![0.0; shape.w * c];
     for_rows(
+        arch,
         out,
         half,
         #[inline(always)]
@@ -122,7 +133,7 @@ pub(super) fn fir_down2(out: &mut [f32], x: &[f32], shape: Shape) {
 }
 
 /// FIR [1,3,3,1]/4 per axis to twice the size.
-pub(super) fn fir_up2(out: &mut [f32], x: &[f32], shape: Shape) {
+pub(super) fn fir_up2(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let double = Shape { h: shape.h * 2, w: shape.w * 2, ..shape };
     // The neighbour that weighs 1 beside the pixel itself that weighs 3; edges are repeated.
@@ -131,6 +142,7 @@ pub(super) fn fir_up2(out: &mut [f32], x: &[f32], shape: Shape) {
         _ => (i / 2 + 1).min(extent - 1),
     };
     for_rows(
+        arch,
         out,
         double,
         #[inline(always)]
@@ -149,10 +161,11 @@ pub(super) fn fir_up2(out: &mut [f32], x: &[f32], shape: Shape) {
 }
 
 /// Space to depth by `r`.
-pub(super) fn pixel_unshuffle(out: &mut [f32], x: &[f32], shape: Shape, r: usize) {
+pub(super) fn pixel_unshuffle(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape, r: usize) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let deep = Shape { n: shape.n, h: shape.h / r, w: shape.w / r, c: c * r * r };
     for_rows(
+        arch,
         out,
         deep,
         #[inline(always)]
@@ -172,11 +185,12 @@ pub(super) fn pixel_unshuffle(out: &mut [f32], x: &[f32], shape: Shape, r: usize
 }
 
 /// Depth to space by `r`.
-pub(super) fn pixel_shuffle(out: &mut [f32], x: &[f32], shape: Shape, r: usize) {
+pub(super) fn pixel_shuffle(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape, r: usize) {
     let rows = Rows { x, shape };
     let c = shape.c / (r * r);
     let wide = Shape { n: shape.n, h: shape.h * r, w: shape.w * r, c };
     for_rows(
+        arch,
         out,
         wide,
         #[inline(always)]
@@ -194,8 +208,14 @@ pub(super) fn pixel_shuffle(out: &mut [f32], x: &[f32], shape: Shape, r: usize) 
 }
 
 /// Channels of `a`, then channels of `b`.
-pub(super) fn concat(out: &mut [f32], (a, ca): (&[f32], usize), (b, cb): (&[f32], usize)) {
+pub(super) fn concat(
+    arch: Arch,
+    out: &mut [f32],
+    (a, ca): (&[f32], usize),
+    (b, cb): (&[f32], usize),
+) {
     for_units(
+        arch,
         out,
         ca + cb,
         #[inline(always)]
@@ -211,10 +231,11 @@ pub(super) fn concat(out: &mut [f32], (a, ca): (&[f32], usize), (b, cb): (&[f32]
 }
 
 /// A rectangle of the grid.
-pub(super) fn crop(out: &mut [f32], x: &[f32], shape: Shape, window: Window) {
+pub(super) fn crop(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape, window: Window) {
     let rows = Rows { x, shape };
     let small = Shape { h: window.h, w: window.w, ..shape };
     for_rows(
+        arch,
         out,
         small,
         #[inline(always)]

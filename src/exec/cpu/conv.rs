@@ -1,0 +1,824 @@
+//! Convolutions and matrix products: a band of the input, prepared in the order in which the kernels read it, times
+//! packed weights.
+//!
+//! A task copies a few rows of the input with their neighbours into a [`Band`], normalised, activated and enlarged on
+//! the way if that is pending, and in the product's precision; then runs the kernels over all blocks of outputs and adds
+//! what is to be added on the way out. Pixels past the edges are zeros in the band.
+//!
+//! Guarantee: every output is bias + sum over (block of 32 inputs, tap, input) in that order; which tile, band or
+//! thread computed it does not show in its bits.
+
+use std::cell::RefCell;
+
+use bytemuck::{Pod, Zeroable};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::{
+    kernels::{
+        self, BLOCK, Band, Bf16, COLUMN, Finish, SLACK, SUMS, Step, TILE, Tiles, VECTORS, Value,
+        Wide,
+    },
+    math::{activate, for_units},
+    norm::{Affine, Channels, inverse_rms},
+};
+use crate::ops::Shape;
+
+/// Bytes of a band: with the weights of a block of outputs they fit a second-level cache.
+const BAND_BYTES: usize = 512 * 1024;
+
+/// Multiply-adds that one thread has done before others have woken.
+const SMALL: usize = 1 << 18;
+
+/// A cache line, so that rows of weights and bands don't straddle two.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// How products are computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mode {
+    /// Instructions for f32, and for all that is not a product.
+    pub(super) arch: Arch,
+    /// Products in bf16, by these instructions.
+    pub(super) wide: Option<Wide>,
+}
+
+/// Weights in the order in which the kernels read them, per block of outputs, and the bias.
+///
+/// f32: [block][step][input][output of the block]; a block is two vectors, or one at the end. bf16: [column of 16
+/// outputs][step][pair of inputs][output][2]; a block is two columns, or one. What is beyond the last input or output
+/// is zero. A step is a block of 32 inputs under a tap.
+pub(super) struct Packed {
+    mode: Mode,
+    taps: usize,
+    inputs: usize,
+    outputs: usize,
+    /// Outputs of a vector or column.
+    unit: usize,
+    weights: Vec<Line>,
+    bias: Vec<Line>,
+}
+
+struct Lanes;
+
+impl WithSimd for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        S::F32_LANES
+    }
+}
+
+fn lines(bytes: usize) -> Vec<Line> {
+    vec![Line::zeroed(); bytes.div_ceil(size_of::<Line>())]
+}
+
+impl Packed {
+    /// Packs `weight(tap, input, output)` and `bias(output)`; `taps` is 1 or 9 (rows of a 3x3 kernel).
+    pub(super) fn new(
+        mode: Mode,
+        (taps, inputs, outputs): (usize, usize, usize),
+        weight: impl Fn(usize, usize, usize) -> f32 + Sync,
+        bias: impl Fn(usize) -> f32,
+    ) -> Self {
+        let unit = mode.wide.map_or_else(|| mode.arch.dispatch(Lanes), |_| COLUMN);
+        let padded = outputs.next_multiple_of(unit);
+        let steps = taps * inputs.div_ceil(BLOCK);
+        // First input, tap and number of inputs of a step.
+        let step = |s: usize| {
+            let first = s / taps * BLOCK;
+            (first, s % taps, BLOCK.min(inputs - first))
+        };
+        let mut packed = Self {
+            mode,
+            taps,
+            inputs,
+            outputs,
+            unit,
+            weights: Vec::new(),
+            bias: lines(4 * padded),
+        };
+        if mode.wide.is_some() {
+            packed.weights = lines(2 * steps * TILE * padded / COLUMN);
+            let all: &mut [Bf16] = bytemuck::cast_slice_mut(&mut packed.weights);
+            let column = (steps * TILE).max(1);
+            all[..steps * TILE * padded / COLUMN].par_chunks_mut(column).enumerate().for_each(
+                |(b, part)| {
+                    for (s, tile) in part.chunks_exact_mut(TILE).enumerate() {
+                        let (first, tap, inputs) = step(s);
+                        for (o, n) in (b * COLUMN..outputs).zip(0..COLUMN) {
+                            for i in 0..inputs {
+                                tile[(i / 2 * COLUMN + n) * 2 + i % 2] =
+                                    Bf16::of(weight(tap, first + i, o));
+                            }
+                        }
+                    }
+                },
+            );
+        } else {
+            let rows = taps * inputs;
+            packed.weights = lines(4 * rows * padded);
+            let all: &mut [f32] = bytemuck::cast_slice_mut(&mut packed.weights);
+            let block = (rows * VECTORS * unit).max(1);
+            all[..rows * padded].par_chunks_mut(block).enumerate().for_each(|(b, part)| {
+                let width = part.len() / rows;
+                let mut values = part.chunks_exact_mut(width);
+                for s in 0..steps {
+                    let (first, tap, inputs) = step(s);
+                    for (i, values) in (first..first + inputs).zip(&mut values) {
+                        for (o, value) in (b * VECTORS * unit..outputs).zip(values) {
+                            *value = weight(tap, i, o);
+                        }
+                    }
+                }
+            });
+        }
+        let values: &mut [f32] = bytemuck::cast_slice_mut(&mut packed.bias);
+        for (o, value) in values[..outputs].iter_mut().enumerate() {
+            *value = bias(o);
+        }
+        packed
+    }
+
+    /// A 1-tap product without bias.
+    pub(super) fn matrix(
+        mode: Mode,
+        (inputs, outputs): (usize, usize),
+        weight: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Self {
+        Self::new(mode, (1, inputs, outputs), |_, i, o| weight(i, o), |_| 0.0)
+    }
+
+    /// Taps, inputs, outputs.
+    pub(super) fn extent(&self) -> (usize, usize, usize) {
+        (self.taps, self.inputs, self.outputs)
+    }
+
+    fn block_width(&self) -> usize {
+        VECTORS * self.unit
+    }
+
+    fn blocks(&self) -> usize {
+        self.outputs.div_ceil(self.block_width())
+    }
+
+    /// Bytes that a point takes in a band.
+    fn point_bytes(&self) -> usize {
+        let value = if self.mode.wide.is_some() { size_of::<Bf16>() } else { size_of::<f32>() };
+        self.inputs.next_multiple_of(BLOCK) * value
+    }
+
+    /// First output of block `b`, and the number that the kernel computes.
+    fn block(&self, b: usize) -> (usize, usize) {
+        let padded = self.outputs.next_multiple_of(self.unit);
+        let first = b * self.block_width();
+        (first, self.block_width().min(padded - first))
+    }
+
+    /// out = the product at every pixel of `input`, on all cores.
+    pub(super) fn run(&self, input: &Input, add: Option<&Add>, out: &mut [f32]) {
+        let shape = input.grid();
+        let picture = shape.pixels() * self.outputs;
+        for (n, out) in out.chunks_exact_mut(picture).enumerate() {
+            let plane = Plane { input, n, add };
+            let reach = usize::from(self.taps == 9);
+            let flat = reach == 0 && !input.up && add.is_none_or(|add| !add.up);
+            let (h, w) = if flat { (shape.pixels(), 1) } else { (shape.h, shape.w) };
+            let work = self.taps * self.inputs * self.outputs * shape.pixels();
+            let threads = if work < SMALL { 1 } else { rayon::current_num_threads() };
+            let (rows, columns) = self.cut(h, w, reach, threads);
+            let (bands, blocks) = (h.div_ceil(rows), self.blocks());
+            let task =
+                Task { packed: self, plane, reach, w, first: 0, columns, blocks: (0, blocks) };
+            if bands == 1 && threads == 1 {
+                task.run(out);
+                continue;
+            }
+            let groups = if bands < threads { blocks.min(threads.div_ceil(bands)) } else { 1 };
+            if groups == 1 {
+                out.par_chunks_mut(rows * w * self.outputs).enumerate().for_each(|(i, out)| {
+                    Task { first: i * rows, ..task }.run(out);
+                });
+                continue;
+            }
+            // Too few pixels for all threads: every one computes some of the outputs.
+            let per_group = blocks.div_ceil(groups);
+            let group_width = per_group * self.block_width();
+            let parts: Vec<Vec<f32>> = (0..bands * blocks.div_ceil(per_group))
+                .into_par_iter()
+                .map(|i| {
+                    let (band, group) = (i % bands, i / bands);
+                    let width = group_width.min(self.outputs - group * group_width);
+                    let mut part = vec![0.0; rows.min(h - band * rows) * w * width];
+                    let blocks = (group * per_group, ((group + 1) * per_group).min(blocks));
+                    Task { first: band * rows, blocks, ..task }.run(&mut part);
+                    part
+                })
+                .collect();
+            for (i, part) in parts.iter().enumerate() {
+                let (band, group) = (i % bands, i / bands);
+                let width = group_width.min(self.outputs - group * group_width);
+                let out = out[band * rows * w * self.outputs..].chunks_exact_mut(self.outputs);
+                for (out, part) in out.zip(part.chunks_exact(width)) {
+                    out[group * group_width..][..width].copy_from_slice(part);
+                }
+            }
+        }
+    }
+
+    /// Rows of a task and columns of a band of it.
+    fn cut(&self, h: usize, w: usize, reach: usize, threads: usize) -> (usize, usize) {
+        let points = BAND_BYTES / self.point_bytes().max(1);
+        let most = if points < 2048 { 64 } else { 128 };
+        let columns = w.div_ceil(w.div_ceil(most));
+        let rows = (points / (columns + 2 * reach)).saturating_sub(2 * reach).max(1);
+        // As many tasks as threads, or a few times as many if they are large enough for their edges not to matter.
+        let many = h.div_ceil(4 * threads);
+        let wanted = if many >= 16 && many * columns >= 1024 { many } else { h.div_ceil(threads) };
+        (rows.min(wanted), columns)
+    }
+
+    /// The same for the rows of a matrix [rows, inputs], on this thread.
+    pub(super) fn run_rows(&self, rows: &[f32], out: &mut [f32]) {
+        let shape = Shape::new(1, rows.len() / self.inputs.max(1), 1, self.inputs);
+        let input = Input::plain(shape, rows);
+        let plane = Plane { input: &input, n: 0, add: None };
+        let blocks = (0, self.blocks());
+        Task { packed: self, plane, reach: 0, w: 1, first: 0, columns: 1, blocks }.run(out);
+    }
+}
+
+/// What is done to the input's values before they are multiplied.
+#[derive(Clone)]
+pub(super) enum Load {
+    /// Nothing.
+    Plain,
+    /// An affine map per channel, one for every picture or one for all.
+    Affine(Vec<Affine>),
+    /// RMS norm over the channels of the pixel, times these.
+    Pixel(Channels),
+}
+
+/// What a product is taken over.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a> {
+    /// Extent of `data`.
+    pub(super) shape: Shape,
+    /// NHWC.
+    pub(super) data: &'a [f32],
+    /// What is done to a pixel first.
+    pub(super) load: &'a Load,
+    /// Whether SiLU is next.
+    pub(super) silu: bool,
+    /// Whether every pixel then becomes 2x2.
+    pub(super) up: bool,
+}
+
+impl<'a> Input<'a> {
+    /// `data` as it is.
+    pub(super) fn plain(shape: Shape, data: &'a [f32]) -> Self {
+        Self { shape, data, load: &Load::Plain, silu: false, up: false }
+    }
+
+    /// Calls `to(pixel, block, values, number of channels)` for `pixels` of picture `n`, with what is done to them done.
+    #[inline(always)]
+    fn each_block(
+        &self,
+        n: usize,
+        pixels: &[f32],
+        to: impl FnMut(usize, usize, [f32; BLOCK], usize),
+    ) {
+        let c = self.shape.c;
+        match (self.load, self.silu) {
+            (Load::Plain, false) => each_block::<false>(pixels, c, Keep, to),
+            (Load::Plain, true) => each_block::<true>(pixels, c, Keep, to),
+            (Load::Affine(maps), false) => {
+                each_block::<false>(pixels, c, &maps[n % maps.len()], to)
+            }
+            (Load::Affine(maps), true) => each_block::<true>(pixels, c, &maps[n % maps.len()], to),
+            (Load::Pixel(gains), false) => each_block::<false>(pixels, c, Rms(gains), to),
+            (Load::Pixel(gains), true) => each_block::<true>(pixels, c, Rms(gains), to),
+        }
+    }
+
+    /// Writes the input with what is done to it, but for the enlarging, to `out`.
+    pub(super) fn write(&self, arch: Arch, out: &mut [f32]) {
+        let (c, picture) = (self.shape.c, self.shape.pixels() * self.shape.c);
+        let pictures = self.data.chunks_exact(picture).zip(out.chunks_exact_mut(picture));
+        for (n, (data, out)) in pictures.enumerate() {
+            for_units(
+                arch,
+                out,
+                c,
+                #[inline(always)]
+                |first, out| {
+                    let pixels = &data[first * c..][..out.len()];
+                    self.each_block(
+                        n,
+                        pixels,
+                        #[inline(always)]
+                        |j, b, x, channels| {
+                            out[j * c + b * BLOCK..][..channels].copy_from_slice(&x[..channels]);
+                        },
+                    );
+                },
+            );
+        }
+    }
+
+    /// Extent of the product's grid, with the input's channels.
+    pub(super) fn grid(&self) -> Shape {
+        let factor = if self.up { 2 } else { 1 };
+        Shape { h: self.shape.h * factor, w: self.shape.w * factor, ..self.shape }
+    }
+}
+
+/// What is done to a pixel, block by block.
+trait Change {
+    /// What all blocks of the pixel need to know.
+    fn look(&self, pixel: &[f32]) -> f32;
+    fn block(&self, look: f32, b: usize, x: [f32; BLOCK]) -> [f32; BLOCK];
+}
+
+struct Keep;
+
+impl Change for Keep {
+    #[inline(always)]
+    fn look(&self, _: &[f32]) -> f32 {
+        0.0
+    }
+
+    #[inline(always)]
+    fn block(&self, _: f32, _: usize, x: [f32; BLOCK]) -> [f32; BLOCK] {
+        x
+    }
+}
+
+impl Change for &Affine {
+    #[inline(always)]
+    fn look(&self, _: &[f32]) -> f32 {
+        0.0
+    }
+
+    #[inline(always)]
+    fn block(&self, _: f32, b: usize, x: [f32; BLOCK]) -> [f32; BLOCK] {
+        self.apply(b, x)
+    }
+}
+
+struct Rms<'a>(&'a Channels);
+
+impl Change for Rms<'_> {
+    #[inline(always)]
+    fn look(&self, pixel: &[f32]) -> f32 {
+        inverse_rms(pixel)
+    }
+
+    #[inline(always)]
+    fn block(&self, look: f32, b: usize, x: [f32; BLOCK]) -> [f32; BLOCK] {
+        self.0.scale(b, look, x)
+    }
+}
+
+/// Calls `to(pixel, block, changed values, number of channels)`, SiLU applied to the values if asked for.
+#[inline(always)]
+fn each_block<const SILU: bool>(
+    pixels: &[f32],
+    channels: usize,
+    change: impl Change,
+    mut to: impl FnMut(usize, usize, [f32; BLOCK], usize),
+) {
+    for (j, pixel) in pixels.chunks_exact(channels).enumerate() {
+        let look = change.look(pixel);
+        let (whole, rest) = pixel.as_chunks::<BLOCK>();
+        for (b, chunk) in whole.iter().enumerate() {
+            to(j, b, finished::<SILU>(change.block(look, b, *chunk)), BLOCK);
+        }
+        if !rest.is_empty() {
+            let (b, len) = (whole.len(), rest.len());
+            // The usual lengths are moved as vectors.
+            let x = match len {
+                24 => padded::<24>(rest),
+                16 => padded::<16>(rest),
+                _ => some(rest),
+            };
+            to(j, b, finished::<SILU>(change.block(look, b, x)), len);
+        }
+    }
+}
+
+/// SiLU if asked for.
+#[inline(always)]
+fn finished<const SILU: bool>(x: [f32; BLOCK]) -> [f32; BLOCK] {
+    let mut x = x;
+    for x in &mut x {
+        *x = activate::<SILU>(*x);
+    }
+    x
+}
+
+/// N values, and zeros up to a block.
+#[inline(always)]
+fn padded<const N: usize>(values: &[f32]) -> [f32; BLOCK] {
+    let mut x = [0.0; BLOCK];
+    for (x, &value) in x[..N].iter_mut().zip(&values[..N]) {
+        *x = value;
+    }
+    x
+}
+
+/// The same for any number of values.
+#[inline(always)]
+fn some(values: &[f32]) -> [f32; BLOCK] {
+    let mut x = [0.0; BLOCK];
+    for (x, &value) in x.iter_mut().zip(values) {
+        *x = value;
+    }
+    x
+}
+
+/// What is added to a product: `wa` * data + `wb` * product.
+#[derive(Clone, Copy)]
+pub(super) struct Add<'a> {
+    /// NHWC, with the product's channels.
+    pub(super) data: &'a [f32],
+    /// Whether every pixel of it counts for 2x2.
+    pub(super) up: bool,
+    /// Factor of `data`.
+    pub(super) wa: f32,
+    /// Factor of the product.
+    pub(super) wb: f32,
+}
+
+/// One picture of the batch.
+#[derive(Clone, Copy)]
+struct Plane<'a> {
+    input: &'a Input<'a>,
+    n: usize,
+    add: Option<&'a Add<'a>>,
+}
+
+/// Consecutive rows of a picture from `first` on, some blocks of outputs.
+#[derive(Clone, Copy)]
+struct Task<'a> {
+    packed: &'a Packed,
+    plane: Plane<'a>,
+    /// Neighbours that a pixel reads on each side.
+    reach: usize,
+    /// Pixels of a row.
+    w: usize,
+    first: usize,
+    /// Pixels of a row that are done at a time.
+    columns: usize,
+    blocks: (usize, usize),
+}
+
+/// What a thread keeps from task to task.
+#[derive(Default)]
+struct Scratch {
+    band: Vec<Line>,
+    steps: Vec<Step>,
+    sums: Vec<Line>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Task<'_> {
+    /// `out`: rows of the task, [pixel, outputs of the blocks].
+    fn run(self, out: &mut [f32]) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Mode { arch, wide } = self.packed.mode;
+            match wide {
+                None => arch.dispatch(RunF32 { task: self, out, scratch }),
+                Some(wide) => {
+                    let _tiles = Tiles::new(wide);
+                    arch.dispatch(RunBf16 { task: self, out, scratch, wide });
+                }
+            }
+        });
+    }
+
+    /// Number of outputs that `out` of [`Task::run`] has per pixel.
+    fn stride(&self) -> usize {
+        let width = self.packed.block_width();
+        (self.blocks.1 * width).min(self.packed.outputs) - self.blocks.0 * width
+    }
+
+    /// Calls `block(band, b, sums, finish)` for every band of the task and every block of outputs.
+    #[inline(always)]
+    fn each<T: Value>(
+        &self,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+        mut block: impl FnMut(Band<T>, usize, &mut [f32], &mut Finishing),
+    ) {
+        let (stride, reach, inputs) = (self.stride(), self.reach, self.packed.inputs);
+        let rows = out.len() / (self.w * stride);
+        let blocks = inputs.div_ceil(BLOCK);
+        scratch.sums.resize(SUMS / 16, Line::zeroed());
+        let mut x0 = 0;
+        while x0 < self.w {
+            let columns = self.columns.min(self.w - x0);
+            let row = columns + 2 * reach;
+            // The last point of the last row needs its neighbours, and the kernels read past it.
+            let points = (rows + 2 * reach) * row + SLACK;
+            let values = blocks * points * BLOCK;
+            let needed = (values * size_of::<T>()).div_ceil(size_of::<Line>());
+            if scratch.band.len() < needed {
+                scratch.band.resize(needed, Line::zeroed());
+            }
+            let band: &mut [T] = &mut bytemuck::cast_slice_mut(&mut scratch.band)[..values];
+            let window = Window { points, row, rows, x0, columns };
+            self.plane.fill::<T>(self, band, &window);
+            scratch.steps.clear();
+            for b in 0..blocks {
+                for tap in 0..self.packed.taps {
+                    let (dy, dx) = (tap / 3, tap % 3);
+                    let offset = (b * points + dy * row + dx) * BLOCK;
+                    scratch.steps.push(Step { offset, inputs: BLOCK.min(inputs - b * BLOCK) });
+                }
+            }
+            let sums: &mut [f32] = bytemuck::cast_slice_mut(&mut scratch.sums);
+            let band = Band::new(band, &scratch.steps, rows * row - 2 * reach);
+            for b in self.blocks.0..self.blocks.1 {
+                let (first, width) = self.packed.block(b);
+                let outputs = width.min(self.packed.outputs - first);
+                let column = first - self.blocks.0 * self.packed.block_width();
+                let add = self.plane.add.map(|add| self.plane.added(add, self, first));
+                let mut finish = Finishing {
+                    out,
+                    stride,
+                    column,
+                    outputs,
+                    width,
+                    row,
+                    columns,
+                    x0,
+                    w: self.w,
+                    add,
+                    y0: self.first,
+                };
+                block(band, b, sums, &mut finish);
+            }
+            x0 += columns;
+        }
+    }
+}
+
+/// The part of a task that a band holds.
+struct Window {
+    points: usize,
+    row: usize,
+    rows: usize,
+    x0: usize,
+    columns: usize,
+}
+
+impl Plane<'_> {
+    /// Writes the points of `window` and their neighbours to `band`.
+    #[inline(always)]
+    fn fill<T: Value>(&self, task: &Task, band: &mut [T], window: &Window) {
+        let (input, reach) = (self.input, task.reach);
+        let shape = input.shape;
+        let picture = &input.data[self.n * shape.pixels() * shape.c..][..shape.pixels() * shape.c];
+        let points = window.points;
+        if reach == 0 && task.w == 1 && !input.up {
+            // Rows of one pixel are one row of many.
+            let source = &picture[task.first * shape.c..][..window.rows * shape.c];
+            return self.pack(source, band, points, 0, 1);
+        }
+        let grid = input.grid();
+        for r in 0..window.rows + 2 * reach {
+            let at = r * window.row;
+            let y = (task.first + r).wrapping_sub(reach);
+            let clear = |band: &mut [T], from: usize, to: usize| {
+                for block in band.chunks_exact_mut(points * BLOCK) {
+                    block[(at + from) * BLOCK..(at + to) * BLOCK].fill(T::zeroed());
+                }
+            };
+            if y >= grid.h {
+                clear(band, 0, window.row);
+                continue;
+            }
+            let left = if window.x0 == 0 { reach } else { 0 };
+            let right = if window.x0 + window.columns == grid.w { reach } else { 0 };
+            clear(band, 0, left);
+            clear(band, window.row - right, window.row);
+            // Columns of the grid that are inside, and the point of the first.
+            let (first, end) =
+                (window.x0 + left - reach, window.x0 + window.columns + reach - right);
+            let to = at + left;
+            if !input.up {
+                let source = &picture[(y * shape.w + first) * shape.c..][..(end - first) * shape.c];
+                self.pack(source, band, points, to, 1);
+                continue;
+            }
+            if r > 0 && y % 2 == 1 {
+                for block in band.chunks_exact_mut(points * BLOCK) {
+                    let (from, len) = ((to - window.row) * BLOCK, (end - first) * BLOCK);
+                    block.copy_within(from..from + len, to * BLOCK);
+                }
+                continue;
+            }
+            let source = |x: usize, end: usize| {
+                &picture[(y / 2 * shape.w + x) * shape.c..(y / 2 * shape.w + end) * shape.c]
+            };
+            // Whole pairs of columns, and what is left of one at either end.
+            let (x, last) = (first.div_ceil(2), end / 2);
+            if first % 2 == 1 {
+                self.pack(source(first / 2, first / 2 + 1), band, points, to, 1);
+            }
+            if x < last {
+                self.pack(source(x, last), band, points, to + 2 * x - first, 2);
+                for block in band.chunks_exact_mut(points * BLOCK) {
+                    let pairs =
+                        &mut block[(to + 2 * x - first) * BLOCK..(to + 2 * last - first) * BLOCK];
+                    for pair in pairs.chunks_exact_mut(2 * BLOCK) {
+                        let (left, right) = pair.split_at_mut(BLOCK);
+                        right.copy_from_slice(left);
+                    }
+                }
+            }
+            if end % 2 == 1 && end > first {
+                self.pack(source(end / 2, end / 2 + 1), band, points, to + end - 1 - first, 1);
+            }
+        }
+    }
+
+    /// Pixels of `source` to every `apart`-th point from `to` on.
+    #[inline(always)]
+    fn pack<T: Value>(
+        &self,
+        source: &[f32],
+        band: &mut [T],
+        points: usize,
+        to: usize,
+        apart: usize,
+    ) {
+        self.input.each_block(
+            self.n,
+            source,
+            #[inline(always)]
+            |j, b, x, _| {
+                let out = &mut band[(b * points + to + j * apart) * BLOCK..][..BLOCK];
+                for (out, &x) in out.iter_mut().zip(&x) {
+                    *out = T::of(x);
+                }
+            },
+        );
+    }
+
+    /// What is added to the block of outputs from `first` on, from the task's first row.
+    fn added<'a>(&'a self, add: &'a Add<'a>, task: &Task, first: usize) -> Added<'a> {
+        let outputs = task.packed.outputs;
+        let (pixels, factor) = (self.input.grid().pixels(), if add.up { 4 } else { 1 });
+        let picture = &add.data[self.n * pixels / factor * outputs..][..pixels / factor * outputs];
+        Added { picture, channels: outputs, first, up: add.up, wa: add.wa, wb: add.wb }
+    }
+}
+
+/// What is added to the sums, as the kernels' results reach it.
+struct Added<'a> {
+    picture: &'a [f32],
+    channels: usize,
+    first: usize,
+    up: bool,
+    wa: f32,
+    wb: f32,
+}
+
+/// Takes sums to their place in the output, and leaves out the points between the rows.
+struct Finishing<'a, 'b> {
+    out: &'b mut [f32],
+    /// Outputs of a pixel of `out`, and the first that is written.
+    stride: usize,
+    column: usize,
+    /// Outputs that are written, and those that the kernel computes.
+    outputs: usize,
+    width: usize,
+    /// Points of a row of the band, and those that are pixels.
+    row: usize,
+    columns: usize,
+    /// Place of the band's first pixel.
+    x0: usize,
+    y0: usize,
+    /// Pixels of a row of the picture.
+    w: usize,
+    add: Option<Added<'a>>,
+}
+
+impl Finish for Finishing<'_, '_> {
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, simd: S, first: usize, count: usize, sums: &[f32]) {
+        let (mut y, mut x) = (first / self.row, first % self.row);
+        for sums in sums.chunks_exact(self.width).take(count) {
+            if x < self.columns {
+                let pixel = y * self.w + self.x0 + x;
+                let out = &mut self.out[pixel * self.stride + self.column..][..self.outputs];
+                let (sums, _) = S::as_simd_f32s(sums);
+                let (whole, rest) = S::as_mut_simd_f32s(out);
+                if let Some(add) = &self.add {
+                    let (y, x) = (self.y0 + y, self.x0 + x);
+                    let at = if add.up { y / 2 * (self.w / 2) + x / 2 } else { y * self.w + x };
+                    let added = &add.picture[at * add.channels + add.first..][..self.outputs];
+                    let (added, last) = S::as_simd_f32s(added);
+                    let (wa, wb) = (simd.splat_f32s(add.wa), simd.splat_f32s(add.wb));
+                    let sum = |a, b| simd.add_f32s(simd.mul_f32s(wa, a), simd.mul_f32s(wb, b));
+                    for ((out, &a), &b) in whole.iter_mut().zip(added).zip(sums) {
+                        *out = sum(a, b);
+                    }
+                    if !rest.is_empty() {
+                        let sum = sum(simd.partial_load_f32s(last), sums[whole.len()]);
+                        simd.partial_store_f32s(rest, sum);
+                    }
+                } else {
+                    whole.iter_mut().zip(sums).for_each(|(out, &sum)| *out = sum);
+                    if !rest.is_empty() {
+                        simd.partial_store_f32s(rest, sums[whole.len()]);
+                    }
+                }
+            }
+            x += 1;
+            if x == self.row {
+                (x, y) = (0, y + 1);
+            }
+        }
+    }
+}
+
+struct RunF32<'a, 'b> {
+    task: Task<'a>,
+    out: &'b mut [f32],
+    scratch: &'b mut Scratch,
+}
+
+impl WithSimd for RunF32<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { task, out, scratch } = self;
+        let packed = task.packed;
+        let weights: &[f32] = bytemuck::cast_slice(&packed.weights);
+        let bias: &[f32] = bytemuck::cast_slice(&packed.bias);
+        let rows = packed.taps * packed.inputs;
+        task.each(
+            scratch,
+            out,
+            #[inline(always)]
+            |band, b, sums, finish| {
+                let (first, width) = packed.block(b);
+                let (weights, bias) =
+                    (&weights[rows * first..][..rows * width], &bias[first..][..width]);
+                if width > S::F32_LANES {
+                    kernels::f32_block::<S, VECTORS>(simd, band, weights, bias, sums, finish);
+                } else {
+                    kernels::f32_block::<S, 1>(simd, band, weights, bias, sums, finish);
+                }
+            },
+        );
+    }
+}
+
+struct RunBf16<'a, 'b> {
+    task: Task<'a>,
+    out: &'b mut [f32],
+    scratch: &'b mut Scratch,
+    wide: Wide,
+}
+
+impl WithSimd for RunBf16<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { task, out, scratch, wide } = self;
+        let packed = task.packed;
+        let weights: &[Bf16] = bytemuck::cast_slice(&packed.weights);
+        let bias: &[f32] = bytemuck::cast_slice(&packed.bias);
+        let values = packed.taps * packed.inputs.div_ceil(BLOCK) * TILE;
+        task.each(
+            scratch,
+            out,
+            #[inline(always)]
+            |band, b, sums, finish| {
+                let (first, width) = packed.block(b);
+                let (from, columns) = (first / COLUMN, width / COLUMN);
+                let weights = &weights[values * from..][..values * columns];
+                kernels::bf16_block(
+                    simd,
+                    wide,
+                    band,
+                    weights,
+                    &bias[first..][..width],
+                    sums,
+                    finish,
+                );
+            },
+        );
+    }
+}
