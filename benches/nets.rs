@@ -3,7 +3,8 @@
 //! (Linux): what to compare with one thread on a machine that has other work.
 //!
 //! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`; with a checkpoint's path as argument also `unet WIDTH HEIGHT` and
-//! `decoder WIDTH HEIGHT`, for pictures of that size.
+//! `decoder WIDTH HEIGHT`, for pictures of that size. For `benches/compare_vulkan.py`: the name of a variant of the GPU's
+//! convolutions in place of `conv`, a chain of four, upload and download included.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 use std::{
@@ -17,7 +18,10 @@ use std::{
 };
 
 use tessera::{
-    exec::cpu::Cpu,
+    exec::{
+        cpu::Cpu,
+        gpu::{ConvVariant, Gpu},
+    },
     model::{checkpoint::Checkpoint, decoder, unet},
     ops::{
         Conv2d, Ops, Shape,
@@ -25,6 +29,9 @@ use tessera::{
         weights::{Param, Weights},
     },
 };
+
+/// Convolutions of a chain on the GPU.
+const CHAIN: usize = 4;
 
 /// Seconds since some moment: of the clock on the wall, or of all threads together on a core.
 fn now(cpu_time: bool) -> Result<f64, Box<dyn Error>> {
@@ -59,22 +66,53 @@ fn time(
     Ok(seconds)
 }
 
-fn conv(cpu_time: bool, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
+/// A convolution with its parameters and an input.
+struct Layer {
+    weights: Arc<Weights>,
+    conv: Conv2d,
+    shape: Shape,
+    data: Vec<f32>,
+}
+
+/// A random layer of `inputs`, `outputs`, `kernel`, and an input of `rows`, `columns` for it.
+fn layer(extents: &[usize]) -> Result<Layer, Box<dyn Error>> {
     let &[inputs, outputs, kernel, rows, columns] = extents else {
-        return Err("conv takes 5 numbers".into());
+        return Err("a convolution takes 5 numbers".into());
     };
     let mut random = Random::new(1);
     let mut weights = Weights::default();
-    let shape = vec![outputs, inputs, kernel, kernel];
-    let data = random.values(shape.iter().product(), 0.0, 0.1);
-    weights.insert("layer.weight", Param { shape, data });
-    let data = random.values(outputs, 0.0, 1.0);
-    weights.insert("layer.bias", Param { shape: vec![outputs], data });
-    let mut cpu = Cpu::new(Arc::new(weights));
+    let conv = Conv2d { name: "layer".into(), in_channels: inputs, out_channels: outputs, kernel };
+    for ((name, shape), scale) in conv.params().into_iter().zip([0.1, 1.0]) {
+        let data = random.values(shape.iter().product(), 0.0, scale);
+        weights.insert(name, Param { shape, data });
+    }
     let shape = Shape::new(1, rows, columns, inputs);
-    let x = cpu.upload(shape, &random.values(shape.len(), 0.0, 1.0))?;
-    let layer = Conv2d { name: "layer".into(), in_channels: inputs, out_channels: outputs, kernel };
-    time(cpu_time, || cpu.conv2d(&x, &layer).map(|_| ()))
+    let data = random.values(shape.len(), 0.0, 1.0);
+    Ok(Layer { weights: Arc::new(weights), conv, shape, data })
+}
+
+fn conv(cpu_time: bool, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
+    let Layer { weights, conv, shape, data } = layer(extents)?;
+    let mut cpu = Cpu::new(weights);
+    let x = cpu.upload(shape, &data)?;
+    time(cpu_time, || cpu.conv2d(&x, &conv).map(|_| ()))
+}
+
+/// A chain of [`CHAIN`] times the same convolution on the GPU, upload and download included.
+fn gpu_conv(
+    cpu_time: bool,
+    variant: ConvVariant,
+    extents: &[usize],
+) -> Result<Vec<f64>, Box<dyn Error>> {
+    let Layer { weights, conv, shape, data } = layer(extents)?;
+    let mut gpu = Gpu::new(None, weights)?.with_convolutions(variant);
+    time(cpu_time, || {
+        let mut x = gpu.upload(shape, &data)?;
+        for _ in 0..CHAIN {
+            x = gpu.conv2d(&x, &conv)?;
+        }
+        gpu.download(&x).map(|_| ())
+    })
 }
 
 /// One evaluation of a network of `model` for a picture of `extents` pixels, upload and download included.
@@ -121,7 +159,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let seconds = match command {
             "conv" => conv(cpu_time, &extents)?,
             "unet" | "decoder" => network(cpu_time, model.as_ref(), command, &extents)?,
-            other => return Err(format!("{other} is not a command").into()),
+            other => gpu_conv(cpu_time, ConvVariant::from_name(other)?, &extents)?,
         };
         writeln!(stdout(), "{}", serde_json::json!({ "command": line, "seconds": seconds }))?;
         stdout().flush()?;
