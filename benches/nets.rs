@@ -5,7 +5,8 @@
 //! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention CHANNELS
 //! ROWS COLUMNS` (over pixels), `copy MIB`; with a checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH
 //! HEIGHT` and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is all from the seed to the samples
-//! of all tiles.
+//! of all tiles. For `benches/compare_vulkan.py`: the name of a variant of the GPU's convolutions in place of `conv`, a
+//! chain of four, upload and download included.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 use std::{
@@ -24,7 +25,10 @@ use tessera::{
         self, Cancel, Event,
         plan::{Plan, Spec},
     },
-    exec::cpu::{Cpu, Kernels, Tensor},
+    exec::{
+        cpu::{Cpu, Kernels, Tensor},
+        gpu::{ConvVariant, Gpu},
+    },
     model::{arch::norm_groups, checkpoint::Checkpoint, decoder, unet},
     ops::{
         Conv2d, GroupNorm, Ops, Shape, Window,
@@ -32,6 +36,9 @@ use tessera::{
         weights::{Param, Weights},
     },
 };
+
+/// Convolutions of a chain on the GPU.
+const CHAIN: usize = 4;
 
 /// Seconds since some moment: of the clock on the wall, or of all threads together on a core.
 fn now(cpu_time: bool) -> Result<f64, Box<dyn Error>> {
@@ -66,6 +73,18 @@ fn time(
     Ok(seconds)
 }
 
+fn random_weights(
+    random: &mut Random,
+    params: impl IntoIterator<Item = (String, Vec<usize>)>,
+) -> Arc<Weights> {
+    let mut weights = Weights::default();
+    for (name, shape) in params {
+        let data = random.values(shape.iter().product(), 0.0, 0.1);
+        weights.insert(name, Param { shape, data });
+    }
+    Arc::new(weights)
+}
+
 /// One operator on random inputs of `shape`, with random parameters.
 fn operator(
     cpu_time: bool,
@@ -74,12 +93,8 @@ fn operator(
     shape: Shape,
     mut run: impl FnMut(&mut Cpu, &Tensor) -> tessera::error::Result<Tensor>,
 ) -> Result<Vec<f64>, Box<dyn Error>> {
-    let (mut random, mut weights) = (Random::new(1), Weights::default());
-    for (name, shape) in params {
-        let data = random.values(shape.iter().product(), 0.0, 0.1);
-        weights.insert(name, Param { shape, data });
-    }
-    let mut cpu = Cpu::with_kernels(Arc::new(weights), kernels)?;
+    let mut random = Random::new(1);
+    let mut cpu = Cpu::with_kernels(random_weights(&mut random, params), kernels)?;
     let x = cpu.upload(shape, &random.values(shape.len(), 0.0, 1.0))?;
     time(cpu_time, || {
         let out = run(&mut cpu, &x)?;
@@ -88,13 +103,38 @@ fn operator(
     })
 }
 
-fn conv(cpu_time: bool, kernels: Kernels, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
+/// A layer of `extents`: inputs, outputs, kernel; and the shape of what it reads: rows, columns.
+fn layer(extents: &[usize]) -> Result<(Conv2d, Shape), Box<dyn Error>> {
     let &[inputs, outputs, kernel, rows, columns] = extents else {
-        return Err("conv takes 5 numbers".into());
+        return Err("a convolution takes 5 numbers".into());
     };
     let layer = Conv2d { name: "layer".into(), in_channels: inputs, out_channels: outputs, kernel };
-    let shape = Shape::new(1, rows, columns, inputs);
+    Ok((layer, Shape::new(1, rows, columns, inputs)))
+}
+
+fn conv(cpu_time: bool, kernels: Kernels, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
+    let (layer, shape) = layer(extents)?;
     operator(cpu_time, kernels, layer.params(), shape, |cpu, x| cpu.conv2d(x, &layer))
+}
+
+/// A chain of [`CHAIN`] times the same convolution on the GPU, upload and download included.
+fn gpu_conv(
+    cpu_time: bool,
+    variant: ConvVariant,
+    extents: &[usize],
+) -> Result<Vec<f64>, Box<dyn Error>> {
+    let (layer, shape) = layer(extents)?;
+    let mut random = Random::new(1);
+    let weights = random_weights(&mut random, layer.params());
+    let mut gpu = Gpu::new(None, weights)?.with_convolutions(variant);
+    let data = random.values(shape.len(), 0.0, 1.0);
+    time(cpu_time, || {
+        let mut x = gpu.upload(shape, &data)?;
+        for _ in 0..CHAIN {
+            x = gpu.conv2d(&x, &layer)?;
+        }
+        gpu.download(&x).map(drop)
+    })
 }
 
 fn norm(cpu_time: bool, kernels: Kernels, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
@@ -199,7 +239,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "copy" => copy(cpu_time, &extents)?,
             "generate" => generate(cpu_time, kernels, model.as_ref(), &extents)?,
             "unet" | "decoder" => network(cpu_time, kernels, model.as_ref(), command, &extents)?,
-            other => return Err(format!("{other} is not a command").into()),
+            other => gpu_conv(cpu_time, ConvVariant::from_name(other)?, &extents)?,
         };
         writeln!(stdout(), "{}", serde_json::json!({ "command": line, "seconds": seconds }))?;
         stdout().flush()?;

@@ -6,18 +6,22 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use common::parity;
 use tessera::{
     error::Kind,
     exec::{
-        gpu::{Gpu, adapters, best_real},
+        gpu::{ConvVariant, Gpu, adapters, best_real},
         reference::Reference,
     },
+    model::checkpoint::Checkpoint,
     ops::{
         Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window,
-        cases::{self, Random, relative_error},
+        cases::{self, OpCall, Random, relative_error},
         weights::{Param, Weights},
     },
 };
@@ -67,6 +71,62 @@ fn operators_equal_the_reference() {
         }
     }
     assert!(failed.is_empty(), "{} of {}: {failed:#?}", failed.len(), table.cases.len());
+}
+
+/// Every variant of the convolution comes out as in the reference, for all cases of the table and all layers of the default
+/// model and of the largest configuration, on grids of odd extents.
+#[test]
+fn every_variant_of_a_convolution_equals_the_reference() {
+    let table = cases::table(5);
+    let Some((gpu, _lock)) = gpu(Arc::default()) else { return };
+    drop(gpu);
+    let model = Checkpoint::default_model().unwrap();
+    let mut layers: BTreeSet<[usize; 3]> = model
+        .weights
+        .iter()
+        .filter_map(|(_, p)| match p.shape[..] {
+            [outputs, inputs, kernel, _] => Some([outputs, inputs, kernel]),
+            _ => None,
+        })
+        .collect();
+    // pdm-2k: the widest of each kind, and what doubles or joins them.
+    layers.extend([[192, 384, 3], [384, 192, 1], [768, 576, 3], [512, 1024, 1], [3, 48, 1]]);
+    let mut own = Weights::default();
+    let mut random = Random::new(13);
+    let layers: Vec<Conv2d> = layers
+        .into_iter()
+        .enumerate()
+        .map(|(i, [out_channels, in_channels, kernel])| {
+            let layer = Conv2d { name: format!("layer{i}"), in_channels, out_channels, kernel };
+            for (name, shape) in layer.params() {
+                let data = random.values(shape.iter().product(), 0.0, 0.1);
+                own.insert(name, Param { shape, data });
+            }
+            layer
+        })
+        .collect();
+    let own = Arc::new(own);
+    for variant in ConvVariant::ALL {
+        let open = |weights| Gpu::new(None, weights).unwrap().with_convolutions(variant);
+        let (mut gpu, mut reference) =
+            (open(table.weights.clone()), Reference::new(table.weights.clone()));
+        for case in table.cases.iter().filter(|case| matches!(case.op, OpCall::Conv2d(_))) {
+            let (wanted, found) = (case.run(&mut reference).unwrap(), case.run(&mut gpu).unwrap());
+            let error = relative_error(&found.1, &wanted.1);
+            assert!(error <= TOLERANCE, "{variant:?} {}: {error:e}", case.name);
+        }
+        let (mut gpu, mut reference) = (open(own.clone()), Reference::new(own.clone()));
+        for layer in &layers {
+            let shape = Shape::new(1, 3, 5, layer.in_channels);
+            let data = random.values(shape.len(), 0.5, 1.5);
+            let (x, y) =
+                (gpu.upload(shape, &data).unwrap(), reference.upload(shape, &data).unwrap());
+            let (x, y) = (gpu.conv2d(&x, layer).unwrap(), reference.conv2d(&y, layer).unwrap());
+            let error =
+                relative_error(&gpu.download(&x).unwrap(), &reference.download(&y).unwrap());
+            assert!(error <= TOLERANCE, "{variant:?} {layer:?}: {error:e}");
+        }
+    }
 }
 
 /// Operators, blocks and whole networks come out as in PyTorch.

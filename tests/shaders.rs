@@ -6,7 +6,9 @@ use std::{collections::BTreeSet, fs, path::Path};
 use naga::{
     AddressSpace, Module, ScalarKind, StorageAccess, TypeInner,
     back::{hlsl, msl, pipeline_constants::process_overrides, spv},
-    valid::{Capabilities, ModuleInfo, ValidationFlags, Validator},
+    valid::{
+        Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator,
+    },
 };
 use tessera::exec::gpu::{Access, OPERATORS, Operator};
 
@@ -14,8 +16,14 @@ fn validate(operator: &Operator) -> (Module, ModuleInfo) {
     let name = operator.name;
     let module = naga::front::wgsl::parse_str(operator.source)
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(operator.source)));
-    // No capabilities: nothing beyond what every device has.
-    let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+    // Nothing beyond what every device has, but in variants that say so.
+    let capabilities = match name {
+        "conv2d_subgroup" => Capabilities::SUBGROUP,
+        _ => Capabilities::empty(),
+    };
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(ShaderStages::COMPUTE)
+        .subgroup_operations(SubgroupOperationSet::all())
         .validate(&module)
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(operator.source)));
     (module, info)
@@ -32,9 +40,14 @@ fn stems(directory: &str, extension: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The shaders in the tree are the operators of the executor, which are the operators of the vocabulary.
+/// The operator that a shader computes: its own name, or what stands before the name of its variant.
+fn computed(shader: &str) -> &str {
+    shader.strip_suffix("_subgroup").or_else(|| shader.strip_suffix("_tiled")).unwrap_or(shader)
+}
+
+/// The shaders in the tree are those of the executor, and compute the operators of the vocabulary.
 #[test]
-fn one_shader_for_each_operator() {
+fn shaders_for_each_operator() {
     let operators: BTreeSet<String> = OPERATORS.iter().map(|o| o.name.to_owned()).collect();
     assert_eq!(operators.len(), OPERATORS.len());
     assert_eq!(stems("shaders", "wgsl"), operators);
@@ -42,7 +55,8 @@ fn one_shader_for_each_operator() {
     for support in ["mod", "cases", "trace", "weights"] {
         assert!(vocabulary.remove(support), "{support}");
     }
-    assert_eq!(vocabulary, operators);
+    let computed: BTreeSet<String> = operators.iter().map(|o| computed(o).to_owned()).collect();
+    assert_eq!(vocabulary, computed);
 }
 
 /// Every shader is valid WGSL and translates to SPIR-V, MSL and HLSL.
@@ -56,12 +70,20 @@ fn shaders_translate_to_every_backend() {
             let (module, info) =
                 process_overrides(&module, &info, Some((stage, &entry.name)), &Default::default())
                     .unwrap_or_else(|e| panic!("{name}.{}: {e}", entry.name));
-            spv::write_vec(&module, &info, &spv::Options::default(), None)
+            // Subgroups came with SPIR-V 1.3.
+            let options = spv::Options { lang_version: (1, 3), ..Default::default() };
+            spv::write_vec(&module, &info, &options, None)
                 .unwrap_or_else(|e| panic!("{name}.{}: SPIR-V: {e}", entry.name));
-            let options = msl::Options { fake_missing_bindings: true, ..Default::default() };
+            let options = msl::Options {
+                lang_version: (2, 1),
+                fake_missing_bindings: true,
+                ..Default::default()
+            };
             msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
                 .unwrap_or_else(|e| panic!("{name}.{}: MSL: {e}", entry.name));
-            let (options, pipeline) = (hlsl::Options::default(), hlsl::PipelineOptions::default());
+            let options =
+                hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
+            let pipeline = hlsl::PipelineOptions::default();
             let mut text = String::new();
             hlsl::Writer::new(&mut text, &options, &pipeline)
                 .write(&module, &info, None)

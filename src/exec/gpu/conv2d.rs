@@ -1,4 +1,4 @@
-//! Convolutions.
+//! Convolutions: variants that give the same bits in different ways.
 
 use super::{
     Gpu, Tensor,
@@ -7,102 +7,197 @@ use super::{
     word,
 };
 use crate::{
-    error::Result,
-    ops::{Conv2d, conv2d},
+    error::{Error, Result},
+    ops::{Conv2d, Shape, conv2d},
 };
 
 params! {
-    struct ConvParams {
-        tiles_across: u32,
-        tiles_down: u32,
-        tiles: u32,
+    struct SubgroupParams {
         count: u32,
+        tiles: u32,
+        pixels: u32,
+        quads: u32,
+        out_channels: u32,
+        height: u32,
+        width: u32,
+        taps: u32,
+    }
+}
+params! {
+    struct TiledParams {
+        count: u32,
+        tiles: u32,
+        pixels: u32,
         in_channels: u32,
         out_channels: u32,
         height: u32,
         width: u32,
+        taps: u32,
     }
 }
 
 operator!(
-    CONV2D, "conv2d", ConvParams, [Read, Read, Read, ReadWrite],
-    "kernel1": [1, 2, 3, 4],
-    "kernel3": [1, 2, 3, 4]
+    CONV2D_SUBGROUP, "conv2d_subgroup", SubgroupParams, [Read, Read, Read, ReadWrite],
+    "main": [1, 2, 3, 4],
+    "narrow": [1, 2, 3, 4]
+);
+operator!(
+    CONV2D_TILED, "conv2d_tiled", TiledParams, [Read, Read, Read, ReadWrite],
+    "main": [1, 2, 3, 4],
+    "odd": [1, 2, 3, 4]
 );
 
-/// Invocations of a workgroup; each computes two output channels, so that layers are filled up to a multiple of twice as
-/// many. Sums do not depend on it.
+/// A way to compute convolutions. All add up the products of a result in the same order and give the same bits, so that
+/// the choice is a matter of speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lanes {
-    /// The vectors of software devices have 8 elements or 16: few lanes, little filling.
-    Software,
-    /// What GPUs run in step: 32, half or twice as many.
-    Real,
+pub enum ConvVariant {
+    /// Sums in registers, inputs handed round among the lanes of a subgroup of 8 or more; input channels in fours.
+    Subgroup,
+    /// Tiles in workgroup memory; any device, any number of channels.
+    Tiled,
 }
 
-impl Lanes {
-    fn count(self) -> usize {
+impl ConvVariant {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Subgroup, Self::Tiled];
+
+    /// Its name: `subgroup`, `tiled`.
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Software => 8,
-            Self::Real => 32,
+            Self::Subgroup => "subgroup",
+            Self::Tiled => "tiled",
         }
     }
 
-    fn constants(self) -> Constants {
-        match self {
-            Self::Software => &[("LANES", 8.0)],
-            Self::Real => &[("LANES", 32.0)],
-        }
+    /// The variant of this name.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] naming those that there are.
+    pub fn from_name(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|variant| variant.name() == name).ok_or_else(|| {
+            let all = Self::ALL.map(Self::name).join(", ");
+            Error::invalid(format!("convolution variant {name:?} is none of {all}"))
+        })
     }
+}
+
+/// Pixels and output channels of a workgroup, and the override constants that say so.
+struct Tile {
+    pixels: usize,
+    channels: usize,
+    constants: Constants,
+}
+
+/// Lanes of a workgroup of [`ConvVariant::Subgroup`]: no more than a subgroup has, as its lanes share their reads.
+fn subgroup_tile(gpu: &Gpu) -> Tile {
+    let (lanes, constants): (usize, Constants) = match gpu.device.subgroup_size {
+        0..16 => (8, &[("LANES", 8.0)]),
+        16..32 => (16, &[("LANES", 16.0)]),
+        _ => (32, &[("LANES", 32.0)]),
+    };
+    Tile { pixels: 32, channels: 4 * lanes, constants }
+}
+
+/// Whether the device and the layer allow `variant`.
+fn fits(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
+    match variant {
+        ConvVariant::Subgroup => gpu.device.subgroup_size >= 8 && p.in_channels.is_multiple_of(4),
+        ConvVariant::Tiled => true,
+    }
+}
+
+/// What is used for `p`: what was asked for where it fits. Else workgroup memory where the device is a GPU; on a software
+/// device that memory is ordinary memory and its barriers are costly, so that registers come first.
+fn choose(gpu: &Gpu, p: &Conv2d) -> ConvVariant {
+    let software = gpu.device.info.software;
+    let usual = if software { ConvVariant::Subgroup } else { ConvVariant::Tiled };
+    let wanted = gpu.conv.unwrap_or(usual);
+    if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
 }
 
 pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
     let shape = conv2d::output_shape(x.shape, p)?;
+    let variant = choose(gpu, p);
+    let tile = match variant {
+        ConvVariant::Subgroup => subgroup_tile(gpu),
+        ConvVariant::Tiled => Tile { pixels: 64, channels: 64, constants: &[] },
+    };
     let y = gpu.tensor(shape, &p.name)?;
-    let block = 2 * gpu.lanes.count();
-    let blocks = p.out_channels.div_ceil(block);
+    let blocks = p.out_channels.div_ceil(tile.channels);
     let [weight, bias] = p.params().map(|(name, _)| name);
-    let weight = gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, block)))?;
+    let weight = gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, tile.channels)))?;
     let bias = gpu.parameter(&bias, |w| {
         let mut bias = p.load(w)?.1.to_vec();
-        bias.resize(blocks * block, 0.0);
+        bias.resize(blocks * tile.channels, 0.0);
         Ok(bias)
     })?;
-    let (height, width, across, down, pictures) = match p.kernel {
-        1 => (1, shape.n * shape.pixels(), (shape.n * shape.pixels()).div_ceil(32), 1, 1),
-        _ => (shape.h, shape.w, shape.w.div_ceil(8), shape.h.div_ceil(4), shape.n),
-    };
-    let tiles = across * down * pictures;
-    let params = ConvParams {
-        tiles_across: word(across),
-        tiles_down: word(down),
-        tiles: word(tiles),
-        count: word(tiles * blocks),
-        in_channels: word(p.in_channels),
-        out_channels: word(p.out_channels),
-        height: word(height),
-        width: word(width),
-    };
-    gpu.dispatch(Call {
-        operator: &CONV2D,
-        kernel: usize::from(p.kernel == 3),
-        constants: gpu.lanes.constants(),
-        params,
-        buffers: &[x.binding(), weight.as_entire_binding(), bias.as_entire_binding(), y.binding()],
-        workgroups: (tiles * blocks) as u64,
-    })?;
+    let buffers = [x.binding(), weight.as_entire_binding(), bias.as_entire_binding(), y.binding()];
+    let work = Work::new(shape, p, &tile);
+    match variant {
+        ConvVariant::Subgroup => gpu.dispatch(Call {
+            operator: &CONV2D_SUBGROUP,
+            kernel: usize::from(!p.out_channels.is_multiple_of(4)),
+            constants: tile.constants,
+            params: SubgroupParams {
+                count: word(work.workgroups),
+                tiles: word(work.tiles),
+                pixels: word(work.pixels),
+                quads: word(p.in_channels / 4),
+                out_channels: word(p.out_channels),
+                height: word(shape.h),
+                width: word(shape.w),
+                taps: word(p.kernel * p.kernel),
+            },
+            buffers: &buffers,
+            workgroups: work.workgroups as u64,
+        })?,
+        ConvVariant::Tiled => gpu.dispatch(Call {
+            operator: &CONV2D_TILED,
+            kernel: usize::from(!p.in_channels.is_multiple_of(4)),
+            constants: tile.constants,
+            params: TiledParams {
+                count: word(work.workgroups),
+                tiles: word(work.tiles),
+                pixels: word(work.pixels),
+                in_channels: word(p.in_channels),
+                out_channels: word(p.out_channels),
+                height: word(shape.h),
+                width: word(shape.w),
+                taps: word(p.kernel * p.kernel),
+            },
+            buffers: &buffers,
+            workgroups: work.workgroups as u64,
+        })?,
+    }
     Ok(y)
 }
 
-/// [out, in, row, column] to [block of output channels, in, row, column, channel of the block], filled up with zeros.
+/// How a convolution is cut up.
+struct Work {
+    pixels: usize,
+    tiles: usize,
+    workgroups: usize,
+}
+
+impl Work {
+    fn new(shape: Shape, p: &Conv2d, tile: &Tile) -> Self {
+        let pixels = shape.n * shape.pixels();
+        let tiles = pixels.div_ceil(tile.pixels);
+        Self { pixels, tiles, workgroups: tiles * p.out_channels.div_ceil(tile.channels) }
+    }
+}
+
+/// [out, in, row, column] to [block of output channels, row, column, in, channel of the block], input channels filled up
+/// to fours and output channels to whole blocks with zeros.
 fn pack(weight: &[f32], p: &Conv2d, block: usize) -> Vec<f32> {
-    let (each, outputs) = (p.in_channels * p.kernel * p.kernel, p.out_channels);
-    let mut packed = Vec::with_capacity(outputs.next_multiple_of(block) * each);
-    for first in (0..outputs).step_by(block) {
-        for i in 0..each {
-            let weights = (first..first + block).map(|o| weight.get(o * each + i));
-            packed.extend(weights.map(|w| w.copied().unwrap_or(0.0)));
-        }
+    let (inputs, taps) = (p.in_channels.next_multiple_of(4), p.kernel * p.kernel);
+    let blocks = p.out_channels.div_ceil(block);
+    let mut packed = vec![0.0; blocks * taps * inputs * block];
+    for (at, &value) in weight.iter().enumerate() {
+        let (tap, input, output) =
+            (at % taps, at / taps % p.in_channels, at / taps / p.in_channels);
+        let row = (output / block * taps + tap) * inputs + input;
+        packed[row * block + output % block] = value;
     }
     packed
 }
@@ -116,16 +211,17 @@ mod tests {
         ops::cases::{self, OpCall},
     };
 
-    /// The number of lanes is a matter of speed: both give the same bits.
+    /// The variant is a matter of speed: all give the same bits.
     #[test]
-    fn lanes_do_not_change_results() {
+    fn variants_do_not_change_results() {
         let mut table = cases::table(7);
         table.cases.retain(|case| matches!(case.op, OpCall::Conv2d(_)));
-        let Some(mut few) = gpu(table.weights.clone()) else { return };
-        let Some(mut many) = gpu(table.weights.clone()) else { return };
-        (few.lanes, many.lanes) = (Lanes::Software, Lanes::Real);
+        let Some(mut one) = gpu(table.weights.clone()) else { return };
+        let Some(mut other) = gpu(table.weights.clone()) else { return };
+        one.conv = Some(ConvVariant::Subgroup);
+        other.conv = Some(ConvVariant::Tiled);
         for case in &table.cases {
-            let (a, b) = (case.run(&mut few).unwrap().1, case.run(&mut many).unwrap().1);
+            let (a, b) = (case.run(&mut one).unwrap().1, case.run(&mut other).unwrap().1);
             let same = a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same && a.len() == b.len(), "{}", case.name);
         }

@@ -130,6 +130,8 @@ pub(super) struct Device {
     pub(super) queue: wgpu::Queue,
     /// What the adapter offers.
     pub(super) limits: wgpu::Limits,
+    /// Fewest lanes of a subgroup; 0 where the shaders can't use subgroups.
+    pub(super) subgroup_size: u32,
     /// Written by the callbacks of `device` from any thread, read by [`Device::check`].
     faults: Arc<Mutex<Faults>>,
 }
@@ -148,9 +150,12 @@ impl Device {
         }
         let (info, adapter) = found.swap_remove(index);
         let limits = adapter.limits();
+        let features = adapter.features() & wgpu::Features::SUBGROUP;
+        let subgroup_size =
+            if features.is_empty() { 0 } else { adapter.get_info().subgroup_min_size };
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("tessera"),
-            required_features: wgpu::Features::empty(),
+            required_features: features,
             required_limits: limits.clone(),
             experimental_features: wgpu::ExperimentalFeatures::disabled(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
@@ -172,7 +177,7 @@ impl Device {
             let mut faults = sink.lock().unwrap_or_else(PoisonError::into_inner);
             faults.lost.get_or_insert(format!("{reason:?} {message}").trim().to_owned());
         });
-        Ok(Self { info, device, queue, limits, faults })
+        Ok(Self { info, device, queue, limits, subgroup_size, faults })
     }
 
     /// Largest tensor in bytes.

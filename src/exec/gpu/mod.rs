@@ -1,4 +1,5 @@
-//! The GPU interpreter: wgpu on Vulkan, Metal or DX12, one WGSL file per operator in `shaders/`, f32 and NHWC.
+//! The GPU interpreter: wgpu on Vulkan, Metal or DX12, one WGSL file per operator in `shaders/`, f32 and NHWC;
+//! convolutions have two variants, chosen by what the adapter offers.
 //!
 //! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits; a pixel's
 //! value does not depend on where it lies in its tensor, as sums run in a fixed order. Whatever goes wrong on the device
@@ -21,6 +22,7 @@ use std::{collections::HashMap, sync::Arc};
 
 pub use self::{
     buffers::Tensor,
+    conv2d::ConvVariant,
     device::{AdapterInfo, AdapterKind, adapters, best_real},
     pipelines::{Access, Field, Kernel, Layout, Operator},
 };
@@ -30,11 +32,12 @@ use crate::{
 };
 
 /// All operators that have a shader, in alphabetical order.
-pub static OPERATORS: [&Operator; 17] = [
+pub static OPERATORS: [&Operator; 18] = [
     &resample::AVG_POOL2,
     &attention::CHANNEL_ATTENTION,
     &pointwise::CONCAT,
-    &conv2d::CONV2D,
+    &conv2d::CONV2D_SUBGROUP,
+    &conv2d::CONV2D_TILED,
     &resample::CROP,
     &resample::FIR_DOWN2,
     &resample::FIR_UP2,
@@ -63,7 +66,8 @@ pub struct Gpu {
     weights: Arc<Weights>,
     /// Parameters on the device by name, as their kernel reads them.
     parameters: HashMap<String, wgpu::Buffer>,
-    lanes: conv2d::Lanes,
+    /// The convolutions that were asked for.
+    conv: Option<ConvVariant>,
 }
 
 impl Gpu {
@@ -76,8 +80,6 @@ impl Gpu {
     pub fn new(index: Option<usize>, weights: Arc<Weights>) -> Result<Self> {
         let device = device::Device::open(index)?;
         let recorder = queue::Recorder::new(&device)?;
-        let software = device.info.software;
-        let lanes = if software { conv2d::Lanes::Software } else { conv2d::Lanes::Real };
         Ok(Self {
             device,
             pipelines: pipelines::Pipelines::default(),
@@ -85,8 +87,15 @@ impl Gpu {
             recorder,
             weights,
             parameters: HashMap::new(),
-            lanes,
+            conv: None,
         })
+    }
+
+    /// Computes convolutions by `variant` wherever the device and the layer allow it.
+    #[must_use]
+    pub fn with_convolutions(self, variant: ConvVariant) -> Self {
+        // Each variant has its own layout of parameters.
+        Self { conv: Some(variant), parameters: HashMap::new(), ..self }
     }
 
     /// The adapter that it runs on.
