@@ -13,8 +13,8 @@ struct Params {
     tiles: u32,
     // Pixels of all pictures.
     pixels: u32,
-    // Input channels / 4.
-    quads: u32,
+    // A multiple of 4.
+    in_channels: u32,
     out_channels: u32,
     // Extent of a picture.
     height: u32,
@@ -99,11 +99,15 @@ fn source(pixel: u32, dy: u32, dx: u32) -> Source {
     let row = pixel / params.width % params.height + dy;
     let column = pixel % params.width + dx;
     let inside = pixel < params.pixels && row >= 1u && row <= params.height && column >= 1u && column <= params.width;
-    return Source((pixel + dy * params.width + dx - params.width - 1u) * params.quads, inside);
+    return Source((pixel + dy * params.width + dx - params.width - 1u) * quads(), inside);
 }
 
 fn take(s: Source, quad: u32) -> vec4<f32> {
     return select(vec4<f32>(0.0), x[s.at + quad], s.inside);
+}
+
+fn quads() -> u32 {
+    return params.in_channels / 4u;
 }
 
 fn place(i: u32, lane: u32) -> Place {
@@ -118,7 +122,7 @@ fn compute(i: u32, lane: u32, subgroup_lane: u32) -> Sums {
     var b = start(initial);
     var c = start(initial);
     var d = start(initial);
-    var at = i / params.tiles * params.taps * params.quads * 4u * LANES + lane;
+    var at = i / params.tiles * params.taps * quads() * 4u * LANES + lane;
     for (var t = 0u; t < params.taps; t++) {
         // One tap is the middle of nine.
         let offset = select(t, 4u, params.taps == 1u);
@@ -128,7 +132,7 @@ fn compute(i: u32, lane: u32, subgroup_lane: u32) -> Sums {
         let from_b = source(pixel + 8u, dy, dx);
         let from_c = source(pixel + 16u, dy, dx);
         let from_d = source(pixel + 24u, dy, dx);
-        for (var quad = 0u; quad < params.quads; quad++) {
+        for (var quad = 0u; quad < quads(); quad++) {
             let w = Weights(weight[at], weight[at + LANES], weight[at + 2u * LANES], weight[at + 3u * LANES]);
             gain8(&a, take(from_a, quad), w);
             gain8(&b, take(from_b, quad), w);

@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use super::{
-    conv::{Input, Mode, Packed},
+    conv::{Mode, Packed},
+    input::Input,
     math::softmax,
     pool::Pool,
 };

@@ -5,6 +5,7 @@
 
 mod attention;
 mod conv;
+mod input;
 mod kernels;
 mod math;
 mod norm;
@@ -17,7 +18,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use conv::{Add, Input, Load, Mode, Packed};
+use conv::{Add, Mode, Packed};
+use input::{Input, Load};
 use kernels::Wide;
 use norm::Channels;
 use pool::{Buffer, Pool};

@@ -12,19 +12,7 @@ use crate::{
 };
 
 params! {
-    struct SubgroupParams {
-        count: u32,
-        tiles: u32,
-        pixels: u32,
-        quads: u32,
-        out_channels: u32,
-        height: u32,
-        width: u32,
-        taps: u32,
-    }
-}
-params! {
-    struct TiledParams {
+    struct ConvParams {
         count: u32,
         tiles: u32,
         pixels: u32,
@@ -37,12 +25,12 @@ params! {
 }
 
 operator!(
-    CONV2D_SUBGROUP, "conv2d_subgroup", SubgroupParams, [Read, Read, Read, ReadWrite],
+    CONV2D_SUBGROUP, "conv2d_subgroup", ConvParams, [Read, Read, Read, ReadWrite],
     "main": [1, 2, 3, 4],
     "narrow": [1, 2, 3, 4]
 );
 operator!(
-    CONV2D_TILED, "conv2d_tiled", TiledParams, [Read, Read, Read, ReadWrite],
+    CONV2D_TILED, "conv2d_tiled", ConvParams, [Read, Read, Read, ReadWrite],
     "main": [1, 2, 3, 4],
     "odd": [1, 2, 3, 4]
 );
@@ -133,42 +121,27 @@ pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
     })?;
     let buffers = [x.binding(), weight.as_entire_binding(), bias.as_entire_binding(), y.binding()];
     let work = Work::new(shape, p, &tile);
-    match variant {
-        ConvVariant::Subgroup => gpu.dispatch(Call {
-            operator: &CONV2D_SUBGROUP,
-            kernel: usize::from(!p.out_channels.is_multiple_of(4)),
-            constants: tile.constants,
-            params: SubgroupParams {
-                count: word(work.workgroups),
-                tiles: word(work.tiles),
-                pixels: word(work.pixels),
-                quads: word(p.in_channels / 4),
-                out_channels: word(p.out_channels),
-                height: word(shape.h),
-                width: word(shape.w),
-                taps: word(p.kernel * p.kernel),
-            },
-            buffers: &buffers,
-            workgroups: work.workgroups as u64,
-        })?,
-        ConvVariant::Tiled => gpu.dispatch(Call {
-            operator: &CONV2D_TILED,
-            kernel: usize::from(!p.in_channels.is_multiple_of(4)),
-            constants: tile.constants,
-            params: TiledParams {
-                count: word(work.workgroups),
-                tiles: word(work.tiles),
-                pixels: word(work.pixels),
-                in_channels: word(p.in_channels),
-                out_channels: word(p.out_channels),
-                height: word(shape.h),
-                width: word(shape.w),
-                taps: word(p.kernel * p.kernel),
-            },
-            buffers: &buffers,
-            workgroups: work.workgroups as u64,
-        })?,
-    }
+    let (operator, plain) = match variant {
+        ConvVariant::Subgroup => (&CONV2D_SUBGROUP, p.out_channels.is_multiple_of(4)),
+        ConvVariant::Tiled => (&CONV2D_TILED, p.in_channels.is_multiple_of(4)),
+    };
+    gpu.dispatch(Call {
+        operator,
+        kernel: usize::from(!plain),
+        constants: tile.constants,
+        params: ConvParams {
+            count: word(work.workgroups),
+            tiles: word(work.tiles),
+            pixels: word(work.pixels),
+            in_channels: word(p.in_channels),
+            out_channels: word(p.out_channels),
+            height: word(shape.h),
+            width: word(shape.w),
+            taps: word(p.kernel * p.kernel),
+        },
+        buffers: &buffers,
+        workgroups: work.workgroups as u64,
+    })?;
     Ok(y)
 }
 
