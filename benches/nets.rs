@@ -4,7 +4,8 @@
 //!
 //! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention CHANNELS
 //! ROWS COLUMNS` (over pixels), `copy MIB`; with a checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH
-//! HEIGHT` and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is all from the seed to the samples
+//! HEIGHT` (with a third number: a batch of so many pictures) and `generate WIDTH HEIGHT STEPS`, for pictures of that
+//! size. `generate` is all from the seed to the samples
 //! of all tiles. For `benches/compare_vulkan.py`: the name of a variant of the GPU's convolutions in place of `conv`, a
 //! chain of four, upload and download included.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
@@ -196,15 +197,18 @@ fn network(
     net: &str,
     extents: &[usize],
 ) -> Result<Vec<f64>, Box<dyn Error>> {
-    let (Some(model), &[width, height]) = (model, extents) else {
-        return Err(
-            format!("{net} takes a width and a height, and a checkpoint as argument").into()
-        );
+    let (model, width, height, batch) = match (model, extents) {
+        (Some(model), &[width, height]) => (model, width, height, 1),
+        (Some(model), &[width, height, batch]) => (model, width, height, batch),
+        _ => {
+            let wanted = "a width, a height and perhaps a batch, and a checkpoint as argument";
+            return Err(format!("{net} takes {wanted}").into());
+        }
     };
     let (arch, mut random) = (&model.arch, Random::new(1));
     let grids = arch.levels.iter().zip(arch.grids(width, height));
     let latents: Vec<(Shape, Vec<f32>)> = grids
-        .map(|(level, (rows, columns))| Shape::new(1, rows, columns, level.channels))
+        .map(|(level, (rows, columns))| Shape::new(batch, rows, columns, level.channels))
         .map(|shape| (shape, random.values(shape.len(), 0.0, 1.0)))
         .collect();
     let mut cpu = Cpu::with_kernels(model.weights.clone(), kernels)?;
@@ -212,7 +216,7 @@ fn network(
         let z = latents.iter().map(|(shape, data)| cpu.upload(*shape, data));
         let z = z.collect::<tessera::error::Result<Vec<_>>>()?;
         let outputs = if net == "unet" {
-            unet::predict(&mut cpu, arch, &z, 0.3)?
+            unet::predict(&mut cpu, arch, &z, &[0.3])?
         } else {
             let (h, r) = decoder::global_stage(&mut cpu, arch, &z)?;
             vec![decoder::local_stage(&mut cpu, arch, h, r)?]

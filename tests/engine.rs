@@ -25,7 +25,7 @@ use tessera::{
         arch::Arch,
         checkpoint::Checkpoint,
         decoder,
-        sampler::{Latent, Method},
+        sampler::{Latent, Method, Sampling},
     },
     ops::{Ops, cases::Random, weights::Weights},
 };
@@ -110,8 +110,10 @@ fn a_preview_looks_at_its_level_and_coarser_ones() {
     let latents = random_latents(arch, 96, 64, 3);
     for seen in 0..latents.len() {
         let preview = tiles::preview(&mut ops, arch, &latents, seen).unwrap();
-        let grid = latents[0].shape;
-        assert_eq!((preview.0.width, preview.0.height), (grid.w, grid.h));
+        // Twice the level's grid, where that is not finer than the finest; the 1x1 level counts as the coarsest.
+        let grid = Some(arch.levels[seen].factor).filter(|&factor| factor > 0);
+        let factor = (grid.unwrap_or(arch.coarsest_factor()) / 2).max(arch.finest_factor());
+        assert_eq!((preview.0.width, preview.0.height), (96 / factor, 64 / factor));
         for level in 0..latents.len() {
             let mut changed = latents.clone();
             changed[level].data.iter_mut().for_each(|value| *value += 1.0);
@@ -214,6 +216,55 @@ fn the_seed_decides_and_nothing_else_does() {
         };
         assert!(picture(1) == picture(1), "{method:?}");
         assert!(picture(1) != picture(2), "{method:?}");
+    }
+}
+
+/// Pictures that differ in seed, number of steps and how many of them are done share the network's runs; each gets the
+/// latents that it gets alone, bit for bit.
+fn together_equals_alone<O: Ops>(make: impl Fn(Arc<Weights>) -> O) {
+    for net in ["net-a", "net-d", "net-f"] {
+        let model = model(net);
+        let (arch, cancel) = (&model.arch, Cancel::default());
+        let mut ops = make(model.weights.clone());
+        for method in Method::ALL {
+            let plan = |(seed, steps)| {
+                let spec = spec(&model, seed, TileSize::Whole, Bits::Eight);
+                Plan::new(Spec { method, steps, ..spec }, arch).unwrap()
+            };
+            let plans = [(1, 3), (2, 3), (3, 5)].map(plan);
+            let start =
+                |plan: &Plan| Sampling::start(&plan.schedule, &plan.latents, plan.spec.seed);
+            let mut alone: Vec<_> = plans.iter().map(start).collect();
+            let mut together = alone.clone();
+            // The second is a step ahead, so the three end at different times.
+            for samplings in [&mut alone, &mut together] {
+                denoise::step(&mut ops, arch, &plans[1], &mut samplings[1], &cancel).unwrap();
+            }
+            for _ in 0..5 {
+                let on_way = |(plan, at): &(&Plan, &mut Sampling)| at.step < plan.schedule.steps();
+                for (plan, at) in plans.iter().zip(&mut alone).filter(on_way) {
+                    denoise::step(&mut ops, arch, plan, at, &cancel).unwrap();
+                }
+                let mut members: Vec<_> = plans.iter().zip(&mut together).filter(on_way).collect();
+                denoise::step_together(&mut ops, arch, &mut members, &cancel).unwrap();
+                assert_eq!(together, alone, "{net} {method:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_taken_together_are_those_taken_alone_on_the_cpu() {
+    together_equals_alone(Reference::new);
+    for kernels in Kernels::ALL.into_iter().filter(|kernels| kernels.available()) {
+        together_equals_alone(|weights| Cpu::with_kernels(weights, kernels).unwrap());
+    }
+}
+
+#[test]
+fn steps_taken_together_are_those_taken_alone_on_the_gpu() {
+    if gpu(Arc::default()).is_some() {
+        together_equals_alone(|weights| gpu(weights).unwrap());
     }
 }
 
@@ -405,17 +456,21 @@ fn weights_that_overflow_are_an_error_and_not_a_picture() {
     assert!(error.to_string().contains("overflow"), "{error}");
 }
 
-/// Without an adapter this says that it is skipped; with `TESSERA_REQUIRE_GPU=1` a missing one is a failure.
-#[test]
-fn the_gpu_gives_the_cpus_picture_within_50_db_and_tiles_it_the_same() {
-    let model = model("net-a");
-    let Ok(gpu) = Gpu::new(None, model.weights.clone()) else {
+/// The best adapter; without one, None and a line that says so. With `TESSERA_REQUIRE_GPU=1` a missing one is a failure.
+fn gpu(weights: Arc<Weights>) -> Option<Gpu> {
+    let gpu = Gpu::new(None, weights).ok();
+    if gpu.is_none() {
         let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
         assert!(!required, "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
         println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
-        return;
-    };
-    let mut gpu = gpu;
+    }
+    gpu
+}
+
+#[test]
+fn the_gpu_gives_the_cpus_picture_within_50_db_and_tiles_it_the_same() {
+    let model = model("net-a");
+    let Some(mut gpu) = gpu(model.weights.clone()) else { return };
     let bits = Bits::Sixteen;
     let cpu = generate(&model, spec(&model, 7, TileSize::Whole, bits));
     let whole = generate_on(&mut gpu, &model, spec(&model, 7, TileSize::Whole, bits));

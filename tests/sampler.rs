@@ -8,7 +8,7 @@ use tessera::{
         arch::Noise,
         noise::{normal, normal4, philox4x32},
         precond::{Coefficients, level_sigma},
-        sampler::{Churn, Denoise, Latent, Method, sample, start},
+        sampler::{Churn, Denoise, Latent, Method, Noisy, sample, start},
         schedule::Schedule,
     },
     ops::Shape,
@@ -34,15 +34,18 @@ struct Gaussian {
 }
 
 impl Denoise for Gaussian {
-    fn denoise(&mut self, z: &[Latent], sigma: f64) -> Result<Vec<Latent>> {
+    fn denoise(&mut self, batch: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>> {
         self.calls += 1;
-        let level = |(l, z): (usize, &Latent)| {
-            let s = level_sigma(&self.noise, l, sigma);
-            let shrink = Coefficients::new(s, self.noise.sigma_data).c_skip;
-            let data = z.data.iter().map(|&v| (shrink * f64::from(v)) as f32).collect();
-            Latent { shape: z.shape, data }
+        let one = |noisy: &Noisy<'_>| {
+            let level = |(l, z): (usize, &Latent)| {
+                let s = level_sigma(&self.noise, l, noisy.sigma);
+                let shrink = Coefficients::new(s, self.noise.sigma_data).c_skip;
+                let data = z.data.iter().map(|&v| (shrink * f64::from(v)) as f32).collect();
+                Latent { shape: z.shape, data }
+            };
+            noisy.z.iter().enumerate().map(level).collect()
         };
-        Ok(z.iter().enumerate().map(level).collect())
+        Ok(batch.iter().map(one).collect())
     }
 }
 
@@ -177,9 +180,9 @@ fn settled_levels_stay() {
             let settled = schedule.settled(l);
             assert_ne!(seen[settled - 1][l], *end, "{method:?}");
             assert!(seen[settled..].iter().all(|z| z[l] == *end), "{method:?}");
-            let before = &seen[settled - 1];
-            let denoised = denoiser.denoise(before, schedule.sigma(settled - 1)).unwrap();
-            assert_eq!(denoised[l], *end, "{method:?}");
+            let before = Noisy { z: &seen[settled - 1], sigma: schedule.sigma(settled - 1) };
+            let denoised = denoiser.denoise(&[before]).unwrap();
+            assert_eq!(denoised[0][l], *end, "{method:?}");
         }
     }
 }
@@ -259,7 +262,7 @@ fn evaluations_are_as_stated() {
 fn errors_are_handed_on() {
     struct Broken;
     impl Denoise for Broken {
-        fn denoise(&mut self, _: &[Latent], _: f64) -> Result<Vec<Latent>> {
+        fn denoise(&mut self, _: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>> {
             Err(Error::device("lost"))
         }
     }

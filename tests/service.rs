@@ -68,7 +68,7 @@ async fn previews_come_to_those_who_want_them_and_the_last_one_always() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
     let mut client = server.client().await;
-    // By level: whether there was a preview, which has the size of the finest latent's grid.
+    // By level: whether there was a preview, which has twice the level's grid, at most the finest latent's.
     let previews = |events: Vec<Event>| {
         let settled = events.into_iter().filter_map(|event| match event {
             Event::LevelSettled(settled) => Some(settled),
@@ -78,7 +78,8 @@ async fn previews_come_to_those_who_want_them_and_the_last_one_always() {
             settled.preview.map(|preview| {
                 let picture = image::load_from_memory(&preview.data).unwrap();
                 let size = (picture.width(), picture.height());
-                assert_eq!((preview.level, size), (settled.level, (40, 24)));
+                let wanted = if settled.level == 0 { (40, 24) } else { (20, 12) };
+                assert_eq!((preview.level, size), (settled.level, wanted));
                 assert_eq!((preview.width, preview.height), size);
             })
         });
@@ -194,6 +195,37 @@ async fn a_small_job_is_not_stuck_behind_large_ones() {
         let last = watch(&mut client, &job.name, 0).await.unwrap().pop().unwrap();
         assert!(matches!(last.event, Some(Event::Cancelled(_))));
     }
+}
+
+/// Equal small jobs share runs of the network; each gets the picture that it gets alone.
+#[tokio::test]
+async fn small_jobs_of_one_size_take_their_steps_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--active", "4"]);
+    let mut client = server.client().await;
+    let counts = || {
+        let metrics = answer(&server, "localhost", "/metrics");
+        ["tessera_steps_total ", "tessera_step_turns_total "].map(|name| {
+            let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().parse::<u64>().unwrap()
+        })
+    };
+    let (mut jobs, mut together, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+    for seed in 0..4 {
+        jobs.push(create(&mut client, spec(seed, 32, 32, 1000)).await.unwrap());
+    }
+    for job in &jobs {
+        together.push(picture(&watch(&mut client, &job.name, 0).await.unwrap(), 32, 32));
+    }
+    let [steps, turns] = counts();
+    assert_eq!(steps, 4000);
+    assert!(turns < 3000, "{turns}");
+    for seed in 0..4 {
+        let job = create(&mut client, spec(seed, 32, 32, 1000)).await.unwrap();
+        alone.push(picture(&watch(&mut client, &job.name, 0).await.unwrap(), 32, 32));
+    }
+    assert!(together == alone);
+    assert_eq!(counts(), [8000, turns + 4000]);
 }
 
 #[tokio::test]
@@ -481,7 +513,7 @@ async fn more_streams_than_a_connection_may_have_wait_and_others_are_not_kept() 
     }
 }
 
-/// The first line of the answer to a request by that `host`.
+/// The answer to a request by that `host`, headers and all.
 fn answer(server: &Server, host: &str, path: &str) -> String {
     let address = server.url.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(address).unwrap();
@@ -489,7 +521,7 @@ fn answer(server: &Server, host: &str, path: &str) -> String {
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    answer.lines().next().unwrap_or_default().to_owned()
+    answer
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use crate::{
         arch::Arch,
         checkpoint::Checkpoint,
         precond,
-        sampler::{Churn, Denoise, Latent, Sampling},
+        sampler::{self, Churn, Denoise, Latent, Member, Noisy, Sampling},
     },
     ops::Ops,
 };
@@ -20,14 +20,32 @@ struct Denoiser<'a, O: Ops> {
 }
 
 impl<O: Ops> Denoise for Denoiser<'_, O> {
-    fn denoise(&mut self, z: &[Latent], sigma: f64) -> Result<Vec<Latent>> {
+    fn denoise(&mut self, batch: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>> {
         self.cancel.check()?;
-        let denoised = precond::denoise(self.ops, self.arch, z, sigma)?;
-        for (level, latent) in denoised.iter().enumerate() {
+        let denoised = precond::denoise(self.ops, self.arch, batch)?;
+        for (level, latent) in denoised.iter().flat_map(|pyramid| pyramid.iter().enumerate()) {
             check_finite(latent, level, "denoising")?;
         }
         Ok(denoised)
     }
+}
+
+/// Takes the next step of every sampling along its plan, with the same runs of the network for all. The plans must have
+/// latents of the same shapes and the same method.
+///
+/// # Errors
+/// Those of [`step`], whichever member it comes from; all are then as they were.
+pub fn step_together<O: Ops>(
+    ops: &mut O,
+    arch: &Arch,
+    members: &mut [(&Plan, &mut Sampling)],
+    cancel: &Cancel,
+) -> Result<()> {
+    let Some(method) = members.first().map(|(plan, _)| plan.spec.method) else { return Ok(()) };
+    let mut members: Vec<_> = (members.iter_mut())
+        .map(|(plan, sampling)| Member { sampling, schedule: &plan.schedule, seed: plan.spec.seed })
+        .collect();
+    sampler::advance(&mut Denoiser { ops, arch, cancel }, &mut members, method, Churn::NONE)
 }
 
 /// Takes the next step of `sampling` along `plan`; gives what there is to tell of it.
@@ -42,10 +60,8 @@ pub fn step<O: Ops>(
     sampling: &mut Sampling,
     cancel: &Cancel,
 ) -> Result<Vec<Event>> {
-    let (spec, schedule) = (&plan.spec, &plan.schedule);
-    let mut denoiser = Denoiser { ops, arch, cancel };
-    sampling.advance(&mut denoiser, schedule, spec.method, Churn::NONE, spec.seed)?;
-    let step = sampling.step;
+    step_together(ops, arch, &mut [(plan, sampling)], cancel)?;
+    let (schedule, step) = (&plan.schedule, sampling.step);
     let sigma = schedule.sigma(step);
     let settled = sampling.z.iter().enumerate().rev().filter_map(|(level, latent)| {
         let (rows, columns) = (latent.shape.h, latent.shape.w);

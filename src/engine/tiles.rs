@@ -65,16 +65,14 @@ impl<O: Ops> TileDecoder<O> {
     /// # Errors
     /// Those of [`preview`].
     pub fn preview(&self, ops: &mut O) -> Result<(Rect, Vec<u8>)> {
-        let shape = ops.shape(&self.rgb);
-        let rect = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
-        let samples = samples(rect, &ops.download(&self.rgb)?, Bits::Eight)?;
-        Ok((rect, samples))
+        small(ops, &self.rgb)
     }
 }
 
-/// A small picture of the layout, RGB with 8 bits, on the finest latent's grid: the end of the global stage, before the
-/// local stage adds detail, from the decoder's `latents` from `level` on, the coarsest ones. Finer ones count as zero, as
-/// training shows them to it. Takes as long as the global stage.
+/// A small picture of the layout, RGB with 8 bits, from the decoder's `latents` from `level` on, the coarsest ones; finer
+/// ones count as zero, as training shows them to it. It has twice the pixels of `level`'s grid each way ([`decoder::layout`]),
+/// at most those of the finest latent's grid: what makes a preview of a coarse level cheap, and no detail is lost that
+/// the level has.
 ///
 /// # Errors
 /// When an operator fails; [`crate::error::Kind::InvalidModel`] when a value is not a number.
@@ -84,13 +82,21 @@ pub fn preview<O: Ops>(
     latents: &[Latent],
     level: usize,
 ) -> Result<(Rect, Vec<u8>)> {
-    let seen: Vec<Latent> = (latents.iter().enumerate())
-        .map(|(i, latent)| match i < level {
-            true => Latent { shape: latent.shape, data: vec![0.0; latent.data.len()] },
-            false => latent.clone(),
-        })
-        .collect();
-    TileDecoder::new(ops, arch, &seen)?.preview(ops)
+    let seen = (latents.iter().enumerate()).map(|(i, latent)| match i < level {
+        true => ops.upload(latent.shape, &vec![0.0; latent.data.len()]),
+        false => ops.upload(latent.shape, &latent.data),
+    });
+    let seen = seen.collect::<Result<Vec<_>>>()?;
+    let rgb = decoder::layout(ops, arch, &seen, level)?;
+    small(ops, &rgb)
+}
+
+/// The RGB stream `rgb` as a picture with 8 bits.
+fn small<O: Ops>(ops: &mut O, rgb: &O::Tensor) -> Result<(Rect, Vec<u8>)> {
+    let shape = ops.shape(rgb);
+    let rect = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
+    let samples = samples(rect, &ops.download(rgb)?, Bits::Eight)?;
+    Ok((rect, samples))
 }
 
 /// The sample of `value` among levels 0 to `most`: [-1, 1] becomes [0, most], rounded half to even; what lies outside

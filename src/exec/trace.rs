@@ -30,7 +30,7 @@ pub fn encoder_cost(arch: &Arch, width: usize, height: usize) -> Result<Cost> {
 pub fn unet_cost(arch: &Arch, width: usize, height: usize) -> Result<Cost> {
     let mut o = Tracer::new();
     let z = traced_latents(&o, arch, width, height)?;
-    unet::predict(&mut o, arch, &z, 0.0)?;
+    unet::predict(&mut o, arch, &z, &[0.0])?;
     Ok(o.finish())
 }
 

@@ -23,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, SystemTime},
@@ -137,8 +137,34 @@ struct Shared {
     /// Told when a job is queued or cancelled, and when the queue closes.
     changed: Condvar,
     speed: Speed,
+    steps: StepCounts,
     /// Whether every device answers.
     healthy: AtomicBool,
+}
+
+/// Denoising steps of all jobs, and in how many turns of a device they were taken: fewer, where jobs took them together.
+#[derive(Debug, Default)]
+pub struct StepCounts {
+    taken: AtomicU64,
+    turns: AtomicU64,
+}
+
+impl StepCounts {
+    /// A turn in which `jobs` jobs took a step.
+    fn add(&self, jobs: u64) {
+        self.taken.fetch_add(jobs, Ordering::Relaxed);
+        self.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Steps.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Turns.
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -189,6 +215,7 @@ impl Jobs {
             table: Mutex::new(table),
             changed: Condvar::new(),
             speed: Speed::default(),
+            steps: StepCounts::default(),
             healthy: AtomicBool::new(true),
         });
         let threads = devices.into_iter().enumerate().map(|(i, device)| {
@@ -358,6 +385,11 @@ impl Jobs {
     /// Speed of the devices, in floating-point operations per second: a running mean.
     pub fn flops_per_second(&self) -> f64 {
         self.shared.speed.mean()
+    }
+
+    /// Denoising steps since the start.
+    pub fn steps(&self) -> &StepCounts {
+        &self.shared.steps
     }
 
     /// Cancels the job: at once while it waits, else within one step or tile. An ended job stays as it is.

@@ -59,6 +59,30 @@ pub fn global_stage<O: Ops>(
     arch: &Arch,
     z: &[O::Tensor],
 ) -> Result<(O::Tensor, O::Tensor)> {
+    coarse_stages(o, arch, z, local_stages(arch))
+}
+
+/// The RGB stream that latents `z` give at twice the grid of `level`, or at the finest latent's grid where that is less:
+/// the global stage without its finer, costlier stages. What of `z` is finer than that is not read.
+///
+/// # Errors
+/// Those of [`global_stage`].
+pub fn layout<O: Ops>(o: &mut O, arch: &Arch, z: &[O::Tensor], level: usize) -> Result<O::Tensor> {
+    let coarsest = arch.coarsest_factor();
+    let factor = arch.levels.get(level).map_or(coarsest, |level| level.factor);
+    let factor = if factor == 0 { coarsest } else { factor };
+    let stage = (factor / arch.decoder.shuffle).ilog2() as usize;
+    let (_, rgb) = coarse_stages(o, arch, z, stage.saturating_sub(1).max(local_stages(arch)))?;
+    Ok(rgb)
+}
+
+/// The stages from the coarsest one to `finest`.
+fn coarse_stages<O: Ops>(
+    o: &mut O,
+    arch: &Arch,
+    z: &[O::Tensor],
+    finest: usize,
+) -> Result<(O::Tensor, O::Tensor)> {
     let [.., last] = z else { return Err(Error::invalid("decoder: no latents")) };
     if z.len() != arch.levels.len() {
         let (found, wanted) = (z.len(), arch.levels.len());
@@ -72,7 +96,7 @@ pub fn global_stage<O: Ops>(
         h = o.scale_shift(&h, &pair, false)?;
     }
     let mut r = None;
-    for i in (local_stages(arch)..stages.len()).rev() {
+    for i in (finest..stages.len()).rev() {
         let latent = arch.level_at(arch.decoder.shuffle << i).map(|level| &z[level]);
         let (features, rgb) = stage(o, arch, i, h, r, latent)?;
         (h, r) = (features, Some(rgb));

@@ -39,7 +39,7 @@ pub fn params(arch: &Arch) -> Result<Vec<(String, Vec<usize>)>> {
     let z = traced_latents(&o, arch, side, side)?;
     let (h, r) = decoder::global_stage(&mut o, arch, &z)?;
     decoder::local_stage(&mut o, arch, h, r)?;
-    unet::predict(&mut o, arch, &z, 0.0)?;
+    unet::predict(&mut o, arch, &z, &[0.0])?;
     let mut params = o.finish().params;
     for (l, level) in arch.levels.iter().enumerate() {
         params.extend(latent_stats(l).map(|name| (name, vec![level.channels])));

@@ -1,13 +1,13 @@
 //! EDM's preconditioning (Karras et al. 2022, table 1), with a sigma of its own for every level of the pyramid.
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     model::{
         arch::{Arch, Noise},
-        sampler::Latent,
+        sampler::{Latent, Noisy},
         unet,
     },
-    ops::Ops,
+    ops::{Ops, Shape},
 };
 
 /// The coefficients of D(z; s) = c_skip z + c_out F(c_in z; c_noise) at one sigma.
@@ -52,25 +52,43 @@ pub fn level_sigma(noise: &Noise, level: usize, sigma: f64) -> f64 {
     (sigma * libm::exp(noise.shift[level])).max(noise.sigma_min)
 }
 
-/// D(z; sigma) of every level: noisy normalised latents `z`, finest first, to the denoised ones.
+/// D(z; sigma) of every pyramid of `batch`, in one run of the network; their shapes must be equal, their sigmas need not.
+/// A pyramid's answer has the bits that it has alone.
 ///
 /// # Errors
-/// The interpreter's.
-pub fn denoise<O: Ops>(o: &mut O, arch: &Arch, z: &[Latent], sigma: f64) -> Result<Vec<Latent>> {
-    let precond = Precond::new(&arch.noise, sigma);
-    let mut scaled = Vec::with_capacity(z.len());
-    for (latent, c) in z.iter().zip(&precond.levels) {
-        let data: Vec<f32> = latent.data.iter().map(|&v| (c.c_in * f64::from(v)) as f32).collect();
-        scaled.push(o.upload(latent.shape, &data)?);
+/// The interpreter's, and one when shapes differ.
+pub fn denoise<O: Ops>(o: &mut O, arch: &Arch, batch: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>> {
+    let Some(first) = batch.first() else { return Ok(Vec::new()) };
+    let shapes: Vec<_> = first.z.iter().map(|latent| latent.shape).collect();
+    if batch.iter().any(|noisy| !noisy.z.iter().map(|latent| latent.shape).eq(shapes.clone())) {
+        return Err(Error::invalid("denoise: the batch has latents of several shapes"));
     }
-    let raw = unet::predict(o, arch, &scaled, precond.c_noise)?;
-    let mut out = Vec::with_capacity(z.len());
-    for ((latent, raw), c) in z.iter().zip(&raw).zip(&precond.levels) {
+    let preconds: Vec<_> =
+        batch.iter().map(|noisy| Precond::new(&arch.noise, noisy.sigma)).collect();
+    let mut scaled = Vec::with_capacity(shapes.len());
+    for (level, &shape) in shapes.iter().enumerate() {
+        let scale = |(noisy, precond): (&Noisy<'_>, &Precond)| {
+            let c_in = precond.levels[level].c_in;
+            noisy.z[level].data.iter().map(move |&v| (c_in * f64::from(v)) as f32).collect()
+        };
+        let data: Vec<Vec<f32>> = batch.iter().zip(&preconds).map(scale).collect();
+        scaled.push(o.upload(Shape { n: batch.len() * shape.n, ..shape }, &data.concat())?);
+    }
+    let c_noise: Vec<f64> = (preconds.iter().zip(batch))
+        .flat_map(|(precond, noisy)| vec![precond.c_noise; noisy.z[0].shape.n])
+        .collect();
+    let raw = unet::predict(o, arch, &scaled, &c_noise)?;
+    let mut out = vec![Vec::with_capacity(shapes.len()); batch.len()];
+    for (level, raw) in raw.iter().enumerate() {
         let raw = o.download(raw)?;
-        let mix =
-            |(&z, &f): (&f32, &f32)| (c.c_skip * f64::from(z) + c.c_out * f64::from(f)) as f32;
-        let data = latent.data.iter().zip(&raw).map(mix).collect();
-        out.push(Latent { shape: latent.shape, data });
+        let shares = raw.chunks_exact(shapes[level].len());
+        for (((out, noisy), precond), raw) in out.iter_mut().zip(batch).zip(&preconds).zip(shares) {
+            let (latent, c) = (&noisy.z[level], precond.levels[level]);
+            let mix =
+                |(&z, &f): (&f32, &f32)| (c.c_skip * f64::from(z) + c.c_out * f64::from(f)) as f32;
+            let data = latent.data.iter().zip(raw).map(mix).collect();
+            out.push(Latent { shape: latent.shape, data });
+        }
     }
     Ok(out)
 }

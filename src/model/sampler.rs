@@ -18,13 +18,22 @@ pub struct Latent {
     pub data: Vec<f32>,
 }
 
-/// What the samplers ask: the denoised pyramid.
+/// A noisy pyramid, finest level first, and its shared sigma.
+#[derive(Clone, Copy, Debug)]
+pub struct Noisy<'a> {
+    /// The latents.
+    pub z: &'a [Latent],
+    /// Shared sigma.
+    pub sigma: f64,
+}
+
+/// What the samplers ask: denoised pyramids.
 pub trait Denoise {
-    /// D(z; sigma), `sigma` the shared one; `z` finest first, and the answer too.
+    /// D(z; sigma) of every pyramid of `batch`, in its order, finest level first.
     ///
     /// # Errors
     /// The device's, or that the work was cancelled.
-    fn denoise(&mut self, z: &[Latent], sigma: f64) -> Result<Vec<Latent>>;
+    fn denoise(&mut self, batch: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>>;
 }
 
 /// Which sampler.
@@ -102,39 +111,62 @@ impl Sampling {
     pub fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Self {
         Self { step: 0, z: start(schedule, shapes, seed), previous: None }
     }
+}
 
-    /// Takes the next step along `schedule`.
-    ///
-    /// # Errors
-    /// The denoiser's; nothing has changed then.
-    pub fn advance(
-        &mut self,
-        denoiser: &mut impl Denoise,
-        schedule: &Schedule,
-        method: Method,
-        churn: Churn,
-        seed: u64,
-    ) -> Result<()> {
-        let (i, z) = (self.step, &self.z);
-        if schedule.active(i) {
-            self.z = match method {
-                Method::Heun => heun(denoiser, schedule, churn, seed, i, z)?,
-                Method::Ddim => {
-                    let d = denoiser.denoise(z, schedule.sigma(i))?;
-                    each(z, |l| euler(&z[l], &d[l], schedule.level(l, i), schedule.level(l, i + 1)))
-                }
-                Method::Dpmpp => {
-                    let d = denoiser.denoise(z, schedule.sigma(i))?;
-                    let before = self.previous.as_deref();
-                    let next = each(z, |l| dpmpp(schedule, i, l, &z[l], &d[l], before));
-                    self.previous = Some(d);
-                    next
-                }
-            };
+/// A sampling that takes its next step, with what the step depends on.
+#[derive(Debug)]
+pub struct Member<'a> {
+    /// Where it stands.
+    pub sampling: &'a mut Sampling,
+    /// Its way.
+    pub schedule: &'a Schedule,
+    /// Of its noise.
+    pub seed: u64,
+}
+
+/// Takes the next step of every member, with the same denoisings for all. Their latents' shapes must be equal; their steps
+/// and schedules need not.
+///
+/// # Errors
+/// The denoiser's; nothing has changed then.
+pub fn advance(
+    denoiser: &mut impl Denoise,
+    members: &mut [Member<'_>],
+    method: Method,
+    churn: Churn,
+) -> Result<()> {
+    let mut moving: Vec<_> = (members.iter_mut())
+        .filter(|member| member.schedule.active(member.sampling.step))
+        .collect();
+    if method == Method::Heun {
+        let ends = heun(denoiser, churn, &moving)?;
+        for (member, end) in moving.into_iter().zip(ends) {
+            member.sampling.z = end;
         }
-        self.step += 1;
-        Ok(())
+    } else {
+        let batch: Vec<_> = moving
+            .iter()
+            .map(|m| Noisy { z: &m.sampling.z, sigma: m.schedule.sigma(m.sampling.step) })
+            .collect();
+        let denoised = if batch.is_empty() { Vec::new() } else { denoiser.denoise(&batch)? };
+        for (member, d) in moving.iter_mut().zip(denoised) {
+            let (schedule, Sampling { step: i, z, previous }) =
+                (member.schedule, &mut *member.sampling);
+            let i = *i;
+            if method == Method::Ddim {
+                *z = each(z, |l| {
+                    euler(&z[l], &d[l], schedule.level(l, i), schedule.level(l, i + 1))
+                });
+            } else {
+                *z = each(z, |l| dpmpp(schedule, i, l, &z[l], &d[l], previous.as_deref()));
+                *previous = Some(d);
+            }
+        }
     }
+    for member in members {
+        member.sampling.step += 1;
+    }
+    Ok(())
 }
 
 /// Denoises `z` from [`start`] along `schedule`. `observe` hears of every finished step: how many are done, and z.
@@ -152,56 +184,81 @@ pub fn sample(
 ) -> Result<Vec<Latent>> {
     let mut sampling = Sampling { step: 0, z, previous: None };
     while sampling.step < schedule.steps() {
-        sampling.advance(denoiser, schedule, method, churn, seed)?;
+        advance(
+            denoiser,
+            &mut [Member { sampling: &mut sampling, schedule, seed }],
+            method,
+            churn,
+        )?;
         observe(sampling.step, &sampling.z)?;
     }
     Ok(sampling.z)
 }
 
-/// A step of EDM's algorithm 2. Levels that settle in this step take Euler's method, as the last step does.
+/// Where a step of EDM's algorithm 2 leads every member. Levels that settle in this step take Euler's method, as the last
+/// step does.
 fn heun(
     denoiser: &mut impl Denoise,
-    schedule: &Schedule,
     churn: Churn,
-    seed: u64,
-    i: usize,
-    z: &[Latent],
-) -> Result<Vec<Latent>> {
-    let mut z = z.to_vec();
+    members: &[&mut Member<'_>],
+) -> Result<Vec<Vec<Latent>>> {
     // sigma-hat = sigma + gamma sigma; z-hat = z + sqrt(sigma-hat^2 - sigma^2) S_noise epsilon
-    let gamma = churn.gamma(schedule.sigma(i), schedule.steps());
-    let s_hat = |l: usize| schedule.level(l, i) * (1.0 + gamma);
-    if gamma > 0.0 {
-        for (l, latent) in z.iter_mut().enumerate() {
-            let s = schedule.level(l, i);
-            let added = churn.s_noise * (s_hat(l).powi(2) - s * s).sqrt();
-            let epsilon = noise::normal(seed, l, i + 1, latent.shape);
-            for (z, epsilon) in latent.data.iter_mut().zip(epsilon) {
-                *z = (f64::from(*z) + added * f64::from(epsilon)) as f32;
+    let gamma = |m: &Member<'_>| churn.gamma(m.schedule.sigma(m.sampling.step), m.schedule.steps());
+    let s_hat = |m: &Member<'_>, l: usize| m.schedule.level(l, m.sampling.step) * (1.0 + gamma(m));
+    let s_next = |m: &Member<'_>, l: usize| m.schedule.level(l, m.sampling.step + 1);
+    let noised = |m: &Member<'_>| {
+        let mut z = m.sampling.z.clone();
+        if gamma(m) > 0.0 {
+            for (l, latent) in z.iter_mut().enumerate() {
+                let s = m.schedule.level(l, m.sampling.step);
+                let added = churn.s_noise * (s_hat(m, l).powi(2) - s * s).sqrt();
+                let epsilon = noise::normal(m.seed, l, m.sampling.step + 1, latent.shape);
+                for (z, epsilon) in latent.data.iter_mut().zip(epsilon) {
+                    *z = (f64::from(*z) + added * f64::from(epsilon)) as f32;
+                }
             }
         }
+        z
+    };
+    let z: Vec<_> = members.iter().map(|m| noised(m)).collect();
+    let mut batch = Vec::with_capacity(members.len());
+    for (m, z) in members.iter().zip(&z) {
+        let sigma = m.schedule.sigma(m.sampling.step) * (1.0 + gamma(m));
+        batch.push(Noisy { z, sigma });
     }
-    let d = denoiser.denoise(&z, schedule.sigma(i) * (1.0 + gamma))?;
-    let next = each(&z, |l| euler(&z[l], &d[l], s_hat(l), schedule.level(l, i + 1)));
-    if !schedule.active(i + 1) {
-        return Ok(next);
+    let d = if batch.is_empty() { Vec::new() } else { denoiser.denoise(&batch)? };
+    let mut ends: Vec<_> = (members.iter().zip(&z).zip(&d))
+        .map(|((m, z), d)| each(z, |l| euler(&z[l], &d[l], s_hat(m, l), s_next(m, l))))
+        .collect();
+    let more = |&k: &usize| members[k].schedule.active(members[k].sampling.step + 1);
+    let second: Vec<_> = (0..members.len()).filter(more).collect();
+    if second.is_empty() {
+        return Ok(ends);
     }
-    let d_next = denoiser.denoise(&next, schedule.sigma(i + 1))?;
-    Ok(each(&z, |l| {
-        let (s, s_next) = (s_hat(l), schedule.level(l, i + 1));
-        if s_next == 0.0 {
-            return next[l].clone();
-        }
-        // z + (s' - s) (slope + slope') / 2, slope = (z - D) / s
-        let half = (s_next - s) / 2.0;
-        let terms = [
-            (&z[l], 1.0 + half / s),
-            (&d[l], -half / s),
-            (&next[l], half / s_next),
-            (&d_next[l], -half / s_next),
-        ];
-        combine(terms)
-    }))
+    let batch: Vec<_> = (second.iter())
+        .map(|&k| (&ends[k], members[k].schedule.sigma(members[k].sampling.step + 1)))
+        .map(|(z, sigma)| Noisy { z, sigma })
+        .collect();
+    let d_next = denoiser.denoise(&batch)?;
+    for (&k, d_next) in second.iter().zip(&d_next) {
+        let (m, z, d, next) = (&*members[k], &z[k], &d[k], &ends[k]);
+        ends[k] = each(z, |l| {
+            let (s, s_next) = (s_hat(m, l), s_next(m, l));
+            if s_next == 0.0 {
+                return next[l].clone();
+            }
+            // z + (s' - s) (slope + slope') / 2, slope = (z - D) / s
+            let half = (s_next - s) / 2.0;
+            let terms = [
+                (&z[l], 1.0 + half / s),
+                (&d[l], -half / s),
+                (&next[l], half / s_next),
+                (&d_next[l], -half / s_next),
+            ];
+            combine(terms)
+        });
+    }
+    Ok(ends)
 }
 
 /// z' = D + (s'/s) (z - D).

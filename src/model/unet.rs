@@ -20,10 +20,11 @@ fn fourier_features(c_noise: f64, size: usize) -> Vec<f32> {
     cosines.chain((0..half).map(|k| libm::sin(angle(k)) as f32)).collect()
 }
 
-/// The time embedding [1, 1, 1, E].
-fn embed<O: Ops>(o: &mut O, arch: &Arch, c_noise: f64) -> Result<O::Tensor> {
+/// The time embeddings [n, 1, 1, E] of n values of c_noise.
+fn embed<O: Ops>(o: &mut O, arch: &Arch, c_noise: &[f64]) -> Result<O::Tensor> {
     let size = arch.unet.embedding;
-    let mut e = o.upload(Shape::new(1, 1, 1, size), &fourier_features(c_noise, size))?;
+    let features: Vec<f32> = c_noise.iter().flat_map(|&c| fourier_features(c, size)).collect();
+    let mut e = o.upload(Shape::new(c_noise.len(), 1, 1, size), &features)?;
     for layer in ["unet.time1", "unet.time2"] {
         e = conv(o, &e, layer.into(), size, 1)?;
         e = o.silu(&e)?;
@@ -91,7 +92,8 @@ fn global_stage<O: Ops>(
     Ok((o.scale_shift(h, &pair, false)?, prediction))
 }
 
-/// Scaled latents `z` = c_in z_t (finest first) and c_noise to the raw prediction F per level.
+/// Scaled latents `z` = c_in z_t (finest first) and c_noise to the raw prediction F per level. `c_noise`: one for every
+/// picture of the batch, or one for all.
 ///
 /// # Errors
 /// The interpreter's, and one when there is not one latent per level.
@@ -99,7 +101,7 @@ pub fn predict<O: Ops>(
     o: &mut O,
     arch: &Arch,
     z: &[O::Tensor],
-    c_noise: f64,
+    c_noise: &[f64],
 ) -> Result<Vec<O::Tensor>> {
     let levels = arch.levels.len();
     if z.len() != levels {

@@ -34,5 +34,12 @@ fn text(jobs: &Jobs) -> String {
     for (name, help, value) in gauges {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
     }
+    let counters = [
+        ("tessera_steps_total", "Denoising steps of all jobs.", jobs.steps().taken()),
+        ("tessera_step_turns_total", "Turns that took them.", jobs.steps().turns()),
+    ];
+    for (name, help, value) in counters {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
+    }
     out
 }

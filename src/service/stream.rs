@@ -1,6 +1,6 @@
 //! The stream of a job's events: one task for each watcher, which reads what its client has room for.
 
-use std::sync::Arc;
+use std::{io::Cursor, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -204,15 +204,13 @@ impl From<Error> for Gone {
 
 /// The preview that came with `level`.
 pub(super) async fn preview(job: &Arc<Job>, level: usize) -> Result<api::Preview> {
-    let (read, grid) = (job.clone(), job.plan.latents[0]);
+    let read = job.clone();
     let data = tokio::task::spawn_blocking(move || read.preview(level))
         .await
         .map_err(|e| Error::new(Kind::Internal, "reading a preview").with_source(e))??;
-    Ok(api::Preview {
-        level: level as u32,
-        width: grid.w as u32,
-        height: grid.h as u32,
-        format: ImageFormat::Png.into(),
-        data,
-    })
+    let header = image::ImageReader::with_format(Cursor::new(&data), image::ImageFormat::Png);
+    let (width, height) = (header.into_dimensions())
+        .map_err(|e| Error::new(Kind::Io, "a preview can't be read").with_source(e))?;
+    let format = ImageFormat::Png.into();
+    Ok(api::Preview { level: level as u32, width, height, format, data })
 }

@@ -10,7 +10,7 @@ use tessera::{
         block::{Block, Resample, sc_attention},
         checkpoint::Checkpoint,
         decoder, encoder, precond, safetensors,
-        sampler::Latent,
+        sampler::{Latent, Noisy},
         unet,
     },
     ops::{
@@ -229,7 +229,7 @@ pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64)
 
         let z = upload(o, &io.numbered("unet/in."));
         let c_noise = f64::from(io.tensor("unet/c_noise").1[0]);
-        let out = unet::predict(o, arch, &z, c_noise).unwrap();
+        let out = unet::predict(o, arch, &z, &[c_noise]).unwrap();
         assert_eq!(out.len(), arch.levels.len());
         for (l, out) in out.iter().enumerate() {
             let name = format!("unet/out.{l}");
@@ -237,7 +237,9 @@ pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64)
         }
 
         let sigma = f64::from(io.tensor("denoiser/sigma").1[0]);
-        let out = precond::denoise(o, arch, &io.numbered("denoiser/in."), sigma).unwrap();
+        let noisy = io.numbered("denoiser/in.");
+        let out = precond::denoise(o, arch, &[Noisy { z: &noisy, sigma }]).unwrap();
+        let out = &out[0];
         for (l, out) in out.iter().enumerate() {
             let name = format!("denoiser/out.{l}");
             let (shape, expected) = io.tensor(&name);

@@ -23,10 +23,12 @@ from .weights import load_ema
 
 @dataclass(frozen=True)
 class Settings(loop.Recipe):
-    """The section `[diffusion]`. ln(shared sigma) ~ N(p_mean, p_std^2); `level_weight`: of each level's loss, 1 if empty."""
+    """The section `[diffusion]`. ln(shared sigma) ~ N(p_mean + p_drift * t, p_std^2), t the used share of the budget: with
+    p_drift below 0 the layout is learnt first, texture last; `level_weight`: of each level's loss, 1 if empty."""
 
     batch: int = 16
     p_mean: float = -0.4
+    p_drift: float = 0.0
     p_std: float = 1.2
     level_weight: list[float] = field(default_factory=list)
     sample_steps: int = 18
@@ -42,6 +44,7 @@ class Task:
         if len(self.weights) != len(self.arch.levels):
             raise ValueError(f"{config.path}: [diffusion] level_weight needs {len(self.arch.levels)} numbers")
         self.own()
+        self.p_mean = self.recipe.p_mean
         self.model = UNet(self.arch)
         self.adversary = None
         if self.recipe.spectral_norm:
@@ -61,16 +64,24 @@ class Task:
 
     def begin(self, progress: float) -> None:
         dropout.apply(self.model, self.recipe.dropout, self.recipe.dropout_over, progress)
+        self.p_mean = self.recipe.p_mean + self.recipe.p_drift * progress
 
-    def losses(self, unet: nn.Module, z: list[Tensor]) -> list[Tensor]:
-        """EDM's loss per level: mean of (s^2 + sd^2) / (s sd)^2 * (D - z)^2, s the level's sigma."""
+    def losses(self, unet: nn.Module, z: list[Tensor], p_mean: float) -> list[Tensor]:
+        """EDM's loss per level: mean of (s^2 + sd^2) / (s sd)^2 * (D - z)^2, s the level's sigma. The shared sigmas of a
+        batch are spread evenly over their distribution, from a random start (Kingma et al. 2021, appendix I.1): the
+        loss, and so the gradient, varies less than with independent ones."""
         noise = self.arch.noise
         z = [x.to(self.device).contiguous(memory_format=torch.channels_last) for x in z]
 
         def normal(shape: tuple[int, ...]) -> Tensor:
             return torch.randn(shape, device=self.device)
 
-        sigma = (parallel.draw((len(z[0]),), normal) * self.recipe.p_std + self.recipe.p_mean).exp()
+        def spread(shape: tuple[int, ...]) -> Tensor:
+            (count,) = shape
+            share = (torch.arange(count, device=self.device) + torch.rand(1, device=self.device)) / count
+            return torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4))
+
+        sigma = (parallel.draw((len(z[0]),), spread) * self.recipe.p_std + p_mean).exp()
         sigmas = [level_sigma(noise, level, sigma).view(-1, 1, 1, 1) for level in range(len(z))]
         noisy = [x + s * parallel.draw(x.shape, normal) for x, s in zip(z, sigmas)]
         denoised = Denoiser(self.arch, unet)(noisy, sigma)
@@ -78,7 +89,7 @@ class Task:
         return [((s**2 + sd**2) / (s * sd) ** 2 * (d - x) ** 2).mean() for d, x, s in zip(denoised, z, sigmas)]
 
     def loss(self, batch: list[Tensor]) -> tuple[Tensor, int, dict[str, float]]:
-        losses = self.losses(self.model, batch)
+        losses = self.losses(self.model, batch, self.p_mean)
         total = sum(weight * loss for weight, loss in zip(self.weights, losses)) / sum(self.weights)
         return total, len(batch[0]), {f"level{i}": float(loss.detach()) for i, loss in enumerate(losses)}
 
@@ -90,7 +101,7 @@ class Task:
         numbers = {}
         held_out = range(self.latents.training, len(self.latents.levels[0]), 2)
         if held_out:
-            losses = self.losses(ema, self.latents.normalised(held_out))
+            losses = self.losses(ema, self.latents.normalised(held_out), self.recipe.p_mean)
             numbers = {f"held_out{i}": float(loss) for i, loss in enumerate(losses)}
         return numbers
 
