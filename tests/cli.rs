@@ -410,6 +410,27 @@ fn reconstruct_keeps_odd_sizes_and_prints_the_psnr() {
 }
 
 #[test]
+fn edit_keeps_the_size_and_says_what_it_changed_and_how_much() {
+    let dir = TempDir::new().unwrap();
+    let picture = image::RgbImage::from_fn(53, 31, |x, y| image::Rgb([x as u8, y as u8, 90]));
+    picture.save(dir.path().join("in.png")).unwrap();
+    let flags = ["--seed", "3", "--steps", "4", "--json"];
+    for (strength, steps) in [("0", 0), ("0.5", 2), ("1", 4)] {
+        let args = [&["edit", "in.png", "out.png", "--strength", strength], &flags[..]].concat();
+        let events = events(&succeeds(dir.path(), &args));
+        assert_eq!(of_kind(&events, "step").len(), steps, "{strength}");
+        let strength: f64 = strength.parse().unwrap();
+        assert_eq!(of_kind(&events, "started")[0]["strength"], strength);
+        assert_eq!(pixels(&dir.path().join("out.png")).dimensions(), (53, 31));
+    }
+    for (strength, words) in [("1.01", ["strength", "1.01"]), ("-1", ["strength", "-1"])] {
+        let args = ["edit", "in.png", "new.png", "--strength", strength];
+        refused(dir.path(), &args, &words);
+    }
+    refused(dir.path(), &["edit", "gone.png", "new.png"], &["gone.png"]);
+}
+
+#[test]
 fn encode_then_decode_is_reconstruct() {
     let dir = TempDir::new().unwrap();
     let picture =

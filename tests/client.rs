@@ -20,7 +20,7 @@ use std::{
 };
 
 use serde_json::Value;
-use server::{Server, model_path};
+use server::{Server, model_path, noise};
 use stub::{Made, NAME, Proxy, Stub};
 use tessera::{
     api::{
@@ -283,6 +283,21 @@ fn fetch_is_generate_to_the_byte() {
         let (fetched, local) = (fs::read(dir.join(out)), fs::read(dir.join(local)));
         assert!(fetched.unwrap() == local.unwrap(), "{out} differs");
     }
+    // The same for a picture that is edited, whose size need not be a multiple of anything.
+    noise(7, 149, 67).save(dir.join("in.png")).unwrap();
+    let flags = ["--strength", "0.6", "--seed", "9", "--steps", "5", "--tile", "64"];
+    let submit = [&["submit", "--edit", "in.png"], &flags[..]].concat();
+    let job = succeeds(dir, url, &submit);
+    succeeds(dir, url, &["fetch", job.trim(), "--out", "edited.tiff"]);
+    let edit = ["edit", "in.png", "local.tiff", "--device", "cpu", "--threads", "1"];
+    succeeds(dir, url, &[&edit, &flags[..]].concat());
+    let (fetched, local) = (fs::read(dir.join("edited.tiff")), fs::read(dir.join("local.tiff")));
+    assert!(fetched.unwrap() == local.unwrap());
+    fs::write(dir.join("no.png"), "no picture").unwrap();
+    refused(dir, url, &["submit", "--edit", "no.png"], 2, &["JPEG, PNG or TIFF"]);
+    refused(dir, url, &["submit", "--edit", "gone.png"], 2, &["gone.png"]);
+    refused(dir, url, &["submit", "--edit", "in.png", "--size", "96x64"], 2, &["width", "149"]);
+
     // The size is the model's own if none is given, and events say so.
     let submitted = events(&succeeds(dir, url, &["submit", "--steps", "1", "--json"])).remove(0);
     assert_eq!((&submitted["event"], &submitted["width"]), (&"submitted".into(), &96.into()));

@@ -128,6 +128,7 @@ fn jobs() -> Vec<Vec<Vec<u8>>> {
         request_id: "mine".into(),
         deadline_ms: Some(1 << 42),
         owner: String::new(),
+        source_sha256: None,
     };
     let queued = || Event::Queued { order: order.clone(), compute_us: 12 };
     let started = || Event::Started { device: "CPU".into() };

@@ -56,6 +56,7 @@ impl Site {
             deadline: None,
             viewport: None,
             owner: String::new(),
+            source: None,
         };
         self.jobs.create(request).unwrap()
     }

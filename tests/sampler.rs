@@ -243,7 +243,7 @@ fn start_has_the_sigma_of_each_level() {
 fn evaluations_are_as_stated() {
     for method in Method::ALL {
         for steps in [1, 2, 7, 30] {
-            let stated = Schedule::new(&noise(), steps).evaluations(method);
+            let stated = Schedule::new(&noise(), steps).evaluations(method, 0);
             assert_eq!(run(method, steps, Churn::NONE, 1).1, stated, "{method:?} {steps}");
         }
         let noise = Noise { shift: vec![-3.0, -5.0], ..noise() };
@@ -252,7 +252,7 @@ fn evaluations_are_as_stated() {
         let z = start(&schedule, &SHAPES[..2], 1);
         let end = sample(&mut denoiser, &schedule, method, Churn::NONE, 1, z, |_, _| Ok(()));
         assert!(end.unwrap().iter().all(|z| z.data.iter().all(|v| v.abs() < 5.0)));
-        assert_eq!(denoiser.calls, schedule.evaluations(method));
+        assert_eq!(denoiser.calls, schedule.evaluations(method, 0));
         assert!(denoiser.calls < 40 * 2 - 1);
     }
 }

@@ -12,12 +12,12 @@ use crate::{
     engine::{
         device::{self, Choice, Device, Precision},
         picture,
-        plan::{MAX_TILE, MIN_TILE, TileSize},
+        plan::{MAX_TILE, MIN_TILE, Spec, TileSize},
     },
     error::{Error, Kind, Result},
     image_in::{self, Picture},
     image_out::Bits,
-    model::{checkpoint::Checkpoint, sampler::Method},
+    model::{arch::Arch, checkpoint::Checkpoint, sampler::Method},
 };
 
 /// Which weights.
@@ -105,15 +105,25 @@ impl DeviceArgs {
     }
 }
 
+/// How much of a given picture is made anew, if nothing else is said.
+pub(super) const STRENGTH: f64 = 0.5;
+
 /// Which picture.
 #[derive(Debug, Args)]
 pub(super) struct PictureArgs {
-    /// Key of the noise; the same seed gives the same picture
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
-    pub(super) seed: u64,
     /// Size in pixels; the size the model was trained for if not given
     #[arg(long, value_name = "WxH", allow_hyphen_values = true)]
     pub(super) size: Option<Size>,
+    #[command(flatten)]
+    pub(super) sampling: SamplingArgs,
+}
+
+/// How it is sampled and decoded.
+#[derive(Debug, Args)]
+pub(super) struct SamplingArgs {
+    /// Key of the noise; the same seed gives the same picture
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
+    pub(super) seed: u64,
     /// Denoising steps, 1 to 1000
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 25)]
     pub(super) steps: usize,
@@ -122,6 +132,19 @@ pub(super) struct PictureArgs {
     pub(super) sampler: Method,
     #[command(flatten)]
     pub(super) decode: DecodeFlags,
+}
+
+impl SamplingArgs {
+    /// What they say of a picture of the model's size.
+    pub(super) fn spec(&self, arch: &Arch) -> Spec {
+        Spec {
+            steps: self.steps,
+            method: self.sampler,
+            tile: self.decode.tile,
+            bits: self.decode.bits,
+            ..Spec::new(arch, self.seed)
+        }
+    }
 }
 
 /// How pixels are decoded.

@@ -15,14 +15,11 @@ use super::{
 };
 use crate::{
     config::Config,
-    engine::{
-        self, Cancel,
-        device::Device,
-        plan::{Plan, Spec},
-        receipt,
-    },
+    engine::{self, Cancel, device::Device, plan::Plan, receipt, tiles::Canvas},
     error::{Error, Result},
+    image_in::Picture,
     model::checkpoint::Checkpoint,
+    ops::Ops,
 };
 
 /// Most pictures of one run.
@@ -59,6 +56,8 @@ struct Started<'a> {
     model: &'a str,
     model_sha256: &'a str,
     device: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strength: Option<f64>,
     arena_bytes: u64,
     peak_bytes: u64,
     flops: u64,
@@ -85,29 +84,30 @@ pub(super) fn run(
         output::check(path)?;
     }
     let model = args.model.open(config)?;
-    let mut spec = Spec::new(&model.arch, args.picture.seed);
+    let mut spec = args.picture.sampling.spec(&model.arch);
     if let Some(Size { width, height }) = args.picture.size {
         (spec.width, spec.height) = (width, height);
     }
-    spec.steps = args.picture.steps;
-    spec.method = args.picture.sampler;
-    spec.tile = args.picture.decode.tile;
-    spec.bits = args.picture.decode.bits;
     let mut plan = Plan::new(spec, &model.arch)?;
     let mut device = args.device.open(config, &model)?;
     for (seed, path) in &jobs {
         plan.spec.seed = *seed;
-        one(&model, &plan, &mut device, path, config, progress, cancel)?;
+        one(&model, &plan, None, &mut device, path, config, progress, cancel)?;
         // What there is to know was said with the first picture.
         plan.notices.clear();
     }
     Ok(())
 }
 
-/// One picture, from `plan.spec.seed` to the file at `path`.
-fn one(
+/// A picture that is given, and the SHA-256 of its file.
+pub(super) type Given = (Picture, String);
+
+/// One picture, from `plan.spec.seed` and what is given to the file at `path`.
+#[allow(clippy::too_many_arguments, reason = "all of them differ between the callers")]
+pub(super) fn one(
     model: &Checkpoint,
     plan: &Plan,
+    given: Option<Given>,
     device: &mut Device,
     path: &Path,
     config: &Config,
@@ -127,6 +127,7 @@ fn one(
         model: &model.arch.name,
         model_sha256: &model.sha256,
         device: &on,
+        strength: spec.strength,
         arena_bytes: plan.arena_bytes,
         peak_bytes: plan.peak_bytes,
         flops: plan.flops,
@@ -142,12 +143,13 @@ fn one(
         spec.steps,
     ));
     let scratch = &output::directory(path);
+    let (picture, source) = given.unzip();
     let canvas = match device {
-        Device::Cpu(ops) => engine::generate(ops, model, plan, scratch, progress, cancel),
-        Device::Gpu(ops) => engine::generate(ops.as_mut(), model, plan, scratch, progress, cancel),
+        Device::Cpu(ops) => canvas(ops, model, plan, picture, scratch, progress, cancel),
+        Device::Gpu(ops) => canvas(ops.as_mut(), model, plan, picture, scratch, progress, cancel),
     }?;
     progress.busy("write");
-    let metadata = receipt::generated(model, &name, spec);
+    let metadata = receipt::generated(model, &name, spec, source.as_deref());
     let bytes = output::write(path, &canvas, metadata, config, cancel)?;
     progress.leave();
     let took = began.elapsed();
@@ -163,6 +165,21 @@ fn one(
     ))
 }
 
+fn canvas<O: Ops>(
+    ops: &mut O,
+    model: &Checkpoint,
+    plan: &Plan,
+    picture: Option<Picture>,
+    scratch: &Path,
+    progress: &mut Progress,
+    cancel: &Cancel,
+) -> Result<Canvas> {
+    match picture {
+        Some(picture) => engine::edit(ops, model, plan, picture, scratch, progress, cancel),
+        None => engine::generate(ops, model, plan, scratch, progress, cancel),
+    }
+}
+
 /// Seed and file of every picture.
 fn jobs(args: &Args) -> Result<Vec<(u64, PathBuf)>> {
     if !(1..=MAX_COUNT).contains(&args.count) {
@@ -171,17 +188,17 @@ fn jobs(args: &Args) -> Result<Vec<(u64, PathBuf)>> {
             "count is {count}, which is not from 1 to {MAX_COUNT} (nearest: {nearest})"
         )));
     }
-    if args.picture.seed.checked_add(args.count - 1).is_none() {
-        let (seed, count) = (args.picture.seed, args.count);
+    if args.picture.sampling.seed.checked_add(args.count - 1).is_none() {
+        let (seed, count) = (args.picture.sampling.seed, args.count);
         return Err(Error::invalid(format!(
             "seed {seed} with count {count} goes past the largest seed, {}",
             u64::MAX
         )));
     }
-    let seeds = (0..args.count).map(|i| args.picture.seed + i);
+    let seeds = (0..args.count).map(|i| args.picture.sampling.seed + i);
     Ok(match &args.out {
         None => seeds.map(|seed| (seed, format!("tessera-{seed}.tiff").into())).collect(),
-        Some(out) if args.count == 1 => vec![(args.picture.seed, out.clone())],
+        Some(out) if args.count == 1 => vec![(args.picture.sampling.seed, out.clone())],
         Some(out) => seeds.zip(1..).map(|(seed, i)| (seed, numbered(out, i))).collect(),
     })
 }

@@ -5,6 +5,7 @@
 
 mod args;
 mod devices;
+mod edit;
 mod fetch;
 mod generate;
 mod inspect;
@@ -42,6 +43,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Generate(generate::Args),
+    Edit(edit::Args),
     Reconstruct(reconstruct::Args),
     Encode(latents::EncodeArgs),
     Decode(latents::DecodeArgs),
@@ -61,6 +63,7 @@ impl Command {
     fn json(&self) -> bool {
         match self {
             Self::Generate(args) => args.progress.json,
+            Self::Edit(args) => args.progress.json,
             Self::Reconstruct(args) => args.progress.json,
             Self::Encode(args) => args.progress.json,
             Self::Decode(args) => args.progress.json,
@@ -109,6 +112,7 @@ fn run(command: &Command, progress: &mut Progress) -> Result<()> {
         .map_err(|e| Error::new(Kind::Internal, "signals can't be handled").with_source(e))?;
     match command {
         Command::Generate(args) => generate::run(args, &config, progress, &cancel),
+        Command::Edit(args) => edit::run(args, &config, progress, &cancel),
         Command::Reconstruct(args) => reconstruct::run(args, &config, progress, &cancel),
         Command::Encode(args) => latents::encode(args, &config, progress, &cancel),
         Command::Decode(args) => latents::decode(args, &config, progress, &cancel),

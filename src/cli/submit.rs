@@ -1,11 +1,14 @@
 //! `tessera submit`: orders a picture from a server.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use serde::Serialize;
 
 use super::{
-    args::{PictureArgs, Size},
+    args::{self, PictureArgs, Size},
     progress::{Progress, ProgressArgs},
     server::ServerArgs,
     text,
@@ -27,6 +30,12 @@ const MAX_DEADLINE: u64 = 366 * 24 * 3600;
 pub(super) struct Args {
     #[command(flatten)]
     picture: PictureArgs,
+    /// Picture to edit: JPEG, PNG or TIFF; its size is the job's
+    #[arg(long, value_name = "FILE")]
+    edit: Option<PathBuf>,
+    /// How much of it is made anew, from 0 to 1 [default: 0.5]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", requires = "edit")]
+    strength: Option<f64>,
     /// Which of the server's models; its first one if not given
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
@@ -63,9 +72,17 @@ pub(super) fn run(
     cancel: &Cancel,
 ) -> Result<()> {
     let order = order(args)?;
+    let picture = args.edit.as_ref().map(|path| {
+        std::fs::read(path)
+            .map_err(|e| args::named_input(Error::io("can't read", path, e), "picture", path))
+    });
+    let picture = picture.transpose()?;
     let job = client::run(cancel, async {
         let client = args.server.connect(config).await?;
-        client.create(order).await
+        match picture {
+            Some(picture) => client.edit(order, picture).await,
+            None => client.create(order).await,
+        }
     })?;
     report(&job, progress)
 }
@@ -99,7 +116,7 @@ fn report(job: &Job, progress: &mut Progress) -> Result<()> {
 
 /// What the flags ask for.
 fn order(args: &Args) -> Result<CreateJobRequest> {
-    let picture = &args.picture;
+    let (picture, sampling) = (&args.picture, &args.picture.sampling);
     let number = |field: &str, value: usize| {
         u32::try_from(value)
             .map_err(|_| Error::invalid(format!("{field} is {value}; the limit is {}", u32::MAX)))
@@ -111,17 +128,17 @@ fn order(args: &Args) -> Result<CreateJobRequest> {
         Some(Size { width, height }) => (number("width", width)?, number("height", height)?),
         None => (0, 0),
     };
-    let tile_size = match picture.decode.tile {
+    let tile_size = match sampling.decode.tile {
         TileSize::Pixels(0) => return Err(Error::invalid("tile is 0; servers take 64 to 1024")),
         TileSize::Pixels(pixels) => number("tile", pixels)?,
         TileSize::Whole => {
             return Err(Error::invalid("tile is whole; servers take 64 to 1024 pixels"));
         }
     };
-    if picture.steps == 0 {
+    if sampling.steps == 0 {
         return Err(Error::invalid("steps is 0, which is not from 1 to 1000 (nearest: 1)"));
     }
-    let sampler = match picture.sampler {
+    let sampler = match sampling.sampler {
         Method::Dpmpp => Sampler::Dpmpp,
         Method::Heun => Sampler::Heun,
         Method::Ddim => Sampler::Ddim,
@@ -141,13 +158,14 @@ fn order(args: &Args) -> Result<CreateJobRequest> {
     Ok(CreateJobRequest {
         spec: Some(JobSpec {
             model: args.model.as_deref().map(client::full_model_name).unwrap_or_default(),
-            seed: picture.seed,
+            seed: sampling.seed,
             width,
             height,
-            steps: number("steps", picture.steps)?,
+            steps: number("steps", sampling.steps)?,
             sampler: sampler.into(),
             tile_size,
-            bits: 8 * picture.decode.bits.sample_len() as u32,
+            bits: 8 * sampling.decode.bits.sample_len() as u32,
+            strength: args.strength,
         }),
         request_id: args.request_id.clone().unwrap_or_default(),
         deadline: deadline.map(client::timestamp),

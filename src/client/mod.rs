@@ -15,8 +15,12 @@ mod run;
 mod status;
 mod watch;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use tokio_stream::Stream;
 use tonic::{
     Request, Status, Streaming,
     metadata::{Ascii, MetadataValue},
@@ -30,9 +34,10 @@ pub use watch::{Watch, ended_badly};
 
 use crate::{
     api::{
-        CancelJobRequest, CreateJobRequest, DeleteJobRequest, GetJobRequest, GetTileRequest,
-        ImageFormat, Job, JobState, ListJobsRequest, StreamOptions, Tile, WatchJobRequest,
-        WatchJobResponse, job_service_client::JobServiceClient,
+        CancelJobRequest, CreateJobRequest, DeleteJobRequest, EditPictureRequest, GetJobRequest,
+        GetTileRequest, ImageFormat, Job, JobState, ListJobsRequest, StreamOptions, Tile,
+        WatchJobRequest, WatchJobResponse, edit_picture_request::Part,
+        job_service_client::JobServiceClient,
     },
     config::Secret,
     engine::plan::MAX_TILE,
@@ -60,6 +65,8 @@ const ANSWER: Duration = Duration::from_secs(60);
 const SILENCE: Duration = Duration::from_secs(20);
 /// How often a job is ordered if the answer is lost.
 const ORDERS: u32 = 4;
+/// Bytes of a picture that go in one message.
+const PART: usize = 32 << 10;
 
 /// How to reach a server.
 #[derive(Clone, Debug)]
@@ -110,6 +117,33 @@ impl Interceptor for Bearer {
     }
 }
 
+/// `order` with a name of its own, which makes it safe to send again.
+fn named(mut order: CreateJobRequest) -> Result<CreateJobRequest> {
+    if order.request_id.is_empty() {
+        order.request_id = uuid::Uuid::now_v7().to_string();
+    }
+    let length = order.request_id.chars().count();
+    if length > MAX_REQUEST_ID {
+        return Err(Error::invalid(format!(
+            "request_id has {length} characters; the limit is {MAX_REQUEST_ID}"
+        )));
+    }
+    Ok(order)
+}
+
+/// The messages that carry `order` and the picture in `file`.
+fn parts(
+    order: CreateJobRequest,
+    file: Arc<Vec<u8>>,
+) -> impl Stream<Item = EditPictureRequest> + Send + 'static {
+    let message = |part| EditPictureRequest { part: Some(part) };
+    let data = (0..file.len().div_ceil(PART)).map(move |i| {
+        let bytes = &file[i * PART..file.len().min((i + 1) * PART)];
+        message(Part::Data(bytes.to_vec()))
+    });
+    tokio_stream::iter(std::iter::once(message(Part::Job(order))).chain(data))
+}
+
 impl Client {
     /// Connects.
     ///
@@ -134,18 +168,24 @@ impl Client {
     ///
     /// # Errors
     /// What the server says, or that it can't be reached.
-    pub async fn create(&self, mut order: CreateJobRequest) -> Result<Job> {
-        if order.request_id.is_empty() {
-            order.request_id = uuid::Uuid::now_v7().to_string();
-        }
-        let length = order.request_id.chars().count();
-        if length > MAX_REQUEST_ID {
-            return Err(Error::invalid(format!(
-                "request_id has {length} characters; the limit is {MAX_REQUEST_ID}"
-            )));
-        }
+    pub async fn create(&self, order: CreateJobRequest) -> Result<Job> {
+        let order = named(order)?;
         self.repeatedly(ORDERS, || async {
             let answer = self.calls.clone().create_job(limited(order.clone())).await?;
+            present("job", answer.into_inner().job)
+        })
+        .await
+    }
+
+    /// Queues a job that edits the picture in `file`. If the answer is lost all is sent again, as in [`Client::create`].
+    ///
+    /// # Errors
+    /// What the server says, or that it can't be reached.
+    pub async fn edit(&self, order: CreateJobRequest, file: Vec<u8>) -> Result<Job> {
+        let (order, file) = (named(order)?, Arc::new(file));
+        self.repeatedly(ORDERS, || async {
+            let answer =
+                self.calls.clone().edit_picture(parts(order.clone(), file.clone())).await?;
             present("job", answer.into_inner().job)
         })
         .await

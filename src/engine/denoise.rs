@@ -1,8 +1,13 @@
 //! From a seed to the latents of a plan, on a device, with an event for every step and every level that settles.
 
 use crate::{
-    engine::{Cancel, Event, Observer, picture::check_finite, plan::Plan},
-    error::Result,
+    engine::{
+        Cancel, Event, Observer,
+        picture::{check_finite, encode},
+        plan::Plan,
+    },
+    error::{Error, Kind, Result},
+    image_in::Picture,
     model::{
         arch::Arch,
         checkpoint::Checkpoint,
@@ -70,7 +75,34 @@ pub fn step<O: Ops>(
     Ok(std::iter::once(Event::Step { step, of: schedule.steps(), sigma }).chain(settled).collect())
 }
 
-/// Samples the normalised latents of `plan`, finest first.
+/// Where the sampling of `plan` begins: in noise alone.
+pub fn begin(plan: &Plan) -> Sampling {
+    Sampling::start(&plan.schedule, &plan.latents, plan.spec.seed)
+}
+
+/// Where the sampling of `plan` begins when it is to edit `picture`.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidImage`] when the picture is not of the plan's size; those of [`encode`].
+pub fn begin_from<O: Ops>(
+    ops: &mut O,
+    model: &Checkpoint,
+    plan: &Plan,
+    picture: Picture,
+) -> Result<Sampling> {
+    let found = (picture.width as usize, picture.height as usize);
+    let wanted = (plan.spec.width, plan.spec.height);
+    if found != wanted {
+        return Err(Error::new(
+            Kind::InvalidImage,
+            format!("picture is {}x{}, not {}x{}", found.0, found.1, wanted.0, wanted.1),
+        ));
+    }
+    let latents = normalise(model, encode(ops, &model.arch, picture)?);
+    Ok(Sampling::edit(&plan.schedule, latents, plan.first_step, plan.spec.seed))
+}
+
+/// Takes `sampling`, which has begun as `plan` says, to its end: the normalised latents, finest first.
 ///
 /// # Errors
 /// Those of [`step`].
@@ -78,11 +110,11 @@ pub fn denoise<O: Ops>(
     ops: &mut O,
     arch: &Arch,
     plan: &Plan,
+    mut sampling: Sampling,
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Vec<Latent>> {
     observer.event(Event::Denoising { of: plan.schedule.steps() });
-    let mut sampling = Sampling::start(&plan.schedule, &plan.latents, plan.spec.seed);
     while sampling.step < plan.schedule.steps() {
         for event in step(ops, arch, plan, &mut sampling, cancel)? {
             observer.event(event);
@@ -92,13 +124,27 @@ pub fn denoise<O: Ops>(
 }
 
 /// Normalised latents to the decoder's: z / sigma_data * std + mean, per channel.
-pub fn denormalise(model: &Checkpoint, normalised: Vec<Latent>) -> Vec<Latent> {
+pub fn denormalise(model: &Checkpoint, latents: Vec<Latent>) -> Vec<Latent> {
     let sigma_data = model.arch.noise.sigma_data;
-    let mut latents = normalised;
+    per_channel(model, latents, |z, mean, std| z / sigma_data * std + mean)
+}
+
+/// The encoder's latents to normalised ones: the inverse of [`denormalise`].
+pub fn normalise(model: &Checkpoint, latents: Vec<Latent>) -> Vec<Latent> {
+    let sigma_data = model.arch.noise.sigma_data;
+    per_channel(model, latents, |z, mean, std| (z - mean) / std * sigma_data)
+}
+
+/// `map` of every value with its channel's mean and standard deviation.
+fn per_channel(
+    model: &Checkpoint,
+    mut latents: Vec<Latent>,
+    map: impl Fn(f64, f64, f64) -> f64,
+) -> Vec<Latent> {
     for (latent, stats) in latents.iter_mut().zip(&model.latent_stats) {
         for pixel in latent.data.chunks_exact_mut(latent.shape.c) {
-            for ((v, mean), std) in pixel.iter_mut().zip(&stats.mean).zip(&stats.std) {
-                *v = (f64::from(*v) / sigma_data * f64::from(*std) + f64::from(*mean)) as f32;
+            for ((v, &mean), &std) in pixel.iter_mut().zip(&stats.mean).zip(&stats.std) {
+                *v = map(f64::from(*v), f64::from(mean), f64::from(std)) as f32;
             }
         }
     }

@@ -24,7 +24,11 @@ use serde::Serialize;
 use crate::{
     error::{Error, Kind, Result},
     image_in::Picture,
-    model::{arch::Arch, checkpoint::Checkpoint, sampler::Latent},
+    model::{
+        arch::Arch,
+        checkpoint::Checkpoint,
+        sampler::{Latent, Sampling},
+    },
     ops::Ops,
 };
 use plan::{Plan, Rect, Tiling};
@@ -130,12 +134,42 @@ pub fn generate<O: Ops>(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Canvas> {
+    make(ops, model, plan, |_| Ok(denoise::begin(plan)), scratch, observer, cancel)
+}
+
+/// A variation of `picture`: encodes it, adds as much noise as the plan's strength says, and goes on as [`generate`] does.
+///
+/// # Errors
+/// As [`generate`]; [`Kind::InvalidImage`] when the picture is not of the plan's size.
+pub fn edit<O: Ops>(
+    ops: &mut O,
+    model: &Checkpoint,
+    plan: &Plan,
+    picture: Picture,
+    scratch: &Path,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<Canvas> {
+    let begin = |ops: &mut O| denoise::begin_from(ops, model, plan, picture);
+    make(ops, model, plan, begin, scratch, observer, cancel)
+}
+
+fn make<O: Ops>(
+    ops: &mut O,
+    model: &Checkpoint,
+    plan: &Plan,
+    begin: impl FnOnce(&mut O) -> Result<Sampling>,
+    scratch: &Path,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<Canvas> {
     // The disk is asked before the arithmetic, which may take hours.
     let canvas = Canvas::create(scratch, plan.spec.width, plan.spec.height, plan.spec.bits)?;
     for message in &plan.notices {
         observer.event(Event::Notice { message: message.clone() });
     }
-    let normalised = denoise::denoise(ops, &model.arch, plan, observer, cancel)?;
+    let sampling = begin(ops)?;
+    let normalised = denoise::denoise(ops, &model.arch, plan, sampling, observer, cancel)?;
     let latents = denoise::denormalise(model, normalised);
     decode(ops, &model.arch, &latents, &plan.tiling, canvas, observer, cancel)
 }

@@ -61,6 +61,9 @@ pub struct Spec {
     pub tile: TileSize,
     /// Bits of a sample.
     pub bits: Bits,
+    /// How much of a given picture is made anew: 0 decodes it as it is, 1 keeps nothing but its size. None: there is no
+    /// picture, all comes from noise.
+    pub strength: Option<f64>,
 }
 
 impl Spec {
@@ -74,7 +77,15 @@ impl Spec {
             method: Method::Dpmpp,
             tile: TileSize::Pixels(512),
             bits: Bits::Eight,
+            strength: None,
         }
+    }
+
+    /// The step of the schedule that sampling begins with. A given picture gets the noise of that step (SDEdit, Meng et al.
+    /// 2022).
+    fn first_step(&self) -> usize {
+        let made = self.strength.map_or(1.0, |strength| strength.clamp(0.0, 1.0));
+        self.steps - (made * self.steps as f64).round() as usize
     }
 }
 
@@ -189,6 +200,8 @@ pub struct Plan {
     pub latents: Vec<Shape>,
     /// Sigma of every step and level.
     pub schedule: Schedule,
+    /// The step of the schedule that sampling begins with: 0, unless a picture is given.
+    pub first_step: usize,
     /// Tiles of the local stage.
     pub tiling: Tiling,
     /// Bytes of the decoded picture in the arena.
@@ -207,8 +220,15 @@ impl Plan {
     /// # Errors
     /// [`crate::error::Kind::InvalidArgument`] naming field, value, limit and the nearest value that would do.
     pub fn new(spec: Spec, arch: &Arch) -> Result<Self> {
-        check_extent("width", spec.width, arch)?;
-        check_extent("height", spec.height, arch)?;
+        // A given picture is padded and cut back, a new one is not.
+        let multiple = if spec.strength.is_some() { 1 } else { arch.coarsest_factor() };
+        check_extent("width", spec.width, multiple)?;
+        check_extent("height", spec.height, multiple)?;
+        if let Some(strength) = spec.strength.filter(|strength| !(0.0..=1.0).contains(strength)) {
+            return Err(Error::invalid(format!(
+                "strength is {strength}, which is not from 0 to 1"
+            )));
+        }
         if !(1..=MAX_STEPS).contains(&spec.steps) {
             let nearest = spec.steps.clamp(1, MAX_STEPS);
             return Err(Error::invalid(format!(
@@ -217,15 +237,22 @@ impl Plan {
             )));
         }
         let tiling = Tiling::new(arch, spec.width, spec.height, spec.tile)?;
-        let latents = latent_shapes(arch, spec.width, spec.height);
+        let [width, height] =
+            [spec.width, spec.height].map(|side| side.next_multiple_of(arch.coarsest_factor()));
+        let latents = latent_shapes(arch, width, height);
         let schedule = Schedule::new(&arch.noise, spec.steps);
+        let first_step = spec.first_step();
 
-        let unet = trace::unet_cost(arch, spec.width, spec.height)?;
+        let unet = trace::unet_cost(arch, width, height)?;
+        let encode = match spec.strength {
+            Some(_) => trace::encoder_cost(arch, width, height)?,
+            None => trace::Cost::default(),
+        };
         let decode = decode_cost(arch, &tiling)?;
         let params = trace::params(arch)?;
         let values: usize = params.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         let samples = 3 * spec.width as u64 * spec.height as u64;
-        let evaluations = schedule.evaluations(spec.method) as u64;
+        let evaluations = schedule.evaluations(spec.method, first_step) as u64;
 
         let mut notices = Vec::new();
         if (spec.width, spec.height) != (arch.width, arch.height) {
@@ -237,9 +264,11 @@ impl Plan {
         Ok(Self {
             latents,
             schedule,
+            first_step,
             arena_bytes: samples * spec.bits.sample_len() as u64,
-            peak_bytes: 4 * values as u64 + unet.peak_bytes.max(decode.peak_bytes),
-            flops: evaluations * unet.flops + decode.flops,
+            peak_bytes: 4 * values as u64
+                + unet.peak_bytes.max(decode.peak_bytes).max(encode.peak_bytes),
+            flops: encode.flops + evaluations * unet.flops + decode.flops,
             notices,
             tiling,
             spec,
@@ -312,9 +341,8 @@ pub fn latent_shapes(arch: &Arch, width: usize, height: usize) -> Vec<Shape> {
         .collect()
 }
 
-/// Refuses a side of the picture that is not a multiple of the coarsest factor up to [`MAX_EXTENT`].
-fn check_extent(field: &str, value: usize, arch: &Arch) -> Result<()> {
-    let factor = arch.coarsest_factor();
+/// Refuses a side of the picture that is not a multiple of `factor` up to [`MAX_EXTENT`].
+fn check_extent(field: &str, value: usize, factor: usize) -> Result<()> {
     let most = MAX_EXTENT / factor * factor;
     if value > 0 && value <= most && value.is_multiple_of(factor) {
         return Ok(());

@@ -23,15 +23,25 @@ pub fn decoded(
     Metadata { description, created: None, receipt }
 }
 
-/// What a generated picture says. The tile's size is left out: it does not change a pixel.
-pub fn generated(model: &Checkpoint, device: &str, spec: &Spec) -> Metadata {
+/// What a generated picture says, or one that was edited, with the SHA-256 of the file that was given. The tile's size is left
+/// out: it does not change a pixel.
+pub fn generated(model: &Checkpoint, device: &str, spec: &Spec, source: Option<&str>) -> Metadata {
     let (name, sampler) = (&model.arch.name, spec.method.name());
-    let description = format!("{name}, seed {}, {sampler} {} steps", spec.seed, spec.steps);
+    let mut description = format!("{name}, seed {}, {sampler} {} steps", spec.seed, spec.steps);
+    if let Some(strength) = spec.strength {
+        description += &format!(", a given picture changed by {strength}");
+    }
     let mut metadata = decoded(model, device, (spec.width, spec.height), description);
     for (key, value) in
         [("seed", json!(spec.seed)), ("steps", json!(spec.steps)), ("sampler", json!(sampler))]
     {
         metadata.receipt.insert(key.to_owned(), value);
+    }
+    if let Some(strength) = spec.strength {
+        metadata.receipt.insert("strength".to_owned(), json!(strength));
+    }
+    if let Some(sha256) = source {
+        metadata.receipt.insert("source_sha256".to_owned(), json!(sha256));
     }
     metadata
 }

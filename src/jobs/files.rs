@@ -91,17 +91,31 @@ impl JobDirectory {
         self.0.join(format!("picture.{extension}"))
     }
 
-    /// Makes the directory with its first record and its arena; all, or nothing.
+    /// The picture that the job edits.
+    pub fn source(&self) -> PathBuf {
+        self.0.join("source")
+    }
+
+    /// Makes the directory with its first record, its arena and the picture at `source`, which is moved there; all, or nothing.
     ///
     /// # Errors
     /// [`Kind::Exhausted`] when the disk is full, [`Kind::Io`] for other failures of it.
-    pub fn create(&self, first: &Record, layout: &Layout, lock: &DirectoryLock) -> Result<()> {
+    pub fn create(
+        &self,
+        first: &Record,
+        layout: &Layout,
+        source: Option<&Path>,
+        lock: &DirectoryLock,
+    ) -> Result<()> {
         let name = self.0.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let making = Self(self.0.with_file_name(format!("{UNFINISHED}{name}")));
         let failed = |e| Error::io("can't make", &self.0, e);
         let made = fs::create_dir(&making.0).map_err(failed).and_then(|()| {
             Journal::create(&making.journal())?.append(&[first.to_bytes()?])?;
             drop(Arena::create_named(&making.arena(), layout.bytes(), lock)?);
+            if let Some(source) = source {
+                fs::rename(source, making.source()).map_err(failed)?;
+            }
             sync_directory(&making.0).map_err(failed)?;
             fs::rename(&making.0, &self.0).map_err(failed)?;
             self.0.parent().map_or(Ok(()), sync_directory).map_err(failed)
@@ -240,7 +254,7 @@ pub fn little_endian(samples: &[u8], bits: Bits) -> std::borrow::Cow<'_, [u8]> {
 }
 
 /// A full disk is a limit of the server; other failures stay what they are.
-fn full_disk(error: Error, needed: u64) -> Error {
+pub(super) fn full_disk(error: Error, needed: u64) -> Error {
     let source = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<std::io::Error>());
     match source.map(std::io::Error::kind) {
         Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => Error::new(

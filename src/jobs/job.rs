@@ -434,6 +434,8 @@ impl State {
                 }
             }
             Event::Tile { index, crc32c } => {
+                // A picture that is decoded as it was given has no step before.
+                self.phase = Phase::Decoding;
                 if let Some(tile) = self.tiles.get_mut(*index) {
                     self.tiles_done += usize::from(tile.is_none());
                     *tile = Some(*crc32c);

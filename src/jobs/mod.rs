@@ -15,6 +15,7 @@ pub mod files;
 mod job;
 pub mod record;
 mod scribe;
+mod upload;
 mod worker;
 
 use std::{
@@ -30,11 +31,12 @@ use std::{
 };
 
 pub use job::{Job, Phase, Snapshot};
+pub use upload::{MAX_UPLOAD, Receiving, Upload};
 
 use crate::{
     engine::{
         device::{Choice, Device, Precision},
-        plan::{self, Plan, Rect, Spec, Tiling},
+        plan::{self, Plan, Rect, Spec},
     },
     error::{Error, Kind, Result},
     exec::trace,
@@ -74,6 +76,8 @@ pub struct Quote {
     pub disk_bytes: u64,
     /// Floating-point operations.
     pub flops: u64,
+    /// Those of encoding the picture that is edited.
+    pub encode_flops: u64,
     /// Those of one denoising step.
     pub step_flops: u64,
     /// Those of the decoder's global stage.
@@ -97,6 +101,8 @@ pub struct Request {
     pub viewport: Option<Rect>,
     /// Who asks, where clients have names.
     pub owner: String,
+    /// The picture to edit; the spec has a strength then, and the picture's size.
+    pub source: Option<Upload>,
 }
 
 impl Request {
@@ -105,6 +111,11 @@ impl Request {
     /// # Errors
     /// [`Kind::InvalidArgument`] naming field, value and limit.
     pub fn plan(&self, arch: &Arch) -> Result<Plan> {
+        if self.spec.strength.is_some() != self.source.is_some() {
+            return Err(Error::invalid(
+                "strength is for pictures that are edited, and they need it",
+            ));
+        }
         let length = self.request_id.chars().count();
         if length > MAX_REQUEST_ID {
             return Err(Error::invalid(format!(
@@ -256,7 +267,7 @@ impl Jobs {
     pub fn create(&self, request: Request) -> Result<Arc<Job>> {
         let plan = request.plan(&self.shared.model.arch)?;
         let quote = self.quote_plan(&plan)?;
-        let Request { spec, request_id, deadline, viewport, owner } = request;
+        let Request { spec, request_id, deadline, viewport, owner, source } = request;
         let memory = self.shared.settings.memory;
         if quote.memory_bytes > memory {
             return Err(Error::new(
@@ -270,12 +281,13 @@ impl Jobs {
             request_id,
             deadline_ms: deadline.map(to_ms),
             owner,
+            source_sha256: source.as_ref().map(|source| source.sha256().to_owned()),
         };
         let id = uuid::Uuid::now_v7().simple().to_string();
         if let Some(known) = self.reserve(&order, &id)? {
             return Ok(known);
         }
-        let made = self.make(&id, order.clone(), plan, quote, viewport);
+        let made = self.make(&id, order.clone(), plan, quote, viewport, source);
         let mut table = self.shared.table();
         table.reserved -= 1;
         match made {
@@ -302,9 +314,7 @@ impl Jobs {
         let request_id = &order.request_id;
         if let Some(known) = table.requests.get(request_id).filter(|_| !request_id.is_empty()) {
             return match table.jobs.get(known) {
-                Some(job) if job.order.spec == order.spec && job.order.owner == order.owner => {
-                    Ok(Some(job.clone()))
-                }
+                Some(job) if job.order.is_the_same_as(order) => Ok(Some(job.clone())),
                 Some(_) => Err(Error::invalid(format!(
                     "request_id {request_id:?} was used for another job"
                 ))),
@@ -335,6 +345,7 @@ impl Jobs {
         plan: Plan,
         quote: Quote,
         viewport: Option<Rect>,
+        source: Option<Upload>,
     ) -> Result<Arc<Job>> {
         let directory = JobDirectory::new(&self.shared.settings.directory, id);
         let compute_us = quote.compute_time.as_micros() as u64;
@@ -343,8 +354,16 @@ impl Jobs {
         let job =
             Job::new(id.to_owned(), order, plan, quote, directory.clone(), vec![first.clone()]);
         job.set_viewport(viewport)?;
-        directory.create(&first, &layout, &self.shared.lock)?;
+        directory.create(&first, &layout, source.as_ref().map(Upload::path), &self.shared.lock)?;
         Ok(Arc::new(job))
+    }
+
+    /// A place for a picture that comes from a client.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub fn receive(&self) -> Result<Receiving> {
+        Receiving::create(&self.shared.settings.directory)
     }
 
     /// The job of that name.
@@ -578,16 +597,23 @@ impl Speed {
 }
 
 fn quote(plan: &Plan, arch: &Arch, compute_time: Duration) -> Result<Quote> {
-    let Tiling { width, height, ref tiles, .. } = plan.tiling;
-    let evaluations = plan.schedule.evaluations(plan.spec.method) as u64;
-    let step_flops =
-        trace::unet_cost(arch, width, height)?.flops * evaluations / plan.schedule.steps() as u64;
+    let tiles = &plan.tiling.tiles;
+    let [width, height] = [plan.tiling.width, plan.tiling.height]
+        .map(|side| side.next_multiple_of(arch.coarsest_factor()));
+    let evaluations = plan.schedule.evaluations(plan.spec.method, plan.first_step) as u64;
+    let steps = (plan.schedule.steps() - plan.first_step).max(1) as u64;
+    let step_flops = trace::unet_cost(arch, width, height)?.flops * evaluations / steps;
+    let encode_flops = match plan.spec.strength {
+        Some(_) => trace::encoder_cost(arch, width, height)?.flops,
+        None => 0,
+    };
     let global_flops = trace::global_cost(arch, width, height)?.flops;
     let decode_flops = plan::decode_cost(arch, &plan.tiling)?.flops;
     Ok(Quote {
         memory_bytes: plan.peak_bytes,
         disk_bytes: Layout::new(plan).bytes(),
         flops: plan.flops,
+        encode_flops,
         step_flops,
         global_flops,
         tile_flops: (decode_flops - global_flops) / tiles.len() as u64,
@@ -602,13 +628,22 @@ fn read_jobs(directory: &Path, model: &Checkpoint) -> Result<BTreeMap<String, Ar
     let mut jobs = BTreeMap::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if !entry.file_type().map_err(failed)?.is_dir() {
-            continue;
-        }
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(UNFINISHED) {
-            std::fs::remove_dir_all(entry.path())
-                .map_err(|e| Error::io("can't remove", entry.path(), e))?;
+        let is_directory = entry.file_type().map_err(failed)?.is_dir();
+        let leftover = match is_directory {
+            true => name.starts_with(UNFINISHED),
+            false => upload::is_name(&name),
+        };
+        if leftover {
+            let path = entry.path();
+            let removed = if is_directory {
+                std::fs::remove_dir_all(&path)
+            } else {
+                std::fs::remove_file(&path)
+            };
+            removed.map_err(|e| Error::io("can't remove", path, e))?;
+        }
+        if leftover || !is_directory {
             continue;
         }
         match read_job(directory, &name, model) {

@@ -133,6 +133,18 @@ pub struct Order {
     pub deadline_ms: Option<u64>,
     /// Who asked, where clients have names.
     pub owner: String,
+    /// SHA-256 of the picture that is edited, in hexadecimal; it lies in the job's directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_sha256: Option<String>,
+}
+
+impl Order {
+    /// Whether a client that names both the same means the same.
+    pub(super) fn is_the_same_as(&self, other: &Self) -> bool {
+        self.spec == other.spec
+            && self.owner == other.owner
+            && self.source_sha256 == other.source_sha256
+    }
 }
 
 /// [`Spec`] as the journal holds it.
@@ -146,6 +158,8 @@ pub struct StoredSpec {
     /// Side in pixels; 0: the whole picture at once.
     tile: usize,
     bits: u8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    strength: Option<f64>,
 }
 
 impl From<&Spec> for StoredSpec {
@@ -161,6 +175,7 @@ impl From<&Spec> for StoredSpec {
                 TileSize::Whole => 0,
             },
             bits: 8 * spec.bits.sample_len() as u8,
+            strength: spec.strength,
         }
     }
 }
@@ -169,13 +184,14 @@ impl TryFrom<&StoredSpec> for Spec {
     type Error = Error;
 
     fn try_from(stored: &StoredSpec) -> Result<Self> {
-        let StoredSpec { seed, width, height, steps, ref sampler, tile, bits } = *stored;
+        let StoredSpec { seed, width, height, steps, ref sampler, tile, bits, strength } = *stored;
         let method = Method::ALL.into_iter().find(|method| method.name() == sampler);
         Ok(Self {
             seed,
             width,
             height,
             steps,
+            strength,
             method: method.ok_or_else(|| Error::invalid(format!("sampler is {sampler:?}")))?,
             tile: if tile == 0 { TileSize::Whole } else { TileSize::Pixels(tile) },
             bits: match bits {

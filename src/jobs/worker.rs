@@ -27,6 +27,7 @@ use crate::{
         job::Job,
         record::{Event, to_ms},
         scribe::{Deed, Scribe, Settled, Tile, Work as Written},
+        upload,
     },
     model::{
         precond,
@@ -50,6 +51,8 @@ struct Active<O: Ops> {
 }
 
 enum Work<O: Ops> {
+    /// The picture that is edited has to be encoded first.
+    Encode,
     Denoise(Sampling),
     Decode(TileDecoder<O>),
 }
@@ -61,7 +64,7 @@ impl<O: Ops> Active<O> {
             Work::Denoise(sampling) => {
                 Some(sampling.step + 1).filter(|&step| step <= self.job.plan.schedule.steps())
             }
-            Work::Decode(_) => None,
+            Work::Encode | Work::Decode(_) => None,
         }
     }
 }
@@ -118,7 +121,7 @@ fn settled(job: &Job, sampling: &Sampling) -> Vec<usize> {
     let (schedule, known) = (&job.plan.schedule, job.settled());
     let levels = (0..sampling.z.len()).rev();
     levels
-        .filter(|&level| schedule.settled(level) == sampling.step)
+        .filter(|&level| schedule.settled(level) <= sampling.step)
         .filter(|&level| known.is_none_or(|known| level < known))
         .collect()
 }
@@ -168,7 +171,8 @@ impl<O: Ops> Worker<'_, O> {
             Ok((canvas, sampling)) => {
                 let served = self.active.iter().map(|active| active.served).min().unwrap_or(0);
                 let canvas = Arc::new(Mutex::new(canvas));
-                let (work, sent) = (Work::Denoise(sampling), job.tiles_done());
+                let work = sampling.map_or(Work::Encode, Work::Denoise);
+                let sent = job.tiles_done();
                 let spec = &job.plan.spec;
                 let span = tracing::info_span!(
                     "job",
@@ -183,12 +187,14 @@ impl<O: Ops> Worker<'_, O> {
         }
     }
 
-    fn open(&mut self, job: &Job) -> Result<(Canvas, Sampling)> {
+    /// The job's files, and where its sampling stands; it has not begun where a picture is to be encoded.
+    fn open(&mut self, job: &Job) -> Result<(Canvas, Option<Sampling>)> {
         let mut canvas = job.directory.open_arena(&job.layout, &self.shared.lock)?;
         let plan = &job.plan;
         let sampling = match job.checkpoint() {
-            Some(saved) => canvas.load(plan, saved)?,
-            None => Sampling::start(&plan.schedule, &plan.latents, plan.spec.seed),
+            Some(saved) => Some(canvas.load(plan, saved)?),
+            None if job.order.source_sha256.is_some() => None,
+            None => Some(denoise::begin(plan)),
         };
         job.announce(vec![Event::Started { device: self.on.clone() }])?;
         Ok((canvas, sampling))
@@ -255,7 +261,7 @@ impl<O: Ops> Worker<'_, O> {
         let mut members: Vec<_> = (std::iter::once(first).chain(company))
             .filter_map(|Active { job, work, .. }| match work {
                 Work::Denoise(sampling) => Some((&job.plan, sampling)),
-                Work::Decode(_) => None,
+                Work::Encode | Work::Decode(_) => None,
             })
             .collect();
         // A job that is cancelled meanwhile ends after this step; the others' step must not.
@@ -292,12 +298,19 @@ impl<O: Ops> Worker<'_, O> {
     /// One step or one tile: the operations it took.
     fn unit(&mut self, active: &mut Active<O>) -> Result<u64> {
         in_time(&active.job)?;
-        let next_step = active.next_step();
+        let more = active.next_step().is_some();
         let Active { job, canvas, work, sent, .. } = active;
         let (arch, plan) = (&self.shared.model.arch, &job.plan);
         match work {
-            Work::Denoise(sampling) if let Some(step) = next_step => {
-                let _span = tracing::info_span!("step", step).entered();
+            Work::Encode => {
+                let _span = tracing::info_span!("encode").entered();
+                let picture = upload::read(&job.directory.source())?;
+                let model = &self.shared.model;
+                *work = Work::Denoise(denoise::begin_from(self.ops, model, plan, picture)?);
+                Ok(job.quote.encode_flops)
+            }
+            Work::Denoise(sampling) if more => {
+                let _span = tracing::info_span!("step", step = sampling.step + 1).entered();
                 denoise::step(self.ops, arch, plan, sampling, &job.cancel)?;
                 self.shared.steps.add(1);
                 self.stepped(active)
@@ -359,7 +372,8 @@ impl<O: Ops> Worker<'_, O> {
     }
 
     fn finished(&self, job: &Job) -> Event {
-        let metadata = receipt::generated(&self.shared.model, &self.name, &job.plan.spec);
+        let source = job.order.source_sha256.as_deref();
+        let metadata = receipt::generated(&self.shared.model, &self.name, &job.plan.spec, source);
         let receipt = serde_json::Value::Object(metadata.receipt).to_string();
         Event::Finished { receipt, description: metadata.description }
     }

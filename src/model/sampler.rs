@@ -111,6 +111,19 @@ impl Sampling {
     pub fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Self {
         Self { step: 0, z: start(schedule, shapes, seed), previous: None }
     }
+
+    /// Before the step `first`, from normalised latents `z` with the noise of that step (SDEdit, Meng et al. 2022). Levels that
+    /// have settled by then stay as they are.
+    pub fn edit(schedule: &Schedule, mut z: Vec<Latent>, first: usize, seed: u64) -> Self {
+        for (l, latent) in z.iter_mut().enumerate() {
+            let s = schedule.level(l, first);
+            let epsilon = noise::normal(seed, l, 0, latent.shape);
+            for (z, epsilon) in latent.data.iter_mut().zip(epsilon) {
+                *z = (f64::from(*z) + s * f64::from(epsilon)) as f32;
+            }
+        }
+        Self { step: first, z, previous: None }
+    }
 }
 
 /// A sampling that takes its next step, with what the step depends on.

@@ -70,11 +70,11 @@ impl Schedule {
         self.levels.iter().any(|level| level[i] > 0.0)
     }
 
-    /// How often `method` asks the denoiser.
-    pub fn evaluations(&self, method: Method) -> usize {
-        let active = (0..self.steps()).filter(|&i| self.active(i)).count();
+    /// How often `method` asks the denoiser in the steps from `first` on.
+    pub fn evaluations(&self, method: Method, first: usize) -> usize {
+        let active = (first..self.steps()).filter(|&i| self.active(i)).count();
         match method {
-            Method::Heun => active + (1..=self.steps()).filter(|&i| self.active(i)).count(),
+            Method::Heun => active + (first + 1..=self.steps()).filter(|&i| self.active(i)).count(),
             Method::Dpmpp | Method::Ddim => active,
         }
     }

@@ -23,7 +23,11 @@ use axum::{
 use sha2::{Digest, Sha256};
 use tonic::Status;
 
-use crate::error::{Error, Result};
+use crate::{
+    engine::plan::Spec,
+    error::{Error, Kind, Result},
+    jobs::Jobs,
+};
 
 /// A client that may call. Travels with its requests as an extension.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +130,22 @@ pub(super) async fn check(
             let header = [(header::WWW_AUTHENTICATE, "Bearer")];
             (StatusCode::UNAUTHORIZED, header, why).into_response()
         }
+    }
+}
+
+/// Refuses what is beyond a client's own limits.
+pub(super) fn check_limits(client: &Client, spec: &Spec, jobs: &Jobs) -> Result<()> {
+    let full = |text| Err(Error::new(Kind::Exhausted, text));
+    let pixels = spec.width as u64 * spec.height as u64;
+    if let Some(limit) = client.pixels.filter(|&limit| pixels > limit) {
+        return full(format!("pixels is {pixels}; the limit of {} is {limit}", client.name));
+    }
+    let waiting = jobs.waiting(Some(&client.name));
+    match client.queue.filter(|&limit| waiting >= limit) {
+        Some(limit) => {
+            full(format!("queue holds {waiting} jobs of {}; the limit is {limit}", client.name))
+        }
+        None => Ok(()),
     }
 }
 

@@ -10,12 +10,15 @@ use crate::{
     engine::plan::{Rect, Spec, TileSize},
     error::{Error, Kind, Result},
     image_out::Bits,
-    jobs::{self, Job, Phase, Quote, record},
+    jobs::{self, Job, Phase, Quote, Upload, record},
     model::{arch::Arch, checkpoint::Checkpoint, sampler::Method},
 };
 
 /// Prefix of the names of jobs.
 const JOBS: &str = "jobs/";
+/// How much of a picture is made anew if the client does not say.
+const DEFAULT_STRENGTH: f64 = 0.5;
+
 /// Prefix of the names of models.
 const MODELS: &str = "models/";
 
@@ -114,7 +117,32 @@ pub fn request(
         deadline,
         viewport: message.viewport.map(rect),
         owner,
+        source: None,
     })
+}
+
+/// What a client asks for that has sent a picture to edit.
+///
+/// # Errors
+/// Those of [`request`], and [`Kind::InvalidArgument`] for a size that is not the picture's.
+pub(super) fn edit(
+    message: api::CreateJobRequest,
+    owner: String,
+    model: &Checkpoint,
+    source: Upload,
+) -> Result<jobs::Request> {
+    let asked = message.spec.clone().unwrap_or_default();
+    let (width, height) = source.size();
+    for (field, asked, own) in [("width", asked.width, width), ("height", asked.height, height)] {
+        if asked != 0 && asked as usize != own {
+            return Err(Error::invalid(format!("{field} is {asked}; the picture's is {own}")));
+        }
+    }
+    let mut request = request(message, owner, model)?;
+    (request.spec.width, request.spec.height) = (width, height);
+    request.spec.strength = Some(asked.strength.unwrap_or(DEFAULT_STRENGTH));
+    request.source = Some(source);
+    Ok(request)
 }
 
 /// The spec with its defaults filled in.
@@ -131,6 +159,7 @@ pub(super) fn spec(message: Option<api::JobSpec>, model: &Checkpoint) -> Result<
     if message.tile_size != 0 {
         spec.tile = TileSize::Pixels(message.tile_size as usize);
     }
+    spec.strength = message.strength;
     spec.bits = match message.bits {
         0 | 8 => Bits::Eight,
         16 => Bits::Sixteen,
@@ -169,6 +198,7 @@ pub(super) fn spec_message(spec: &Spec, arch: &Arch) -> api::JobSpec {
             TileSize::Whole => 0,
         },
         bits: 8 * spec.bits.sample_len() as u32,
+        strength: spec.strength,
     }
 }
 

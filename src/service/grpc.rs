@@ -3,18 +3,22 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, async_trait};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::{
-    api::{self, job_service_server::JobService, model_service_server::ModelService},
+    api::{
+        self, edit_picture_request::Part, job_service_server::JobService,
+        model_service_server::ModelService,
+    },
     error::{Error, Kind, Result},
     jobs::{Job, Jobs},
     service::{
-        access::Client,
+        access::{self, Client},
         convert,
         encode::Encoder,
         stream::{self, View, Watcher},
+        upload::{self, Uploads},
     },
 };
 
@@ -27,6 +31,7 @@ const PAGE: usize = 100;
 pub(super) struct Calls {
     jobs: Jobs,
     encoder: Arc<Encoder>,
+    uploads: Uploads,
     stopping: watch::Receiver<bool>,
 }
 
@@ -34,8 +39,8 @@ type Answer<T> = Result<Response<T>, Status>;
 
 impl Calls {
     /// `stopping` turns true when the server is to stop.
-    pub(super) fn new(jobs: Jobs, stopping: watch::Receiver<bool>) -> Arc<Self> {
-        Arc::new(Self { jobs, encoder: Arc::new(Encoder::new()), stopping })
+    pub(super) fn new(jobs: Jobs, uploads: Uploads, stopping: watch::Receiver<bool>) -> Arc<Self> {
+        Arc::new(Self { jobs, encoder: Arc::new(Encoder::new()), uploads, stopping })
     }
 
     /// Runs `work`, which may wait for a disk, on a thread that may.
@@ -44,11 +49,7 @@ impl Calls {
         work: impl FnOnce(&Jobs) -> Result<T> + Send + 'static,
     ) -> Result<T, Status> {
         let jobs = self.jobs.clone();
-        tokio::task::spawn_blocking(move || work(&jobs))
-            .await
-            .map_err(|e| Error::new(Kind::Internal, "a call panicked").with_source(e))
-            .flatten()
-            .map_err(|error| convert::status(&error))
+        upload::blocking(move || work(&jobs)).await.map_err(wrong)
     }
 
     fn find(&self, name: &str) -> Result<Arc<Job>, Status> {
@@ -70,7 +71,7 @@ impl Calls {
             let owner = client.as_ref().map(|client| client.name.clone()).unwrap_or_default();
             let request = convert::request(request, owner, jobs.model())?;
             if let Some(client) = client {
-                check_limits(&client, &request.spec, jobs)?;
+                access::check_limits(&client, &request.spec, jobs)?;
             }
             jobs.create(request)
         })
@@ -90,22 +91,6 @@ impl Calls {
     }
 }
 
-/// Refuses what is beyond a client's own limits.
-fn check_limits(client: &Client, spec: &crate::engine::plan::Spec, jobs: &Jobs) -> Result<()> {
-    let full = |text| Err(Error::new(Kind::Exhausted, text));
-    let pixels = spec.width as u64 * spec.height as u64;
-    if let Some(limit) = client.pixels.filter(|&limit| pixels > limit) {
-        return full(format!("pixels is {pixels}; the limit of {} is {limit}", client.name));
-    }
-    let waiting = jobs.waiting(Some(&client.name));
-    match client.queue.filter(|&limit| waiting >= limit) {
-        Some(limit) => {
-            full(format!("queue holds {waiting} jobs of {}; the limit is {limit}", client.name))
-        }
-        None => Ok(()),
-    }
-}
-
 fn wrong(error: Error) -> Status {
     convert::status(&error)
 }
@@ -122,6 +107,28 @@ impl JobService for Calls {
         let client = request.extensions().get::<Client>().cloned();
         let job = self.create(client, request.into_inner()).await?;
         Ok(Response::new(api::CreateJobResponse { job: self.message(&job) }))
+    }
+
+    async fn edit_picture(
+        &self,
+        request: Request<Streaming<api::EditPictureRequest>>,
+    ) -> Answer<api::EditPictureResponse> {
+        let client = request.extensions().get::<Client>().cloned();
+        let mut parts = request.into_inner();
+        let first = parts.message().await?.and_then(|message| message.part);
+        let Some(Part::Job(order)) = first else {
+            return Err(wrong(Error::invalid("job is missing: the first message carries it")));
+        };
+        // A stream that breaks off must not leave half a picture for a whole one: its error ends the data.
+        let data = parts.map(|message| match message.map(|message| message.part) {
+            Ok(Some(Part::Data(data))) => Ok(data),
+            Ok(_) => Err(Error::invalid("data is missing: all messages but the first carry it")),
+            Err(status) => {
+                Err(Error::new(Kind::Cancelled, "the stream broke off").with_source(status))
+            }
+        });
+        let job = self.uploads.edit(client, order, data).await.map_err(wrong)?;
+        Ok(Response::new(api::EditPictureResponse { job: self.message(&job) }))
     }
 
     async fn get_job(&self, request: Request<api::GetJobRequest>) -> Answer<api::GetJobResponse> {

@@ -16,10 +16,12 @@
 //! | `/jobs/{id}/iiif/info.json`, `/jobs/{id}/iiif/{region}/{size}/0/default.{jpg,png}` | IIIF Image API 3, level 0 |
 //! | `/jobs/{id}/preview.png` | the newest preview |
 //! | `/jobs/{id}/image.tiff`, `/jobs/{id}/image.png` | the finished picture, with its metadata |
+//! | POST `/jobs?strength=0.5&seed=7` | takes a picture in (the body) and queues its editing; the fields of `JobSpec` |
 
 mod assets;
 mod download;
 mod iiif;
+mod order;
 mod pyramid;
 mod reply;
 mod scene;
@@ -29,18 +31,20 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::{Path, State},
+    extract::{Path, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, header},
     middleware,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use tokio::sync::Semaphore;
+use tokio_stream::StreamExt as _;
 
 use crate::{
     error::{Error, Kind, Result},
     image_out::Format,
     jobs::{Job, Jobs},
+    service::{access::Client, upload::Uploads},
 };
 use pyramid::{Place, SIDE};
 use reply::{Body, Failure};
@@ -206,6 +210,30 @@ async fn deep_zoom_tile(
     Scene::pyramid(&job).area(place)?;
     let what = format!("{}-{}-{}", place.level, place.column, place.row);
     site.part(job, &headers, what, Part::Tile(place), Encoding::Png).await
+}
+
+/// The way in for pictures that are edited.
+pub(super) fn uploads(uploads: Uploads) -> Router {
+    Router::new()
+        .route("/jobs", post(edit))
+        .with_state(uploads)
+        .layer(middleware::map_response(guarded))
+}
+
+async fn edit(State(uploads): State<Uploads>, request: Request) -> Answer {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    // Browsers let pages of other hosts send texts and forms unasked, pictures not.
+    if !kind.is_some_and(|kind| kind.starts_with("image/")) {
+        return Err(Error::invalid("content-type is not that of a picture (image/...)").into());
+    }
+    let client = request.extensions().get::<Client>().cloned();
+    let order = order::parse(request.uri().query().unwrap_or_default())?;
+    let data = request.into_body().into_data_stream().map(|bytes| {
+        bytes.map_err(|e| Error::invalid("picture: the connection broke off").with_source(e))
+    });
+    let job = uploads.edit(client, order, data).await?;
+    let name = serde_json::json!({ "name": format!("jobs/{}", job.id) });
+    Ok(reply::created(&format!("/jobs/{}/image.dzi", job.id), name.to_string()))
 }
 
 async fn preview(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Answer {

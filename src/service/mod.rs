@@ -11,6 +11,7 @@ mod grpc;
 pub mod http;
 mod metrics;
 mod stream;
+mod upload;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -33,6 +34,7 @@ use crate::{
     engine::Cancel,
     error::{Error, Kind, Result},
     jobs::Jobs,
+    service::upload::Uploads,
 };
 
 /// Longest request in bytes.
@@ -120,7 +122,8 @@ async fn run(
     let (stop, stopping) = watch::channel(false);
 
     let (health, health_service) = tonic_health::server::health_reporter();
-    let calls = grpc::Calls::new(jobs.clone(), stopping.clone());
+    let uploads = Uploads::new(jobs.clone());
+    let calls = grpc::Calls::new(jobs.clone(), uploads.clone(), stopping.clone());
     let reflection = |e| Error::new(Kind::Internal, "reflection").with_source(e);
     let describe = || {
         tonic_reflection::server::Builder::configure()
@@ -138,7 +141,8 @@ async fn run(
     let mut router = routes
         .into_axum_router()
         .merge(metrics::router(jobs.clone()))
-        .merge(http::pictures(jobs.clone(), tokens.is_none()));
+        .merge(http::pictures(jobs.clone(), tokens.is_none()))
+        .merge(http::uploads(uploads));
     if let Some(tokens) = tokens {
         router =
             router.layer(axum::middleware::from_fn_with_state(Arc::new(tokens), access::check));

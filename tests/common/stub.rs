@@ -275,6 +275,13 @@ impl JobService for Stub {
         Err(Status::unimplemented(""))
     }
 
+    async fn edit_picture(
+        &self,
+        _: Request<tonic::Streaming<api::EditPictureRequest>>,
+    ) -> Result<Response<api::EditPictureResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_jobs(
         &self,
         _: Request<api::ListJobsRequest>,

@@ -28,7 +28,8 @@ impl Failure {
     /// Status and text; errors that are not the client's are only logged.
     pub(super) fn parts(&self) -> (StatusCode, String) {
         let status = match self.0.kind() {
-            Kind::InvalidArgument => StatusCode::BAD_REQUEST,
+            Kind::InvalidArgument | Kind::InvalidImage => StatusCode::BAD_REQUEST,
+            Kind::Expired => StatusCode::REQUEST_TIMEOUT,
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::NotReady => StatusCode::CONFLICT,
             Kind::Exhausted => StatusCode::TOO_MANY_REQUESTS,
@@ -66,6 +67,16 @@ pub(super) fn lasting(kind: &str, tag: &str, body: impl Into<Body>) -> Response 
     let headers =
         [(header::CONTENT_TYPE, kind), (header::ETAG, tag), (header::CACHE_CONTROL, FOREVER)];
     (headers, body.into()).into_response()
+}
+
+/// Something new, at `place`; `json` tells of it.
+pub(super) fn created(place: &str, json: String) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::LOCATION, place),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (StatusCode::CREATED, headers, json).into_response()
 }
 
 /// What may have changed by the next time.

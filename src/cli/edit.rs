@@ -1,0 +1,62 @@
+//! `tessera edit`: a picture, partly made anew.
+
+use std::path::PathBuf;
+
+use super::{
+    args::{self, DeviceArgs, ModelArgs, STRENGTH, SamplingArgs},
+    generate, output,
+    progress::{Progress, ProgressArgs},
+};
+use crate::{
+    config::Config,
+    engine::{
+        Cancel,
+        plan::{Plan, Spec},
+    },
+    error::Result,
+    image_in,
+};
+
+/// Make a variation of a picture: it gets noise, and is denoised again (SDEdit)
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Picture to read: JPEG, PNG or TIFF, 8 or 16 bit
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// Picture to write: .tiff or .png
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+    /// How much is made anew: 0 keeps all that the model can hold, 1 only the size
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value_t = STRENGTH)]
+    strength: f64,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    pub(super) progress: ProgressArgs,
+}
+
+pub(super) fn run(
+    args: &Args,
+    config: &Config,
+    progress: &mut Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    output::check(&args.out)?;
+    let model = args.model.open(config)?;
+    let picture = args::read_picture(&args.input)?;
+    let sha256 = image_in::sha256(&args.input)?;
+    let spec = Spec {
+        width: picture.width as usize,
+        height: picture.height as usize,
+        strength: Some(args.strength),
+        ..args.sampling.spec(&model.arch)
+    };
+    let plan = Plan::new(spec, &model.arch)?;
+    let mut device = args.device.open(config, &model)?;
+    let given = Some((picture, sha256));
+    generate::one(&model, &plan, given, &mut device, &args.out, config, progress, cancel)
+}

@@ -1,0 +1,129 @@
+//! Pictures that clients send: written beside the jobs while they arrive, checked, then moved into their job's directory.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    engine::plan::MAX_EXTENT,
+    error::{Error, Kind, Result},
+    image_in::{self, Limits},
+    jobs::files::{UNFINISHED, full_disk},
+};
+
+/// Most bytes of a file that a client sends.
+pub const MAX_UPLOAD: u64 = 64 << 20;
+
+/// How large a picture that a client sends may be: decoding it takes up to 20 bytes of memory a pixel.
+const LIMITS: Limits = Limits { side: MAX_EXTENT as u32, pixels: 1 << 25 };
+
+/// Whether a file among the jobs is a picture that never became a job's.
+pub(super) fn is_name(name: &str) -> bool {
+    name.strip_prefix(UNFINISHED).is_some_and(|rest| rest.starts_with("upload-"))
+}
+
+/// A file that goes with the value, unless it was moved.
+#[derive(Debug)]
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // It is not there any more once a job has it.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A picture while it arrives.
+#[derive(Debug)]
+pub struct Receiving {
+    path: Temporary,
+    file: File,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl Receiving {
+    /// An empty file in the jobs' `directory`.
+    pub(super) fn create(directory: &Path) -> Result<Self> {
+        let name = format!("{UNFINISHED}upload-{}", uuid::Uuid::now_v7().simple());
+        let path = Temporary(directory.join(name));
+        let file = File::create_new(&path.0).map_err(|e| Error::io("can't make", &path.0, e))?;
+        Ok(Self { path, file, hash: Sha256::new(), bytes: 0 })
+    }
+
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidImage`] beyond [`MAX_UPLOAD`] bytes; [`Kind::Exhausted`] when the disk is full; [`Kind::Io`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.bytes += bytes.len() as u64;
+        if self.bytes > MAX_UPLOAD {
+            return Err(Error::new(
+                Kind::InvalidImage,
+                format!("picture has more than {MAX_UPLOAD} bytes, the limit"),
+            ));
+        }
+        self.hash.update(bytes);
+        let written = self.file.write_all(bytes);
+        written.map_err(|e| full_disk(Error::io("can't write", &self.path.0, e), self.bytes))
+    }
+
+    /// The whole picture, once all of it is on the disk and can be read.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidImage`] when it is no picture, damaged or too large; [`Kind::Exhausted`] when the disk is full;
+    /// [`Kind::Io`].
+    pub fn finish(self) -> Result<Upload> {
+        let Self { path, file, hash, bytes } = self;
+        file.sync_all().map_err(|e| full_disk(Error::io("can't write", &path.0, e), bytes))?;
+        let picture = image_in::read(&path.0, LIMITS).map_err(|error| match error.kind() {
+            // The file's name is the server's own affair.
+            Kind::InvalidImage => {
+                let why = error.to_string().replace(&path.0.display().to_string(), "picture");
+                Error::new(Kind::InvalidImage, why)
+            }
+            _ => error,
+        })?;
+        let size = (picture.width as usize, picture.height as usize);
+        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Upload { path: Arc::new(path), size, sha256 })
+    }
+}
+
+/// A picture that has arrived. Its file goes with the last copy of the value, unless a job has it.
+#[derive(Clone, Debug)]
+pub struct Upload {
+    path: Arc<Temporary>,
+    size: (usize, usize),
+    sha256: String,
+}
+
+impl Upload {
+    /// Its file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path.0
+    }
+
+    /// Width and height in pixels, after its orientation was applied.
+    pub fn size(&self) -> (usize, usize) {
+        self.size
+    }
+
+    /// SHA-256 of its file, in hexadecimal.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+}
+
+/// The picture in a job's directory.
+///
+/// # Errors
+/// Those of [`image_in::read`].
+pub(super) fn read(path: &Path) -> Result<image_in::Picture> {
+    image_in::read(path, LIMITS)
+}
