@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tessera/v1/job_service.proto.
  */
 export const file_tessera_v1_job_service: GenFile = /*@__PURE__*/
-  fileDesc("Chx0ZXNzZXJhL3YxL2pvYl9zZXJ2aWNlLnByb3RvEgp0ZXNzZXJhLnYxIpsBCgdKb2JTcGVjEg0KBW1vZGVsGAEgASgJEgwKBHNlZWQYAiABKAQSDQoFd2lkdGgYAyABKA0SDgoGaGVpZ2h0GAQgASgNEg0KBXN0ZXBzGAUgASgNEiQKB3NhbXBsZXIYBiABKA4yEy50ZXNzZXJhLnYxLlNhbXBsZXISEQoJdGlsZV9zaXplGAcgASgNEgwKBGJpdHMYCCABKA0i8gIKA0pvYhIMCgRuYW1lGAEgASgJEiEKBHNwZWMYAiABKAsyEy50ZXNzZXJhLnYxLkpvYlNwZWMSIwoFc3RhdGUYAyABKA4yFC50ZXNzZXJhLnYxLkpvYlN0YXRlEi8KC2NyZWF0ZV90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghlbmRfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIc2VxdWVuY2UYBiABKAQSEgoKc3RlcHNfZG9uZRgHIAEoDRISCgp0aWxlc19kb25lGAggASgNEhQKDHRpbGVfY29sdW1ucxgJIAEoDRIRCgl0aWxlX3Jvd3MYCiABKA0SDQoFZXJyb3IYCyABKAkSIAoFcXVvdGUYDCABKAsyES50ZXNzZXJhLnYxLlF1b3RlEiIKCHZpZXdwb3J0GA0gASgLMhAudGVzc2VyYS52MS5SZWN0IpEBCgVRdW90ZRIUCgxtZW1vcnlfYnl0ZXMYASABKAQSEgoKZGlza19ieXRlcxgCIAEoBBINCgVmbG9wcxgDIAEoBBIvCgxjb21wdXRlX3RpbWUYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDQoFdGlsZXMYBSABKA0SDwoHbm90aWNlcxgGIAMoCSKPBgoISm9iRXZlbnQSEAoIc2VxdWVuY2UYASABKAQSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLQoGcXVldWVkGAMgASgLMhsudGVzc2VyYS52MS5Kb2JFdmVudC5RdWV1ZWRIABIvCgdzdGFydGVkGAQgASgLMhwudGVzc2VyYS52MS5Kb2JFdmVudC5TdGFydGVkSAASKQoEc3RlcBgFIAEoCzIZLnRlc3NlcmEudjEuSm9iRXZlbnQuU3RlcEgAEjoKDWxldmVsX3NldHRsZWQYBiABKAsyIS50ZXNzZXJhLnYxLkpvYkV2ZW50LkxldmVsU2V0dGxlZEgAEiAKBHRpbGUYByABKAsyEC50ZXNzZXJhLnYxLlRpbGVIABIxCghmaW5pc2hlZBgIIAEoCzIdLnRlc3NlcmEudjEuSm9iRXZlbnQuRmluaXNoZWRIABItCgZmYWlsZWQYCSABKAsyGy50ZXNzZXJhLnYxLkpvYkV2ZW50LkZhaWxlZEgAEjMKCWNhbmNlbGxlZBgKIAEoCzIeLnRlc3NlcmEudjEuSm9iRXZlbnQuQ2FuY2VsbGVkSAAaJgoGUXVldWVkEhwKA2pvYhgBIAEoCzIPLnRlc3NlcmEudjEuSm9iGhkKB1N0YXJ0ZWQSDgoGZGV2aWNlGAEgASgJGi8KBFN0ZXASDAoEc3RlcBgBIAEoDRIKCgJvZhgCIAEoDRINCgVzaWdtYRgDIAEoARpiCgxMZXZlbFNldHRsZWQSDQoFbGV2ZWwYASABKA0SDAoEcm93cxgCIAEoDRIPCgdjb2x1bW5zGAMgASgNEiQKB3ByZXZpZXcYBCABKAsyEy50ZXNzZXJhLnYxLlByZXZpZXcaMAoIRmluaXNoZWQSDwoHcmVjZWlwdBgBIAEoCRITCgtkZXNjcmlwdGlvbhgCIAEoCRonCgZGYWlsZWQSDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJGgsKCUNhbmNlbGxlZEIHCgVldmVudCKbAQoQQ3JlYXRlSm9iUmVxdWVzdBIhCgRzcGVjGAEgASgLMhMudGVzc2VyYS52MS5Kb2JTcGVjEhIKCnJlcXVlc3RfaWQYAiABKAkSLAoIZGVhZGxpbmUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiIKCHZpZXdwb3J0GAQgASgLMhAudGVzc2VyYS52MS5SZWN0IjEKEUNyZWF0ZUpvYlJlc3BvbnNlEhwKA2pvYhgBIAEoCzIPLnRlc3NlcmEudjEuSm9iIh0KDUdldEpvYlJlcXVlc3QSDAoEbmFtZRgBIAEoCSIuCg5HZXRKb2JSZXNwb25zZRIcCgNqb2IYASABKAsyDy50ZXNzZXJhLnYxLkpvYiI4Cg9MaXN0Sm9ic1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgNEhIKCnBhZ2VfdG9rZW4YAiABKAkiSgoQTGlzdEpvYnNSZXNwb25zZRIdCgRqb2JzGAEgAygLMg8udGVzc2VyYS52MS5Kb2ISFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIiAKEENhbmNlbEpvYlJlcXVlc3QSDAoEbmFtZRgBIAEoCSIxChFDYW5jZWxKb2JSZXNwb25zZRIcCgNqb2IYASABKAsyDy50ZXNzZXJhLnYxLkpvYiIgChBEZWxldGVKb2JSZXF1ZXN0EgwKBG5hbWUYASABKAkiEwoRRGVsZXRlSm9iUmVzcG9uc2UicgoNU3RyZWFtT3B0aW9ucxIsCgt0aWxlX2Zvcm1hdBgBIAEoDjIXLnRlc3NlcmEudjEuSW1hZ2VGb3JtYXQSGQoRd2l0aG91dF90aWxlX2RhdGEYAiABKAgSGAoQd2l0aG91dF9wcmV2aWV3cxgDIAEoCCJjCg9XYXRjaEpvYlJlcXVlc3QSDAoEbmFtZRgBIAEoCRIWCg5hZnRlcl9zZXF1ZW5jZRgCIAEoBBIqCgdvcHRpb25zGAMgASgLMhkudGVzc2VyYS52MS5TdHJlYW1PcHRpb25zIjcKEFdhdGNoSm9iUmVzcG9uc2USIwoFZXZlbnQYASABKAsyFC50ZXNzZXJhLnYxLkpvYkV2ZW50IngKD0dlbmVyYXRlUmVxdWVzdBIpCgNqb2IYASABKAsyHC50ZXNzZXJhLnYxLkNyZWF0ZUpvYlJlcXVlc3QSKgoHb3B0aW9ucxgCIAEoCzIZLnRlc3NlcmEudjEuU3RyZWFtT3B0aW9ucxIOCgZkZXRhY2gYAyABKAgiNwoQR2VuZXJhdGVSZXNwb25zZRIjCgVldmVudBgBIAEoCzIULnRlc3NlcmEudjEuSm9iRXZlbnQiZAoOR2V0VGlsZVJlcXVlc3QSDAoEbmFtZRgBIAEoCRIOCgZjb2x1bW4YAiABKA0SCwoDcm93GAMgASgNEicKBmZvcm1hdBgEIAEoDjIXLnRlc3NlcmEudjEuSW1hZ2VGb3JtYXQiMQoPR2V0VGlsZVJlc3BvbnNlEh4KBHRpbGUYASABKAsyEC50ZXNzZXJhLnYxLlRpbGUiIQoRR2V0UHJldmlld1JlcXVlc3QSDAoEbmFtZRgBIAEoCSI6ChJHZXRQcmV2aWV3UmVzcG9uc2USJAoHcHJldmlldxgBIAEoCzITLnRlc3NlcmEudjEuUHJldmlldyI0Cg9RdW90ZUpvYlJlcXVlc3QSIQoEc3BlYxgBIAEoCzITLnRlc3NlcmEudjEuSm9iU3BlYyJXChBRdW90ZUpvYlJlc3BvbnNlEiAKBXF1b3RlGAEgASgLMhEudGVzc2VyYS52MS5RdW90ZRIhCgRzcGVjGAIgASgLMhMudGVzc2VyYS52MS5Kb2JTcGVjIkYKElNldFZpZXdwb3J0UmVxdWVzdBIMCgRuYW1lGAEgASgJEiIKCHZpZXdwb3J0GAIgASgLMhAudGVzc2VyYS52MS5SZWN0IjMKE1NldFZpZXdwb3J0UmVzcG9uc2USHAoDam9iGAEgASgLMg8udGVzc2VyYS52MS5Kb2IqWQoHU2FtcGxlchIXChNTQU1QTEVSX1VOU1BFQ0lGSUVEEAASEQoNU0FNUExFUl9EUE1QUBABEhAKDFNBTVBMRVJfSEVVThACEhAKDFNBTVBMRVJfRERJTRADKrMBCghKb2JTdGF0ZRIZChVKT0JfU1RBVEVfVU5TUEVDSUZJRUQQABIUChBKT0JfU1RBVEVfUVVFVUVEEAESFwoTSk9CX1NUQVRFX0RFTk9JU0lORxACEhYKEkpPQl9TVEFURV9ERUNPRElORxADEhYKEkpPQl9TVEFURV9GSU5JU0hFRBAEEhQKEEpPQl9TVEFURV9GQUlMRUQQBRIXChNKT0JfU1RBVEVfQ0FOQ0VMTEVEEAYyrAYKCkpvYlNlcnZpY2USSAoJQ3JlYXRlSm9iEhwudGVzc2VyYS52MS5DcmVhdGVKb2JSZXF1ZXN0Gh0udGVzc2VyYS52MS5DcmVhdGVKb2JSZXNwb25zZRI/CgZHZXRKb2ISGS50ZXNzZXJhLnYxLkdldEpvYlJlcXVlc3QaGi50ZXNzZXJhLnYxLkdldEpvYlJlc3BvbnNlEkUKCExpc3RKb2JzEhsudGVzc2VyYS52MS5MaXN0Sm9ic1JlcXVlc3QaHC50ZXNzZXJhLnYxLkxpc3RKb2JzUmVzcG9uc2USSAoJQ2FuY2VsSm9iEhwudGVzc2VyYS52MS5DYW5jZWxKb2JSZXF1ZXN0Gh0udGVzc2VyYS52MS5DYW5jZWxKb2JSZXNwb25zZRJICglEZWxldGVKb2ISHC50ZXNzZXJhLnYxLkRlbGV0ZUpvYlJlcXVlc3QaHS50ZXNzZXJhLnYxLkRlbGV0ZUpvYlJlc3BvbnNlEkcKCFdhdGNoSm9iEhsudGVzc2VyYS52MS5XYXRjaEpvYlJlcXVlc3QaHC50ZXNzZXJhLnYxLldhdGNoSm9iUmVzcG9uc2UwARJHCghHZW5lcmF0ZRIbLnRlc3NlcmEudjEuR2VuZXJhdGVSZXF1ZXN0GhwudGVzc2VyYS52MS5HZW5lcmF0ZVJlc3BvbnNlMAESQgoHR2V0VGlsZRIaLnRlc3NlcmEudjEuR2V0VGlsZVJlcXVlc3QaGy50ZXNzZXJhLnYxLkdldFRpbGVSZXNwb25zZRJLCgpHZXRQcmV2aWV3Eh0udGVzc2VyYS52MS5HZXRQcmV2aWV3UmVxdWVzdBoeLnRlc3NlcmEudjEuR2V0UHJldmlld1Jlc3BvbnNlEkUKCFF1b3RlSm9iEhsudGVzc2VyYS52MS5RdW90ZUpvYlJlcXVlc3QaHC50ZXNzZXJhLnYxLlF1b3RlSm9iUmVzcG9uc2USTgoLU2V0Vmlld3BvcnQSHi50ZXNzZXJhLnYxLlNldFZpZXdwb3J0UmVxdWVzdBofLnRlc3NlcmEudjEuU2V0Vmlld3BvcnRSZXNwb25zZWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_tessera_v1_image]);
+  fileDesc("Chx0ZXNzZXJhL3YxL2pvYl9zZXJ2aWNlLnByb3RvEgp0ZXNzZXJhLnYxIr8BCgdKb2JTcGVjEg0KBW1vZGVsGAEgASgJEgwKBHNlZWQYAiABKAQSDQoFd2lkdGgYAyABKA0SDgoGaGVpZ2h0GAQgASgNEg0KBXN0ZXBzGAUgASgNEiQKB3NhbXBsZXIYBiABKA4yEy50ZXNzZXJhLnYxLlNhbXBsZXISEQoJdGlsZV9zaXplGAcgASgNEgwKBGJpdHMYCCABKA0SFQoIc3RyZW5ndGgYCSABKAFIAIgBAUILCglfc3RyZW5ndGgi8gIKA0pvYhIMCgRuYW1lGAEgASgJEiEKBHNwZWMYAiABKAsyEy50ZXNzZXJhLnYxLkpvYlNwZWMSIwoFc3RhdGUYAyABKA4yFC50ZXNzZXJhLnYxLkpvYlN0YXRlEi8KC2NyZWF0ZV90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghlbmRfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIc2VxdWVuY2UYBiABKAQSEgoKc3RlcHNfZG9uZRgHIAEoDRISCgp0aWxlc19kb25lGAggASgNEhQKDHRpbGVfY29sdW1ucxgJIAEoDRIRCgl0aWxlX3Jvd3MYCiABKA0SDQoFZXJyb3IYCyABKAkSIAoFcXVvdGUYDCABKAsyES50ZXNzZXJhLnYxLlF1b3RlEiIKCHZpZXdwb3J0GA0gASgLMhAudGVzc2VyYS52MS5SZWN0IpEBCgVRdW90ZRIUCgxtZW1vcnlfYnl0ZXMYASABKAQSEgoKZGlza19ieXRlcxgCIAEoBBINCgVmbG9wcxgDIAEoBBIvCgxjb21wdXRlX3RpbWUYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDQoFdGlsZXMYBSABKA0SDwoHbm90aWNlcxgGIAMoCSKPBgoISm9iRXZlbnQSEAoIc2VxdWVuY2UYASABKAQSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLQoGcXVldWVkGAMgASgLMhsudGVzc2VyYS52MS5Kb2JFdmVudC5RdWV1ZWRIABIvCgdzdGFydGVkGAQgASgLMhwudGVzc2VyYS52MS5Kb2JFdmVudC5TdGFydGVkSAASKQoEc3RlcBgFIAEoCzIZLnRlc3NlcmEudjEuSm9iRXZlbnQuU3RlcEgAEjoKDWxldmVsX3NldHRsZWQYBiABKAsyIS50ZXNzZXJhLnYxLkpvYkV2ZW50LkxldmVsU2V0dGxlZEgAEiAKBHRpbGUYByABKAsyEC50ZXNzZXJhLnYxLlRpbGVIABIxCghmaW5pc2hlZBgIIAEoCzIdLnRlc3NlcmEudjEuSm9iRXZlbnQuRmluaXNoZWRIABItCgZmYWlsZWQYCSABKAsyGy50ZXNzZXJhLnYxLkpvYkV2ZW50LkZhaWxlZEgAEjMKCWNhbmNlbGxlZBgKIAEoCzIeLnRlc3NlcmEudjEuSm9iRXZlbnQuQ2FuY2VsbGVkSAAaJgoGUXVldWVkEhwKA2pvYhgBIAEoCzIPLnRlc3NlcmEudjEuSm9iGhkKB1N0YXJ0ZWQSDgoGZGV2aWNlGAEgASgJGi8KBFN0ZXASDAoEc3RlcBgBIAEoDRIKCgJvZhgCIAEoDRINCgVzaWdtYRgDIAEoARpiCgxMZXZlbFNldHRsZWQSDQoFbGV2ZWwYASABKA0SDAoEcm93cxgCIAEoDRIPCgdjb2x1bW5zGAMgASgNEiQKB3ByZXZpZXcYBCABKAsyEy50ZXNzZXJhLnYxLlByZXZpZXcaMAoIRmluaXNoZWQSDwoHcmVjZWlwdBgBIAEoCRITCgtkZXNjcmlwdGlvbhgCIAEoCRonCgZGYWlsZWQSDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJGgsKCUNhbmNlbGxlZEIHCgVldmVudCKbAQoQQ3JlYXRlSm9iUmVxdWVzdBIhCgRzcGVjGAEgASgLMhMudGVzc2VyYS52MS5Kb2JTcGVjEhIKCnJlcXVlc3RfaWQYAiABKAkSLAoIZGVhZGxpbmUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiIKCHZpZXdwb3J0GAQgASgLMhAudGVzc2VyYS52MS5SZWN0IjEKEUNyZWF0ZUpvYlJlc3BvbnNlEhwKA2pvYhgBIAEoCzIPLnRlc3NlcmEudjEuSm9iIlkKEkVkaXRQaWN0dXJlUmVxdWVzdBIrCgNqb2IYASABKAsyHC50ZXNzZXJhLnYxLkNyZWF0ZUpvYlJlcXVlc3RIABIOCgRkYXRhGAIgASgMSABCBgoEcGFydCIzChNFZGl0UGljdHVyZVJlc3BvbnNlEhwKA2pvYhgBIAEoCzIPLnRlc3NlcmEudjEuSm9iIh0KDUdldEpvYlJlcXVlc3QSDAoEbmFtZRgBIAEoCSIuCg5HZXRKb2JSZXNwb25zZRIcCgNqb2IYASABKAsyDy50ZXNzZXJhLnYxLkpvYiI4Cg9MaXN0Sm9ic1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgNEhIKCnBhZ2VfdG9rZW4YAiABKAkiSgoQTGlzdEpvYnNSZXNwb25zZRIdCgRqb2JzGAEgAygLMg8udGVzc2VyYS52MS5Kb2ISFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIiAKEENhbmNlbEpvYlJlcXVlc3QSDAoEbmFtZRgBIAEoCSIxChFDYW5jZWxKb2JSZXNwb25zZRIcCgNqb2IYASABKAsyDy50ZXNzZXJhLnYxLkpvYiIgChBEZWxldGVKb2JSZXF1ZXN0EgwKBG5hbWUYASABKAkiEwoRRGVsZXRlSm9iUmVzcG9uc2UicgoNU3RyZWFtT3B0aW9ucxIsCgt0aWxlX2Zvcm1hdBgBIAEoDjIXLnRlc3NlcmEudjEuSW1hZ2VGb3JtYXQSGQoRd2l0aG91dF90aWxlX2RhdGEYAiABKAgSGAoQd2l0aG91dF9wcmV2aWV3cxgDIAEoCCJjCg9XYXRjaEpvYlJlcXVlc3QSDAoEbmFtZRgBIAEoCRIWCg5hZnRlcl9zZXF1ZW5jZRgCIAEoBBIqCgdvcHRpb25zGAMgASgLMhkudGVzc2VyYS52MS5TdHJlYW1PcHRpb25zIjcKEFdhdGNoSm9iUmVzcG9uc2USIwoFZXZlbnQYASABKAsyFC50ZXNzZXJhLnYxLkpvYkV2ZW50IngKD0dlbmVyYXRlUmVxdWVzdBIpCgNqb2IYASABKAsyHC50ZXNzZXJhLnYxLkNyZWF0ZUpvYlJlcXVlc3QSKgoHb3B0aW9ucxgCIAEoCzIZLnRlc3NlcmEudjEuU3RyZWFtT3B0aW9ucxIOCgZkZXRhY2gYAyABKAgiNwoQR2VuZXJhdGVSZXNwb25zZRIjCgVldmVudBgBIAEoCzIULnRlc3NlcmEudjEuSm9iRXZlbnQiZAoOR2V0VGlsZVJlcXVlc3QSDAoEbmFtZRgBIAEoCRIOCgZjb2x1bW4YAiABKA0SCwoDcm93GAMgASgNEicKBmZvcm1hdBgEIAEoDjIXLnRlc3NlcmEudjEuSW1hZ2VGb3JtYXQiMQoPR2V0VGlsZVJlc3BvbnNlEh4KBHRpbGUYASABKAsyEC50ZXNzZXJhLnYxLlRpbGUiIQoRR2V0UHJldmlld1JlcXVlc3QSDAoEbmFtZRgBIAEoCSI6ChJHZXRQcmV2aWV3UmVzcG9uc2USJAoHcHJldmlldxgBIAEoCzITLnRlc3NlcmEudjEuUHJldmlldyI0Cg9RdW90ZUpvYlJlcXVlc3QSIQoEc3BlYxgBIAEoCzITLnRlc3NlcmEudjEuSm9iU3BlYyJXChBRdW90ZUpvYlJlc3BvbnNlEiAKBXF1b3RlGAEgASgLMhEudGVzc2VyYS52MS5RdW90ZRIhCgRzcGVjGAIgASgLMhMudGVzc2VyYS52MS5Kb2JTcGVjIkYKElNldFZpZXdwb3J0UmVxdWVzdBIMCgRuYW1lGAEgASgJEiIKCHZpZXdwb3J0GAIgASgLMhAudGVzc2VyYS52MS5SZWN0IjMKE1NldFZpZXdwb3J0UmVzcG9uc2USHAoDam9iGAEgASgLMg8udGVzc2VyYS52MS5Kb2IqWQoHU2FtcGxlchIXChNTQU1QTEVSX1VOU1BFQ0lGSUVEEAASEQoNU0FNUExFUl9EUE1QUBABEhAKDFNBTVBMRVJfSEVVThACEhAKDFNBTVBMRVJfRERJTRADKrMBCghKb2JTdGF0ZRIZChVKT0JfU1RBVEVfVU5TUEVDSUZJRUQQABIUChBKT0JfU1RBVEVfUVVFVUVEEAESFwoTSk9CX1NUQVRFX0RFTk9JU0lORxACEhYKEkpPQl9TVEFURV9ERUNPRElORxADEhYKEkpPQl9TVEFURV9GSU5JU0hFRBAEEhQKEEpPQl9TVEFURV9GQUlMRUQQBRIXChNKT0JfU1RBVEVfQ0FOQ0VMTEVEEAYy/gYKCkpvYlNlcnZpY2USSAoJQ3JlYXRlSm9iEhwudGVzc2VyYS52MS5DcmVhdGVKb2JSZXF1ZXN0Gh0udGVzc2VyYS52MS5DcmVhdGVKb2JSZXNwb25zZRI/CgZHZXRKb2ISGS50ZXNzZXJhLnYxLkdldEpvYlJlcXVlc3QaGi50ZXNzZXJhLnYxLkdldEpvYlJlc3BvbnNlEkUKCExpc3RKb2JzEhsudGVzc2VyYS52MS5MaXN0Sm9ic1JlcXVlc3QaHC50ZXNzZXJhLnYxLkxpc3RKb2JzUmVzcG9uc2USSAoJQ2FuY2VsSm9iEhwudGVzc2VyYS52MS5DYW5jZWxKb2JSZXF1ZXN0Gh0udGVzc2VyYS52MS5DYW5jZWxKb2JSZXNwb25zZRJICglEZWxldGVKb2ISHC50ZXNzZXJhLnYxLkRlbGV0ZUpvYlJlcXVlc3QaHS50ZXNzZXJhLnYxLkRlbGV0ZUpvYlJlc3BvbnNlEkcKCFdhdGNoSm9iEhsudGVzc2VyYS52MS5XYXRjaEpvYlJlcXVlc3QaHC50ZXNzZXJhLnYxLldhdGNoSm9iUmVzcG9uc2UwARJQCgtFZGl0UGljdHVyZRIeLnRlc3NlcmEudjEuRWRpdFBpY3R1cmVSZXF1ZXN0Gh8udGVzc2VyYS52MS5FZGl0UGljdHVyZVJlc3BvbnNlKAESRwoIR2VuZXJhdGUSGy50ZXNzZXJhLnYxLkdlbmVyYXRlUmVxdWVzdBocLnRlc3NlcmEudjEuR2VuZXJhdGVSZXNwb25zZTABEkIKB0dldFRpbGUSGi50ZXNzZXJhLnYxLkdldFRpbGVSZXF1ZXN0GhsudGVzc2VyYS52MS5HZXRUaWxlUmVzcG9uc2USSwoKR2V0UHJldmlldxIdLnRlc3NlcmEudjEuR2V0UHJldmlld1JlcXVlc3QaHi50ZXNzZXJhLnYxLkdldFByZXZpZXdSZXNwb25zZRJFCghRdW90ZUpvYhIbLnRlc3NlcmEudjEuUXVvdGVKb2JSZXF1ZXN0GhwudGVzc2VyYS52MS5RdW90ZUpvYlJlc3BvbnNlEk4KC1NldFZpZXdwb3J0Eh4udGVzc2VyYS52MS5TZXRWaWV3cG9ydFJlcXVlc3QaHy50ZXNzZXJhLnYxLlNldFZpZXdwb3J0UmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_tessera_v1_image]);
 
 /**
  * What a picture is made from. Zero stands for the default in every field but `seed`.
@@ -79,6 +79,14 @@ export type JobSpec = Message<"tessera.v1.JobSpec"> & {
    * @generated from field: uint32 bits = 8;
    */
   bits: number;
+
+  /**
+   * For EditPicture alone: how much of the picture is made anew, from 0 (it is decoded as it was encoded) to 1 (only its size
+   * stays). Absent: 0.5. `width` and `height` are the picture's and may be left out; they need not be multiples.
+   *
+   * @generated from field: optional double strength = 9;
+   */
+  strength?: number | undefined;
 };
 
 /**
@@ -605,6 +613,64 @@ export const CreateJobResponseSchema: GenMessage<CreateJobResponse> = /*@__PURE_
   messageDesc(file_tessera_v1_job_service, 5);
 
 /**
+ * One message of EditPicture.
+ *
+ * @generated from message tessera.v1.EditPictureRequest
+ */
+export type EditPictureRequest = Message<"tessera.v1.EditPictureRequest"> & {
+  /**
+   * What it carries.
+   *
+   * @generated from oneof tessera.v1.EditPictureRequest.part
+   */
+  part: {
+    /**
+     * The order: first, and once.
+     *
+     * @generated from field: tessera.v1.CreateJobRequest job = 1;
+     */
+    value: CreateJobRequest;
+    case: "job";
+  } | {
+    /**
+     * The next bytes of a JPEG, PNG or TIFF file of at most 64 MiB and 2^25 pixels; a message has at most 64 KiB.
+     *
+     * @generated from field: bytes data = 2;
+     */
+    value: Uint8Array;
+    case: "data";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message tessera.v1.EditPictureRequest.
+ * Use `create(EditPictureRequestSchema)` to create a new message.
+ */
+export const EditPictureRequestSchema: GenMessage<EditPictureRequest> = /*@__PURE__*/
+  messageDesc(file_tessera_v1_job_service, 6);
+
+/**
+ * Answer of EditPicture.
+ *
+ * @generated from message tessera.v1.EditPictureResponse
+ */
+export type EditPictureResponse = Message<"tessera.v1.EditPictureResponse"> & {
+  /**
+   * The job.
+   *
+   * @generated from field: tessera.v1.Job job = 1;
+   */
+  job?: Job | undefined;
+};
+
+/**
+ * Describes the message tessera.v1.EditPictureResponse.
+ * Use `create(EditPictureResponseSchema)` to create a new message.
+ */
+export const EditPictureResponseSchema: GenMessage<EditPictureResponse> = /*@__PURE__*/
+  messageDesc(file_tessera_v1_job_service, 7);
+
+/**
  * Request of GetJob.
  *
  * @generated from message tessera.v1.GetJobRequest
@@ -623,7 +689,7 @@ export type GetJobRequest = Message<"tessera.v1.GetJobRequest"> & {
  * Use `create(GetJobRequestSchema)` to create a new message.
  */
 export const GetJobRequestSchema: GenMessage<GetJobRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 6);
+  messageDesc(file_tessera_v1_job_service, 8);
 
 /**
  * Answer of GetJob.
@@ -644,7 +710,7 @@ export type GetJobResponse = Message<"tessera.v1.GetJobResponse"> & {
  * Use `create(GetJobResponseSchema)` to create a new message.
  */
 export const GetJobResponseSchema: GenMessage<GetJobResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 7);
+  messageDesc(file_tessera_v1_job_service, 9);
 
 /**
  * Request of ListJobs.
@@ -672,7 +738,7 @@ export type ListJobsRequest = Message<"tessera.v1.ListJobsRequest"> & {
  * Use `create(ListJobsRequestSchema)` to create a new message.
  */
 export const ListJobsRequestSchema: GenMessage<ListJobsRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 8);
+  messageDesc(file_tessera_v1_job_service, 10);
 
 /**
  * Answer of ListJobs.
@@ -700,7 +766,7 @@ export type ListJobsResponse = Message<"tessera.v1.ListJobsResponse"> & {
  * Use `create(ListJobsResponseSchema)` to create a new message.
  */
 export const ListJobsResponseSchema: GenMessage<ListJobsResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 9);
+  messageDesc(file_tessera_v1_job_service, 11);
 
 /**
  * Request of CancelJob.
@@ -721,7 +787,7 @@ export type CancelJobRequest = Message<"tessera.v1.CancelJobRequest"> & {
  * Use `create(CancelJobRequestSchema)` to create a new message.
  */
 export const CancelJobRequestSchema: GenMessage<CancelJobRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 10);
+  messageDesc(file_tessera_v1_job_service, 12);
 
 /**
  * Answer of CancelJob.
@@ -742,7 +808,7 @@ export type CancelJobResponse = Message<"tessera.v1.CancelJobResponse"> & {
  * Use `create(CancelJobResponseSchema)` to create a new message.
  */
 export const CancelJobResponseSchema: GenMessage<CancelJobResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 11);
+  messageDesc(file_tessera_v1_job_service, 13);
 
 /**
  * Request of DeleteJob.
@@ -763,7 +829,7 @@ export type DeleteJobRequest = Message<"tessera.v1.DeleteJobRequest"> & {
  * Use `create(DeleteJobRequestSchema)` to create a new message.
  */
 export const DeleteJobRequestSchema: GenMessage<DeleteJobRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 12);
+  messageDesc(file_tessera_v1_job_service, 14);
 
 /**
  * Answer of DeleteJob.
@@ -778,7 +844,7 @@ export type DeleteJobResponse = Message<"tessera.v1.DeleteJobResponse"> & {
  * Use `create(DeleteJobResponseSchema)` to create a new message.
  */
 export const DeleteJobResponseSchema: GenMessage<DeleteJobResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 13);
+  messageDesc(file_tessera_v1_job_service, 15);
 
 /**
  * Which tiles and previews a stream carries, and how.
@@ -813,7 +879,7 @@ export type StreamOptions = Message<"tessera.v1.StreamOptions"> & {
  * Use `create(StreamOptionsSchema)` to create a new message.
  */
 export const StreamOptionsSchema: GenMessage<StreamOptions> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 14);
+  messageDesc(file_tessera_v1_job_service, 16);
 
 /**
  * Request of WatchJob.
@@ -848,7 +914,7 @@ export type WatchJobRequest = Message<"tessera.v1.WatchJobRequest"> & {
  * Use `create(WatchJobRequestSchema)` to create a new message.
  */
 export const WatchJobRequestSchema: GenMessage<WatchJobRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 15);
+  messageDesc(file_tessera_v1_job_service, 17);
 
 /**
  * Answer of WatchJob.
@@ -869,7 +935,7 @@ export type WatchJobResponse = Message<"tessera.v1.WatchJobResponse"> & {
  * Use `create(WatchJobResponseSchema)` to create a new message.
  */
 export const WatchJobResponseSchema: GenMessage<WatchJobResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 16);
+  messageDesc(file_tessera_v1_job_service, 18);
 
 /**
  * Request of Generate.
@@ -904,7 +970,7 @@ export type GenerateRequest = Message<"tessera.v1.GenerateRequest"> & {
  * Use `create(GenerateRequestSchema)` to create a new message.
  */
 export const GenerateRequestSchema: GenMessage<GenerateRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 17);
+  messageDesc(file_tessera_v1_job_service, 19);
 
 /**
  * Answer of Generate.
@@ -925,7 +991,7 @@ export type GenerateResponse = Message<"tessera.v1.GenerateResponse"> & {
  * Use `create(GenerateResponseSchema)` to create a new message.
  */
 export const GenerateResponseSchema: GenMessage<GenerateResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 18);
+  messageDesc(file_tessera_v1_job_service, 20);
 
 /**
  * Request of GetTile.
@@ -967,7 +1033,7 @@ export type GetTileRequest = Message<"tessera.v1.GetTileRequest"> & {
  * Use `create(GetTileRequestSchema)` to create a new message.
  */
 export const GetTileRequestSchema: GenMessage<GetTileRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 19);
+  messageDesc(file_tessera_v1_job_service, 21);
 
 /**
  * Answer of GetTile.
@@ -988,7 +1054,7 @@ export type GetTileResponse = Message<"tessera.v1.GetTileResponse"> & {
  * Use `create(GetTileResponseSchema)` to create a new message.
  */
 export const GetTileResponseSchema: GenMessage<GetTileResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 20);
+  messageDesc(file_tessera_v1_job_service, 22);
 
 /**
  * Request of GetPreview.
@@ -1009,7 +1075,7 @@ export type GetPreviewRequest = Message<"tessera.v1.GetPreviewRequest"> & {
  * Use `create(GetPreviewRequestSchema)` to create a new message.
  */
 export const GetPreviewRequestSchema: GenMessage<GetPreviewRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 21);
+  messageDesc(file_tessera_v1_job_service, 23);
 
 /**
  * Answer of GetPreview.
@@ -1030,7 +1096,7 @@ export type GetPreviewResponse = Message<"tessera.v1.GetPreviewResponse"> & {
  * Use `create(GetPreviewResponseSchema)` to create a new message.
  */
 export const GetPreviewResponseSchema: GenMessage<GetPreviewResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 22);
+  messageDesc(file_tessera_v1_job_service, 24);
 
 /**
  * Request of QuoteJob.
@@ -1051,7 +1117,7 @@ export type QuoteJobRequest = Message<"tessera.v1.QuoteJobRequest"> & {
  * Use `create(QuoteJobRequestSchema)` to create a new message.
  */
 export const QuoteJobRequestSchema: GenMessage<QuoteJobRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 23);
+  messageDesc(file_tessera_v1_job_service, 25);
 
 /**
  * Answer of QuoteJob.
@@ -1079,7 +1145,7 @@ export type QuoteJobResponse = Message<"tessera.v1.QuoteJobResponse"> & {
  * Use `create(QuoteJobResponseSchema)` to create a new message.
  */
 export const QuoteJobResponseSchema: GenMessage<QuoteJobResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 24);
+  messageDesc(file_tessera_v1_job_service, 26);
 
 /**
  * Request of SetViewport.
@@ -1107,7 +1173,7 @@ export type SetViewportRequest = Message<"tessera.v1.SetViewportRequest"> & {
  * Use `create(SetViewportRequestSchema)` to create a new message.
  */
 export const SetViewportRequestSchema: GenMessage<SetViewportRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 25);
+  messageDesc(file_tessera_v1_job_service, 27);
 
 /**
  * Answer of SetViewport.
@@ -1128,7 +1194,7 @@ export type SetViewportResponse = Message<"tessera.v1.SetViewportResponse"> & {
  * Use `create(SetViewportResponseSchema)` to create a new message.
  */
 export const SetViewportResponseSchema: GenMessage<SetViewportResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 26);
+  messageDesc(file_tessera_v1_job_service, 28);
 
 /**
  * Sampler.
@@ -1302,6 +1368,18 @@ export const JobService: GenService<{
     methodKind: "server_streaming";
     input: typeof WatchJobRequestSchema;
     output: typeof WatchJobResponseSchema;
+  },
+  /**
+   * Queues a job that edits a picture which the client sends: it is encoded, gets noise, and is denoised again (SDEdit, Meng
+   * et al. 2022). The first message carries `job`, the ones after it the picture's file. The answer comes as soon as the job
+   * is durable; WatchJob tells the rest. Over HTTP: POST /jobs.
+   *
+   * @generated from rpc tessera.v1.JobService.EditPicture
+   */
+  editPicture: {
+    methodKind: "client_streaming";
+    input: typeof EditPictureRequestSchema;
+    output: typeof EditPictureResponseSchema;
   },
   /**
    * CreateJob and WatchJob in one call. When the caller goes away the job is cancelled, unless `detach` is set.
