@@ -146,6 +146,40 @@ test("a picture is started, settles, sharpens, and is downloaded", async () => {
   await page.context().close();
 });
 
+test("a picture of one's own is edited, and what is no picture is told", async () => {
+  const page = await open(`${url}/`);
+  await page.getByLabel("Size").locator("option").first().waitFor({ state: "attached" });
+  await page.getByLabel("Seed", { exact: true }).fill("31");
+  await page.getByLabel("Steps").fill("4");
+  const picture = await page.evaluate(async () => {
+    const canvas = new OffscreenCanvas(300, 200);
+    const context = canvas.getContext("2d");
+    const sky = context.createLinearGradient(0, 0, 0, 200);
+    sky.addColorStop(0, "#3060c0");
+    sky.addColorStop(1, "#203010");
+    context.fillStyle = sky;
+    context.fillRect(0, 0, 300, 200);
+    return [...new Uint8Array(await (await canvas.convertToBlob()).arrayBuffer())];
+  });
+  const file = { name: "mine.png", mimeType: "image/png", buffer: Buffer.from(picture) };
+  await page.getByRole("button", { name: "Edit a picture" }).click();
+  await page.getByLabel("JPEG, PNG or TIFF").setInputFiles(file);
+  await page.getByLabel("Strength").fill("0.25");
+  await page.screenshot({ path: path.join(shots, "edit.png") });
+  await page.getByRole("button", { name: "Edit", exact: true }).click();
+  await status(page).filter({ hasText: "Finished" }).waitFor(patience);
+  await page.getByText("300 × 200 · 4 steps · DPM++ 2M · edited, strength 0.25").waitFor();
+  await sharp(page);
+  await page.screenshot({ path: path.join(shots, "edited.png") });
+  assert.deepEqual(page.problems, []);
+
+  await page.getByRole("button", { name: "Edit a picture" }).click();
+  await page.getByLabel("JPEG, PNG or TIFF").setInputFiles({ ...file, buffer: Buffer.from("none") });
+  await page.getByRole("button", { name: "Edit", exact: true }).click();
+  await page.getByRole("alert").getByText("is not a JPEG, PNG or TIFF picture").waitFor(patience);
+  await page.context().close();
+});
+
 test("what is looked at comes first, and a picture can be followed from its address and cancelled", async () => {
   const page = await open(`${url}/#`);
   await order(page, { seed: 11, size: "2048x1024", steps: 30 });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from pictures import write_array
 from running import same, train
 from safetensors.torch import save_file
 
-from tessera_train import dropout, perceptual, spectral
+from tessera_train import diffusion, dropout, perceptual, spectral
 from tessera_train.adversarial import Adversary
 from tessera_train.arch import autoencoder_identity
 from tessera_train.autoencoder import Autoencoder, place_windows
@@ -192,3 +193,26 @@ def test_windows_reach_the_edges():
     count = np.bincount(starts.ravel(), minlength=13)
     assert len(count) == 13 and count[1:-1].min() > 400 and count[[0, -1]].min() > 1500
     assert (place_windows(np.random.default_rng(0), 4, 4, (2, 3)) == 0).all()
+
+
+def test_sigmas_of_a_batch_are_spread_and_their_mean_drifts(tmp_path):
+    """Each of N shared sigmas lies in its own N-th of the distribution, whose mean moves by p_drift over the budget."""
+    head, section, rest = Config("tiny").texts[0].partition("[diffusion]\n")
+    path = tmp_path / "c.toml"
+    path.write_text(head + section + "p_drift = -2.0\n" + rest)
+    task = diffusion.Task(Config(str(path)), SimpleNamespace(training=1), None, 0, torch.device("cpu"))
+    grids = zip(task.arch.levels, task.arch.grids(task.arch.width, task.arch.height))
+    z = [torch.zeros(16, level.channels, *grid) for level, grid in grids]
+    for progress in (0.0, 0.5, 1.0):
+        task.begin(progress)
+        seen = []
+
+        def unet(scaled, c_noise):
+            seen.append(4 * c_noise)
+            return scaled
+
+        torch.manual_seed(1)
+        task.losses(unet, z, task.p_mean)
+        settings = task.recipe
+        shares = torch.special.ndtr((seen[0] - settings.p_mean + 2.0 * progress) / settings.p_std)
+        assert (shares * 16).floor().tolist() == list(range(16))

@@ -15,6 +15,9 @@ const steps = element<HTMLInputElement>("steps");
 const sampler = element<HTMLSelectElement>("sampler");
 const quote = element<HTMLOutputElement>("quote");
 const generate = element<HTMLButtonElement>("generate");
+const editor = element<HTMLDialogElement>("editor");
+const file = element<HTMLInputElement>("file");
+const strength = element<HTMLInputElement>("strength");
 const cancel = element<HTMLButtonElement>("cancel");
 const more = element<HTMLButtonElement>("more");
 const fields = element("fields");
@@ -150,6 +153,32 @@ async function order(): Promise<void> {
   }
 }
 
+/** Sends a picture to be edited, and opens the job. */
+async function editPicture(picture: File): Promise<void> {
+  const { seed: noise, steps: count, sampler: method } = spec();
+  const query = new URLSearchParams({
+    strength: strength.value,
+    seed: String(noise),
+    steps: String(count),
+    sampler: ["dpmpp", "dpmpp", "heun", "ddim"][method] ?? "dpmpp",
+  });
+  try {
+    // A type that is no picture's lets the server say what it takes.
+    const type = picture.type.startsWith("image/") ? picture.type : "image/x-unknown";
+    const sent = { method: "POST", headers: { ...headers(), "content-type": type }, body: picture };
+    const answer = await fetch(`/jobs?${query}`, sent);
+    if (answer.status === 401) throw new ConnectError("a bearer token is needed", Code.Unauthenticated);
+    if (!answer.ok) {
+      say(`The picture can't be edited: ${(await answer.text()).trim()}.`);
+      return;
+    }
+    const { name } = (await answer.json()) as { name: string };
+    location.hash = `jobs/${idOf(name)}`;
+  } catch (error) {
+    if (!(await askToken(error))) say(words(error));
+  }
+}
+
 /** Asks for a token if that is what is missing; true if there is a new one. */
 async function askToken(error: unknown): Promise<boolean> {
   if (ConnectError.from(error).code !== Code.Unauthenticated) return false;
@@ -273,8 +302,9 @@ function render(): void {
   };
   element("status").textContent = text[state];
   const name = ["", "DPM++ 2M", "Heun", "DDIM"][job.spec?.sampler ?? 0] ?? "";
+  const edited = job.spec?.strength === undefined ? "" : ` · edited, strength ${job.spec.strength.toFixed(2)}`;
   element("about").textContent =
-    state === JobState.FAILED ? shown.error : `Seed ${of} · ${width} × ${height} · ${all} steps${name && ` · ${name}`}`;
+    state === JobState.FAILED ? shown.error : `Seed ${of} · ${width} × ${height} · ${all} steps${name && ` · ${name}`}${edited}`;
   document.body.dataset.state = STATES[state];
   document.title = `${STATES[state] === "finished" ? "" : `${text[state]} · `}Seed ${of} · Tessera`;
   element("line-steps").style.setProperty("--part", String(stepsDone / all));
@@ -344,6 +374,28 @@ form.addEventListener("input", () => {
   askQuote();
 });
 element("dice").addEventListener("click", roll);
+element("edit").addEventListener("click", () => form.reportValidity() && editor.showModal());
+element("editor-close").addEventListener("click", () => editor.close());
+strength.addEventListener("input", () => {
+  element("strength-value").textContent = Number(strength.value).toFixed(2);
+});
+element("editing").addEventListener("submit", () => {
+  const [picture] = file.files ?? [];
+  if (picture) void editPicture(picture);
+});
+// A picture that is dropped on the page is put into the dialog.
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    const { dataTransfer } = event as DragEvent;
+    if (!dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    document.body.classList.toggle("dropping", kind === "dragover");
+    if (kind === "drop" && dataTransfer.files.length && form.reportValidity()) {
+      file.files = dataTransfer.files;
+      if (!editor.open) editor.showModal();
+    }
+  });
+}
 more.addEventListener("click", () => showFields(!fields.classList.contains("open")));
 element("in").addEventListener("click", () => stage.zoom(1.5));
 element("out").addEventListener("click", () => stage.zoom(1 / 1.5));
