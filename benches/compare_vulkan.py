@@ -49,13 +49,21 @@ class Tessera:
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
 
-    def best(self, variant: str, channels: int, kernel: int, rows: int, columns: int) -> float:
+    def ask(self, *command: object) -> dict:
         assert self.process.stdin and self.process.stdout
-        print(variant, channels, channels, kernel, rows, columns, file=self.process.stdin, flush=True)
+        print(*command, file=self.process.stdin, flush=True)
         while line := self.process.stdout.readline():
             if line.startswith("{"):
-                return min(json.loads(line)["seconds"])
+                return json.loads(line)
         raise SystemExit("the benchmark ended early")
+
+    def best(self, variant: str, channels: int, kernel: int, rows: int, columns: int) -> float:
+        return min(self.ask(variant, channels, channels, kernel, rows, columns)["seconds"])
+
+    def ceiling(self, cores: int) -> float:
+        """GFLOP/s of multiply-adds on registers."""
+        answer = self.ask("fma")
+        return 1e-9 * answer["flops"] * cores / min(answer["seconds"])
 
 
 class Ncnn:
@@ -113,6 +121,8 @@ def main() -> None:
     ncnn.create_gpu_instance()
     cores = 2 if options.cpu_time else 1
     tessera = Tessera(options.nets, options.cpu_time)
+    ceiling = max(tessera.ceiling(cores) for _ in range(options.rounds))
+    print(f"Nothing but multiply-adds on registers: {ceiling:.1f} GFLOP/s.")
     head = ["channels", "kernel", "grid", *VARIANTS, "ncnn f32", "ncnn", "to ncnn f32", "to the better"]
     print(f"{ncnn.get_gpu_info(0).device_name()}, ncnn {ncnn.__version__}; GFLOP/s of a chain of {CHAIN}")
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))

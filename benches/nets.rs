@@ -7,8 +7,11 @@
 //! HEIGHT` (with a third number: a batch of so many pictures) and `generate WIDTH HEIGHT STEPS`, for pictures of that
 //! size. `generate` is all from the seed to the samples
 //! of all tiles. For `benches/compare_vulkan.py`: the name of a variant of the GPU's convolutions in place of `conv`, a
-//! chain of four, upload and download included.
+//! chain of four, upload and download included; and `fma`, whose line also tells its `flops`: multiply-adds on the GPU's
+//! registers.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
+
+mod ceiling;
 
 use std::{
     env,
@@ -138,6 +141,13 @@ fn gpu_conv(
     })
 }
 
+/// Nothing but multiply-adds on the GPU.
+fn fma(cpu_time: bool) -> Result<Vec<f64>, Box<dyn Error>> {
+    let ceiling = ceiling::Ceiling::new()?;
+    let failed = |e: wgpu::PollError| tessera::error::Error::device(e.to_string());
+    time(cpu_time, || ceiling.run().map_err(failed))
+}
+
 fn norm(cpu_time: bool, kernels: Kernels, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
     let &[channels, rows, columns] = extents else { return Err("norm takes 3 numbers".into()) };
     let groups = norm_groups(channels);
@@ -243,9 +253,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             "copy" => copy(cpu_time, &extents)?,
             "generate" => generate(cpu_time, kernels, model.as_ref(), &extents)?,
             "unet" | "decoder" => network(cpu_time, kernels, model.as_ref(), command, &extents)?,
+            "fma" => fma(cpu_time)?,
             other => gpu_conv(cpu_time, ConvVariant::from_name(other)?, &extents)?,
         };
-        writeln!(stdout(), "{}", serde_json::json!({ "command": line, "seconds": seconds }))?;
+        let flops = (command == "fma").then_some(ceiling::FLOPS);
+        let answer = serde_json::json!({ "command": line, "seconds": seconds, "flops": flops });
+        writeln!(stdout(), "{answer}")?;
         stdout().flush()?;
     }
     Ok(())
