@@ -1,0 +1,136 @@
+//! How time and memory grow with the picture: the embedded model on the CPU from 2 to 128 megapixels. Prints a table; sizes can be
+//! given as arguments (`cargo bench --bench scaling -- 2048x1024 4096x2048`).
+//!
+//! Columns: the decode in tiles of 512, seconds per megapixel and beside the first size; one evaluation of the U-Net, the same,
+//! and the part of its operations that are there because attention over pixels grows with their square (all the rest is flat);
+//! most memory while decoding and while denoising, and what the plan says. Memory is the process's (Linux), weights included.
+#![allow(missing_docs, reason = "a benchmark has no interface")]
+
+use std::{
+    env, fs,
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use tessera::{
+    engine::{
+        device::{Choice, Device, Precision},
+        plan::{Plan, Spec},
+        tiles::{Canvas, TileDecoder, samples},
+    },
+    error::{Error, Result},
+    exec::trace,
+    model::{
+        checkpoint::Checkpoint,
+        precond,
+        sampler::{Latent, Noisy},
+    },
+    ops::{Ops, cases::Random},
+};
+
+/// Forgets the most memory so far.
+fn forget_peak() {
+    // Without the right, or the file, the peak of all sizes so far stays.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Most memory since then, in MiB.
+fn peak_mib() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.unwrap_or(f64::NAN) / 1024.0
+}
+
+fn latents(plan: &Plan) -> Vec<Latent> {
+    let mut random = Random::new(1);
+    let shapes = plan.latents.iter();
+    shapes.map(|&shape| Latent { shape, data: random.values(shape.len(), 0.0, 0.5) }).collect()
+}
+
+/// Seconds of the whole decode, pixels into a file.
+fn decode<O: Ops>(ops: &mut O, model: &Checkpoint, plan: &Plan, z: &[Latent]) -> Result<Duration> {
+    let began = Instant::now();
+    let (spec, arch) = (&plan.spec, &model.arch);
+    let mut canvas = Canvas::create(&env::temp_dir(), spec.width, spec.height, spec.bits)?;
+    let decoder = TileDecoder::new(ops, arch, z)?;
+    for tile in &plan.tiling.tiles {
+        let values = decoder.decode(ops, arch, tile)?;
+        canvas.put(tile.rect, &samples(tile.rect, &values, spec.bits)?)?;
+    }
+    black_box(canvas.bytes());
+    Ok(began.elapsed())
+}
+
+/// Seconds of one evaluation of the U-Net.
+fn evaluate<O: Ops>(ops: &mut O, model: &Checkpoint, z: &[Latent]) -> Result<Duration> {
+    let began = Instant::now();
+    black_box(precond::denoise(ops, &model.arch, &[Noisy { z, sigma: 1.0 }])?);
+    Ok(began.elapsed())
+}
+
+fn table<O: Ops>(ops: &mut O, model: &Checkpoint, sizes: &[(usize, usize)]) -> Result<()> {
+    println!(
+        "| picture | decode s/MP | to first | U-Net s/MP | to first | by attention | decode MiB | U-Net MiB | planned MiB |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let mut first = None;
+    for &(width, height) in sizes {
+        let arch = &model.arch;
+        let plan = Plan::new(Spec { width, height, ..Spec::new(arch, 7) }, arch)?;
+        let (z, megapixels) = (latents(&plan), (width * height) as f64 / 1e6);
+        // The first run of the smallest size packs the weights.
+        if first.is_none() {
+            decode(ops, model, &plan, &z)?;
+            evaluate(ops, model, &z)?;
+        }
+        // Small sizes are over so soon that the best of several counts.
+        let repetitions = if megapixels < 40.0 { 3 } else { 1 };
+        forget_peak();
+        let times = (0..repetitions).map(|_| decode(ops, model, &plan, &z));
+        let decoded = times.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or_default();
+        let decode_mib = peak_mib();
+        forget_peak();
+        let times = (0..repetitions).map(|_| evaluate(ops, model, &z));
+        let evaluated = times.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or_default();
+        let unet_mib = peak_mib();
+        let unet = trace::unet_cost(arch, width, height)?.flops as f64;
+        let flat = trace::unet_cost(arch, arch.width, arch.height)?.flops as f64
+            * (width * height) as f64
+            / (arch.width * arch.height) as f64;
+        let attention = 1.0 - (flat / unet).min(1.0);
+        let per = [decoded, evaluated].map(|time| time.as_secs_f64() / megapixels);
+        let base = *first.get_or_insert(per);
+        println!(
+            "| {width}x{height} | {:.4} | {:.2} | {:.4} | {:.2} | {:.0} % | {decode_mib:.0} | {unet_mib:.0} | {:.0} |",
+            per[0],
+            per[0] / base[0],
+            per[1],
+            per[1] / base[1],
+            100.0 * attention,
+            plan.peak_bytes as f64 / f64::from(1 << 20),
+        );
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let words = env::args().skip(1).filter(|word| !word.starts_with("--"));
+    let mut sizes = words
+        .map(|word| {
+            let sides = word.split_once('x').map(|(w, h)| (w.parse(), h.parse()));
+            match sides {
+                Some((Ok(width), Ok(height))) => Ok((width, height)),
+                _ => Err(Error::invalid(format!("{word} is not a size such as 2048x1024"))),
+            }
+        })
+        .collect::<Result<Vec<_>>>()?;
+    if sizes.is_empty() {
+        sizes = [1, 2, 4, 8].map(|scale| (2048 * scale, 1024 * scale)).into();
+    }
+    let model = Checkpoint::default_model()?;
+    match Device::open(Choice::Cpu, Precision::Auto, model.weights.clone())? {
+        Device::Cpu(mut ops) => table(&mut ops, &model, &sizes),
+        Device::Gpu(mut ops) => table(ops.as_mut(), &model, &sizes),
+    }
+}
