@@ -1,29 +1,33 @@
 //! What the fuzzers call, and `tests/fuzz.rs` with bytes of its own: hostile bytes in, no panic, errors of a kind that
 //! blames the bytes. Whatever is accepted must be of use.
 
-use std::{path::Path, sync::LazyLock};
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock},
+};
 
 use prost::Message as _;
 use tessera::{
     api::CreateJobRequest,
     error::{Error, Kind},
-    jobs::{self, files::JobDirectory, record::Record},
+    jobs::{self, Models, files::JobDirectory, record::Record},
     model::checkpoint::Checkpoint,
     service,
     store::journal,
 };
 
 /// The tiny model that requests are checked against.
-static MODEL: LazyLock<Checkpoint> = LazyLock::new(|| {
+static MODELS: LazyLock<Models> = LazyLock::new(|| {
     let bytes = include_bytes!("../tests/fixtures/net-a.safetensors");
-    Checkpoint::from_bytes(bytes).expect("the model of the tests")
+    let model = Checkpoint::from_bytes(bytes).expect("the model of the tests");
+    Models::new(vec![Arc::new(model)]).expect("one model")
 });
 
 /// An order as it comes over the wire, up to the plan of its picture. True: it was accepted.
 pub(crate) fn request(bytes: &[u8]) -> bool {
     let Ok(message) = CreateJobRequest::decode(bytes) else { return false };
-    let checked = service::request(message, String::new(), &MODEL)
-        .and_then(|request| request.plan(&MODEL.arch));
+    let checked =
+        service::request(message, String::new(), &MODELS).and_then(|request| request.plan());
     match checked {
         Ok(plan) => {
             assert!(plan.arena_bytes > 0 && plan.flops > 0 && !plan.tiling.tiles.is_empty());
@@ -57,7 +61,7 @@ fn recover(records: &[Vec<u8>]) -> bool {
     let directory = JobDirectory::new(Path::new("nowhere"), "0");
     let job = records.and_then(|records| {
         let count = records.len();
-        jobs::recover(directory, "0", records, &MODEL.arch).map(|job| (job, count))
+        jobs::recover(directory, "0", records, &MODELS).map(|job| (job, count))
     });
     match job {
         Ok((job, count)) => {

@@ -11,7 +11,7 @@ use tessera::{
     api::{self, JobSpec, JobState, job_event::Event},
     engine::device::{Choice, Precision},
     image_out::Format,
-    jobs::{Jobs, Phase, Settings},
+    jobs::{Jobs, Models, Phase, Settings},
     model::checkpoint::Checkpoint,
     ops::cases::Random,
     store::journal,
@@ -30,7 +30,8 @@ fn open(directory: &Path) -> Jobs {
         queue: 100,
         active: 4,
     };
-    Jobs::open(settings, Arc::new(Checkpoint::open(&model_path()).unwrap())).unwrap()
+    let model = Arc::new(Checkpoint::open(&model_path()).unwrap());
+    Jobs::open(settings, Models::new(vec![model]).unwrap()).unwrap()
 }
 
 /// Every job's picture file, by its seed, once all have finished.

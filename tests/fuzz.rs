@@ -130,7 +130,7 @@ fn jobs() -> Vec<Vec<Vec<u8>>> {
         owner: String::new(),
         source_sha256: None,
     };
-    let queued = || Event::Queued { order: order.clone(), compute_us: 12 };
+    let queued = || Event::Queued { order: order.clone(), compute_us: 12, latent_values: 900 };
     let started = || Event::Started { device: "CPU".into() };
     let step = |step| Event::Step { step, of: 2, sigma: 0.5, slot: step % 2, crc32c: 7 };
     let settled = |level| Event::Settled { level, rows: 4, columns: 6, pictured: level == 0 };

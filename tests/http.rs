@@ -17,7 +17,7 @@ use tessera::{
         plan::{Spec, TileSize},
     },
     image_out::Bits,
-    jobs::{self, Job, Jobs, Phase, Settings},
+    jobs::{self, Job, Jobs, Models, Phase, Settings},
     model::checkpoint::Checkpoint,
     service::http,
 };
@@ -43,14 +43,15 @@ impl Site {
             queue: 100,
             active: 2,
         };
-        let jobs = Jobs::open(settings, Arc::new(model)).unwrap();
+        let jobs = Jobs::open(settings, Models::new(vec![Arc::new(model)]).unwrap()).unwrap();
         Self { router: http::router(jobs.clone()), jobs, _directory: directory }
     }
 
     fn create(&self, width: usize, height: usize, tile: TileSize, bits: Bits) -> Arc<Job> {
-        let spec = Spec::new(&self.jobs.model().arch, 7);
+        let spec = Spec::new(&self.jobs.models().first().arch, 7);
         let spec = Spec { width, height, steps: 4, tile, bits, ..spec };
         let request = jobs::Request {
+            model: self.jobs.models().first().clone(),
             spec,
             request_id: String::new(),
             deadline: None,

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use server::{Server, create, noise, order, picture, spec, watch};
+use server::{Server, create, model_path, noise, order, picture, spec, watch};
 use tessera::api::{
     self, GenerateRequest, JobSpec, JobState, Rect, StreamOptions, edit_picture_request::Part,
     job_event::Event, job_service_client::JobServiceClient,
@@ -361,6 +361,56 @@ async fn bad_pictures_are_refused_and_leave_nothing_behind() {
     assert_eq!(jobs.len(), 1);
     watch(&mut client, &jobs[0].name, 0).await.unwrap();
     assert_eq!(strangers(dir.path()), [""; 0]);
+}
+
+/// A server of two models makes with each what a server of that one makes, also by steps that equal jobs take together; and
+/// what can't be finished any more fails.
+#[tokio::test]
+async fn several_models_are_served_side_by_side() {
+    let other = model_path().with_file_name("net-c.safetensors");
+    let other = ["--model", other.to_str().unwrap()];
+    let (dir, alone) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut server = Server::start(dir.path(), &other);
+    let mut models = ModelServiceClient::connect(server.url.clone()).await.unwrap();
+    let listed = models.list_models(api::ListModelsRequest::default()).await.unwrap().into_inner();
+    let names: Vec<_> = listed.models.iter().map(|model| model.name.as_str()).collect();
+    assert_eq!(names, ["models/net-a", "models/net-c"]);
+    let request = api::GetModelRequest { name: "models/net-c".into() };
+    let found = models.get_model(request).await.unwrap().into_inner().model.unwrap();
+    assert_eq!(found, listed.models[1]);
+
+    let mut client = server.client().await;
+    let with = |seed, model: &str| JobSpec { model: model.into(), ..spec(seed, 112, 112, 200) };
+    let mut jobs = Vec::new();
+    for seed in 0..2 {
+        for model in ["", "models/net-a", "models/net-c"] {
+            jobs.push(create(&mut client, with(seed, model)).await.unwrap());
+        }
+    }
+    let mut made = Vec::new();
+    for job in &jobs {
+        made.push(picture(&watch(&mut client, &job.name, 0).await.unwrap(), 112, 112));
+    }
+    assert!(made[0] == made[1] && made[3] == made[4] && made[0] != made[2] && made[2] != made[5]);
+    let only = Server::start_with(&[], alone.path(), &[&["--threads", "1"], &other[..]].concat());
+    let mut only = only.client().await;
+    let job = create(&mut only, spec(1, 112, 112, 200)).await.unwrap();
+    assert!(picture(&watch(&mut only, &job.name, 0).await.unwrap(), 112, 112) == made[5]);
+
+    for (model, code) in [("models/net-b", Code::NotFound), ("net-a", Code::InvalidArgument)] {
+        let status = create(&mut client, with(1, model)).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+    }
+    let long = JobSpec { steps: 1000, ..with(9, "models/net-c") };
+    let unfinished = create(&mut client, long).await.unwrap();
+    server.kill();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let last = watch(&mut client, &unfinished.name, 0).await.unwrap().pop().unwrap();
+    let Some(Event::Failed(failed)) = last.event else { panic!("{last:?}") };
+    assert!(failed.message.contains("model"), "{failed:?}");
+    let kept = watch(&mut client, &jobs[2].name, 0).await.unwrap();
+    assert!(picture(&kept, 112, 112) == made[2]);
 }
 
 #[tokio::test]

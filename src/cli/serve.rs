@@ -5,14 +5,14 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use serde::Serialize;
 
 use super::{
-    args::{DeviceArgs, ModelArgs},
+    args::{self, DeviceArgs},
     progress::{Progress, ProgressArgs},
 };
 use crate::{
     config::Config,
     engine::Cancel,
     error::Result,
-    jobs::{self, Jobs},
+    jobs::{self, Jobs, Models},
     service::{self, Tls},
 };
 
@@ -56,8 +56,10 @@ pub(super) struct Args {
     /// built with the feature "otlp"
     #[arg(long, value_name = "URL")]
     pub(super) otlp_endpoint: Option<String>,
-    #[command(flatten)]
-    model: ModelArgs,
+    /// Checkpoint to serve in place of the embedded one; may be given several times, the first is the default [env:
+    /// TESSERA_MODEL]
+    #[arg(long = "model", value_name = "FILE")]
+    models: Vec<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
@@ -76,7 +78,11 @@ pub(super) fn run(
     progress: &mut Progress,
     cancel: &Cancel,
 ) -> Result<()> {
-    let model = Arc::new(args.model.open(config)?);
+    let models = match args.models.as_slice() {
+        [] => vec![args::open_model(config.model.as_ref())?],
+        paths => paths.iter().map(|path| args::open_model(Some(path))).collect::<Result<_>>()?,
+    };
+    let models = Models::new(models.into_iter().map(Arc::new).collect())?;
     let settings = jobs::Settings {
         directory: args.jobs.clone(),
         devices: vec![args.device.choice(config)?],
@@ -96,7 +102,7 @@ pub(super) fn run(
         insecure: args.insecure,
         hosts: args.hosts.clone(),
     };
-    let jobs = Jobs::open(settings, model)?;
+    let jobs = Jobs::open(settings, models)?;
     service::serve(&service, jobs, cancel, |url| {
         progress.json(&Listening { url });
         progress.result(&format!("listening on {url}\n"))

@@ -121,6 +121,14 @@ impl Device {
         }
     }
 
+    /// What stands for this very device.
+    pub fn choice(&self) -> Choice {
+        match self {
+            Self::Cpu(_) => Choice::Cpu,
+            Self::Gpu(gpu) => Choice::Gpu(Some(gpu.adapter().index)),
+        }
+    }
+
     /// Its name in files: the number of threads is left out, since it does not change a pixel.
     pub fn name(&self) -> String {
         match self {

@@ -40,10 +40,19 @@ pub struct Layout {
     bits: Bits,
 }
 
+/// Values of a plan's latents together.
+pub fn latent_values(plan: &Plan) -> usize {
+    plan.latents.iter().map(|shape| shape.len()).sum()
+}
+
 impl Layout {
     /// The layout for a plan.
     pub fn new(plan: &Plan) -> Self {
-        let values: usize = plan.latents.iter().map(|shape| shape.len()).sum();
+        Self::with_latents(plan, latent_values(plan))
+    }
+
+    /// The layout for a plan of a model whose latents have `values` values together.
+    pub fn with_latents(plan: &Plan, values: usize) -> Self {
         // z, and for samplers that look back the step before's D.
         let slot = (2 * 4 * values + 8usize).next_multiple_of(PAGE);
         let (width, bits) = (plan.spec.width, plan.spec.bits);

@@ -3,7 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -21,6 +21,7 @@ use crate::{
         files::{JobDirectory, Layout},
         record::{Event, Order, Record},
     },
+    model::checkpoint::Checkpoint,
     store::Journal,
 };
 
@@ -75,6 +76,8 @@ impl Phase {
 pub struct Job {
     /// Its name, chosen by the server: 32 hexadecimal digits, in the order of their making.
     pub id: String,
+    /// What it is made with.
+    pub model: Arc<Checkpoint>,
     /// What was asked for.
     pub order: Order,
     /// What follows from it.
@@ -149,14 +152,21 @@ pub struct Snapshot {
 impl Job {
     /// A job with the records of its journal, at least the first one.
     pub(super) fn new(
-        id: String,
+        id: &str,
+        model: Arc<Checkpoint>,
         order: Order,
         plan: Plan,
         quote: Quote,
         directory: JobDirectory,
         records: Vec<Record>,
     ) -> Self {
-        let (layout, tiles) = (Layout::new(&plan), vec![None; plan.tiling.tiles.len()]);
+        let layout = match records.first().map(|record| &record.event) {
+            Some(&Event::Queued { latent_values, .. }) if latent_values > 0 => {
+                Layout::with_latents(&plan, latent_values as usize)
+            }
+            _ => Layout::new(&plan),
+        };
+        let tiles = vec![None; plan.tiling.tiles.len()];
         let mut state = State {
             journal: None,
             records: Vec::new(),
@@ -172,7 +182,8 @@ impl Job {
         let newest = records.len() as u64;
         records.into_iter().for_each(|record| state.take(record, &plan));
         Self {
-            id,
+            id: id.to_owned(),
+            model,
             order,
             plan,
             quote,

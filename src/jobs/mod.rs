@@ -13,6 +13,7 @@
 
 pub mod files;
 mod job;
+mod models;
 pub mod record;
 mod scribe;
 mod upload;
@@ -31,6 +32,7 @@ use std::{
 };
 
 pub use job::{Job, Phase, Snapshot};
+pub use models::Models;
 pub use upload::{MAX_UPLOAD, Receiving, Upload};
 
 use crate::{
@@ -46,6 +48,9 @@ use crate::{
 };
 use files::{JobDirectory, Layout, UNFINISHED};
 use record::{Event, Order, Record, StoredSpec, to_ms};
+
+/// Most values of a picture's latents that a journal may tell of: far more than the largest picture has.
+const MAX_LATENT_VALUES: u64 = 1 << 40;
 
 /// Longest `request_id`.
 pub const MAX_REQUEST_ID: usize = 128;
@@ -91,6 +96,8 @@ pub struct Quote {
 /// What a client asks for.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// The model to make it with, one of the server's.
+    pub model: Arc<Checkpoint>,
     /// What to make.
     pub spec: Spec,
     /// The client's name for the request, by which it gets the same job again; empty: none.
@@ -110,7 +117,7 @@ impl Request {
     ///
     /// # Errors
     /// [`Kind::InvalidArgument`] naming field, value and limit.
-    pub fn plan(&self, arch: &Arch) -> Result<Plan> {
+    pub fn plan(&self) -> Result<Plan> {
         if self.spec.strength.is_some() != self.source.is_some() {
             return Err(Error::invalid(
                 "strength is for pictures that are edited, and they need it",
@@ -122,7 +129,7 @@ impl Request {
                 "request_id has {length} characters; the limit is {MAX_REQUEST_ID}"
             )));
         }
-        let plan = Plan::new(self.spec.clone(), arch)?;
+        let plan = Plan::new(self.spec.clone(), &self.model.arch)?;
         if let Some(rect) = self.viewport {
             plan.check_rect("viewport", rect)?;
         }
@@ -141,7 +148,7 @@ pub struct Jobs {
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
-    model: Arc<Checkpoint>,
+    models: Models,
     lock: DirectoryLock,
     /// Guards the register and the queue. Held for short: never while computing or waiting for a disk.
     table: Mutex<Table>,
@@ -198,7 +205,7 @@ impl Jobs {
     /// # Errors
     /// [`Kind::InvalidArgument`] when another process has the directory or a setting is out of range;
     /// [`Kind::Io`] when it can't be read; [`Kind::Device`] when a device can't be opened.
-    pub fn open(settings: Settings, model: Arc<Checkpoint>) -> Result<Self> {
+    pub fn open(settings: Settings, models: Models) -> Result<Self> {
         for (field, value) in [("queue", settings.queue), ("active", settings.active)] {
             if value == 0 {
                 return Err(Error::invalid(format!("{field} is 0, the least is 1")));
@@ -207,9 +214,9 @@ impl Jobs {
         let lock = DirectoryLock::acquire(&settings.directory)?;
         let devices = settings.devices.iter();
         let devices: Vec<_> = devices
-            .map(|&choice| Device::open(choice, settings.precision, model.weights.clone()))
+            .map(|&choice| open_for_all(choice, settings.precision, &models))
             .collect::<Result<_>>()?;
-        let jobs = read_jobs(&settings.directory, &model)?;
+        let jobs = read_jobs(&settings.directory, &models)?;
         let requests = jobs.values().filter(|job| !job.order.request_id.is_empty());
         let requests = requests.map(|job| (job.order.request_id.clone(), job.id.clone()));
         let unfinished = jobs.values().filter(|job| !job.snapshot().phase.is_last());
@@ -221,7 +228,7 @@ impl Jobs {
         };
         let shared = Arc::new(Shared {
             settings,
-            model,
+            models,
             lock,
             table: Mutex::new(table),
             changed: Condvar::new(),
@@ -240,23 +247,23 @@ impl Jobs {
         Ok(Self { shared, threads })
     }
 
-    /// The model that pictures are made with.
-    pub fn model(&self) -> &Checkpoint {
-        &self.shared.model
+    /// The models that pictures are made with.
+    pub fn models(&self) -> &Models {
+        &self.shared.models
     }
 
-    /// What `spec` would take; admission goes by the same numbers.
+    /// What `spec` would take with `model`; admission goes by the same numbers.
     ///
     /// # Errors
     /// [`Kind::InvalidArgument`] when it can't be made.
-    pub fn quote(&self, spec: &Spec) -> Result<(Plan, Quote)> {
-        let plan = Plan::new(spec.clone(), &self.shared.model.arch)?;
-        let quote = self.quote_plan(&plan)?;
+    pub fn quote(&self, spec: &Spec, model: &Checkpoint) -> Result<(Plan, Quote)> {
+        let plan = Plan::new(spec.clone(), &model.arch)?;
+        let quote = self.quote_plan(&plan, model)?;
         Ok((plan, quote))
     }
 
-    fn quote_plan(&self, plan: &Plan) -> Result<Quote> {
-        quote(plan, &self.shared.model.arch, self.shared.speed.time(plan.flops))
+    fn quote_plan(&self, plan: &Plan, model: &Checkpoint) -> Result<Quote> {
+        quote(plan, &model.arch, self.shared.speed.time(plan.flops))
     }
 
     /// Queues a job; when this returns it is durable.
@@ -265,9 +272,9 @@ impl Jobs {
     /// [`Kind::InvalidArgument`] when it can't be made; [`Kind::Exhausted`] when it is too large for this server, the
     /// queue is full or the disk is; [`Kind::Unavailable`] while the server is shutting down; [`Kind::Io`].
     pub fn create(&self, request: Request) -> Result<Arc<Job>> {
-        let plan = request.plan(&self.shared.model.arch)?;
-        let quote = self.quote_plan(&plan)?;
-        let Request { spec, request_id, deadline, viewport, owner, source } = request;
+        let plan = request.plan()?;
+        let quote = self.quote_plan(&plan, &request.model)?;
+        let Request { model, spec, request_id, deadline, viewport, owner, source } = request;
         let memory = self.shared.settings.memory;
         if quote.memory_bytes > memory {
             return Err(Error::new(
@@ -277,7 +284,7 @@ impl Jobs {
         }
         let order = Order {
             spec: StoredSpec::from(&spec),
-            model_sha256: self.shared.model.sha256.clone(),
+            model_sha256: model.sha256.clone(),
             request_id,
             deadline_ms: deadline.map(to_ms),
             owner,
@@ -287,7 +294,7 @@ impl Jobs {
         if let Some(known) = self.reserve(&order, &id)? {
             return Ok(known);
         }
-        let made = self.make(&id, order.clone(), plan, quote, viewport, source);
+        let made = self.make(&id, model, order.clone(), plan, quote, viewport, source);
         let mut table = self.shared.table();
         table.reserved -= 1;
         match made {
@@ -338,9 +345,11 @@ impl Jobs {
         Ok(None)
     }
 
+    #[allow(clippy::too_many_arguments, reason = "what a job is made of")]
     fn make(
         &self,
         id: &str,
+        model: Arc<Checkpoint>,
         order: Order,
         plan: Plan,
         quote: Quote,
@@ -349,10 +358,10 @@ impl Jobs {
     ) -> Result<Arc<Job>> {
         let directory = JobDirectory::new(&self.shared.settings.directory, id);
         let compute_us = quote.compute_time.as_micros() as u64;
-        let first = Record::now(Event::Queued { order: order.clone(), compute_us });
+        let latent_values = files::latent_values(&plan) as u64;
+        let first = Record::now(Event::Queued { order: order.clone(), compute_us, latent_values });
         let layout = Layout::new(&plan);
-        let job =
-            Job::new(id.to_owned(), order, plan, quote, directory.clone(), vec![first.clone()]);
+        let job = Job::new(id, model, order, plan, quote, directory.clone(), vec![first.clone()]);
         job.set_viewport(viewport)?;
         directory.create(&first, &layout, source.as_ref().map(Upload::path), &self.shared.lock)?;
         Ok(Arc::new(job))
@@ -596,6 +605,16 @@ impl Speed {
     }
 }
 
+/// A device with the weights of every model. What the choice stands for is found out once.
+fn open_for_all(choice: Choice, precision: Precision, models: &Models) -> Result<Vec<Device>> {
+    let mut devices: Vec<Device> = Vec::new();
+    for model in models.all() {
+        let choice = devices.first().map_or(choice, Device::choice);
+        devices.push(Device::open(choice, precision, model.weights.clone())?);
+    }
+    Ok(devices)
+}
+
 fn quote(plan: &Plan, arch: &Arch, compute_time: Duration) -> Result<Quote> {
     let tiles = &plan.tiling.tiles;
     let [width, height] = [plan.tiling.width, plan.tiling.height]
@@ -623,7 +642,7 @@ fn quote(plan: &Plan, arch: &Arch, compute_time: Duration) -> Result<Quote> {
 
 /// The jobs of a directory. What is left of those that were being made or removed goes away; what can't be read is
 /// reported and left alone.
-fn read_jobs(directory: &Path, model: &Checkpoint) -> Result<BTreeMap<String, Arc<Job>>> {
+fn read_jobs(directory: &Path, models: &Models) -> Result<BTreeMap<String, Arc<Job>>> {
     let failed = |e| Error::io("can't read", directory, e);
     let mut jobs = BTreeMap::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
@@ -646,7 +665,7 @@ fn read_jobs(directory: &Path, model: &Checkpoint) -> Result<BTreeMap<String, Ar
         if leftover || !is_directory {
             continue;
         }
-        match read_job(directory, &name, model) {
+        match read_job(directory, &name, models) {
             Ok(job) => {
                 jobs.insert(name, Arc::new(job));
             }
@@ -656,18 +675,19 @@ fn read_jobs(directory: &Path, model: &Checkpoint) -> Result<BTreeMap<String, Ar
     Ok(jobs)
 }
 
-fn read_job(root: &Path, id: &str, model: &Checkpoint) -> Result<Job> {
+fn read_job(root: &Path, id: &str, models: &Models) -> Result<Job> {
     let directory = JobDirectory::new(root, id);
     let (_, records) = directory.open_journal()?;
-    let job = recover(directory, id, records, &model.arch)?;
-    if !job.snapshot().phase.is_last() && job.order.model_sha256 != model.sha256 {
-        let message = "the model has changed since the job was queued".to_owned();
+    let job = recover(directory, id, records, models)?;
+    if !job.snapshot().phase.is_last() && job.order.model_sha256 != job.model.sha256 {
+        let message = "its model is not among the server's any more".to_owned();
         job.announce(vec![Event::Failed { kind: Kind::InvalidModel, message }])?;
     }
     Ok(job)
 }
 
-/// The job `id` as the records of its journal tell it; no file is looked at.
+/// The job `id` as the records of its journal tell it; no file is looked at. Where its model is not there any more, the first
+/// one stands for it.
 ///
 /// # Errors
 /// [`Kind::InvalidArgument`] when the first record is no order that the model can carry out.
@@ -675,13 +695,21 @@ pub fn recover(
     directory: JobDirectory,
     id: &str,
     records: Vec<Record>,
-    arch: &Arch,
+    models: &Models,
 ) -> Result<Job> {
-    let Some(Record { event: Event::Queued { order, compute_us }, .. }) = records.first() else {
+    let Some(Record { event: Event::Queued { order, compute_us, latent_values }, .. }) =
+        records.first()
+    else {
         return Err(Error::invalid("its journal does not begin with the order"));
     };
+    if *latent_values > MAX_LATENT_VALUES {
+        return Err(Error::invalid(format!(
+            "latent_values is {latent_values}; the limit is {MAX_LATENT_VALUES}"
+        )));
+    }
     let (order, compute_time) = (order.clone(), Duration::from_micros(*compute_us));
-    let plan = Plan::new(Spec::try_from(&order.spec)?, arch)?;
-    let quote = quote(&plan, arch, compute_time)?;
-    Ok(Job::new(id.to_owned(), order, plan, quote, directory, records))
+    let model = models.of(&order.model_sha256).unwrap_or(models.first()).clone();
+    let plan = Plan::new(Spec::try_from(&order.spec)?, &model.arch)?;
+    let quote = quote(&plan, &model.arch, compute_time)?;
+    Ok(Job::new(id, model, order, plan, quote, directory, records))
 }

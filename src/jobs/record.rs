@@ -57,6 +57,10 @@ pub enum Event {
         /// Microseconds on the device as they were quoted; 0: the server could not tell.
         #[serde(default)]
         compute_us: u64,
+        /// Values of the model's latents together, which tell where the pixels lie when the model is not there any more; 0: those of
+        /// the model that is there.
+        #[serde(default)]
+        latent_values: u64,
     },
     /// A device began, or went on after a restart.
     Started {
@@ -142,6 +146,7 @@ impl Order {
     /// Whether a client that names both the same means the same.
     pub(super) fn is_the_same_as(&self, other: &Self) -> bool {
         self.spec == other.spec
+            && self.model_sha256 == other.model_sha256
             && self.owner == other.owner
             && self.source_sha256 == other.source_sha256
     }

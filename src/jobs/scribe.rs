@@ -57,12 +57,12 @@ pub(super) struct Settled {
 
 impl Settled {
     /// The events that tell of them, once the picture is on the disk.
-    fn write(&self, shared: &Shared, job: &Job) -> Result<Vec<Event>> {
+    fn write(&self, job: &Job) -> Result<Vec<Event>> {
         let write = |&level: &usize| {
             if let Some((rect, samples)) = &self.picture {
                 let (width, height) = (rect.width as u32, rect.height as u32);
                 let source = RawPixels::new(samples, width, height, Bits::Eight)?;
-                let description = format!("{}, levels from {level} on", shared.model.arch.name);
+                let description = format!("{}, levels from {level} on", job.model.arch.name);
                 let receipt = serde_json::Map::new();
                 let metadata = Metadata { description, created: None, receipt };
                 image_out::write_png(&job.directory.preview(level), &source, &metadata)?;
@@ -153,10 +153,10 @@ fn run(shared: &Shared, mut inbox: Inbox) {
             Work::Fail(error) => Err(error),
             Work::End(last) => job.announce(vec![last]).map(|()| true),
             Work::Step { canvas, sampling, settled } => {
-                step(shared, &job, &canvas, &sampling, &settled).map(|()| false)
+                step(&job, &canvas, &sampling, &settled).map(|()| false)
             }
             Work::Settled(settled) => {
-                settled.write(shared, &job).and_then(|events| job.announce(events)).map(|()| false)
+                settled.write(&job).and_then(|events| job.announce(events)).map(|()| false)
             }
             Work::Tile(first) => {
                 let mut all = vec![first];
@@ -181,18 +181,12 @@ fn locked(canvas: &Mutex<Canvas>) -> std::sync::MutexGuard<'_, Canvas> {
     canvas.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn step(
-    shared: &Shared,
-    job: &Job,
-    canvas: &Mutex<Canvas>,
-    sampling: &Sampling,
-    settled: &Settled,
-) -> Result<()> {
+fn step(job: &Job, canvas: &Mutex<Canvas>, sampling: &Sampling, settled: &Settled) -> Result<()> {
     let (slot, crc32c) = locked(canvas).save(sampling)?;
     let (step, of) = (sampling.step, job.plan.schedule.steps());
     let sigma = job.plan.schedule.sigma(step);
     let mut events = vec![Event::Step { step, of, sigma, slot, crc32c }];
-    events.extend(settled.write(shared, job)?);
+    events.extend(settled.write(job)?);
     job.announce(events)
 }
 

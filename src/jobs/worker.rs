@@ -89,18 +89,23 @@ fn panicked() -> Error {
     Error::new(Kind::Internal, "the engine panicked")
 }
 
-/// Works until the queue is closed.
-pub(super) fn run(shared: &Shared, device: Device) {
-    let (name, on) = (device.name(), device.description());
+/// Works until the queue is closed. `devices`: one and the same, for every model.
+pub(super) fn run(shared: &Shared, devices: Vec<Device>) {
+    let Some(first) = devices.first() else { return };
+    let (name, on) = (first.name(), first.description());
+    let (mut cpus, mut gpus) = (Vec::new(), Vec::new());
+    for device in devices {
+        match device {
+            Device::Cpu(ops) => cpus.push(ops),
+            Device::Gpu(ops) => gpus.push(*ops),
+        }
+    }
     std::thread::scope(|scope| {
         let scribe = Scribe::start(scope, shared);
-        match device {
-            Device::Cpu(mut ops) => {
-                Worker { shared, scribe, ops: &mut ops, name, on, active: Vec::new() }.run();
-            }
-            Device::Gpu(mut ops) => {
-                Worker { shared, scribe, ops: ops.as_mut(), name, on, active: Vec::new() }.run();
-            }
+        let active = Vec::new();
+        match gpus.is_empty() {
+            true => Worker { shared, scribe, ops: cpus, name, on, active }.run(),
+            false => Worker { shared, scribe, ops: gpus, name, on, active: Vec::new() }.run(),
         }
     });
 }
@@ -108,7 +113,8 @@ pub(super) fn run(shared: &Shared, device: Device) {
 struct Worker<'a, O: Ops> {
     shared: &'a Shared,
     scribe: Scribe,
-    ops: &'a mut O,
+    /// The device with the weights of every model, in their order.
+    ops: Vec<O>,
     /// The device's name in files.
     name: String,
     /// The device's name for people.
@@ -121,7 +127,11 @@ fn settled(job: &Job, sampling: &Sampling) -> Vec<usize> {
     let (schedule, known) = (&job.plan.schedule, job.settled());
     let levels = (0..sampling.z.len()).rev();
     levels
-        .filter(|&level| schedule.settled(level) <= sampling.step)
+        .filter(|&level| match sampling.step.saturating_sub(1) <= job.plan.first_step {
+            // Levels that need no step at all are announced with the first one there is.
+            true => schedule.settled(level) <= sampling.step,
+            false => schedule.settled(level) == sampling.step,
+        })
         .filter(|&level| known.is_none_or(|known| level < known))
         .collect()
 }
@@ -146,7 +156,7 @@ impl<O: Ops> Worker<'_, O> {
 
     /// The device's speed, by one evaluation of the network at the smallest size.
     fn measure(&mut self) -> Result<()> {
-        let arch = &self.shared.model.arch;
+        let (arch, ops) = (&self.shared.models.first().arch, &mut self.ops[0]);
         let side = arch.coarsest_factor();
         let z: Vec<Latent> = plan::latent_shapes(arch, side, side)
             .into_iter()
@@ -154,9 +164,9 @@ impl<O: Ops> Worker<'_, O> {
             .collect();
         // The first one packs weights and compiles shaders.
         let noisy = [Noisy { z: &z, sigma: 1.0 }];
-        precond::denoise(self.ops, arch, &noisy)?;
+        precond::denoise(ops, arch, &noisy)?;
         let began = Instant::now();
-        precond::denoise(self.ops, arch, &noisy)?;
+        precond::denoise(ops, arch, &noisy)?;
         self.shared.speed.add(trace::unet_cost(arch, side, side)?.flops, began.elapsed());
         Ok(())
     }
@@ -230,13 +240,14 @@ impl<O: Ops> Worker<'_, O> {
     }
 
     /// Takes from the active jobs those that can take their next step together with `first`'s: denoising, at the same
-    /// latents' shapes, by the same method. None where the device has enough to do with one.
+    /// latents' shapes, by the same model and method. None where the device has enough to do with one.
     fn company(&mut self, first: &Active<O>) -> Vec<Active<O>> {
         let plan = &first.job.plan;
         let room = TOGETHER_FLOPS / first.job.quote.step_flops.max(1);
         let fits = |active: &mut Active<O>| {
             let other = &active.job.plan;
             active.next_step().is_some()
+                && Arc::ptr_eq(&active.job.model, &first.job.model)
                 && (&other.latents, other.spec.method) == (&plan.latents, plan.spec.method)
                 && in_time(&active.job).is_ok()
         };
@@ -250,7 +261,8 @@ impl<O: Ops> Worker<'_, O> {
 
     /// The next step of `first` and of its `company`, by the same runs of the network.
     fn together(&mut self, first: &mut Active<O>, company: &mut [Active<O>]) -> Result<()> {
-        let arch = &self.shared.model.arch;
+        let model = first.job.model.clone();
+        let ops = &mut self.ops[self.shared.models.place(&model)];
         in_time(&first.job)?;
         let _spans: Vec<_> = (std::iter::once(&*first).chain(&*company))
             .filter_map(|active| {
@@ -266,7 +278,7 @@ impl<O: Ops> Worker<'_, O> {
             .collect();
         // A job that is cancelled meanwhile ends after this step; the others' step must not.
         let cancel = Cancel::default();
-        let steps = || denoise::step_together(self.ops, arch, &mut members, &cancel);
+        let steps = || denoise::step_together(ops, &model.arch, &mut members, &cancel);
         catch_unwind(AssertUnwindSafe(steps)).unwrap_or_else(|_| Err(panicked()))
     }
 
@@ -300,28 +312,28 @@ impl<O: Ops> Worker<'_, O> {
         in_time(&active.job)?;
         let more = active.next_step().is_some();
         let Active { job, canvas, work, sent, .. } = active;
-        let (arch, plan) = (&self.shared.model.arch, &job.plan);
+        let (model, plan) = (&job.model, &job.plan);
+        let (arch, ops) = (&model.arch, &mut self.ops[self.shared.models.place(model)]);
         match work {
             Work::Encode => {
                 let _span = tracing::info_span!("encode").entered();
                 let picture = upload::read(&job.directory.source())?;
-                let model = &self.shared.model;
-                *work = Work::Denoise(denoise::begin_from(self.ops, model, plan, picture)?);
+                *work = Work::Denoise(denoise::begin_from(ops, model, plan, picture)?);
                 Ok(job.quote.encode_flops)
             }
             Work::Denoise(sampling) if more => {
                 let _span = tracing::info_span!("step", step = sampling.step + 1).entered();
-                denoise::step(self.ops, arch, plan, sampling, &job.cancel)?;
+                denoise::step(ops, arch, plan, sampling, &job.cancel)?;
                 self.shared.steps.add(1);
                 self.stepped(active)
             }
             Work::Denoise(sampling) => {
                 let _span = tracing::info_span!("global_stage").entered();
-                let latents = denoise::denormalise(&self.shared.model, sampling.z.clone());
-                let decoder = TileDecoder::new(self.ops, arch, &latents)?;
+                let latents = denoise::denormalise(model, sampling.z.clone());
+                let decoder = TileDecoder::new(ops, arch, &latents)?;
                 let levels = settled(job, sampling);
                 if !levels.is_empty() {
-                    let picture = Some(decoder.preview(self.ops)?);
+                    let picture = Some(decoder.preview(ops)?);
                     let work = Written::Settled(Settled { levels, picture });
                     self.scribe.send(Deed { job: job.clone(), work });
                 }
@@ -334,7 +346,7 @@ impl<O: Ops> Worker<'_, O> {
                 let tile = &plan.tiling.tiles[index];
                 let (column, row) = (tile.column, tile.row);
                 let _span = tracing::info_span!("tile", column, row).entered();
-                let values = decoder.decode(self.ops, arch, tile)?;
+                let values = decoder.decode(ops, arch, tile)?;
                 let samples = tiles::samples(tile.rect, &values, plan.spec.bits)?;
                 sent[index] = true;
                 let work = Written::Tile(Tile { canvas: canvas.clone(), index, samples });
@@ -354,8 +366,9 @@ impl<O: Ops> Worker<'_, O> {
         let levels = if last { Vec::new() } else { settled(job, sampling) };
         let picture = match levels.last() {
             Some(&finest) if job.previews_wanted() => {
-                let latents = denoise::denormalise(&self.shared.model, sampling.z.clone());
-                Some(tiles::preview(self.ops, &self.shared.model.arch, &latents, finest)?)
+                let (model, z) = (&job.model, sampling.z.clone());
+                let ops = &mut self.ops[self.shared.models.place(model)];
+                Some(tiles::preview(ops, &model.arch, &denoise::denormalise(model, z), finest)?)
             }
             _ => None,
         };
@@ -373,7 +386,7 @@ impl<O: Ops> Worker<'_, O> {
 
     fn finished(&self, job: &Job) -> Event {
         let source = job.order.source_sha256.as_deref();
-        let metadata = receipt::generated(&self.shared.model, &self.name, &job.plan.spec, source);
+        let metadata = receipt::generated(&job.model, &self.name, &job.plan.spec, source);
         let receipt = serde_json::Value::Object(metadata.receipt).to_string();
         Event::Finished { receipt, description: metadata.description }
     }

@@ -1,6 +1,9 @@
 //! Between the API's messages and the domain's types; errors to statuses with details.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -10,7 +13,7 @@ use crate::{
     engine::plan::{Rect, Spec, TileSize},
     error::{Error, Kind, Result},
     image_out::Bits,
-    jobs::{self, Job, Phase, Quote, Upload, record},
+    jobs::{self, Job, Models, Phase, Quote, Upload, record},
     model::{arch::Arch, checkpoint::Checkpoint, sampler::Method},
 };
 
@@ -92,12 +95,9 @@ fn short(text: &str) -> String {
     text.chars().take(100).collect()
 }
 
-/// Refuses a model that the server does not have.
-pub(super) fn check_model(name: &str, model: &Checkpoint) -> Result<()> {
-    if id(name, MODELS)? == model.arch.name {
-        return Ok(());
-    }
-    Err(Error::new(Kind::NotFound, format!("{} is not among this server's models", short(name))))
+/// The model that a client names; the first one if it names none.
+pub(super) fn model<'a>(name: &str, models: &'a Models) -> Result<&'a Arc<Checkpoint>> {
+    if name.is_empty() { Ok(models.first()) } else { models.named(id(name, MODELS)?) }
 }
 
 /// What a client asks for: the message with its defaults filled in.
@@ -108,11 +108,14 @@ pub(super) fn check_model(name: &str, model: &Checkpoint) -> Result<()> {
 pub fn request(
     message: api::CreateJobRequest,
     owner: String,
-    model: &Checkpoint,
+    models: &Models,
 ) -> Result<jobs::Request> {
     let deadline = message.deadline.map(|deadline| time("deadline", deadline)).transpose()?;
+    let asked = message.spec.unwrap_or_default();
+    let model = model(&asked.model, models)?;
     Ok(jobs::Request {
-        spec: spec(message.spec, model)?,
+        model: model.clone(),
+        spec: spec(&asked, model)?,
         request_id: message.request_id,
         deadline,
         viewport: message.viewport.map(rect),
@@ -128,7 +131,7 @@ pub fn request(
 pub(super) fn edit(
     message: api::CreateJobRequest,
     owner: String,
-    model: &Checkpoint,
+    models: &Models,
     source: Upload,
 ) -> Result<jobs::Request> {
     let asked = message.spec.clone().unwrap_or_default();
@@ -138,7 +141,7 @@ pub(super) fn edit(
             return Err(Error::invalid(format!("{field} is {asked}; the picture's is {own}")));
         }
     }
-    let mut request = request(message, owner, model)?;
+    let mut request = request(message, owner, models)?;
     (request.spec.width, request.spec.height) = (width, height);
     request.spec.strength = Some(asked.strength.unwrap_or(DEFAULT_STRENGTH));
     request.source = Some(source);
@@ -146,11 +149,7 @@ pub(super) fn edit(
 }
 
 /// The spec with its defaults filled in.
-pub(super) fn spec(message: Option<api::JobSpec>, model: &Checkpoint) -> Result<Spec> {
-    let message = message.unwrap_or_default();
-    if !message.model.is_empty() {
-        check_model(&message.model, model)?;
-    }
+pub(super) fn spec(message: &api::JobSpec, model: &Checkpoint) -> Result<Spec> {
     let mut spec = Spec::new(&model.arch, message.seed);
     let chosen = |value: u32, default: usize| if value == 0 { default } else { value as usize };
     spec.width = chosen(message.width, spec.width);
@@ -228,12 +227,12 @@ pub(super) fn quote_message(quote: &Quote, tiles: usize, notices: &[String]) -> 
 }
 
 /// A job as a message.
-pub(super) fn job_message(job: &Job, arch: &Arch) -> api::Job {
+pub(super) fn job_message(job: &Job) -> api::Job {
     let now = job.snapshot();
     let tiling = &job.plan.tiling;
     api::Job {
         name: format!("{JOBS}{}", job.id),
-        spec: Some(spec_message(&job.plan.spec, arch)),
+        spec: Some(spec_message(&job.plan.spec, &job.model.arch)),
         state: match now.phase {
             Phase::Queued => api::JobState::Queued,
             Phase::Denoising => api::JobState::Denoising,
@@ -257,7 +256,7 @@ pub(super) fn job_message(job: &Job, arch: &Arch) -> api::Job {
 }
 
 /// A job as it was when it was queued: an event stays what it was.
-pub(super) fn queued_message(job: &Job, arch: &Arch) -> api::Job {
+pub(super) fn queued_message(job: &Job) -> api::Job {
     api::Job {
         state: api::JobState::Queued.into(),
         end_time: None,
@@ -266,7 +265,7 @@ pub(super) fn queued_message(job: &Job, arch: &Arch) -> api::Job {
         tiles_done: 0,
         error: String::new(),
         viewport: None,
-        ..job_message(job, arch)
+        ..job_message(job)
     }
 }
 

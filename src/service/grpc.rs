@@ -59,7 +59,7 @@ impl Calls {
     }
 
     fn message(&self, job: &Job) -> Option<api::Job> {
-        Some(convert::job_message(job, &self.jobs.model().arch))
+        Some(convert::job_message(job))
     }
 
     async fn create(
@@ -69,7 +69,7 @@ impl Calls {
     ) -> Result<Arc<Job>, Status> {
         self.blocking(move |jobs| {
             let owner = client.as_ref().map(|client| client.name.clone()).unwrap_or_default();
-            let request = convert::request(request, owner, jobs.model())?;
+            let request = convert::request(request, owner, jobs.models())?;
             if let Some(client) = client {
                 access::check_limits(&client, &request.spec, jobs)?;
             }
@@ -224,13 +224,15 @@ impl JobService for Calls {
         &self,
         request: Request<api::QuoteJobRequest>,
     ) -> Answer<api::QuoteJobResponse> {
-        let asked = request.into_inner().spec;
-        let (plan, quote) =
-            self.blocking(move |jobs| jobs.quote(&convert::spec(asked, jobs.model())?)).await?;
+        let asked = request.into_inner().spec.unwrap_or_default();
+        let model = convert::model(&asked.model, self.jobs.models()).map_err(wrong)?.clone();
+        let spec = convert::spec(&asked, &model).map_err(wrong)?;
+        let of = model.clone();
+        let (plan, quote) = self.blocking(move |jobs| jobs.quote(&spec, &of)).await?;
         let tiles = plan.tiling.tiles.len();
         Ok(Response::new(api::QuoteJobResponse {
             quote: Some(convert::quote_message(&quote, tiles, &plan.notices)),
-            spec: Some(convert::spec_message(&plan.spec, &self.jobs.model().arch)),
+            spec: Some(convert::spec_message(&plan.spec, &model.arch)),
         }))
     }
 
@@ -251,7 +253,8 @@ impl ModelService for Calls {
         &self,
         _: Request<api::ListModelsRequest>,
     ) -> Answer<api::ListModelsResponse> {
-        let models = vec![convert::model_message(self.jobs.model())];
+        let models = self.jobs.models().all().iter();
+        let models = models.map(|model| convert::model_message(model)).collect();
         Ok(Response::new(api::ListModelsResponse { models, next_page_token: String::new() }))
     }
 
@@ -259,8 +262,11 @@ impl ModelService for Calls {
         &self,
         request: Request<api::GetModelRequest>,
     ) -> Answer<api::GetModelResponse> {
-        let model = self.jobs.model();
-        convert::check_model(&request.get_ref().name, model).map_err(wrong)?;
+        let name = &request.get_ref().name;
+        if name.is_empty() {
+            return Err(wrong(Error::invalid("name is empty")));
+        }
+        let model = convert::model(name, self.jobs.models()).map_err(wrong)?;
         Ok(Response::new(api::GetModelResponse { model: Some(convert::model_message(model)) }))
     }
 }

@@ -139,7 +139,7 @@ impl Watcher {
         let job = &self.job;
         let message = match record.event {
             Event::Queued { .. } => {
-                let job = convert::queued_message(job, &self.jobs.model().arch);
+                let job = convert::queued_message(job);
                 Message::Queued(job_event::Queued { job: Some(job) })
             }
             Event::Started { device } => Message::Started(job_event::Started { device }),

@@ -67,7 +67,7 @@ impl Uploads {
         let jobs = self.jobs.clone();
         blocking(move || {
             let owner = client.as_ref().map(|client| client.name.clone()).unwrap_or_default();
-            let request = convert::edit(order, owner, jobs.model(), receiving.finish()?)?;
+            let request = convert::edit(order, owner, jobs.models(), receiving.finish()?)?;
             if let Some(client) = client {
                 access::check_limits(&client, &request.spec, &jobs)?;
             }
