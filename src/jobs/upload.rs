@@ -7,8 +7,6 @@ use std::{
     sync::Arc,
 };
 
-use sha2::{Digest as _, Sha256};
-
 use crate::{
     engine::plan::MAX_EXTENT,
     error::{Error, Kind, Result},
@@ -43,7 +41,6 @@ impl Drop for Temporary {
 pub struct Receiving {
     path: Temporary,
     file: File,
-    hash: Sha256,
     bytes: u64,
 }
 
@@ -53,7 +50,7 @@ impl Receiving {
         let name = format!("{UNFINISHED}upload-{}", uuid::Uuid::now_v7().simple());
         let path = Temporary(directory.join(name));
         let file = File::create_new(&path.0).map_err(|e| Error::io("can't make", &path.0, e))?;
-        Ok(Self { path, file, hash: Sha256::new(), bytes: 0 })
+        Ok(Self { path, file, bytes: 0 })
     }
 
     /// Takes the next bytes.
@@ -68,7 +65,6 @@ impl Receiving {
                 format!("picture has more than {MAX_UPLOAD} bytes, the limit"),
             ));
         }
-        self.hash.update(bytes);
         let written = self.file.write_all(bytes);
         written.map_err(|e| full_disk(Error::io("can't write", &self.path.0, e), self.bytes))
     }
@@ -79,7 +75,7 @@ impl Receiving {
     /// [`Kind::InvalidImage`] when it is no picture, damaged or too large; [`Kind::Exhausted`] when the disk is full;
     /// [`Kind::Io`].
     pub fn finish(self) -> Result<Upload> {
-        let Self { path, file, hash, bytes } = self;
+        let Self { path, file, bytes } = self;
         file.sync_all().map_err(|e| full_disk(Error::io("can't write", &path.0, e), bytes))?;
         let picture = image_in::read(&path.0, LIMITS).map_err(|error| match error.kind() {
             // The file's name is the server's own affair.
@@ -90,7 +86,7 @@ impl Receiving {
             _ => error,
         })?;
         let size = (picture.width as usize, picture.height as usize);
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = image_in::sha256(&path.0)?;
         Ok(Upload { path: Arc::new(path), size, sha256 })
     }
 }
