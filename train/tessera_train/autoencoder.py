@@ -50,6 +50,9 @@ class Settings(loop.Recipe):
     """The section `[autoencoder]`. `kl`: weight of the mean KL divergence per element of all levels, so
     that a bit has the same price at each of them (were it the mean of levels, the coarse ones would stay empty); `zero_levels`:
     probability that a picture's finest k levels are zeroed, k uniform; `bands`: of the Laplacian pyramid.
+    `latent_noise`: most noise that a picture's latents get on top of the posterior's, in standard deviations of their channel
+    (the amount is drawn uniformly from 0 on): a U-Net misses by as much, and a decoder that has never seen it shows it as
+    mottled squares.
     `adversarial`: weight of the adversary (0: none), at work from the share `adversarial_from` of the budget on, with
     `adversarial_width` channels at first. `lpips`: weight of LPIPS (0: none), with VGG16's weights from the safetensors
     file `lpips_weights`. `decoder_only`: the encoder stays as it is, and latents that a U-Net has learnt stay valid."""
@@ -57,6 +60,7 @@ class Settings(loop.Recipe):
     phases: list[dict] = field(default_factory=list)
     kl: float = 1e-6
     zero_levels: float = 0.1
+    latent_noise: float = 0.0
     bands: int = 4
     adversarial: float = 0.0
     adversarial_from: float = 0.6
@@ -115,6 +119,11 @@ def place_windows(rng: np.random.Generator, size: int, extent: int, shape: tuple
     a window would touch an edge, and the decoder would leave a rim there."""
     beyond = extent // 2
     return rng.integers(-beyond, size - extent + beyond + 1, shape).clip(0, size - extent)
+
+
+def channel_std(z: Tensor) -> Tensor:
+    """Standard deviation of every channel [1, C, 1, 1] of z [N, C, h, w]; 0 where there is one value only."""
+    return z.float().var((0, 2, 3), unbiased=False, keepdim=True).sqrt()
 
 
 @dataclass
@@ -181,11 +190,18 @@ class Task:
         z, kl = [], pictures.new_zeros(())
         with torch.set_grad_enabled(not self.recipe.decoder_only):
             moments = self.model.encoder(pictures)
+        amount = None
+        if self.recipe.latent_noise:
+            share = parallel.draw((len(pictures), 1, 1, 1), lambda shape: torch.rand(shape, device=device))
+            amount = self.recipe.latent_noise * share
         for level, (mean, log_variance) in enumerate(moments):
             kl = kl + (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
             keep = torch.tensor([k <= level for k in batch.zeroed], device=device).view(-1, 1, 1, 1)
             noise = parallel.draw(mean.shape, lambda shape: torch.randn(shape, device=device))
-            z.append((mean + (log_variance / 2).exp() * noise) * keep)
+            spread = (log_variance / 2).exp()
+            if amount is not None:
+                spread = (spread.square() + (amount * channel_std(mean.detach())).square()).sqrt()
+            z.append((mean + spread * noise) * keep)
         kl = kl / sum(x.numel() for x in z)
         h, r = self.model.decoder.global_stage(z)
         (rows, columns), factor, outs, targets = batch.extent, self.arch.levels[0].factor, [], []

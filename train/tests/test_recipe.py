@@ -12,11 +12,12 @@ from pictures import write_array
 from running import same, train
 from safetensors.torch import save_file
 
-from tessera_train import diffusion, dropout, perceptual, spectral
+from tessera_train import autoencoder, diffusion, dropout, perceptual, spectral
 from tessera_train.adversarial import Adversary
 from tessera_train.arch import autoencoder_identity
 from tessera_train.autoencoder import Autoencoder, place_windows
 from tessera_train.config import Config
+from tessera_train.data import Pictures
 from tessera_train.unet import UNet
 from tessera_train.weights import load_ema, read_ema
 
@@ -193,6 +194,32 @@ def test_windows_reach_the_edges():
     count = np.bincount(starts.ravel(), minlength=13)
     assert len(count) == 13 and count[1:-1].min() > 400 and count[[0, -1]].min() > 1500
     assert (place_windows(np.random.default_rng(0), 4, 4, (2, 3)) == 0).all()
+
+
+def test_latents_get_noise_in_units_of_their_channel(tmp_path, monkeypatch):
+    """What the decoder sees: the means and noise of a drawn share of latent_noise, in the channel's standard deviations."""
+    config = configuration(tmp_path / "c.toml", "latent_noise = 0.5\n")
+    task = autoencoder.Task(Config(config), Pictures.open(write_array(tmp_path / "pictures")), 0, torch.device("cpu"))
+    torch.manual_seed(1)
+    scales = torch.tensor([0.1, 1.0, 10.0]).view(1, -1, 1, 1)
+    means = torch.randn(4, 3, 64, 64) * scales + 5
+    moments = [(means, torch.full_like(means, -30.0))]
+    task.model.encoder = torch.nn.Identity()
+    task.model.encoder.forward = lambda _: moments
+
+    class Seen(Exception):
+        pass
+
+    def global_stage(z):
+        raise Seen(z)
+
+    monkeypatch.setattr(task.model.decoder, "global_stage", global_stage)
+    batch = SimpleNamespace(pictures=torch.zeros(4, 3, 8, 8), zeroed=[0] * 4)
+    with pytest.raises(Seen) as seen:
+        task.loss(batch)
+    noise = ((seen.value.args[0][0] - means) / scales).std((2, 3))
+    assert noise.max() < 0.55 and noise.min() < 0.45 * noise.max()  # a share of its own for every picture
+    assert ((noise.std(1) / noise.mean(1)) < 0.1).all()  # the same in every channel
 
 
 def test_sigmas_of_a_batch_are_spread_and_their_mean_drifts(tmp_path):
