@@ -105,9 +105,6 @@ impl DeviceArgs {
     }
 }
 
-/// How much of a given picture is made anew, if nothing else is said.
-pub(super) const STRENGTH: f64 = 0.5;
-
 /// Which picture.
 #[derive(Debug, Args)]
 pub(super) struct PictureArgs {

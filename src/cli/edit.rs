@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{
-    args::{self, DeviceArgs, ModelArgs, STRENGTH, SamplingArgs},
+    args::{self, DeviceArgs, ModelArgs, SamplingArgs},
     generate, output,
     progress::{Progress, ProgressArgs},
 };
@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     engine::{
         Cancel,
-        plan::{Plan, Spec},
+        plan::{Plan, STRENGTH, Spec},
     },
     error::Result,
     image_in,

@@ -15,6 +15,8 @@ use crate::{
 pub const MAX_EXTENT: usize = 16384;
 /// Largest number of denoising steps.
 pub const MAX_STEPS: usize = 1000;
+/// How much of a given picture is made anew, if nothing else is said.
+pub const STRENGTH: f64 = 0.5;
 /// Smallest side of a decoded tile, in pixels.
 pub const MIN_TILE: usize = 64;
 /// Largest side of a decoded tile, in pixels.

@@ -10,7 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
     api,
-    engine::plan::{Rect, Spec, TileSize},
+    engine::plan::{Rect, STRENGTH, Spec, TileSize},
     error::{Error, Kind, Result},
     image_out::Bits,
     jobs::{self, Job, Models, Phase, Quote, Upload, record},
@@ -19,9 +19,6 @@ use crate::{
 
 /// Prefix of the names of jobs.
 const JOBS: &str = "jobs/";
-/// How much of a picture is made anew if the client does not say.
-const DEFAULT_STRENGTH: f64 = 0.5;
-
 /// Prefix of the names of models.
 const MODELS: &str = "models/";
 
@@ -143,7 +140,7 @@ pub(super) fn edit(
     }
     let mut request = request(message, owner, models)?;
     (request.spec.width, request.spec.height) = (width, height);
-    request.spec.strength = Some(asked.strength.unwrap_or(DEFAULT_STRENGTH));
+    request.spec.strength = Some(asked.strength.unwrap_or(STRENGTH));
     request.source = Some(source);
     Ok(request)
 }
