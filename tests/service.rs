@@ -10,11 +10,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use server::{Server, create, model_path, noise, order, picture, spec, watch};
+use server::{Server, create, model_path, order, picture, spec, watch};
 use tessera::api::{
-    self, GenerateRequest, JobSpec, JobState, Rect, StreamOptions, edit_picture_request::Part,
-    job_event::Event, job_service_client::JobServiceClient,
-    model_service_client::ModelServiceClient,
+    self, GenerateRequest, JobSpec, JobState, Rect, StreamOptions, job_event::Event,
+    job_service_client::JobServiceClient, model_service_client::ModelServiceClient,
 };
 use tonic::{Code, metadata::MetadataValue, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -227,140 +226,6 @@ async fn small_jobs_of_one_size_take_their_steps_together() {
     }
     assert!(together == alone);
     assert_eq!(counts(), [8000, turns + 4000]);
-}
-
-/// The messages that order the editing of the picture in `file`.
-fn sending(spec: JobSpec, file: &[u8]) -> Vec<api::EditPictureRequest> {
-    let message = |part| api::EditPictureRequest { part: Some(part) };
-    let data = file.chunks(1000).map(|bytes| message(Part::Data(bytes.to_vec())));
-    std::iter::once(message(Part::Job(order(spec)))).chain(data).collect()
-}
-
-fn png(seed: u64, width: u32, height: u32) -> Vec<u8> {
-    let mut file = std::io::Cursor::new(Vec::new());
-    noise(seed, width, height).write_to(&mut file, image::ImageFormat::Png).unwrap();
-    file.into_inner()
-}
-
-/// What lies among the jobs besides them.
-fn strangers(jobs: &std::path::Path) -> Vec<String> {
-    let entries = std::fs::read_dir(jobs).unwrap();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.contains("upload")).collect()
-}
-
-/// Strength 0 gives the picture as the AutoEncoder keeps it, whatever the seed; more strength, more of it is new. A server that
-/// is killed meanwhile goes on to the same end.
-#[tokio::test]
-async fn a_picture_that_is_sent_is_edited_as_much_as_asked_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut server = Server::start(dir.path(), &[]);
-    let file = png(3, 149, 67);
-    let mut made = Vec::new();
-    for (seed, strength) in [(1, 0.0), (2, 0.0), (1, 0.3), (2, 0.3), (1, 1.0)] {
-        let mut client = server.client().await;
-        let spec = JobSpec { strength: Some(strength), ..spec(seed, 0, 0, 10) };
-        let stream = tokio_stream::iter(sending(spec, &file));
-        let job = client.edit_picture(stream).await.unwrap().into_inner().job.unwrap();
-        let asked = job.spec.unwrap();
-        assert_eq!((asked.width, asked.height, asked.strength), (149, 67, Some(strength)));
-        let events = watch(&mut client, &job.name, 0).await.unwrap();
-        let steps: Vec<_> = (events.iter())
-            .filter_map(|event| match &event.event {
-                Some(Event::Step(step)) => Some(step.step),
-                _ => None,
-            })
-            .collect();
-        let first = 10 - (10.0 * strength) as u32;
-        assert_eq!(steps.last(), (first < 10).then_some(&10));
-        assert!(steps.iter().all(|&step| step > first), "{strength}: {steps:?}");
-        made.push(picture(&events, 149, 67));
-    }
-    let distance = |a: &[u8], b: &[u8]| -> u64 {
-        a.iter().zip(b).map(|(a, b)| u64::from(a.abs_diff(*b)).pow(2)).sum()
-    };
-    assert!(made[0] == made[1] && made[2] != made[3]);
-    assert!(0 < distance(&made[0], &made[2]));
-    assert!(distance(&made[0], &made[2]) < distance(&made[0], &made[4]));
-
-    let spec = JobSpec { strength: Some(0.9), ..spec(5, 0, 0, 1000) };
-    let mut client = server.client().await;
-    let send = || tokio_stream::iter(sending(spec.clone(), &file));
-    let job = client.edit_picture(send()).await.unwrap().into_inner().job.unwrap();
-    let undisturbed = watch(&mut client, &job.name, 0).await.unwrap();
-    let job = client.edit_picture(send()).await.unwrap().into_inner().job.unwrap();
-    for _ in 0..3 {
-        server.kill();
-        server = Server::start(dir.path(), &[]);
-        tokio::time::sleep(Duration::from_millis(40)).await;
-    }
-    let events = watch(&mut server.client().await, &job.name, 0).await.unwrap();
-    assert!(picture(&events, 149, 67) == picture(&undisturbed, 149, 67));
-    assert_eq!(strangers(dir.path()), [""; 0]);
-}
-
-#[tokio::test]
-async fn bad_pictures_are_refused_and_leave_nothing_behind() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path(), &[]);
-    let mut client = server.client().await;
-    let file = png(3, 64, 48);
-    let plain = spec(1, 0, 0, 2);
-    let message = |part| api::EditPictureRequest { part };
-    let with = |strength| JobSpec { strength: Some(strength), ..plain.clone() };
-    let whole = sending(plain.clone(), &file);
-    let cases = [
-        (vec![], "job"),
-        (whole[1..].to_vec(), "job"),
-        ([&whole[..1], &whole[..]].concat(), "data"),
-        (vec![whole[0].clone(), message(None)], "data"),
-        (whole[..1].to_vec(), "picture"),
-        (whole[..whole.len() - 1].to_vec(), "picture"),
-        (sending(plain.clone(), b"no picture at all"), "picture"),
-        (sending(plain.clone(), &png(1, 16385, 1)), "picture"),
-        (sending(JobSpec { width: 63, ..plain.clone() }, &file), "width"),
-        (sending(JobSpec { steps: 1001, ..plain.clone() }, &file), "steps"),
-        (sending(with(1.5), &file), "strength"),
-        (sending(with(-0.1), &file), "strength"),
-        (sending(with(f64::NAN), &file), "strength"),
-    ];
-    for (messages, field) in cases {
-        let status = client.edit_picture(tokio_stream::iter(messages)).await.unwrap_err();
-        let told = (status.code(), status.message());
-        assert_eq!(told.0, Code::InvalidArgument, "{told:?}");
-        assert!(told.1.starts_with(field), "{field}: {told:?}");
-        assert!(!told.1.contains('/'), "{told:?}");
-    }
-    let flood = std::iter::once(whole[0].clone())
-        .chain(std::iter::repeat_n(message(Some(Part::Data(vec![0; 60 << 10]))), 1200));
-    let status = client.edit_picture(tokio_stream::iter(flood)).await.unwrap_err();
-    assert!(status.message().contains("67108864"), "{status}");
-    // A strength without a picture, and the other way in.
-    let status = create(&mut client, with(0.5)).await.unwrap_err();
-    assert_eq!(status.code(), Code::InvalidArgument);
-    assert!(status.message().starts_with("strength"), "{status}");
-    for (path, kind, body, wanted) in [
-        ("/jobs?seed=1&steps=2", "image/png", &file[..], "201"),
-        ("/jobs?seed=1&steps=2", "text/plain", &file[..], "400"),
-        ("/jobs?steps=2&colour=red", "image/png", &file[..], "400"),
-        ("/jobs", "image/png", &file[..40], "400"),
-    ] {
-        let address = server.url.strip_prefix("http://").unwrap();
-        let mut stream = TcpStream::connect(address).unwrap();
-        let length = body.len();
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(body).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with(&format!("HTTP/1.1 {wanted}")), "{path} {kind}: {answer}");
-    }
-    let jobs = client.list_jobs(api::ListJobsRequest::default()).await.unwrap().into_inner().jobs;
-    assert_eq!(jobs.len(), 1);
-    watch(&mut client, &jobs[0].name, 0).await.unwrap();
-    assert_eq!(strangers(dir.path()), [""; 0]);
 }
 
 /// A server of two models makes with each what a server of that one makes, also by steps that equal jobs take together; and

@@ -14,7 +14,9 @@
 pub mod files;
 mod job;
 mod models;
+mod quote;
 pub mod record;
+mod recovery;
 mod scribe;
 mod upload;
 mod worker;
@@ -22,35 +24,34 @@ mod worker;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     ops::Bound,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 pub use job::{Job, Phase, Snapshot};
 pub use models::Models;
+pub use quote::{Quote, StepCounts};
+pub use recovery::recover;
 pub use upload::{MAX_UPLOAD, Receiving, Upload};
 
 use crate::{
     engine::{
         device::{Choice, Device, Precision},
-        plan::{self, Plan, Rect, Spec},
+        plan::{Plan, Rect, Spec},
     },
     error::{Error, Kind, Result},
-    exec::trace,
     image_out::{self, Area, Bits, Format, Metadata, PixelSource},
-    model::{arch::Arch, checkpoint::Checkpoint},
+    model::checkpoint::Checkpoint,
     store::DirectoryLock,
 };
-use files::{JobDirectory, Layout, UNFINISHED};
+use files::{JobDirectory, Layout};
+use quote::Speed;
 use record::{Event, Order, Record, StoredSpec, to_ms};
-
-/// Most values of a picture's latents that a journal may tell of: far more than the largest picture has.
-const MAX_LATENT_VALUES: u64 = 1 << 40;
 
 /// Longest `request_id`.
 pub const MAX_REQUEST_ID: usize = 128;
@@ -70,27 +71,6 @@ pub struct Settings {
     pub queue: usize,
     /// Jobs that a device works on in turns.
     pub active: usize,
-}
-
-/// What a job takes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Quote {
-    /// Most bytes of memory at one time, weights included.
-    pub memory_bytes: u64,
-    /// Bytes of disk until the job is deleted.
-    pub disk_bytes: u64,
-    /// Floating-point operations.
-    pub flops: u64,
-    /// Those of encoding the picture that is edited.
-    pub encode_flops: u64,
-    /// Those of one denoising step.
-    pub step_flops: u64,
-    /// Those of the decoder's global stage.
-    pub global_flops: u64,
-    /// Those of one tile, on average.
-    pub tile_flops: u64,
-    /// Time on the device if nothing else ran, by its speed so far.
-    pub compute_time: Duration,
 }
 
 /// What a client asks for.
@@ -160,31 +140,6 @@ struct Shared {
     healthy: AtomicBool,
 }
 
-/// Denoising steps of all jobs, and in how many turns of a device they were taken: fewer, where jobs took them together.
-#[derive(Debug, Default)]
-pub struct StepCounts {
-    taken: AtomicU64,
-    turns: AtomicU64,
-}
-
-impl StepCounts {
-    /// A turn in which `jobs` jobs took a step.
-    fn add(&self, jobs: u64) {
-        self.taken.fetch_add(jobs, Ordering::Relaxed);
-        self.turns.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Steps.
-    pub fn taken(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
-    }
-
-    /// Turns.
-    pub fn turns(&self) -> u64 {
-        self.turns.load(Ordering::Relaxed)
-    }
-}
-
 #[derive(Debug, Default)]
 struct Table {
     /// Every job by its id, which puts them in the order of their making.
@@ -216,7 +171,7 @@ impl Jobs {
         let devices: Vec<_> = devices
             .map(|&choice| open_for_all(choice, settings.precision, &models))
             .collect::<Result<_>>()?;
-        let jobs = read_jobs(&settings.directory, &models)?;
+        let jobs = recovery::read_jobs(&settings.directory, &models)?;
         let requests = jobs.values().filter(|job| !job.order.request_id.is_empty());
         let requests = requests.map(|job| (job.order.request_id.clone(), job.id.clone()));
         let unfinished = jobs.values().filter(|job| !job.snapshot().phase.is_last());
@@ -263,7 +218,7 @@ impl Jobs {
     }
 
     fn quote_plan(&self, plan: &Plan, model: &Checkpoint) -> Result<Quote> {
-        quote(plan, &model.arch, self.shared.speed.time(plan.flops))
+        quote::quote(plan, &model.arch, self.shared.speed.time(plan.flops))
     }
 
     /// Queues a job; when this returns it is durable.
@@ -564,47 +519,6 @@ impl PixelSource for Pixels<'_> {
     }
 }
 
-/// Speed of the devices: what they did lately, and how long it took. Short units count for little, so that what a call
-/// costs whatever its size does not pass for slowness.
-#[derive(Debug, Default)]
-struct Speed(Mutex<Work>);
-
-/// Operations and seconds, the older the less of them.
-#[derive(Debug, Default)]
-struct Work {
-    flops: f64,
-    seconds: f64,
-}
-
-impl Speed {
-    /// Seconds of work after which what came before counts for a third.
-    const MEMORY: f64 = 10.0;
-
-    fn work(&self) -> MutexGuard<'_, Work> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, flops: u64, took: Duration) {
-        let seconds = took.as_secs_f64();
-        let (mut work, kept) = (self.work(), (-seconds / Self::MEMORY).exp());
-        work.flops = work.flops * kept + flops as f64;
-        work.seconds = work.seconds * kept + seconds;
-    }
-
-    /// Operations per second; 0 until something was measured.
-    fn mean(&self) -> f64 {
-        let work = self.work();
-        if work.seconds > 0.0 { work.flops / work.seconds } else { 0.0 }
-    }
-
-    /// Time that `flops` take, in whole microseconds; 0 until something was measured.
-    fn time(&self, flops: u64) -> Duration {
-        let speed = self.mean();
-        let micros = if speed > 0.0 { 1e6 * flops as f64 / speed } else { 0.0 };
-        Duration::from_micros(micros as u64)
-    }
-}
-
 /// A device with the weights of every model. What the choice stands for is found out once.
 fn open_for_all(choice: Choice, precision: Precision, models: &Models) -> Result<Vec<Device>> {
     let mut devices: Vec<Device> = Vec::new();
@@ -613,103 +527,4 @@ fn open_for_all(choice: Choice, precision: Precision, models: &Models) -> Result
         devices.push(Device::open(choice, precision, model.weights.clone())?);
     }
     Ok(devices)
-}
-
-fn quote(plan: &Plan, arch: &Arch, compute_time: Duration) -> Result<Quote> {
-    let tiles = &plan.tiling.tiles;
-    let [width, height] = [plan.tiling.width, plan.tiling.height]
-        .map(|side| side.next_multiple_of(arch.coarsest_factor()));
-    let evaluations = plan.schedule.evaluations(plan.spec.method, plan.first_step) as u64;
-    let steps = (plan.schedule.steps() - plan.first_step).max(1) as u64;
-    let step_flops = trace::unet_cost(arch, width, height)?.flops * evaluations / steps;
-    let encode_flops = match plan.spec.strength {
-        Some(_) => trace::encoder_cost(arch, width, height)?.flops,
-        None => 0,
-    };
-    let global_flops = trace::global_cost(arch, width, height)?.flops;
-    let decode_flops = plan::decode_cost(arch, &plan.tiling)?.flops;
-    Ok(Quote {
-        memory_bytes: plan.peak_bytes,
-        disk_bytes: Layout::new(plan).bytes(),
-        flops: plan.flops,
-        encode_flops,
-        step_flops,
-        global_flops,
-        tile_flops: (decode_flops - global_flops) / tiles.len() as u64,
-        compute_time,
-    })
-}
-
-/// The jobs of a directory. What is left of those that were being made or removed goes away; what can't be read is
-/// reported and left alone.
-fn read_jobs(directory: &Path, models: &Models) -> Result<BTreeMap<String, Arc<Job>>> {
-    let failed = |e| Error::io("can't read", directory, e);
-    let mut jobs = BTreeMap::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let is_directory = entry.file_type().map_err(failed)?.is_dir();
-        let leftover = match is_directory {
-            true => name.starts_with(UNFINISHED),
-            false => upload::is_name(&name),
-        };
-        if leftover {
-            let path = entry.path();
-            let removed = if is_directory {
-                std::fs::remove_dir_all(&path)
-            } else {
-                std::fs::remove_file(&path)
-            };
-            removed.map_err(|e| Error::io("can't remove", path, e))?;
-        }
-        if leftover || !is_directory {
-            continue;
-        }
-        match read_job(directory, &name, models) {
-            Ok(job) => {
-                jobs.insert(name, Arc::new(job));
-            }
-            Err(error) => tracing::error!("job {name} can't be read and is left alone: {error}"),
-        }
-    }
-    Ok(jobs)
-}
-
-fn read_job(root: &Path, id: &str, models: &Models) -> Result<Job> {
-    let directory = JobDirectory::new(root, id);
-    let (_, records) = directory.open_journal()?;
-    let job = recover(directory, id, records, models)?;
-    if !job.snapshot().phase.is_last() && job.order.model_sha256 != job.model.sha256 {
-        let message = "its model is not among the server's any more".to_owned();
-        job.announce(vec![Event::Failed { kind: Kind::InvalidModel, message }])?;
-    }
-    Ok(job)
-}
-
-/// The job `id` as the records of its journal tell it; no file is looked at. Where its model is not there any more, the first
-/// one stands for it.
-///
-/// # Errors
-/// [`Kind::InvalidArgument`] when the first record is no order that the model can carry out.
-pub fn recover(
-    directory: JobDirectory,
-    id: &str,
-    records: Vec<Record>,
-    models: &Models,
-) -> Result<Job> {
-    let Some(Record { event: Event::Queued { order, compute_us, latent_values }, .. }) =
-        records.first()
-    else {
-        return Err(Error::invalid("its journal does not begin with the order"));
-    };
-    if *latent_values > MAX_LATENT_VALUES {
-        return Err(Error::invalid(format!(
-            "latent_values is {latent_values}; the limit is {MAX_LATENT_VALUES}"
-        )));
-    }
-    let (order, compute_time) = (order.clone(), Duration::from_micros(*compute_us));
-    let model = models.of(&order.model_sha256).unwrap_or(models.first()).clone();
-    let plan = Plan::new(Spec::try_from(&order.spec)?, &model.arch)?;
-    let quote = quote(&plan, &model.arch, compute_time)?;
-    Ok(Job::new(id, model, order, plan, quote, directory, records))
 }

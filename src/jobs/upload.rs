@@ -1,11 +1,8 @@
 //! Pictures that clients send: written beside the jobs while they arrive, checked, then moved into their job's directory.
 
-use std::{
-    fs::{self, File},
-    io::Write as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io::Write as _, path::Path, sync::Arc};
+
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::{
     engine::plan::MAX_EXTENT,
@@ -20,37 +17,28 @@ pub const MAX_UPLOAD: u64 = 64 << 20;
 /// How large a picture that a client sends may be: decoding it takes up to 20 bytes of memory a pixel.
 const LIMITS: Limits = Limits { side: MAX_EXTENT as u32, pixels: 1 << 25 };
 
+/// How the names of arriving files begin, after [`UNFINISHED`].
+const NAME: &str = "upload-";
+
 /// Whether a file among the jobs is a picture that never became a job's.
 pub(super) fn is_name(name: &str) -> bool {
-    name.strip_prefix(UNFINISHED).is_some_and(|rest| rest.starts_with("upload-"))
-}
-
-/// A file that goes with the value, unless it was moved.
-#[derive(Debug)]
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // It is not there any more once a job has it.
-        let _ = fs::remove_file(&self.0);
-    }
+    name.strip_prefix(UNFINISHED).is_some_and(|rest| rest.starts_with(NAME))
 }
 
 /// A picture while it arrives.
 #[derive(Debug)]
 pub struct Receiving {
-    path: Temporary,
-    file: File,
+    file: NamedTempFile,
     bytes: u64,
 }
 
 impl Receiving {
     /// An empty file in the jobs' `directory`.
     pub(super) fn create(directory: &Path) -> Result<Self> {
-        let name = format!("{UNFINISHED}upload-{}", uuid::Uuid::now_v7().simple());
-        let path = Temporary(directory.join(name));
-        let file = File::create_new(&path.0).map_err(|e| Error::io("can't make", &path.0, e))?;
-        Ok(Self { path, file, bytes: 0 })
+        let prefix = format!("{UNFINISHED}{NAME}");
+        let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory);
+        let file = file.map_err(|e| Error::io("can't make a file in", directory, e))?;
+        Ok(Self { file, bytes: 0 })
     }
 
     /// Takes the next bytes.
@@ -66,7 +54,7 @@ impl Receiving {
             ));
         }
         let written = self.file.write_all(bytes);
-        written.map_err(|e| full_disk(Error::io("can't write", &self.path.0, e), self.bytes))
+        written.map_err(|e| full_disk(Error::io("can't write", self.file.path(), e), self.bytes))
     }
 
     /// The whole picture, once all of it is on the disk and can be read.
@@ -75,18 +63,19 @@ impl Receiving {
     /// [`Kind::InvalidImage`] when it is no picture, damaged or too large; [`Kind::Exhausted`] when the disk is full;
     /// [`Kind::Io`].
     pub fn finish(self) -> Result<Upload> {
-        let Self { path, file, bytes } = self;
-        file.sync_all().map_err(|e| full_disk(Error::io("can't write", &path.0, e), bytes))?;
-        let picture = image_in::read(&path.0, LIMITS).map_err(|error| match error.kind() {
+        let (file, path) = self.file.into_parts();
+        let failed = |e| full_disk(Error::io("can't write", &path, e), self.bytes);
+        file.sync_all().map_err(failed)?;
+        let picture = image_in::read(&path, LIMITS).map_err(|error| match error.kind() {
             // The file's name is the server's own affair.
             Kind::InvalidImage => {
-                let why = error.to_string().replace(&path.0.display().to_string(), "picture");
+                let why = error.to_string().replace(&path.display().to_string(), "picture");
                 Error::new(Kind::InvalidImage, why)
             }
             _ => error,
         })?;
         let size = (picture.width as usize, picture.height as usize);
-        let sha256 = image_in::sha256(&path.0)?;
+        let sha256 = image_in::sha256(&path)?;
         Ok(Upload { path: Arc::new(path), size, sha256 })
     }
 }
@@ -94,7 +83,7 @@ impl Receiving {
 /// A picture that has arrived. Its file goes with the last copy of the value, unless a job has it.
 #[derive(Clone, Debug)]
 pub struct Upload {
-    path: Arc<Temporary>,
+    path: Arc<TempPath>,
     size: (usize, usize),
     sha256: String,
 }
@@ -102,7 +91,7 @@ pub struct Upload {
 impl Upload {
     /// Its file.
     pub(super) fn path(&self) -> &Path {
-        &self.path.0
+        &self.path
     }
 
     /// Width and height in pixels, after its orientation was applied.
