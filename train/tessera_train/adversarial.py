@@ -32,11 +32,32 @@ class Discriminator(nn.Module):
         return self.layers[-1](x).float()
 
 
-class Adversary:
-    """The discriminator, its optimiser, and the windows that it is to tell apart."""
+class Discriminators(nn.ModuleList):
+    """One discriminator per scale, each of which sees the pictures at half the size of the one before (T.-C. Wang et al. 2018,
+    pix2pixHD): what lies between a patch of 70 pixels and the whole picture is looked at too."""
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.net = Discriminator(width).to(device, memory_format=torch.channels_last).train()
+    def __init__(self, width: int, scales: int) -> None:
+        super().__init__(Discriminator(width) for _ in range(scales))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The patches' numbers per scale, finest first."""
+        numbers = []
+        for net in self:
+            numbers.append(net(x))
+            x = F.avg_pool2d(x, 2)
+        return numbers
+
+
+def mean(numbers: list[Tensor]) -> Tensor:
+    """Mean over scales of the mean over patches."""
+    return torch.stack([x.mean() for x in numbers]).mean()
+
+
+class Adversary:
+    """The discriminators, their optimiser, and the windows that they are to tell apart."""
+
+    def __init__(self, width: int, scales: int, device: torch.device) -> None:
+        self.net = Discriminators(width, scales).to(device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.AdamW(self.net.parameters(), betas=(0.5, 0.9), weight_decay=0.0)
         self.on = False
         self.windows: tuple[Tensor, Tensor] | None = None
@@ -45,17 +66,18 @@ class Adversary:
         """(adaptive weight, -mean D(out)); `last`: the weight by whose gradients the losses are weighed."""
         self.windows = target, out.detach()
         self.net.requires_grad_(False)
-        loss = -self.net(out).mean()
+        loss = -mean(self.net(out))
         wanted, own = (parallel.mean(torch.autograd.grad(x, last, retain_graph=True)[0]).norm() for x in (reconstruction, loss))
         return (wanted / (own + 1e-4)).clamp(0, LARGEST_WEIGHT).detach(), loss
 
     def backward(self) -> float:
-        """Gradients of the discriminator on the windows of the last `generator_loss`; returns its hinge loss."""
+        """Gradients of the discriminators on the windows of the last `generator_loss`; returns its hinge loss."""
         target, out = self.windows
         self.windows = None
         self.net.requires_grad_(True)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = (F.relu(1 - self.net(target)).mean() + F.relu(1 + self.net(out)).mean()) / 2
+        real, made = ([F.relu(1 - sign * x) for x in self.net(windows)] for sign, windows in ((1, target), (-1, out)))
+        loss = (mean(real) + mean(made)) / 2
         loss.backward()
         parallel.mean_gradients(self.net.parameters())
         return float(loss.detach())

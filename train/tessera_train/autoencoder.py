@@ -12,16 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import dropout, loop, parallel, spectral
+from . import dropout, loop, parallel, sampler, spectral
 from .adversarial import Adversary
 from .arch import Arch, autoencoder_identity
 from .config import Config
 from .data import Pictures, step_rng
 from .decoder import Decoder
-from .encoder import Encoder
 from .images import save_grid, shrink
 from .metrics import decibels
+from .model import Model
+from .networks import Autoencoder
 from .perceptual import Lpips
+from .precond import Denoiser
+
+REDRAWING_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,12 @@ class Settings(loop.Recipe):
     (the amount is drawn uniformly from 0 on): a U-Net misses by as much, and a decoder that has never seen it shows it as
     mottled squares.
     `adversarial`: weight of the adversary (0: none), at work from the share `adversarial_from` of the budget on, with
-    `adversarial_width` channels at first. `lpips`: weight of LPIPS (0: none), with VGG16's weights from the safetensors
-    file `lpips_weights`. `decoder_only`: the encoder stays as it is, and latents that a U-Net has learnt stay valid."""
+    `adversarial_width` channels at first, at `adversarial_scales` sizes of the picture. `lpips`: weight of LPIPS (0: none),
+    with VGG16's weights from the safetensors file `lpips_weights`. `decoder_only`: the encoder stays as it is, and latents that
+    a U-Net has learnt stay valid.
+    `redrawn`: share of a batch whose latents get noise, of a shared sigma between `redrawn_from` and `redrawn_to`, and are
+    denoised by the U-Net of the file that training starts from: the adversary sees what samples look like, and the decoder
+    learns to give them texture. There is no picture that they should be equal to, so the other losses leave them out."""
 
     phases: list[dict] = field(default_factory=list)
     kl: float = 1e-6
@@ -65,20 +73,13 @@ class Settings(loop.Recipe):
     adversarial: float = 0.0
     adversarial_from: float = 0.6
     adversarial_width: int = 32
+    adversarial_scales: int = 1
     lpips: float = 0.0
     lpips_weights: str = ""
     decoder_only: bool = False
-
-
-class Autoencoder(nn.Module):
-    """Encoder and decoder, under the prefixes that a checkpoint has."""
-
-    def __init__(self, arch: Arch) -> None:
-        super().__init__()
-        self.encoder, self.decoder = Encoder(arch), Decoder(arch)
-        with torch.no_grad():  # the picture is a sum over all stages; it starts near grey
-            for layer in (*(stage.trgb for stage in self.decoder.stages), self.decoder.out):
-                layer.weight.mul_(0.1)
+    redrawn: float = 0.0
+    redrawn_from: float = 0.1
+    redrawn_to: float = 5.0
 
 
 def local_halo(arch: Arch) -> int:
@@ -128,11 +129,12 @@ def channel_std(z: Tensor) -> Tensor:
 
 @dataclass
 class Batch:
-    """Pictures [N, 3, H, W]; how many of the finest levels each has zeroed; windows (picture, top, left) of `extent`
-    (rows, columns) of the finest latent's grid."""
+    """Pictures [N, 3, H, W]; how many of the finest levels each has zeroed; the shared sigma from which its latents are
+    redrawn, 0 where they are its own; windows (picture, top, left) of `extent` (rows, columns) of the finest latent's grid."""
 
     pictures: Tensor
     zeroed: list[int]
+    redrawn: list[float]
     windows: list[tuple[int, int, int]]
     extent: tuple[int, int]
 
@@ -140,7 +142,7 @@ class Batch:
 class Task:
     """See `loop.Task`."""
 
-    def __init__(self, config: Config, pictures: Pictures, seed: int, device: torch.device) -> None:
+    def __init__(self, config: Config, pictures: Pictures, seed: int, device: torch.device, start: Path | None = None) -> None:
         self.arch, self.pictures, self.seed = config.arch, pictures, seed
         self.recipe = config.section("autoencoder", Settings)
         self.phases = [Phase(**phase) for phase in self.recipe.phases]
@@ -153,13 +155,32 @@ class Task:
         r = self.recipe
         if not 0 < r.adversarial_from < 1:
             raise ValueError(f"{config.path}: adversarial_from is {r.adversarial_from}, must be above 0 and below 1")
+        self.whole = self.whole_model(start, device) if r.redrawn else None
         self.model = Autoencoder(self.arch)
         if r.spectral_norm:
             spectral.normalise(spectral.all_convolutions(self.model.encoder))
         self.model.encoder.requires_grad_(not r.decoder_only)
-        self.adversary = Adversary(r.adversarial_width, device) if r.adversarial else None
+        self.adversary = Adversary(r.adversarial_width, r.adversarial_scales, device) if r.adversarial else None
         self.lpips = Lpips(Path(r.lpips_weights)).to(device) if r.lpips else None
         self.identity = autoencoder_identity(self.arch)
+
+    def whole_model(self, start: Path | None, device: torch.device) -> Model:
+        """The model whose U-Net redraws latents."""
+        r = self.recipe
+        if not (0 <= r.redrawn < 1 and 0 < r.redrawn_from <= r.redrawn_to):
+            raise ValueError(
+                f"redrawn is {r.redrawn} from {r.redrawn_from} to {r.redrawn_to}, must be at least 0, below 1, from above 0 to no less"
+            )
+        if not (r.decoder_only and r.adversarial) or start is None or start.suffix != ".safetensors":
+            raise ValueError("redrawn: needs decoder_only, adversarial, and --from an exported file, whose U-Net redraws")
+        return Model.open(start, device)
+
+    def redraw(self, z: list[Tensor], sigma: float) -> list[Tensor]:
+        """Latents [1, C, h, w] per level, redrawn from the shared `sigma`."""
+        latents = self.whole.latents
+        with torch.no_grad():
+            denoiser = Denoiser(self.arch, self.whole.unet)
+            return latents.raw(sampler.redrawn(denoiser, latents.normalise(z), sigma, REDRAWING_STEPS))
 
     def parts_to_compile(self) -> list[nn.Module]:
         return [self.model.encoder, *self.model.decoder.stages]
@@ -175,6 +196,9 @@ class Task:
         drawn = [self.pictures.draw(rng, phase.width, phase.height, phase.crop) for _ in range(phase.batch)]
         zero = rng.random(phase.batch) < self.recipe.zero_levels
         zeroed = np.where(zero, rng.integers(1, max(levels, 2), phase.batch), 0) if levels > 1 else zero * 0
+        own_latents = phase.batch - round(self.recipe.redrawn * phase.batch)
+        span = (math.log(self.recipe.redrawn_from), math.log(self.recipe.redrawn_to))
+        sigmas = np.where(np.arange(phase.batch) < own_latents, 0.0, np.exp(rng.uniform(*span, phase.batch)))
         rows, columns = (min(size, phase.window) // factor for size in (phase.height, phase.width))
         tops, lefts = (
             place_windows(rng, size // factor, extent, (phase.batch, phase.windows))
@@ -182,7 +206,8 @@ class Task:
         )
         own = phase.own()
         windows = [(n, int(y), int(x)) for n, places in enumerate(zip(tops[own], lefts[own])) for y, x in zip(*places)]
-        return Batch(torch.cat([read() for read in drawn[own]]), [int(k) for k in zeroed[own]], windows, (rows, columns))
+        pictures, redrawn = torch.cat([read() for read in drawn[own]]), [float(sigma) for sigma in sigmas[own]]
+        return Batch(pictures, [int(k) for k in zeroed[own]], redrawn, windows, (rows, columns))
 
     def loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
         device = next(self.model.parameters()).device
@@ -203,17 +228,24 @@ class Task:
                 spread = (spread.square() + (amount * channel_std(mean.detach())).square()).sqrt()
             z.append((mean + spread * noise) * keep)
         kl = kl / sum(x.numel() for x in z)
+        for n, sigma in enumerate(batch.redrawn):
+            if sigma:
+                drawn = self.redraw([mean[n : n + 1].float() for mean, _ in moments], sigma)
+                for x, y in zip(z, drawn):
+                    x[n] = y[0]
         h, r = self.model.decoder.global_stage(z)
         (rows, columns), factor, outs, targets = batch.extent, self.arch.levels[0].factor, [], []
         for n, y, x in batch.windows:
             outs.append(decode_window(self.model.decoder, h[n : n + 1], r[n : n + 1], y, x, rows, columns).float())
             targets.append(pictures[n : n + 1, :, y * factor : (y + rows) * factor, x * factor : (x + columns) * factor])
         out, target = torch.cat(outs), torch.cat(targets)
-        l1, bands = (out - target).abs().mean(), pyramid_l1(out - target, self.recipe.bands)
+        own = torch.tensor([batch.redrawn[n] == 0 for n, _, _ in batch.windows], device=device).view(-1, 1, 1, 1)
+        difference = (out - target) * own
+        l1, bands = difference.abs().mean(), pyramid_l1(difference, self.recipe.bands)
         numbers = {"l1": l1, "bands": bands, "kl": kl}
         reconstruction = l1 + bands
         if self.lpips is not None:
-            numbers["lpips"] = self.lpips(out, target)
+            numbers["lpips"] = self.lpips(torch.where(own, out, target), target)
             reconstruction = reconstruction + self.recipe.lpips * numbers["lpips"]
         total = reconstruction + self.recipe.kl * kl
         if self.adversary is not None and self.adversary.on:
@@ -253,5 +285,5 @@ def run(args: argparse.Namespace) -> int:
     device = loop.prepare(args)
     config = Config(args.config)
     loop.describe(config.arch)
-    task = Task(config, Pictures.open(args.pictures), args.seed, device)
+    task = Task(config, Pictures.open(args.pictures), args.seed, device, args.start)
     return loop.Loop(task, args, device).run()

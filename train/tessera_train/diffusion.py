@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from . import dropout, loop, parallel, sampler, spectral
 from .arch import Arch, autoencoder_identity, unet_identity
-from .autoencoder import Autoencoder
 from .config import Config
 from .data import step_rng
 from .images import save_grid, shrink
 from .latents import Latents
+from .networks import Autoencoder
 from .precond import Denoiser, level_sigma
 from .unet import UNet
 from .weights import load_ema

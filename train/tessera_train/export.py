@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 
 from .arch import autoencoder_identity, unet_identity
-from .autoencoder import Autoencoder
 from .checkpoint import save_safetensors
 from .config import Config
 from .latents import Latents
+from .networks import Autoencoder
 from .unet import UNet
 from .weights import load_ema
 

@@ -20,7 +20,6 @@ import torch
 
 from . import autoencoder, diffusion, estimate, latents, loop, prepare, record
 from .arch import autoencoder_identity
-from .autoencoder import Autoencoder
 from .checkpoint import replace_file
 from .config import Config, names
 from .data import Pictures
@@ -28,6 +27,7 @@ from .diffusion import save_samples
 from .export import export
 from .latents import Latents
 from .model import Model
+from .networks import Autoencoder
 from .scenery.dataset import parse_size
 from .weights import load_ema
 

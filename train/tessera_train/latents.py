@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from . import precision
 from .arch import Arch, autoencoder_identity
-from .autoencoder import Autoencoder
 from .checkpoint import replace_file
 from .config import Config
 from .data import Pictures
 from .loop import choose_device
+from .networks import Autoencoder
 from .rows import RowWriter
 from .weights import load_ema
 
@@ -57,18 +57,21 @@ class Latents:
         return len(self.levels[0]) - 2 * self.held_out
 
     def normalised(self, entries: np.ndarray) -> list[Tensor]:
-        """Per level [N, C, h, w]: (z - mean) / std * sigma_data."""
-        out = []
-        for level, mean, std in zip(self.levels, self.mean, self.std):
-            z = torch.from_numpy(level[np.asarray(entries)]).float()
-            out.append((z - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1) * self.arch.noise.sigma_data)
-        return out
+        """Of these entries, per level [N, C, h, w]."""
+        return self.normalise([torch.from_numpy(level[np.asarray(entries)]).float() for level in self.levels])
+
+    def normalise(self, z: list[Tensor]) -> list[Tensor]:
+        """(z - mean) / std * sigma_data."""
+        return [(x - offset) / factor for x, (factor, offset) in zip(z, self.scales(z))]
 
     def raw(self, z: list[Tensor]) -> list[Tensor]:
-        """The inverse of `normalised`, for the decoder."""
+        """The inverse of `normalise`, for the decoder."""
+        return [x * factor + offset for x, (factor, offset) in zip(z, self.scales(z))]
+
+    def scales(self, z: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Per level of `z` (std / sigma_data, mean), each [1, C, 1, 1]."""
         sd = self.arch.noise.sigma_data
-        scale = [(std.to(x).view(1, -1, 1, 1) / sd, mean.to(x).view(1, -1, 1, 1)) for x, mean, std in zip(z, self.mean, self.std)]
-        return [x * factor + offset for x, (factor, offset) in zip(z, scale)]
+        return [(std.to(x).view(1, -1, 1, 1) / sd, mean.to(x).view(1, -1, 1, 1)) for x, mean, std in zip(z, self.mean, self.std)]
 
 
 class Moments:

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import cost, parallel, precision, record, spectral
+from . import cost, muon, parallel, precision, record, spectral
 from .adversarial import Adversary
 from .arch import Arch
 from .checkpoint import replace_file
@@ -38,7 +38,7 @@ from .weights import CHECKPOINT, read_ema
 @dataclass(frozen=True)
 class Recipe:
     """Settings that both sections of a configuration have. Half-lives count training pictures; `dropout`: the highest
-    rate of `dropout.rates`."""
+    rate of `dropout.rates`; `optimizer`: "adam" or "muon"."""
 
     learning_rate: float = 1e-3
     warm_up: int = 100
@@ -52,6 +52,18 @@ class Recipe:
     spectral_norm: bool = False
     dropout: float = 0.0
     dropout_over: str = "resolution"
+    optimizer: str = "adam"
+
+    def optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
+        """AdamW; or Muon for the weights inside the network and AdamW for the others."""
+        matrices, others = [], list(model.parameters())
+        if self.optimizer == "muon":
+            matrices, others = muon.split(model)
+        elif self.optimizer != "adam":
+            raise ValueError(f'optimizer is "{self.optimizer}", must be "adam" or "muon"')
+        adam = torch.optim.AdamW(others, self.learning_rate, (self.beta1, self.beta2), weight_decay=self.weight_decay)
+        rest = [muon.Muon(matrices, self.learning_rate, weight_decay=self.weight_decay)] if matrices else []
+        return [adam, *rest]
 
     def rate(self, step: int, progress: float) -> float:
         """Learning rate: linear warm-up over steps, constant, then half a cosine to 0 from `decay_from` of the budget."""
@@ -159,10 +171,7 @@ class Loop:
         self.task, self.args, self.device = task, args, device
         self.model = task.model.to(device, memory_format=torch.channels_last).train()
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        r = task.recipe
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), r.learning_rate, (r.beta1, r.beta2), weight_decay=r.weight_decay
-        )
+        self.optimizers = task.recipe.optimizers(self.model)
         self.first = parallel.rank() == 0
         self.step = self.seen = 0
         self.elapsed = 0.0
@@ -185,7 +194,12 @@ class Loop:
 
     def parts(self) -> dict[str, bool]:
         """What a checkpoint must also agree on."""
-        return {"spectral_norm": self.task.recipe.spectral_norm, "adversary": self.task.adversary is not None}
+        recipe = self.task.recipe
+        return {
+            "spectral_norm": recipe.spectral_norm,
+            "adversary": self.task.adversary is not None,
+            "muon": recipe.optimizer == "muon",
+        }
 
     def save(self) -> None:
         """Replaces the run's checkpoint; OSError, and the old one stays, if the disk is full."""
@@ -195,7 +209,7 @@ class Loop:
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seen": self.seen,
             "elapsed": self.elapsed,
@@ -231,7 +245,8 @@ class Loop:
             self.task.adversary.load_state(state["adversary"])
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, its in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(its)
         self.step, self.seen, self.elapsed = state["step"], state["seen"], state["elapsed"]
         self.dtype = getattr(torch, state["precision"])
         self.say(f"resumed at step {self.step}, {self.elapsed / 60:.1f} minutes")
@@ -261,7 +276,7 @@ class Loop:
         """Means over the last `steps`, to the log and, away from a terminal, as a line with the time left."""
         means = {key: value / steps for key, value in sums.items()}
         speed = pictures / seconds
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.optimizers[0].param_groups[0]["lr"]
         self.log(**{key: round(value, 6) for key, value in means.items()}, rate=rate, images_per_second=round(speed, 3))
         text = " ".join(f"{key} {value:.4f}" for key, value in means.items())
         if self.bar is not None:
@@ -277,7 +292,8 @@ class Loop:
         """Loss, norm of the gradient (clipped afterwards), number of pictures, numbers for the log; loss and numbers are
         of this process's part of the batch. The adversary, when it is at work, has its gradients too."""
         adversary = self.task.adversary
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss, pictures, numbers = self.task.loss(batch)
         loss.backward()
@@ -292,9 +308,10 @@ class Loop:
         """One step of the optimiser, of the adversary's and of the EMA."""
         recipe, adversary = self.task.recipe, self.task.adversary
         rate = recipe.rate(self.step, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         if adversary is not None and adversary.on:
             adversary.step(rate)
         self.step, self.seen = self.step + 1, self.seen + pictures

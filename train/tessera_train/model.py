@@ -11,8 +11,8 @@ from torch import Tensor
 
 from . import sampler
 from .arch import Arch
-from .autoencoder import Autoencoder
 from .latents import Latents
+from .networks import Autoencoder
 from .precond import Denoiser
 from .unet import UNet
 from .weights import exported

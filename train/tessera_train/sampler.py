@@ -11,9 +11,9 @@ from .arch import Arch, Noise
 from .precond import Denoiser
 
 
-def schedule(noise: Noise, steps: int) -> list[float]:
-    """Shared sigmas: `steps` from sigma_max to sigma_min, evenly spaced in sigma^(1/rho), then 0."""
-    first, last = noise.sigma_max ** (1 / noise.rho), noise.sigma_min ** (1 / noise.rho)
+def schedule(noise: Noise, steps: int, start: float | None = None) -> list[float]:
+    """Shared sigmas: `steps` from `start` (sigma_max if None) to sigma_min, evenly spaced in sigma^(1/rho), then 0."""
+    first, last = (start or noise.sigma_max) ** (1 / noise.rho), noise.sigma_min ** (1 / noise.rho)
     sigmas = [(first + i / max(steps - 1, 1) * (last - first)) ** noise.rho for i in range(steps)]
     return [*sigmas, 0.0]
 
@@ -24,11 +24,10 @@ def level_sigmas(noise: Noise, sigma: float) -> list[float]:
     return [s if s >= noise.sigma_min else 0.0 for s in shifted]
 
 
-def heun(denoiser: Denoiser, start: list[Tensor], steps: int) -> list[Tensor]:
-    """Normalised latents from `start`, standard normal noise per level [N, C, h, w]."""
+def heun(denoiser: Denoiser, z: list[Tensor], sigmas: list[float]) -> list[Tensor]:
+    """Normalised latents from the noisy ones `z` [N, C, h, w] per level, which have the noise of the first of the shared
+    `sigmas`; the last of these is 0."""
     noise = denoiser.noise
-    sigmas = schedule(noise, steps)
-    z = [x * s for x, s in zip(start, level_sigmas(noise, sigmas[0]))]
 
     def slopes(z: list[Tensor], sigma: float) -> list[Tensor]:
         """dz/ds per level; 0 for settled ones."""
@@ -52,5 +51,13 @@ def heun(denoiser: Denoiser, start: list[Tensor], steps: int) -> list[Tensor]:
 
 def latents(denoiser: Denoiser, arch: Arch, count: int, steps: int, device: torch.device) -> list[Tensor]:
     """`count` samples: normalised latents of the trained size, from noise of torch's generator."""
-    grids = zip(arch.levels, arch.grids(arch.width, arch.height))
-    return heun(denoiser, [torch.randn(count, level.channels, h, w, device=device) for level, (h, w) in grids], steps)
+    sigmas = schedule(arch.noise, steps)
+    levels = zip(arch.levels, arch.grids(arch.width, arch.height), level_sigmas(arch.noise, sigmas[0]))
+    return heun(denoiser, [torch.randn(count, level.channels, h, w, device=device) * s for level, (h, w), s in levels], sigmas)
+
+
+def redrawn(denoiser: Denoiser, z: list[Tensor], sigma: float, steps: int) -> list[Tensor]:
+    """Normalised latents `z` with noise of the shared `sigma`, and without it again: what the noise has covered is the
+    denoiser's own then (SDEdit, Meng et al. 2022)."""
+    levels = level_sigmas(denoiser.noise, sigma)
+    return heun(denoiser, [x + s * torch.randn_like(x) for x, s in zip(z, levels)], schedule(denoiser.noise, steps, sigma))

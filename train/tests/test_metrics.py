@@ -10,9 +10,9 @@ from pictures import smooth, write_array
 
 from tessera_train import __main__ as cli
 from tessera_train import fixtures, metrics
-from tessera_train.autoencoder import Autoencoder
 from tessera_train.config import Config
 from tessera_train.data import Pictures
+from tessera_train.networks import Autoencoder
 from tessera_train.unet import UNet
 from test_weights import exported
 

@@ -15,9 +15,9 @@ from pictures import write_array
 
 from tessera_train import __main__ as cli
 from tessera_train import latents, loop
-from tessera_train.autoencoder import Autoencoder
 from tessera_train.config import Config
 from tessera_train.data import Pictures
+from tessera_train.networks import Autoencoder
 
 OPTIONS = ["--config", "tiny", "--device", "cpu", "--precision", "f32", "--threads", "1"]
 TOLERANCE = 5e-5

@@ -1,4 +1,4 @@
-"""The parts of the recipe that a configuration switches on: spectral norm, dropout, adversary, LPIPS."""
+"""The parts of the recipe that a configuration switches on: spectral norm, dropout, adversary, Muon, redrawn latents, LPIPS."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pictures import write_array
 from running import same, train
 from safetensors.torch import save_file
 
-from tessera_train import autoencoder, diffusion, dropout, perceptual, spectral
-from tessera_train.adversarial import Adversary
+from tessera_train import autoencoder, diffusion, dropout, muon, perceptual, sampler, spectral
+from tessera_train.adversarial import Adversary, Discriminators
 from tessera_train.arch import autoencoder_identity
-from tessera_train.autoencoder import Autoencoder, place_windows
+from tessera_train.autoencoder import place_windows
 from tessera_train.config import Config
 from tessera_train.data import Pictures
+from tessera_train.networks import Autoencoder
+from tessera_train.precond import Denoiser
 from tessera_train.unet import UNet
 from tessera_train.weights import load_ema, read_ema
 
@@ -28,6 +30,15 @@ dropout_over = "both"
 adversarial = 0.5
 adversarial_from = 0.5
 adversarial_width = 8
+adversarial_scales = 2
+optimizer = "muon"
+"""
+REDRAWN = """
+decoder_only = true
+adversarial = 0.5
+adversarial_from = 0.1
+adversarial_width = 8
+redrawn = 0.5
 """
 
 
@@ -133,7 +144,7 @@ def test_dropout_decreases_over_resolutions_and_time():
 def test_the_adversary_learns_and_weighs_as_ldm_does():
     """Its hinge loss falls on two kinds of windows that differ; the weight is the ratio of the gradients' norms."""
     torch.manual_seed(0)
-    adversary = Adversary(8, torch.device("cpu"))
+    adversary = Adversary(8, 1, torch.device("cpu"))
     scale = torch.ones(3, requires_grad=True)
     target, raw, losses = torch.rand(4, 3, 64, 64), torch.rand(4, 3, 64, 64) * 0.2 - 0.9, []
     for _ in range(30):
@@ -146,9 +157,99 @@ def test_the_adversary_learns_and_weighs_as_ldm_does():
     assert losses[-1] < 0.5 * losses[0]
     assert weight > 0 and not weight.requires_grad and loss.requires_grad
     adversary.net.requires_grad_(False).eval()
-    own = torch.autograd.grad(-adversary.net(raw * scale.view(1, 3, 1, 1)).mean(), scale)[0].norm()
+    own = torch.autograd.grad(-adversary.net(raw * scale.view(1, 3, 1, 1))[0].mean(), scale)[0].norm()
     again, _ = adversary.generator_loss(target, raw * scale.view(1, 3, 1, 1), (raw * scale.view(1, 3, 1, 1) - target).abs().mean(), scale)
     assert torch.allclose(again, wanted / (own + 1e-4), rtol=1e-3)
+
+
+def test_discriminators_see_every_scale():
+    """The second one sees the halved picture: a change that halving removes is seen by the first alone."""
+    torch.manual_seed(0)
+    net = Discriminators(8, 2).eval()
+    x = torch.rand(1, 3, 96, 128)
+    checkers = 0.5 * (-1.0) ** (torch.arange(96).view(-1, 1) + torch.arange(128))
+    for _ in range(3):  # the vectors of spectral norm stay as they are in evaluation
+        (a, small), (b, other) = net(x), net(x + checkers)
+    assert a.shape[3] > small.shape[3]
+    assert (a - b).abs().max() > 1e-3 and torch.allclose(small, other, atol=1e-5)
+
+
+def test_muons_updates_are_orthogonal():
+    """Singular values near 1 for wide, tall and square matrices of any scale; the update's root mean square is a fifth of the
+    learning rate."""
+    torch.manual_seed(0)
+    for shape, scale in (((33, 290), 1e-3), ((129, 40), 1.0), ((64, 64), 1e3)):
+        values = torch.linalg.svdvals(muon.orthogonal(scale * torch.randn(shape)))
+        assert values.median() > 0.7 and values.max() < 1.3, shape
+    weight = torch.nn.Parameter(torch.zeros(64, 48, 3, 3))
+    weight.grad = torch.randn_like(weight)
+    muon.Muon([weight], 0.5).step()
+    assert abs(float(weight.detach().square().mean().sqrt()) / 0.5 - 0.2) < 0.05
+
+
+def test_muon_has_the_weights_inside_the_network():
+    """Every parameter is with one of the two; none of the few rows or of the way in and out is with Muon."""
+    net = UNet(Config("scenery").arch)
+    matrices, others = muon.split(net)
+    ids = [id(p) for p in (*matrices, *others)]
+    assert sorted(ids) == sorted(id(p) for p in net.parameters())
+    names = {id(p): name for name, p in net.named_parameters()}
+    assert sum(p.numel() for p in matrices) > 0.9 * sum(p.numel() for p in net.parameters())
+    assert all(p.ndim >= 2 and "rgb." not in names[id(p)] for p in matrices)
+    with pytest.raises(ValueError, match='optimizer is "sgd"'):
+        diffusion.Settings(optimizer="sgd").optimizers(net)
+
+
+def test_redrawn_latents_keep_what_the_noise_does_not_cover():
+    """With the exact denoiser of normal latents: little noise changes little, much noise leaves nothing; the spread stays."""
+    arch = Config("tiny").arch
+    sd = arch.noise.sigma_data
+
+    class Exact(Denoiser):
+        def forward(self, z, sigma):
+            levels = sampler.level_sigmas(self.noise, float(sigma[0]))
+            return [x * sd**2 / (sd**2 + s**2) for x, s in zip(z, levels)]
+
+    torch.manual_seed(0)
+    z = [sd * torch.randn(1, level.channels, 32, 32) for level in arch.levels]
+    for sigma, least, most in ((0.05, 0.98, 1.0), (20.0, -0.1, 0.1)):
+        x, y = z[0].flatten(), sampler.redrawn(Exact(arch, None), z, sigma, 16)[0].flatten()
+        assert least < float(torch.corrcoef(torch.stack([x, y]))[0, 1]) < most
+        assert abs(float(y.std()) / sd - 1) < 0.15
+
+
+def test_a_redrawn_picture_is_the_adversarys_alone(tmp_path, monkeypatch):
+    """Half of each batch goes through the U-Net of the file that training starts from; what those windows should be equal to
+    is nothing, so their pixels leave the reconstruction's losses as they are."""
+    arch = Config("tiny").arch
+    config = configuration(tmp_path / "c.toml", REDRAWN)
+    tensors = {n: x.half() for n, x in Autoencoder(arch).state_dict().items()}
+    tensors |= {f"unet.{n}": x.half() for n, x in UNet(arch).state_dict().items()}
+    for i, level in enumerate(arch.levels):
+        tensors |= {f"latents.{i}.mean": torch.zeros(level.channels), f"latents.{i}.std": torch.ones(level.channels)}
+    file = tmp_path / "start.safetensors"
+    save_file(tensors, file, {"format": "tessera", "arch": arch.to_json()})
+    pictures = Pictures.open(write_array(tmp_path / "pictures"))
+    task = autoencoder.Task(Config(config), pictures, 0, torch.device("cpu"), file)
+    task.begin(0.5)
+    batch = task.batch(0, 0.5)
+    assert [sigma > 0 for sigma in batch.redrawn] == [False, False, True, True]
+    seen = []
+    monkeypatch.setattr(task, "redraw", lambda z, sigma: seen.append(sigma) or [x + 1 for x in z])
+    torch.manual_seed(0)
+    _, _, before = task.loss(batch)
+    assert seen == batch.redrawn[2:]
+    batch.pictures[2:] = 0
+    torch.manual_seed(0)
+    _, _, after = task.loss(batch)
+    assert before["generator"] != 0 and before["l1"] == after["l1"] > 0 and before["bands"] == after["bands"]
+    for start, switches, message in (
+        (None, REDRAWN, "--from an exported file"),
+        (file, REDRAWN.replace("decoder_only = true", ""), "needs decoder_only"),
+        (file, REDRAWN.replace("redrawn = 0.5", "redrawn = 1.5"), "redrawn is 1.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            autoencoder.Task(Config(configuration(tmp_path / "d.toml", switches)), pictures, 0, torch.device("cpu"), start)
 
 
 def test_lpips_reads_a_users_file_and_measures_difference(tmp_path, monkeypatch):
@@ -214,7 +315,7 @@ def test_latents_get_noise_in_units_of_their_channel(tmp_path, monkeypatch):
         raise Seen(z)
 
     monkeypatch.setattr(task.model.decoder, "global_stage", global_stage)
-    batch = SimpleNamespace(pictures=torch.zeros(4, 3, 8, 8), zeroed=[0] * 4)
+    batch = SimpleNamespace(pictures=torch.zeros(4, 3, 8, 8), zeroed=[0] * 4, redrawn=[0.0] * 4)
     with pytest.raises(Seen) as seen:
         task.loss(batch)
     noise = ((seen.value.args[0][0] - means) / scales).std((2, 3))

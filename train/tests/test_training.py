@@ -15,10 +15,11 @@ from running import same, train
 from tessera_train import __main__ as cli
 from tessera_train import autoencoder, cost, diffusion, fit, fixtures, loop
 from tessera_train.arch import Arch
-from tessera_train.autoencoder import Autoencoder, Task, decode_window
+from tessera_train.autoencoder import Task, decode_window
 from tessera_train.checkpoint import save_safetensors
 from tessera_train.config import Config, names
 from tessera_train.data import Pictures
+from tessera_train.networks import Autoencoder
 from tessera_train.unet import UNet
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures"

@@ -13,11 +13,12 @@ from pictures import write_array
 
 from tessera_train import fixtures, loop, spectral
 from tessera_train.arch import Arch, autoencoder_identity, unet_identity
-from tessera_train.autoencoder import Autoencoder, Task
+from tessera_train.autoencoder import Task
 from tessera_train.checkpoint import save_safetensors
 from tessera_train.config import Config
 from tessera_train.data import Pictures
 from tessera_train.model import Model
+from tessera_train.networks import Autoencoder
 from tessera_train.unet import UNet
 from tessera_train.weights import load_ema
 
