@@ -13,12 +13,13 @@ COMMANDS = {
     "autoencoder": "train encoder and decoder on pictures",
     "latents": "encode the pictures once, with statistics",
     "diffusion": "train the U-Net on latents",
+    "refine": "train the decoder on, against what the U-Net makes",
     "export": "write one safetensors of everything",
     "evaluate": "measure an exported model on held-out pictures",
     "ablate": "measure what each part of the recipe is worth",
     "fixtures": "write the test vectors that tie this package to the Rust crate",
 }
-PARALLEL = ("autoencoder", "diffusion")
+PARALLEL = ("autoencoder", "diffusion", "refine")
 """The commands that torchrun may start several times."""
 
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = command.parse_args(chosen.arguments)
     try:
         if parallel.asked() and chosen.command not in PARALLEL:
-            raise ValueError(f"runs in one process; under torchrun run {' or '.join(PARALLEL)}")
+            raise ValueError(f"runs in one process; under torchrun run {', '.join(PARALLEL)}")
         return module.run(arguments) or 0
     except (ValueError, OSError) as error:
         print(f"tessera_train {chosen.command}: {error}", file=sys.stderr)

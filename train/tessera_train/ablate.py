@@ -8,6 +8,7 @@ repeated, and one that was stopped or killed goes on. Configurations that differ
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import math
@@ -70,7 +71,8 @@ def one_run(
     # What the AutoEncoder and its latents depend on, and nothing else.
     first = digest(autoencoder_identity(arch), config.doc["autoencoder"], arch.width, arch.height, settings["budget"], args.precision)
     shared = f"{first}-{args.seed}"
-    places = Places(args.out / f"autoencoder-{shared}", args.out / f"latents-{shared}", args.out / name, args.out / f"{name}.safetensors")
+    common = {"autoencoder": args.out / f"autoencoder-{shared}", "latents": args.out / f"latents-{shared}"}
+    places = dataclasses.replace(Places.within(args.out / name, args.out / f"{name}.safetensors"), **common)
     precisions = (args.precision, args.precision)
     code = train(config, pictures, args, budget, precisions, places, device)
     if code:

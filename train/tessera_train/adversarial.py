@@ -11,18 +11,20 @@ from torch import Tensor, nn
 
 from . import parallel, spectral
 
-LAYERS = 3
 LARGEST_WEIGHT = 1e4
+BAND_GAIN = 8.0
+"""Of a band before a discriminator sees it: details have about an eighth of a picture's contrast."""
 
 
 class Discriminator(nn.Module):
-    """Pictures [N, 3, H, W] to one number per patch of 70 x 70 pixels: 4x4 convolutions, spectrally normalised."""
+    """Pictures [N, 3, H, W] to one number per patch: `strided` 4x4 convolutions of stride 2 and two of stride 1, spectrally
+    normalised; patches of 70 x 70 pixels with three of them, of 34 x 34 with two."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, strided: int) -> None:
         super().__init__()
-        widths = [3, *(width * min(2**i, 8) for i in range(LAYERS + 1)), 1]
+        widths = [3, *(width * min(2**i, 8) for i in range(strided + 1)), 1]
         self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 4, stride=2 if i < LAYERS else 1, padding=1) for i, (a, b) in enumerate(zip(widths, widths[1:]))
+            nn.Conv2d(a, b, 4, stride=2 if i < strided else 1, padding=1) for i, (a, b) in enumerate(zip(widths, widths[1:]))
         )
         spectral.normalise(self.layers)
 
@@ -33,31 +35,36 @@ class Discriminator(nn.Module):
 
 
 class Discriminators(nn.ModuleList):
-    """One discriminator per scale, each of which sees the pictures at half the size of the one before (T.-C. Wang et al. 2018,
-    pix2pixHD): what lies between a patch of 70 pixels and the whole picture is looked at too."""
+    """One discriminator per level of the Laplacian pyramid (Denton et al. 2015), finest first; the last one sees what is left
+    of the picture. In a whole picture texture is lost beside light and shade, and a discriminator is long in finding it.
+    With one level it is the PatchGAN of 70 x 70 pixels."""
 
-    def __init__(self, width: int, scales: int) -> None:
-        super().__init__(Discriminator(width) for _ in range(scales))
+    def __init__(self, width: int, levels: int) -> None:
+        super().__init__(Discriminator(width, 2 if levels > 1 else 3) for _ in range(levels))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The patches' numbers per scale, finest first."""
+        """The patches' numbers per level."""
         numbers = []
-        for net in self:
-            numbers.append(net(x))
-            x = F.avg_pool2d(x, 2)
-        return numbers
+        *bands, rest = self
+        for net in bands:
+            low = F.avg_pool2d(x, 2)
+            numbers.append(net(BAND_GAIN * (x - F.interpolate(low, x.shape[2:], mode="nearest"))))
+            x = low
+        return [*numbers, rest(x)]
 
 
 def mean(numbers: list[Tensor]) -> Tensor:
-    """Mean over scales of the mean over patches."""
+    """Mean over levels of the mean over patches."""
     return torch.stack([x.mean() for x in numbers]).mean()
 
 
 class Adversary:
-    """The discriminators, their optimiser, and the windows that they are to tell apart."""
+    """The discriminators, their optimiser at `rate` times the decoder's learning rate, and the windows that they are to
+    tell apart."""
 
-    def __init__(self, width: int, scales: int, device: torch.device) -> None:
-        self.net = Discriminators(width, scales).to(device, memory_format=torch.channels_last).train()
+    def __init__(self, width: int, levels: int, rate: float, device: torch.device) -> None:
+        self.rate = rate
+        self.net = Discriminators(width, levels).to(device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.AdamW(self.net.parameters(), betas=(0.5, 0.9), weight_decay=0.0)
         self.on = False
         self.windows: tuple[Tensor, Tensor] | None = None
@@ -83,9 +90,9 @@ class Adversary:
         return float(loss.detach())
 
     def step(self, rate: float) -> None:
-        """Applies the gradients at the learning rate `rate`."""
+        """Applies the gradients, `rate` being the decoder's learning rate."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * self.rate
         self.optimizer.step()
 
     def state(self) -> dict[str, Any]:

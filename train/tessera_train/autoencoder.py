@@ -51,19 +51,19 @@ class Phase:
 
 @dataclass(frozen=True)
 class Settings(loop.Recipe):
-    """The section `[autoencoder]`. `kl`: weight of the mean KL divergence per element of all levels, so
+    """The section `[autoencoder]`, and `[refine]`, where its values hold that are not given anew. `kl`: weight of the mean KL divergence per element of all levels, so
     that a bit has the same price at each of them (were it the mean of levels, the coarse ones would stay empty); `zero_levels`:
     probability that a picture's finest k levels are zeroed, k uniform; `bands`: of the Laplacian pyramid.
     `latent_noise`: most noise that a picture's latents get on top of the posterior's, in standard deviations of their channel
     (the amount is drawn uniformly from 0 on): a U-Net misses by as much, and a decoder that has never seen it shows it as
     mottled squares.
     `adversarial`: weight of the adversary (0: none), at work from the share `adversarial_from` of the budget on, with
-    `adversarial_width` channels at first, at `adversarial_scales` sizes of the picture. `lpips`: weight of LPIPS (0: none),
-    with VGG16's weights from the safetensors file `lpips_weights`. `decoder_only`: the encoder stays as it is, and latents that
-    a U-Net has learnt stay valid.
-    `redrawn`: share of a batch whose latents get noise, of a shared sigma between `redrawn_from` and `redrawn_to`, and are
-    denoised by the U-Net of the file that training starts from: the adversary sees what samples look like, and the decoder
-    learns to give them texture. There is no picture that they should be equal to, so the other losses leave them out."""
+    `adversarial_width` channels at first, for each of the `adversarial_levels` of the Laplacian pyramid (1: the picture as it
+    is), and `adversarial_rate` times the decoder's learning rate. `lpips`: weight of LPIPS (0: none), with VGG16's weights
+    from the safetensors file `lpips_weights`.
+    `redrawn`, for `[refine]`: share of a batch whose latents get noise, of a shared sigma between `redrawn_from` and
+    `redrawn_to`, and are denoised by the U-Net again: the adversary sees what samples look like, and the decoder learns to give
+    them texture. There is no picture that they should be equal to, so the other losses leave them out."""
 
     phases: list[dict] = field(default_factory=list)
     kl: float = 1e-6
@@ -73,10 +73,10 @@ class Settings(loop.Recipe):
     adversarial: float = 0.0
     adversarial_from: float = 0.6
     adversarial_width: int = 32
-    adversarial_scales: int = 1
+    adversarial_levels: int = 1
+    adversarial_rate: float = 1.0
     lpips: float = 0.0
     lpips_weights: str = ""
-    decoder_only: bool = False
     redrawn: float = 0.0
     redrawn_from: float = 0.1
     redrawn_to: float = 5.0
@@ -140,14 +140,16 @@ class Batch:
 
 
 class Task:
-    """See `loop.Task`."""
+    """See `loop.Task`. With the `whole` model of a trained U-Net its decoder is refined: the encoder stays as it is, without
+    spectral norm and dropout, and the latents that the U-Net has learnt stay valid."""
 
-    def __init__(self, config: Config, pictures: Pictures, seed: int, device: torch.device, start: Path | None = None) -> None:
-        self.arch, self.pictures, self.seed = config.arch, pictures, seed
-        self.recipe = config.section("autoencoder", Settings)
+    def __init__(self, config: Config, pictures: Pictures, seed: int, device: torch.device, whole: Model | None = None) -> None:
+        self.arch, self.pictures, self.seed, self.whole = config.arch, pictures, seed, whole
+        section = "autoencoder" if whole is None else "refine"
+        self.recipe = config.section(section, Settings)
         self.phases = [Phase(**phase) for phase in self.recipe.phases]
         if not self.phases or self.phases[-1].until < 1:
-            raise ValueError(f"{config.path}: [[autoencoder.phases]] must lead to until = 1")
+            raise ValueError(f"{config.path}: [[{section}.phases]] must lead to until = 1")
         for phase in self.phases:
             phase.own()
             if phase.width % self.arch.coarsest_factor or phase.height % self.arch.coarsest_factor:
@@ -155,25 +157,18 @@ class Task:
         r = self.recipe
         if not 0 < r.adversarial_from < 1:
             raise ValueError(f"{config.path}: adversarial_from is {r.adversarial_from}, must be above 0 and below 1")
-        self.whole = self.whole_model(start, device) if r.redrawn else None
+        if r.redrawn and (whole is None or not r.adversarial):
+            raise ValueError(f"{config.path}: [{section}] redrawn is for [refine], with adversarial above 0")
+        if not (0 <= r.redrawn < 1 and 0 < r.redrawn_from <= r.redrawn_to):
+            raise ValueError(f"{config.path}: redrawn must be from 0 to below 1, 0 < redrawn_from <= redrawn_to")
         self.model = Autoencoder(self.arch)
-        if r.spectral_norm:
+        if r.spectral_norm and whole is None:
             spectral.normalise(spectral.all_convolutions(self.model.encoder))
-        self.model.encoder.requires_grad_(not r.decoder_only)
-        self.adversary = Adversary(r.adversarial_width, r.adversarial_scales, device) if r.adversarial else None
+        self.model.encoder.requires_grad_(whole is None)
+        adversary = r.adversarial_width, r.adversarial_levels, r.adversarial_rate
+        self.adversary = Adversary(*adversary, device) if r.adversarial else None
         self.lpips = Lpips(Path(r.lpips_weights)).to(device) if r.lpips else None
         self.identity = autoencoder_identity(self.arch)
-
-    def whole_model(self, start: Path | None, device: torch.device) -> Model:
-        """The model whose U-Net redraws latents."""
-        r = self.recipe
-        if not (0 <= r.redrawn < 1 and 0 < r.redrawn_from <= r.redrawn_to):
-            raise ValueError(
-                f"redrawn is {r.redrawn} from {r.redrawn_from} to {r.redrawn_to}, must be at least 0, below 1, from above 0 to no less"
-            )
-        if not (r.decoder_only and r.adversarial) or start is None or start.suffix != ".safetensors":
-            raise ValueError("redrawn: needs decoder_only, adversarial, and --from an exported file, whose U-Net redraws")
-        return Model.open(start, device)
 
     def redraw(self, z: list[Tensor], sigma: float) -> list[Tensor]:
         """Latents [1, C, h, w] per level, redrawn from the shared `sigma`."""
@@ -186,7 +181,8 @@ class Task:
         return [self.model.encoder, *self.model.decoder.stages]
 
     def begin(self, progress: float) -> None:
-        dropout.apply(self.model.encoder, self.recipe.dropout, self.recipe.dropout_over, progress)
+        if self.whole is None:
+            dropout.apply(self.model.encoder, self.recipe.dropout, self.recipe.dropout_over, progress)
         if self.adversary is not None:
             self.adversary.on = progress >= self.recipe.adversarial_from
 
@@ -213,7 +209,7 @@ class Task:
         device = next(self.model.parameters()).device
         pictures = batch.pictures.to(device).contiguous(memory_format=torch.channels_last)
         z, kl = [], pictures.new_zeros(())
-        with torch.set_grad_enabled(not self.recipe.decoder_only):
+        with torch.set_grad_enabled(self.whole is None):
             moments = self.model.encoder(pictures)
         amount = None
         if self.recipe.latent_noise:
@@ -285,5 +281,5 @@ def run(args: argparse.Namespace) -> int:
     device = loop.prepare(args)
     config = Config(args.config)
     loop.describe(config.arch)
-    task = Task(config, Pictures.open(args.pictures), args.seed, device, args.start)
+    task = Task(config, Pictures.open(args.pictures), args.seed, device)
     return loop.Loop(task, args, device).run()

@@ -1,4 +1,4 @@
-"""Configurations: a TOML file with `[arch]`, `[autoencoder]`, `[diffusion]` and `[fit]`; `extends` names another one,
+"""Configurations: a TOML file with `[arch]`, `[autoencoder]`, `[diffusion]`, `[refine]` and `[fit]`; `extends` names another one,
 whose settings hold where the file has none of its own."""
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from .arch import Arch
 T = TypeVar("T")
 BUILT_IN = Path(__file__).parent / "configs"
 DEEPEST = 8
+BASES = {"refine": "autoencoder"}
 
 
 class Config:
@@ -27,8 +28,9 @@ class Config:
         self.arch = Arch.from_json(json.dumps(self.doc["arch"]))
 
     def section(self, name: str, kind: type[T]) -> T:
-        """The section `name` as the dataclass `kind`, whose defaults stand for what is left out."""
-        values = self.doc.get(name, {})
+        """The section `name` as the dataclass `kind`, whose defaults stand for what is left out; in `[refine]` the values of
+        `[autoencoder]` do."""
+        values = self.doc.get(BASES.get(name), {}) | self.doc.get(name, {})
         unknown = set(values) - set(kind.__dataclass_fields__)
         if unknown:
             raise ValueError(f"{self.path}: [{name}] has no setting {', '.join(sorted(unknown))}")
@@ -70,7 +72,7 @@ def resize(doc: dict[str, Any], width: int, height: int) -> None:
     """Puts another size into the document of a configuration."""
     arch = doc["arch"]
     coarsest = max(level["factor"] for level in arch["levels"])
-    for phase in doc.get("autoencoder", {}).get("phases", []):
+    for phase in (phase for section in ("autoencoder", "refine") for phase in doc.get(section, {}).get("phases", [])):
         for side, new in (("width", width), ("height", height)):
             phase[side] = max(1, round(phase[side] / arch[side] * new / coarsest)) * coarsest
     arch["width"], arch["height"] = width, height

@@ -16,6 +16,7 @@ import torch
 from . import autoencoder, diffusion, latents, loop, spectral
 from .config import Config
 from .data import Pictures
+from .model import Model
 from .reading import Unusable, read
 
 TRIED = 5
@@ -23,7 +24,7 @@ TRIED = 5
 
 @dataclass(frozen=True)
 class Speed:
-    """Precision of both trainings ("f32" or "bf16") and seconds: per step, per picture encoded, per picture read."""
+    """Precision of AutoEncoder and U-Net ("f32" or "bf16") and seconds: per step, per picture encoded, per picture read."""
 
     autoencoder_precision: str
     diffusion_precision: str
@@ -31,6 +32,7 @@ class Speed:
     diffusion_step: float
     encoding: float
     reading: float
+    refine_step: float = 0.0
 
     def as_dict(self) -> dict[str, float | str]:
         """For `run.json`."""
@@ -47,30 +49,42 @@ def seconds(f: Callable[[], object], device: torch.device) -> float:
     return time.monotonic() - start
 
 
-def measure(config: Config, files: list[Path], args: argparse.Namespace, device: torch.device) -> Speed:
-    """Chooses the precisions and times a step of everything; touches nothing that is trained later."""
+def measure(config: Config, files: list[Path], args: argparse.Namespace, device: torch.device, refine: bool) -> Speed:
+    """Chooses the precisions and times a step of everything, of the decoder's refinement if it is to be; touches nothing
+    that is trained later."""
     arch = config.arch
     rows = np.random.default_rng(0).integers(0, 256, (4, arch.height, arch.width, 3), np.uint8)
     pictures = Pictures(rows, "noise")
     task = autoencoder.Task(config, pictures, args.seed, device)
     run, name = probe(task, args, device)
-    first, start = 0.0, 0.0
-    for until in sorted({1.0, task.recipe.adversarial_from, *(phase.until for phase in task.phases)}):
-        batch = task.batch(0, (start + until) / 2)
-        task.begin((start + until) / 2)
-        first += (until - start) * seconds(lambda: step(run, batch), device)
-        start = until
+    first = mean_step(run, task, device)
     ae = spectral.folded(task.model).eval()
-    whole = pictures.whole(0, arch.width, arch.height).to(device)
+    picture = pictures.whole(0, arch.width, arch.height).to(device)
     with torch.no_grad():
-        encoding = 2 * seconds(lambda: ae.encoder(whole), device)
+        encoding = 2 * seconds(lambda: ae.encoder(picture), device)
     with tempfile.TemporaryDirectory() as folder:
         latents.write(arch, ae, pictures, Path(folder), device, False)
         noise = latents.Latents.open(Path(folder))
         second = diffusion.Task(config, noise, ae, args.seed, device)
         run, other = probe(second, args, device)
         batch = second.batch(0, 0.0)
-        return Speed(name, other, first, seconds(lambda: step(run, batch), device), encoding, reading(files, arch.width, arch.height))
+        other_step, last = seconds(lambda: step(run, batch), device), 0.0
+        if refine:
+            whole = Model(arch, ae, spectral.folded(second.model).eval(), noise, device)
+            task = autoencoder.Task(config, pictures, args.seed, device, whole)
+            last = mean_step(probe(task, args, device)[0], task, device)
+    return Speed(name, other, first, other_step, encoding, reading(files, arch.width, arch.height), last)
+
+
+def mean_step(run: loop.Loop, task: autoencoder.Task, device: torch.device) -> float:
+    """Seconds of a step, the mean over the phases with and without the adversary."""
+    mean, start = 0.0, 0.0
+    for until in sorted({1.0, task.recipe.adversarial_from, *(phase.until for phase in task.phases)}):
+        batch = task.batch(0, (start + until) / 2)
+        task.begin((start + until) / 2)
+        mean += (until - start) * seconds(lambda: step(run, batch), device)
+        start = until
+    return mean
 
 
 def probe(task: loop.Task, args: argparse.Namespace, device: torch.device) -> tuple[loop.Loop, str]:

@@ -1,4 +1,5 @@
-"""From a folder of pictures to a model in one command: prepare, AutoEncoder, latents, diffusion, export, a sample grid.
+"""From a folder of pictures to a model in one command: prepare, AutoEncoder, latents, diffusion, refinement of the decoder,
+export, a sample grid.
 
 Everything lies in a run folder beside the output, `my.run` for `my.safetensors`; each part is resumed or skipped by
 what is there, so the same command continues after it was stopped or killed at any moment. With a budget in steps the
@@ -36,19 +37,21 @@ GRID_STEPS = 18
 
 @dataclass(frozen=True)
 class Settings:
-    """The section `[fit]`: the AutoEncoder's share of the budget, and the budget if none is given."""
+    """The section `[fit]`: the AutoEncoder's share of the budget, that of the decoder's refinement (0: none; the U-Net has
+    the rest), and the budget if none is given."""
 
     share: float = 0.5
+    refine: float = 0.0
     steps: int | None = None
     minutes: float | None = None
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Of both trainings: steps, or minutes."""
+    """Of AutoEncoder, U-Net and refinement: steps, or minutes."""
 
-    steps: tuple[int, int] | None
-    minutes: tuple[float, float] | None
+    steps: tuple[int, int, int] | None
+    minutes: tuple[float, float, float] | None
 
     @staticmethod
     def of(args: argparse.Namespace, settings: Settings) -> Budget:
@@ -59,17 +62,24 @@ class Budget:
         if (steps is None) == (minutes is None):
             raise ValueError("a budget is needed: --minutes or --steps, one of them")
         if steps is not None:
-            if steps < 2:
-                raise ValueError(f"steps is {steps}, must be at least 2")
-            first = min(steps - 1, max(1, round(steps * settings.share)))
-            return Budget((first, steps - first), None)
+            last = max(1, round(steps * settings.refine)) if settings.refine else 0
+            least = 3 if last else 2
+            if steps < least:
+                raise ValueError(f"steps is {steps}, must be at least {least}")
+            first = min(steps - last - 1, max(1, round(steps * settings.share)))
+            return Budget((first, steps - first - last, last), None)
         if minutes <= 0:
             raise ValueError(f"minutes is {minutes}, must be above 0")
-        return Budget(None, (minutes * settings.share, minutes * (1 - settings.share)))
+        shares = settings.share, 1 - settings.share - settings.refine, settings.refine
+        return Budget(None, tuple(minutes * share for share in shares))
 
     def arguments(self, part: int) -> dict[str, float | int | None]:
-        """As the trainings' arguments; part 0 is the AutoEncoder, 1 the U-Net."""
+        """As the trainings' arguments; part 0 is the AutoEncoder, 1 the U-Net, 2 the refinement."""
         return {"steps": self.steps and self.steps[part], "minutes": self.minutes and self.minutes[part]}
+
+    def refines(self) -> bool:
+        """Whether the decoder is refined at all."""
+        return bool((self.steps or self.minutes)[2])
 
     def left(self, part: int, step: float, out: Path) -> float:
         """Seconds that a training still takes, at `step` seconds a step."""
@@ -110,7 +120,7 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
     known = record.read(run)
     if known is None:
         print("measuring the speed of this machine", flush=True)
-        speed = estimate.measure(config, files, args, device)
+        speed = estimate.measure(config, files, args, device, budget.refines())
         replace_file(run / "config.toml", lambda file: file.write(config.texts[0].encode()))
         record.write(run, settings | {"threads": torch.get_num_threads(), "speed": speed.as_dict()})
     else:
@@ -126,6 +136,7 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
         "AutoEncoder": budget.left(0, speed.autoencoder_step, run / "autoencoder"),
         "latents": 0.0 if (run / "latents" / "latents.json").exists() else count * speed.encoding,
         "diffusion": budget.left(1, speed.diffusion_step, run / "diffusion"),
+        "refinement": budget.left(2, speed.refine_step, run / "refine"),
     }
     print(f"{count} files of pictures, {config.arch.width}x{config.arch.height}, on {device}: {estimate.sentence(times)}", flush=True)
     return speed
@@ -149,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         loop.describe(arch)
         prepare.prepare(args.folder, folder / "pictures", arch.width, arch.height, args.threads)
         pictures = Pictures.open(folder / "pictures")
-        places = Places(folder / "autoencoder", folder / "latents", folder / "diffusion", out)
+        places = Places.within(folder, out)
         code = train(config, pictures, args, budget, (speed.autoencoder_precision, speed.diffusion_precision), places, device)
         if code:
             return code
@@ -162,12 +173,21 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a model comes to be: three folders, each resumed or skipped by what is in it, and the file at last."""
+    """Where a model comes to be: folders, each resumed or skipped by what is in it, the model whose decoder is refined, and
+    the file at last."""
 
     autoencoder: Path
     latents: Path
     diffusion: Path
+    plain: Path
+    refine: Path
     out: Path
+
+    @staticmethod
+    def within(folder: Path, out: Path) -> Places:
+        """All but the last in `folder`, under their usual names."""
+        names = ("autoencoder", "latents", "diffusion", "plain.safetensors", "refine")
+        return Places(*(folder / name for name in names), out)
 
 
 def train(
@@ -179,7 +199,7 @@ def train(
     places: Places,
     device: torch.device,
 ) -> int:
-    """AutoEncoder, latents, diffusion, export; returns the exit code, which is not 0 where a training was stopped."""
+    """AutoEncoder, latents, diffusion, refinement, export; returns the exit code, which is not 0 where a training was stopped."""
     arch = config.arch
     own = part(args, budget, 0, places.autoencoder, precisions[0])
     loop.prepare(own)
@@ -193,13 +213,21 @@ def train(
     loop.prepare(own)
     stored = Latents.open(places.latents)
     code = loop.Loop(diffusion.Task(config, stored, model, args.seed, device), own, device).run()
-    if not code:
-        export(config, places.autoencoder, places.diffusion, stored, places.out)
+    if code:
+        return code
+    export(config, places.autoencoder, places.diffusion, stored, places.plain if budget.refines() else places.out)
+    if budget.refines():
+        own = argparse.Namespace(**vars(part(args, budget, 2, places.refine, precisions[0])) | {"start": places.plain})
+        loop.prepare(own)
+        whole = Model.open(places.plain, device)
+        code = loop.Loop(autoencoder.Task(config, pictures, args.seed, device, whole), own, device).run()
+        if not code:
+            export(config, places.refine, places.diffusion, stored, places.out)
     return code
 
 
 def part(args: argparse.Namespace, budget: Budget, number: int, out: Path, precision: str) -> argparse.Namespace:
-    """The arguments of one of the two trainings."""
+    """The arguments of one of the trainings."""
     return argparse.Namespace(**vars(args) | budget.arguments(number) | {"out": out, "precision": precision})
 
 

@@ -46,14 +46,14 @@ def step_of(run: Path) -> int:
 
 
 def test_killed_three_times_it_ends_with_the_same_bytes(tmp_path):
-    """SIGKILL while the AutoEncoder and its adversary train, while the U-Net trains and again a few steps later."""
+    """SIGKILL while the AutoEncoder and its adversary train, while the U-Net trains and while the decoder is refined."""
     pictures = write_files(tmp_path / "in", 8)
     whole, parts = tmp_path / "whole" / "m.safetensors", tmp_path / "parts" / "m.safetensors"
-    subprocess.run(command(pictures, whole, 24), check=True, capture_output=True)
-    words, run = command(pictures, parts, 24, "--save-minutes", "0"), parts.with_suffix(".run")
+    subprocess.run(command(pictures, whole, 40), check=True, capture_output=True)
+    words, run = command(pictures, parts, 40, "--save-minutes", "0"), parts.with_suffix(".run")
     kill_when(words, lambda: step_of(run / "autoencoder") >= 9)
     kill_when(words, lambda: step_of(run / "diffusion") >= 2)
-    kill_when(words, lambda: step_of(run / "diffusion") >= 7)
+    kill_when(words, lambda: step_of(run / "refine") >= 3)
     assert not parts.exists()
     subprocess.run(words, check=True, capture_output=True)
     assert parts.read_bytes() == whole.read_bytes()
@@ -73,7 +73,7 @@ def test_fifty_pictures_become_a_model_and_a_grid(tmp_path, capsys):
         assert {name.split(".")[0] for name in file.keys()} == {"encoder", "decoder", "unet", "latents"}
     assert Image.open(tmp_path / "my.png").width == 4 * 256
     record = json.loads((tmp_path / "my.run" / "run.json").read_text())
-    assert record["seed"] == 0 and record["code"]["tessera_train"] and record["budget"]["steps"] == 20
+    assert record["seed"] == 0 and record["code"]["tessera_train"] and record["budget"]["steps"] == 16
     assert (tmp_path / "my.run" / "config.toml").read_text() == Config("tiny").texts[0]
     before = out.read_bytes()
     assert cli.main(words) == 0
@@ -85,7 +85,7 @@ def test_fifty_pictures_become_a_model_and_a_grid(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "1"], "steps is 1, must be at least 2"),
+        (["--steps", "2"], "steps is 2, must be at least 3"),
         (["--minutes", "0"], "minutes is 0.0, must be above 0"),
         (["--minutes", "1", "--steps", "9"], "one of them"),
         (["--size", "100x100"], "width is 100, not a multiple of 32"),
@@ -111,14 +111,18 @@ def test_another_size_keeps_the_phases_shares():
     doc = Config("scenery", (1024, 1024)).doc
     assert (doc["arch"]["width"], doc["arch"]["height"]) == (1024, 1024)
     assert [(p["width"], p["height"]) for p in doc["autoencoder"]["phases"]] == [(512, 512), (1024, 1024)]
+    assert [(p["width"], p["height"]) for p in doc["refine"]["phases"]] == [(1024, 1024)]
 
 
 def test_the_budget_is_shared():
-    """Between the two trainings, at least a step each."""
+    """Between the trainings, at least a step each; none for a refinement that has no share."""
     import argparse
 
-    def budget(**given: float) -> Budget:
-        return Budget.of(argparse.Namespace(**{"steps": None, "minutes": None} | given), Settings(share=0.25, minutes=8))
+    def budget(refine: float = 0.0, **given: float) -> Budget:
+        settings = Settings(share=0.25, refine=refine, minutes=8)
+        return Budget.of(argparse.Namespace(**{"steps": None, "minutes": None} | given), settings)
 
-    assert budget(steps=100).steps == (25, 75) and budget(steps=2).steps == (1, 1)
-    assert budget(minutes=4.0).minutes == (1.0, 3.0) and budget().minutes == (2.0, 6.0)
+    assert budget(steps=100).steps == (25, 75, 0) and budget(steps=2).steps == (1, 1, 0)
+    assert budget(0.25, steps=100).steps == (25, 50, 25) and budget(0.25, steps=3).steps == (1, 1, 1)
+    assert budget(minutes=4.0).minutes == (1.0, 3.0, 0.0) and budget(0.5).minutes == (2.0, 2.0, 4.0)
+    assert budget(0.1, steps=9).refines() and not budget(minutes=1.0).refines()
