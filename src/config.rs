@@ -41,7 +41,7 @@ pub struct Config {
     pub model: Option<PathBuf>,
     /// `TESSERA_DEVICE`: `auto`, `cpu`, `gpu` or `gpu:N`.
     pub device: Option<String>,
-    /// `TESSERA_PRECISION`: `f32`, `bf16` or `auto`.
+    /// `TESSERA_PRECISION`: `f32`, `bf16`, `f16` or `auto`.
     pub precision: Option<String>,
     /// `TESSERA_THREADS`: threads of the native CPU path.
     pub threads: Option<usize>,

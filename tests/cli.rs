@@ -249,7 +249,7 @@ fn impossible_numbers_are_refused_with_field_value_limit_and_nearest() {
         (&["--sampler", "euler"], &["sampler", "euler", "heun", "dpmpp", "ddim"]),
         (&["--device", "gpu:x"], &["device", "gpu:x", "gpu:N"]),
         (&["--threads", "0"], &["threads", "0", "1024"]),
-        (&["--precision", "f16"], &["precision", "f16", "f32, bf16 or auto"]),
+        (&["--precision", "f8"], &["precision", "f8", "f32, bf16, f16 or auto"]),
     ];
     for (args, words) in cases {
         refused(dir.path(), &[&["generate", "--out", "a.tiff"], *args].concat(), words);
@@ -487,7 +487,8 @@ fn a_gpu_that_is_not_there_is_an_error_that_names_what_is() {
     assert_eq!(names(dir.path()), [""; 0]);
 }
 
-/// bf16 is used when asked for and there, said in the picture's receipt, and refused where it is not there.
+/// bf16 is used when asked for and there, said in the picture's receipt, and refused where it is not there; f16 is not for
+/// the CPU.
 #[test]
 fn the_precision_is_a_choice_that_the_receipt_names() {
     let dir = TempDir::new().unwrap();
@@ -499,6 +500,7 @@ fn the_precision_is_a_choice_that_the_receipt_names() {
     let names = |file: &[u8], text: &str| file.windows(text.len()).any(|w| w == text.as_bytes());
     let exact = picture("f32").unwrap();
     assert!(!names(&exact, "bf16"));
+    assert!(picture("f16").is_none());
     let Some(kernels) = Kernels::best(true) else {
         assert!(picture("bf16").is_none());
         assert!(picture("auto").unwrap() == exact);

@@ -19,6 +19,9 @@ fn validate(operator: &Operator) -> (Module, ModuleInfo) {
     // Nothing beyond what every device has, but in variants that say so.
     let capabilities = match name {
         "conv2d_subgroup" => Capabilities::SUBGROUP,
+        _ if cooperative(operator) => {
+            Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX
+        }
         _ => Capabilities::empty(),
     };
     let info = Validator::new(ValidationFlags::all(), capabilities)
@@ -40,9 +43,15 @@ fn stems(directory: &str, extension: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// Whether an operator needs cooperative matrices.
+fn cooperative(operator: &Operator) -> bool {
+    operator.name.contains("_cooperative")
+}
+
 /// The operator that a shader computes: its own name, or what stands before the name of its variant.
 fn computed(shader: &str) -> &str {
-    shader.strip_suffix("_subgroup").or_else(|| shader.strip_suffix("_tiled")).unwrap_or(shader)
+    let variants = ["_subgroup", "_tiled", "_cooperative8", "_cooperative16"];
+    variants.iter().find_map(|variant| shader.strip_suffix(variant)).unwrap_or(shader)
 }
 
 /// The shaders in the tree are those of the executor, and compute the operators of the vocabulary.
@@ -50,7 +59,8 @@ fn computed(shader: &str) -> &str {
 fn shaders_for_each_operator() {
     let operators: BTreeSet<String> = OPERATORS.iter().map(|o| o.name.to_owned()).collect();
     assert_eq!(operators.len(), OPERATORS.len());
-    assert_eq!(stems("shaders", "wgsl"), operators);
+    let files = OPERATORS.iter().flat_map(|o| o.files).map(|file| (*file).to_owned());
+    assert_eq!(stems("shaders", "wgsl"), files.collect());
     let mut vocabulary = stems("src/ops", "rs");
     for support in ["mod", "cases", "trace", "weights"] {
         assert!(vocabulary.remove(support), "{support}");
@@ -59,7 +69,8 @@ fn shaders_for_each_operator() {
     assert_eq!(vocabulary, computed);
 }
 
-/// Every shader is valid WGSL and translates to SPIR-V, MSL and HLSL.
+/// Every shader is valid WGSL and translates to SPIR-V, MSL and HLSL; but those with cooperative matrices not to HLSL, which
+/// has none, so that no DX12 device offers them: the day that it has, this test fails and the executor can use them.
 #[test]
 fn shaders_translate_to_every_backend() {
     for operator in OPERATORS {
@@ -75,12 +86,17 @@ fn shaders_translate_to_every_backend() {
             spv::write_vec(&module, &info, &options, None)
                 .unwrap_or_else(|e| panic!("{name}.{}: SPIR-V: {e}", entry.name));
             let options = msl::Options {
-                lang_version: (2, 1),
+                lang_version: if cooperative(operator) { (2, 3) } else { (2, 1) },
                 fake_missing_bindings: true,
                 ..Default::default()
             };
             msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
                 .unwrap_or_else(|e| panic!("{name}.{}: MSL: {e}", entry.name));
+            if cooperative(operator) {
+                let offered = hlsl::supported_capabilities();
+                assert!(!offered.contains(Capabilities::COOPERATIVE_MATRIX), "{name}: HLSL");
+                continue;
+            }
             let options =
                 hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
             let pipeline = hlsl::PipelineOptions::default();

@@ -63,8 +63,8 @@ pub(super) struct DeviceArgs {
     /// auto, cpu, gpu or gpu:N; auto takes a real GPU, else the CPU [env: TESSERA_DEVICE]
     #[arg(long, value_name = "DEVICE")]
     device: Option<Choice>,
-    /// f32, bf16 or auto: what the CPU multiplies in; bf16 is for CPUs with AMX or AVX512-BF16, auto takes it if it is
-    /// there [env: TESSERA_PRECISION] [default: f32]
+    /// f32, bf16, f16 or auto: what is multiplied in; bf16 is for CPUs with AMX or AVX512-BF16, f16 for GPUs with
+    /// cooperative matrices, auto takes what is there [env: TESSERA_PRECISION] [default: f32]
     #[arg(long, value_name = "PRECISION")]
     precision: Option<Precision>,
     /// Threads of the CPU path; all cores if not given [env: TESSERA_THREADS]

@@ -40,15 +40,17 @@ impl FromStr for Choice {
     }
 }
 
-/// What the CPU multiplies in, as it is asked for; sums are f32 always. It changes pixels a little, so files say it.
+/// What is multiplied in, as it is asked for; sums are f32 always. It changes pixels a little, so files say it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// f32.
     #[default]
     F32,
-    /// bf16, by AMX or AVX512-BF16.
+    /// bf16 on the CPU, by AMX or AVX512-BF16.
     Bf16,
-    /// bf16 on a CPU that has it, else f32; f32 on a GPU.
+    /// f16 on a GPU, for its convolutions, by cooperative matrices.
+    F16,
+    /// bf16 on a CPU that has it, f16 on a real GPU that has it, else f32: software drivers are slow at f16.
     Auto,
 }
 
@@ -59,8 +61,9 @@ impl FromStr for Precision {
         match text {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
+            "f16" => Ok(Self::F16),
             "auto" => Ok(Self::Auto),
-            _ => Err(format!("{text:?} is not f32, bf16 or auto")),
+            _ => Err(format!("{text:?} is not f32, bf16, f16 or auto")),
         }
     }
 }
@@ -90,10 +93,15 @@ impl Device {
     /// Opens the device that `choice` stands for, to compute in `precision`.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found, or it has no bf16.
+    /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found, or it does not have the
+    /// precision.
     pub fn open(choice: Choice, precision: Precision, weights: Arc<Weights>) -> Result<Self> {
         let cpu = |weights| match (precision, Kernels::best(true)) {
             (Precision::F32, _) | (Precision::Auto, None) => Ok(Self::Cpu(Cpu::new(weights))),
+            (Precision::F16, _) => Err(Error::new(
+                Kind::Device,
+                "precision is f16, which is for a GPU and not for the CPU: f32, bf16 or auto would do",
+            )),
             (_, Some(kernels)) => Ok(Self::Cpu(Cpu::with_kernels(weights, kernels)?)),
             (Precision::Bf16, None) => Err(Error::new(
                 Kind::Device,
@@ -105,7 +113,11 @@ impl Device {
                 Kind::Device,
                 "precision is bf16, which is for the CPU and not for a GPU: give cpu as the device",
             )),
-            _ => Ok(Self::Gpu(Box::new(Gpu::new(index, weights)?))),
+            Precision::F16 => Ok(Self::Gpu(Box::new(Gpu::with_f16(index, weights)?))),
+            Precision::Auto if gpu::is_fast_in_f16(index) => {
+                Ok(Self::Gpu(Box::new(Gpu::with_f16(index, weights)?)))
+            }
+            Precision::F32 | Precision::Auto => Ok(Self::Gpu(Box::new(Gpu::new(index, weights)?))),
         };
         match choice {
             Choice::Cpu => cpu(weights),
@@ -113,6 +125,7 @@ impl Device {
             Choice::Auto => match gpu::best_real() {
                 None => cpu(weights),
                 Some(_) if precision == Precision::Bf16 => cpu(weights),
+                Some(index) if precision == Precision::F16 => gpu(Some(index), weights),
                 Some(index) => gpu(Some(index), weights.clone()).or_else(|error| {
                     tracing::warn!("{error}; the CPU takes its place");
                     cpu(weights)
@@ -133,7 +146,7 @@ impl Device {
     pub fn name(&self) -> String {
         match self {
             Self::Cpu(cpu) => kernels_name(cpu.kernels()),
-            Self::Gpu(gpu) => gpu_name(gpu.adapter()),
+            Self::Gpu(gpu) => opened_name(gpu),
         }
     }
 
@@ -141,7 +154,7 @@ impl Device {
     pub fn description(&self) -> String {
         match self {
             Self::Cpu(cpu) => format!("{}, {}", kernels_name(cpu.kernels()), threads()),
-            Self::Gpu(gpu) => gpu_name(gpu.adapter()),
+            Self::Gpu(gpu) => opened_name(gpu),
         }
     }
 }
@@ -171,7 +184,10 @@ pub fn list() -> Vec<Info> {
     };
     let gpus = gpu::adapters().into_iter().map(|adapter| Info {
         selector: format!("gpu:{}", adapter.index),
-        description: gpu_name(&adapter),
+        description: match adapter.matrix {
+            Some(_) => format!("{}, f32 or f16", gpu_name(&adapter)),
+            None => gpu_name(&adapter),
+        },
         software: adapter.software,
         auto: best == Some(adapter.index),
     });
@@ -189,6 +205,12 @@ fn kernels_name(kernels: Kernels) -> String {
 fn threads() -> String {
     let threads = rayon::current_num_threads();
     format!("{threads} thread{}", if threads == 1 { "" } else { "s" })
+}
+
+/// A GPU's name in files: f16 changes pixels a little, and is part of it.
+fn opened_name(gpu: &Gpu) -> String {
+    let name = gpu_name(gpu.adapter());
+    if gpu.is_f16() { format!("{name}, f16") } else { name }
 }
 
 fn gpu_name(adapter: &AdapterInfo) -> String {

@@ -1,8 +1,8 @@
-//! Convolutions: variants that give the same bits in different ways.
+//! Convolutions: variants of f32, which give the same bits in different ways, and one of f16.
 
 use super::{
     Gpu, Tensor,
-    pipelines::{Constants, operator, params},
+    pipelines::{operator, params},
     queue::Call,
     word,
 };
@@ -25,6 +25,18 @@ params! {
 }
 
 operator!(
+    CONV2D_COOPERATIVE16, "conv2d_cooperative16" from ["matrix16", "conv2d_cooperative"], ConvParams,
+    [Read, Read, Read, ReadWrite],
+    "main": [1, 2, 3, 4],
+    "odd": [1, 2, 3, 4]
+);
+operator!(
+    CONV2D_COOPERATIVE8, "conv2d_cooperative8" from ["matrix8", "conv2d_cooperative"], ConvParams,
+    [Read, Read, Read, ReadWrite],
+    "main": [1, 2, 3, 4],
+    "odd": [1, 2, 3, 4]
+);
+operator!(
     CONV2D_SUBGROUP, "conv2d_subgroup", ConvParams, [Read, Read, Read, ReadWrite],
     "main": [1, 2, 3, 4],
     "narrow": [1, 2, 3, 4]
@@ -35,25 +47,28 @@ operator!(
     "odd": [1, 2, 3, 4]
 );
 
-/// A way to compute convolutions. All add up the products of a result in the same order and give the same bits, so that
-/// the choice is a matter of speed.
+/// A way to compute convolutions. Those of f32 add up the products of a result in the same order and give the same bits, so
+/// that the choice among them is a matter of speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConvVariant {
     /// Sums in registers, inputs handed round among the lanes of a subgroup of 8 or more; input channels in fours.
     Subgroup,
     /// Tiles in workgroup memory; any device, any number of channels.
     Tiled,
+    /// Factors of f16, sums of f32, on cooperative matrices: where the device was opened for f16, 16 channels or more.
+    Cooperative,
 }
 
 impl ConvVariant {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Subgroup, Self::Tiled];
+    pub const ALL: [Self; 3] = [Self::Subgroup, Self::Tiled, Self::Cooperative];
 
-    /// Its name: `subgroup`, `tiled`.
+    /// Its name: `subgroup`, `tiled`, `cooperative`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Subgroup => "subgroup",
             Self::Tiled => "tiled",
+            Self::Cooperative => "cooperative",
         }
     }
 
@@ -73,34 +88,56 @@ impl ConvVariant {
 struct Tile {
     pixels: usize,
     channels: usize,
-    constants: Constants,
+    constants: Vec<(&'static str, f64)>,
 }
 
 /// Lanes of a workgroup of [`ConvVariant::Subgroup`]: no more than a subgroup has, as its lanes share their reads.
 fn subgroup_tile(gpu: &Gpu) -> Tile {
-    let (lanes, constants): (usize, Constants) = match gpu.device.subgroup_size {
-        0..16 => (8, &[("LANES", 8.0)]),
-        16..32 => (16, &[("LANES", 16.0)]),
-        _ => (32, &[("LANES", 32.0)]),
+    let lanes = match gpu.device.subgroup_size {
+        0..16 => 8,
+        16..32 => 16,
+        _ => 32,
     };
-    Tile { pixels: 32, channels: 4 * lanes, constants }
+    Tile { pixels: 32, channels: 4 * lanes, constants: vec![("LANES", lanes as f64)] }
 }
 
-/// Whether the device and the layer allow `variant`.
+/// Four subgroups of [`ConvVariant::Cooperative`], two by two, or all in pixels where that leaves fewer channels idle.
+fn cooperative_tile(gpu: &Gpu, p: &Conv2d) -> Tile {
+    let across = if p.out_channels.next_multiple_of(64) > p.out_channels.next_multiple_of(32) {
+        1
+    } else {
+        2
+    };
+    let lanes = f64::from(gpu.device.subgroup_max_size);
+    let constants = vec![("LANES", lanes), ("ACROSS", across as f64)];
+    Tile { pixels: 128 / across, channels: 32 * across, constants }
+}
+
+/// Whether the device and the layer allow `variant`. Of the layer its channels alone count: a tile of a picture must be
+/// computed as the whole is.
 fn fits(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
     match variant {
         ConvVariant::Subgroup => gpu.device.subgroup_size >= 8 && p.in_channels.is_multiple_of(4),
         ConvVariant::Tiled => true,
+        // With fewer most of a matrix would be zeros.
+        ConvVariant::Cooperative => {
+            gpu.device.matrix.is_some() && p.in_channels.min(p.out_channels) >= 16
+        }
     }
 }
 
-/// What is used for `p`: what was asked for where it fits. Else workgroup memory where the device is a GPU; on a software
-/// device that memory is ordinary memory and its barriers are costly, so that registers come first.
+/// What is used for `p`: what was asked for where it fits, matrices first where the device was opened for them. Else
+/// workgroup memory where the device is a GPU; on a software device that memory is ordinary memory and its barriers are
+/// costly, so that registers come first.
 fn choose(gpu: &Gpu, p: &Conv2d) -> ConvVariant {
     let software = gpu.device.info.software;
-    let usual = if software { ConvVariant::Subgroup } else { ConvVariant::Tiled };
-    let wanted = gpu.conv.unwrap_or(usual);
-    if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
+    let f32 = if software { ConvVariant::Subgroup } else { ConvVariant::Tiled };
+    let wanted = match gpu.conv {
+        Some(variant) => vec![variant],
+        None => vec![ConvVariant::Cooperative, f32],
+    };
+    let fitting = wanted.into_iter().find(|&variant| fits(gpu, variant, p));
+    fitting.unwrap_or(ConvVariant::Tiled)
 }
 
 pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
@@ -108,12 +145,19 @@ pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
     let variant = choose(gpu, p);
     let tile = match variant {
         ConvVariant::Subgroup => subgroup_tile(gpu),
-        ConvVariant::Tiled => Tile { pixels: 64, channels: 64, constants: &[] },
+        ConvVariant::Tiled => Tile { pixels: 64, channels: 64, constants: Vec::new() },
+        ConvVariant::Cooperative => cooperative_tile(gpu, p),
     };
     let y = gpu.tensor(shape, &p.name)?;
     let blocks = p.out_channels.div_ceil(tile.channels);
     let [weight, bias] = p.params().map(|(name, _)| name);
-    let weight = gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, tile.channels)))?;
+    let weight = match variant {
+        ConvVariant::Cooperative => gpu.parameter(&weight, |w| {
+            let f16 = |value: &f32| half::f16::from_f32(*value);
+            Ok(pack(p.load(w)?.0, p, tile.channels, 16).iter().map(f16).collect())
+        }),
+        _ => gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, tile.channels, 4))),
+    }?;
     let bias = gpu.parameter(&bias, |w| {
         let mut bias = p.load(w)?.1.to_vec();
         bias.resize(blocks * tile.channels, 0.0);
@@ -124,11 +168,15 @@ pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
     let (operator, plain) = match variant {
         ConvVariant::Subgroup => (&CONV2D_SUBGROUP, p.out_channels.is_multiple_of(4)),
         ConvVariant::Tiled => (&CONV2D_TILED, p.in_channels.is_multiple_of(4)),
+        ConvVariant::Cooperative => match gpu.device.matrix {
+            Some(16) => (&CONV2D_COOPERATIVE16, p.in_channels.is_multiple_of(4)),
+            _ => (&CONV2D_COOPERATIVE8, p.in_channels.is_multiple_of(4)),
+        },
     };
     gpu.dispatch(Call {
         operator,
         kernel: usize::from(!plain),
-        constants: tile.constants,
+        constants: &tile.constants,
         params: ConvParams {
             count: word(work.workgroups),
             tiles: word(work.tiles),
@@ -161,9 +209,9 @@ impl Work {
 }
 
 /// [out, in, row, column] to [block of output channels, row, column, in, channel of the block], input channels filled up
-/// to fours and output channels to whole blocks with zeros.
-fn pack(weight: &[f32], p: &Conv2d, block: usize) -> Vec<f32> {
-    let (inputs, taps) = (p.in_channels.next_multiple_of(4), p.kernel * p.kernel);
+/// to multiples of `step` and output channels to whole blocks with zeros.
+fn pack(weight: &[f32], p: &Conv2d, block: usize, step: usize) -> Vec<f32> {
+    let (inputs, taps) = (p.in_channels.next_multiple_of(step), p.kernel * p.kernel);
     let blocks = p.out_channels.div_ceil(block);
     let mut packed = vec![0.0; blocks * taps * inputs * block];
     for (at, &value) in weight.iter().enumerate() {

@@ -39,10 +39,15 @@ pub struct AdapterInfo {
     pub software: bool,
     /// Largest tensor in bytes.
     pub max_tensor_bytes: u64,
+    /// Rows and columns of the cooperative matrices that f16 is computed with, 16 or 8; None where there are none that fit.
+    pub matrix: Option<usize>,
 }
 
 /// Element counts and byte offsets in the shaders are 32 bits wide; some drivers go wrong from 4 GiB on.
 const MAX_TENSOR_BYTES: u64 = 1 << 31;
+
+/// Bytes of workgroup memory of the convolution on cooperative matrices.
+const MATRIX_STORAGE: u32 = 20_992;
 
 /// Storage buffers that the operator with the most of them binds.
 const STORAGE_BUFFERS: u32 = 6;
@@ -55,6 +60,13 @@ pub fn adapters() -> Vec<AdapterInfo> {
 /// Index of the first real GPU, discrete before integrated before others; never a software device.
 pub fn best_real() -> Option<usize> {
     best(&adapters())
+}
+
+/// Whether [`super::Gpu::with_f16`] of `index` opens a real GPU: software drivers compute f16 more slowly than f32.
+pub fn is_fast_in_f16(index: Option<usize>) -> bool {
+    let all = adapters();
+    let index = index.or_else(|| best(&all)).unwrap_or(0);
+    all.get(index).is_some_and(|a| a.matrix.is_some() && !a.software)
 }
 
 /// [`best_real`] among `adapters`.
@@ -103,6 +115,72 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
         kind,
         software: kind == AdapterKind::Software,
         max_tensor_bytes: max_tensor_bytes(&adapter.limits()),
+        matrix: matrix(adapter).ok(),
+    }
+}
+
+/// Rows and columns of the adapter's matrices of f16 that are summed in f32, or what it lacks for using them.
+fn matrix(adapter: &wgpu::Adapter) -> Result<usize, String> {
+    let features = adapter.features();
+    let needed = [
+        (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrices"),
+        (wgpu::Features::SHADER_F16, "f16 in shaders"),
+        (wgpu::Features::SUBGROUP, "subgroups"),
+    ];
+    for (feature, name) in needed {
+        if !features.contains(feature) {
+            return Err(format!("it has no {name}"));
+        }
+    }
+    let threads = 4 * adapter.get_info().subgroup_max_size;
+    let limits = adapter.limits();
+    let most =
+        limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
+    if threads > most {
+        return Err(format!(
+            "four of its subgroups are {threads} invocations, and a workgroup takes {most}"
+        ));
+    }
+    let storage = limits.max_compute_workgroup_storage_size;
+    if storage < MATRIX_STORAGE {
+        return Err(format!(
+            "it has {storage} bytes of workgroup memory, and {MATRIX_STORAGE} are needed"
+        ));
+    }
+    choose_matrix(&adapter.cooperative_matrix_properties())
+}
+
+/// The largest square of `offered` in f16 with f32 sums that there is a shader for.
+fn choose_matrix(offered: &[wgpu::CooperativeMatrixProperties]) -> Result<usize, String> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let fits = |size: u32| {
+        offered.iter().any(|m| {
+            [m.m_size, m.n_size, m.k_size] == [size; 3] && (m.ab_type, m.cr_type) == (F16, F32)
+        })
+    };
+    match [16, 8].into_iter().find(|&size| fits(size)) {
+        Some(size) => Ok(size as usize),
+        None => {
+            let line = |m: &wgpu::CooperativeMatrixProperties| {
+                format!("{}x{}x{} {:?} to {:?}", m.m_size, m.n_size, m.k_size, m.ab_type, m.cr_type)
+            };
+            let all: Vec<String> = offered.iter().map(line).collect();
+            Err(format!(
+                "its cooperative matrices ({}) are neither 16x16x16 nor 8x8x8 F16 to F32",
+                all.join(", ")
+            ))
+        }
+    }
+}
+
+/// Leave to use features that wgpu calls experimental.
+fn experimental() -> wgpu::ExperimentalFeatures {
+    #[allow(unsafe_code, reason = "the only way to cooperative matrices")]
+    // SAFETY: what is asked of the caller is to know that such features may have bugs that lead to undefined behaviour. Of
+    // them only cooperative matrices are enabled, only where the adapter lists them and f16 was asked for; the one shader
+    // that uses them is this crate's own, touches them in uniform control flow, and keeps within its workgroup memory.
+    unsafe {
+        wgpu::ExperimentalFeatures::enabled()
     }
 }
 
@@ -132,16 +210,21 @@ pub(super) struct Device {
     pub(super) limits: wgpu::Limits,
     /// Fewest lanes of a subgroup; 0 where the shaders can't use subgroups.
     pub(super) subgroup_size: u32,
+    /// Most lanes of a subgroup.
+    pub(super) subgroup_max_size: u32,
+    /// Rows and columns of the cooperative matrices, where it was opened for f16.
+    pub(super) matrix: Option<usize>,
     /// Written by the callbacks of `device` from any thread, read by [`Device::check`].
     faults: Arc<Mutex<Faults>>,
 }
 
 impl Device {
-    /// Opens adapter `index`, or the best one: a real GPU if there is one.
+    /// Opens adapter `index`, or the best one: a real GPU if there is one; with `f16` to use its cooperative matrices.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Device`] when it does not exist or can't be opened; the message lists what was found.
-    pub(super) fn open(index: Option<usize>) -> Result<Self> {
+    /// [`crate::error::Kind::Device`] when it does not exist or can't be opened (the message lists what was found), or has
+    /// no cooperative matrices that fit (it says what is missing).
+    pub(super) fn open(index: Option<usize>, f16: bool) -> Result<Self> {
         let mut found = list();
         let infos: Vec<AdapterInfo> = found.iter().map(|(info, _)| info.clone()).collect();
         let index = index.or_else(|| best(&infos)).unwrap_or(0);
@@ -150,14 +233,32 @@ impl Device {
         }
         let (info, adapter) = found.swap_remove(index);
         let limits = adapter.limits();
-        let features = adapter.features() & wgpu::Features::SUBGROUP;
-        let subgroup_size =
-            if features.is_empty() { 0 } else { adapter.get_info().subgroup_min_size };
+        let matrix = if f16 { Some(matrix(&adapter)) } else { None };
+        let matrix = matrix.transpose().map_err(|lack| {
+            Error::device(format!(
+                "precision is f16, which gpu:{index} ({}) can't compute: {lack}; f32 or auto would do",
+                info.name
+            ))
+        })?;
+        let subgroups = adapter.features() & wgpu::Features::SUBGROUP;
+        let (subgroup_size, subgroup_max_size) = match (subgroups.is_empty(), adapter.get_info()) {
+            (true, _) => (0, 0),
+            (false, info) => (info.subgroup_min_size, info.subgroup_max_size),
+        };
+        let (features, experimental_features) = match matrix {
+            Some(_) => (
+                subgroups
+                    | wgpu::Features::SHADER_F16
+                    | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
+                experimental(),
+            ),
+            None => (subgroups, wgpu::ExperimentalFeatures::disabled()),
+        };
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("tessera"),
             required_features: features,
             required_limits: limits.clone(),
-            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            experimental_features,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             trace: wgpu::Trace::Off,
         });
@@ -177,7 +278,7 @@ impl Device {
             let mut faults = sink.lock().unwrap_or_else(PoisonError::into_inner);
             faults.lost.get_or_insert(format!("{reason:?} {message}").trim().to_owned());
         });
-        Ok(Self { info, device, queue, limits, subgroup_size, faults })
+        Ok(Self { info, device, queue, limits, subgroup_size, subgroup_max_size, matrix, faults })
     }
 
     /// Largest tensor in bytes.
@@ -284,6 +385,7 @@ mod tests {
             kind,
             software: kind == AdapterKind::Software,
             max_tensor_bytes: 0,
+            matrix: None,
         }
     }
 
@@ -299,10 +401,34 @@ mod tests {
         assert_eq!(best(&all[..2]), Some(1));
     }
 
+    /// A real size of matrices is chosen, the larger of two, f16 summed in f32; where none fits, all that are offered are named.
+    #[test]
+    fn matrices_are_chosen_from_the_list() {
+        use wgpu::CooperativeScalarType::{F16, F32};
+        let m = |m_size, n_size, k_size, ab_type, cr_type| wgpu::CooperativeMatrixProperties {
+            m_size,
+            n_size,
+            k_size,
+            ab_type,
+            cr_type,
+            saturating_accumulation: false,
+        };
+        let eight = m(8, 8, 8, F16, F32);
+        let sixteen = m(16, 16, 16, F16, F32);
+        assert_eq!(choose_matrix(&[eight.clone(), sixteen.clone()]), Ok(16));
+        assert_eq!(choose_matrix(&[m(16, 16, 16, F32, F32), eight]), Ok(8));
+        let others = [m(16, 8, 16, F16, F32), m(16, 16, 16, F16, F16), m(8, 8, 8, F32, F32)];
+        let lack = choose_matrix(&others).unwrap_err();
+        for word in ["16x8x16 F16 to F32", "16x16x16 F16 to F16", "8x8x8 F32 to F32"] {
+            assert!(lack.contains(word), "{lack}");
+        }
+        assert!(choose_matrix(&[]).is_err());
+    }
+
     /// A missing device is an error that lists the devices there are.
     #[test]
     fn missing_device_names_what_was_found() {
-        let error = Device::open(Some(1000)).unwrap_err();
+        let error = Device::open(Some(1000), false).unwrap_err();
         assert_eq!(error.kind(), crate::error::Kind::Device);
         let message = error.to_string();
         assert!(message.contains("gpu:1000"), "{message}");

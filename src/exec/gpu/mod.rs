@@ -1,5 +1,5 @@
 //! The GPU interpreter: wgpu on Vulkan, Metal or DX12, one WGSL file per operator in `shaders/`, f32 and NHWC;
-//! convolutions have two variants, chosen by what the adapter offers.
+//! convolutions have variants, chosen by what the adapter offers and by whether f16 was asked for.
 //!
 //! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits; a pixel's
 //! value does not depend on where it lies in its tensor, as sums run in a fixed order. Whatever goes wrong on the device
@@ -23,7 +23,7 @@ use std::{collections::HashMap, sync::Arc};
 pub use self::{
     buffers::Tensor,
     conv2d::ConvVariant,
-    device::{AdapterInfo, AdapterKind, adapters, best_real},
+    device::{AdapterInfo, AdapterKind, adapters, best_real, is_fast_in_f16},
     pipelines::{Access, Field, Kernel, Layout, Operator},
 };
 use crate::{
@@ -32,10 +32,12 @@ use crate::{
 };
 
 /// All operators that have a shader, in alphabetical order.
-pub static OPERATORS: [&Operator; 18] = [
+pub static OPERATORS: [&Operator; 20] = [
     &resample::AVG_POOL2,
     &attention::CHANNEL_ATTENTION,
     &pointwise::CONCAT,
+    &conv2d::CONV2D_COOPERATIVE16,
+    &conv2d::CONV2D_COOPERATIVE8,
     &conv2d::CONV2D_SUBGROUP,
     &conv2d::CONV2D_TILED,
     &resample::CROP,
@@ -78,7 +80,19 @@ impl Gpu {
     /// [`crate::error::Kind::Device`] when there is no such adapter (the message lists what was found) or it can't be
     /// opened.
     pub fn new(index: Option<usize>, weights: Arc<Weights>) -> Result<Self> {
-        let device = device::Device::open(index)?;
+        Self::on(device::Device::open(index, false)?, weights)
+    }
+
+    /// As [`Gpu::new`], to compute convolutions in f16 with f32 sums, on cooperative matrices; those of fewer than 16 input
+    /// or output channels stay f32.
+    ///
+    /// # Errors
+    /// As [`Gpu::new`], and [`crate::error::Kind::Device`] where the adapter can't: the message says what it lacks.
+    pub fn with_f16(index: Option<usize>, weights: Arc<Weights>) -> Result<Self> {
+        Self::on(device::Device::open(index, true)?, weights)
+    }
+
+    fn on(device: device::Device, weights: Arc<Weights>) -> Result<Self> {
         let recorder = queue::Recorder::new(&device)?;
         Ok(Self {
             device,
@@ -91,11 +105,17 @@ impl Gpu {
         })
     }
 
-    /// Computes convolutions by `variant` wherever the device and the layer allow it.
+    /// Computes convolutions by `variant` wherever the device and the layer allow it; [`ConvVariant::Cooperative`] needs
+    /// [`Gpu::with_f16`].
     #[must_use]
     pub fn with_convolutions(self, variant: ConvVariant) -> Self {
         // Each variant has its own layout of parameters.
         Self { conv: Some(variant), parameters: HashMap::new(), ..self }
+    }
+
+    /// Whether it computes convolutions in f16.
+    pub fn is_f16(&self) -> bool {
+        self.device.matrix.is_some()
     }
 
     /// The adapter that it runs on.
@@ -104,10 +124,10 @@ impl Gpu {
     }
 
     /// The parameter `name` on the device, in the form that `prepare` gives it at the first use.
-    fn parameter(
+    fn parameter<T: bytemuck::Pod>(
         &mut self,
         name: &str,
-        prepare: impl FnOnce(&Weights) -> Result<Vec<f32>>,
+        prepare: impl FnOnce(&Weights) -> Result<Vec<T>>,
     ) -> Result<wgpu::Buffer> {
         if let Some(buffer) = self.parameters.get(name) {
             return Ok(buffer.clone());
@@ -116,7 +136,7 @@ impl Gpu {
         let buffer = self.device.caught(|d| {
             d.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(name),
-                size: 4 * values.len() as u64,
+                size: size_of_val(&values[..]) as u64,
                 usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             })

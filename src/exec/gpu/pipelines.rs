@@ -48,8 +48,10 @@ pub struct Kernel {
 /// The GPU's side of one operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operator {
-    /// Name of the operator, of its shader and of its file in `src/ops`.
+    /// Name of the operator and of its file in `src/ops`, or of a variant, which begins with it.
     pub name: &'static str,
+    /// The files in `shaders/`, without their extension, that the shader is made of.
+    pub files: &'static [&'static str],
     /// The shader.
     pub source: &'static str,
     /// Its `Params`.
@@ -88,13 +90,21 @@ macro_rules! params {
     };
 }
 
-/// Declares an operator: its name, its parameter struct, its storage bindings from 1 on, its entry points.
+/// Declares an operator: its name, its shader's files if they are not the one of that name, its parameter struct, its
+/// storage bindings from 1 on, its entry points.
 macro_rules! operator {
-    ($static:ident, $name:literal, $params:ty, [$($access:ident),*], $($entry:literal: [$($use:literal),*]),*) => {
+    ($static:ident, $name:literal, $($rest:tt)*) => {
+        $crate::exec::gpu::pipelines::operator!($static, $name from [$name], $($rest)*);
+    };
+    (
+        $static:ident, $name:literal from [$($file:literal),*], $params:ty, [$($access:ident),*],
+        $($entry:literal: [$($use:literal),*]),*
+    ) => {
         pub(super) static $static: $crate::exec::gpu::pipelines::Operator =
             $crate::exec::gpu::pipelines::Operator {
                 name: $name,
-                source: include_str!(concat!("../../../shaders/", $name, ".wgsl")),
+                files: &[$($file),*],
+                source: concat!($(include_str!(concat!("../../../shaders/", $file, ".wgsl"))),*),
                 params: <$params as $crate::exec::gpu::pipelines::Params>::LAYOUT,
                 bindings: &[
                     $crate::exec::gpu::pipelines::Access::Uniform,
@@ -122,7 +132,7 @@ pub(super) struct Pipeline {
 }
 
 /// Override constants of a pipeline, by name.
-pub(super) type Constants = &'static [(&'static str, f64)];
+pub(super) type Constants<'a> = &'a [(&'static str, f64)];
 
 /// Operator, entry point and the values of the override constants.
 type Key = (&'static str, &'static str, Vec<u64>);
@@ -144,7 +154,7 @@ impl Pipelines {
         device: &Device,
         operator: &'static Operator,
         kernel: &'static Kernel,
-        constants: Constants,
+        constants: Constants<'_>,
     ) -> Result<Pipeline> {
         let values = constants.iter().map(|(_, value)| value.to_bits()).collect();
         let key = (operator.name, kernel.entry, values);

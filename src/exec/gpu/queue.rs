@@ -60,7 +60,7 @@ pub(super) struct Call<'a, P: Params> {
     /// Number of the entry point in [`Operator::kernels`].
     pub(super) kernel: usize,
     /// Values of the shader's override constants.
-    pub(super) constants: Constants,
+    pub(super) constants: Constants<'a>,
     /// The shader's `Params`.
     pub(super) params: P,
     /// What the entry point's storage bindings are, in the order of [`super::pipelines::Kernel::uses`].

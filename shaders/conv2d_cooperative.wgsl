@@ -1,0 +1,234 @@
+// Convolution, stride 1, zero padding that keeps the grid, as an implicit product of matrices on the device's matrix units:
+// f16 factors, f32 sums. It is written in blocks of 16x16; `matrix16.wgsl` or `matrix8.wgsl`, which stands before it, says
+// what a block is.
+//
+// Four subgroups of a workgroup compute 32 pixels times 32 output channels each, ACROSS of them side by side in channels
+// and the others in pixels; 32 input channels at a time of the pixels, made f16, and of the weights are in workgroup memory.
+// There are LANES * 4 invocations, LANES being the most that a subgroup of the device has. Where the driver makes
+// subgroups smaller there are more than four: these only help to fill and to empty workgroup memory.
+//
+// The sum of one result runs over rows of taps, columns of taps, blocks of input channels, in this order, wherever it lies;
+// the order within a block is the device's. The bias comes last.
+
+override LANES: u32 = 32u;
+override ACROSS: u32 = 2u;
+
+const SUBGROUPS: u32 = 4u;
+// Values from one pixel to the next in workgroup memory, and from one input channel of the weights to the next: a multiple
+// of 16 bytes, as matrices want it, that does not start every row in the same bank.
+const PIXEL_STRIDE: u32 = 40u;
+const WEIGHT_STRIDE: u32 = 72u;
+// What f16 holds.
+const MOST: f32 = 65504.0;
+
+struct Params {
+    // Workgroups: tiles * blocks of 32 ACROSS output channels.
+    count: u32,
+    // Runs of 128 / ACROSS pixels.
+    tiles: u32,
+    // Pixels of all pictures.
+    pixels: u32,
+    in_channels: u32,
+    out_channels: u32,
+    // Extent of a picture.
+    height: u32,
+    width: u32,
+    // 1 or 9
+    taps: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// Input channels in fours, for `main`, or any, for `odd`.
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x_odd: array<f32>;
+// [block][tap][in, filled up to sixteens][8 ACROSS fours of the block's output channels]
+@group(0) @binding(2) var<storage, read> weight: array<vec4<f16>>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
+// [pixel of the run][input channel]
+var<workgroup> pixels: array<f16, 5120>;
+// [input channel][output channel of the block]
+var<workgroup> weights: array<f16, 2304>;
+// A block of each of the subgroups, and one of all those that have nothing to compute.
+var<workgroup> results: array<f32, 1280>;
+// Rows and columns of the pixels of the run in their pictures.
+var<workgroup> places: array<vec2<u32>, 128>;
+
+// A subgroup's 32 x 32 results, named by their blocks of pixels and of output channels.
+struct Tile {
+    s00: Sums,
+    s01: Sums,
+    s10: Sums,
+    s11: Sums,
+}
+
+fn run_length() -> u32 {
+    return 32u * SUBGROUPS / ACROSS;
+}
+
+fn first_pixel(i: u32) -> u32 {
+    return i % params.tiles * run_length();
+}
+
+// Sixteens of input channels.
+fn sixteens() -> u32 {
+    return (params.in_channels + 15u) / 16u;
+}
+
+fn take_places(i: u32, lane: u32) {
+    for (var j = lane; j < run_length(); j += SUBGROUPS * LANES) {
+        let pixel = first_pixel(i) + j;
+        // A row that no tap moves into the picture.
+        let row = select(2u * params.height, pixel / params.width % params.height, pixel < params.pixels);
+        places[j] = vec2(row, pixel % params.width);
+    }
+}
+
+// Where a pixel reads at one tap.
+struct Source {
+    pixel: u32,
+    inside: bool,
+}
+
+fn source(i: u32, j: u32, t: u32) -> Source {
+    // One tap is the middle of nine.
+    let offset = select(t, 4u, params.taps == 1u);
+    let at = places[j] + vec2(offset / 3u, offset % 3u);
+    let inside = all(at >= vec2(1u)) && all(at <= vec2(params.height, params.width));
+    return Source(first_pixel(i) + j + offset / 3u * params.width + offset % 3u - params.width - 1u, inside);
+}
+
+fn put_pixels(v: vec4<f32>, at: u32) {
+    let h = vec4<f16>(clamp(v, vec4(-MOST), vec4(MOST)));
+    pixels[at] = h.x;
+    pixels[at + 1u] = h.y;
+    pixels[at + 2u] = h.z;
+    pixels[at + 3u] = h.w;
+}
+
+// Weights of `count` sixteens of input channels from sixteen `first` on.
+fn take_weights(i: u32, t: u32, first: u32, count: u32, lane: u32) {
+    let fours = 8u * ACROSS;
+    let row = 16u * ((i / params.tiles * params.taps + t) * sixteens() + first);
+    for (var j = lane; j < 16u * count * fours; j += SUBGROUPS * LANES) {
+        let w = weight[row * fours + j];
+        let at = j / fours * WEIGHT_STRIDE + j % fours * 4u;
+        weights[at] = w.x;
+        weights[at + 1u] = w.y;
+        weights[at + 2u] = w.z;
+        weights[at + 3u] = w.w;
+    }
+}
+
+// Adds what the workgroup holds of `count` sixteens of input channels: 0 for a subgroup that has nothing to compute. It is
+// a loop and no condition, since matrices must not be touched where only some of a workgroup's invocations might be.
+fn multiply(tile: ptr<function, Tile>, subgroup: u32, count: u32) {
+    let pixel = subgroup / ACROSS * 32u * PIXEL_STRIDE;
+    let channel = subgroup % ACROSS * 32u;
+    for (var k = 0u; k < count; k++) {
+        let p0 = load_pixels(pixel + 16u * k);
+        let p1 = load_pixels(pixel + 16u * (k + PIXEL_STRIDE));
+        let w0 = load_weights(channel + 16u * k * WEIGHT_STRIDE);
+        let w1 = load_weights(channel + 16u * k * WEIGHT_STRIDE + 16u);
+        (*tile).s00 = gain((*tile).s00, p0, w0);
+        (*tile).s01 = gain((*tile).s01, p0, w1);
+        (*tile).s10 = gain((*tile).s10, p1, w0);
+        (*tile).s11 = gain((*tile).s11, p1, w1);
+    }
+}
+
+// Stores one block of each subgroup's tile, the one at (row, column).
+fn finish(sums: Sums, row: u32, column: u32, i: u32, subgroup: u32, lane: u32) {
+    store_sums(sums, 256u * min(subgroup, SUBGROUPS));
+    workgroupBarrier();
+    for (var j = lane; j < 256u * SUBGROUPS; j += SUBGROUPS * LANES) {
+        let owner = j / 256u;
+        let pixel = first_pixel(i) + owner / ACROSS * 32u + 16u * row + j / 16u % 16u;
+        let channel = (i / params.tiles * ACROSS + owner % ACROSS) * 32u + 16u * column + j % 16u;
+        if (pixel < params.pixels && channel < params.out_channels) {
+            y[pixel * params.out_channels + channel] = results[j] + bias[channel];
+        }
+    }
+    workgroupBarrier();
+}
+
+fn finish_all(tile: Tile, i: u32, subgroup: u32, lane: u32) {
+    finish(tile.s00, 0u, 0u, i, subgroup, lane);
+    finish(tile.s01, 0u, 1u, i, subgroup, lane);
+    finish(tile.s10, 1u, 0u, i, subgroup, lane);
+    finish(tile.s11, 1u, 1u, i, subgroup, lane);
+}
+
+@compute @workgroup_size(LANES * SUBGROUPS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+) {
+    let i = group.y * groups.x + group.x;
+    if (i >= params.count) {
+        return;
+    }
+    take_places(i, lane);
+    workgroupBarrier();
+    let fours = params.in_channels / 4u;
+    var tile: Tile;
+    for (var t = 0u; t < params.taps; t++) {
+        for (var first = 0u; first < sixteens(); first += 2u) {
+            let count = min(2u, sixteens() - first);
+            for (var j = lane; j < run_length() * 8u; j += SUBGROUPS * LANES) {
+                let s = source(i, j / 8u, t);
+                let four = 4u * first + j % 8u;
+                var v = vec4<f32>(0.0);
+                if (s.inside && four < fours) {
+                    v = x[s.pixel * fours + four];
+                }
+                put_pixels(v, j / 8u * PIXEL_STRIDE + j % 8u * 4u);
+            }
+            take_weights(i, t, first, count, lane);
+            workgroupBarrier();
+            multiply(&tile, subgroup, select(0u, count, subgroup < SUBGROUPS));
+            workgroupBarrier();
+        }
+    }
+    finish_all(tile, i, subgroup, lane);
+}
+
+@compute @workgroup_size(LANES * SUBGROUPS)
+fn odd(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+) {
+    let i = group.y * groups.x + group.x;
+    if (i >= params.count) {
+        return;
+    }
+    take_places(i, lane);
+    workgroupBarrier();
+    var tile: Tile;
+    for (var t = 0u; t < params.taps; t++) {
+        for (var first = 0u; first < sixteens(); first += 2u) {
+            let count = min(2u, sixteens() - first);
+            for (var j = lane; j < run_length() * 8u; j += SUBGROUPS * LANES) {
+                let s = source(i, j / 8u, t);
+                let channel = 16u * first + j % 8u * 4u;
+                var v = vec4<f32>(0.0);
+                for (var c = 0u; c < 4u; c++) {
+                    if (s.inside && channel + c < params.in_channels) {
+                        v[c] = x_odd[s.pixel * params.in_channels + channel + c];
+                    }
+                }
+                put_pixels(v, j / 8u * PIXEL_STRIDE + j % 8u * 4u);
+            }
+            take_weights(i, t, first, count, lane);
+            workgroupBarrier();
+            multiply(&tile, subgroup, select(0u, count, subgroup < SUBGROUPS));
+            workgroupBarrier();
+        }
+    }
+    finish_all(tile, i, subgroup, lane);
+}
