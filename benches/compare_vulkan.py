@@ -4,7 +4,7 @@
     python benches/compare_vulkan.py [--rounds N] [--cpu-time] [--nets PROGRAM]
 
 Both compute a chain of four times the same convolution with bias, upload and download included, in f32; ncnn also with
-its defaults (f16 where it deems fit). Rounds alternate between all, so that other load on the machine meets all; the best
+its defaults (f16 where it deems fit), and this project's also in f16 where the driver has cooperative matrices. Rounds alternate between all, so that other load on the machine meets all; the best
 time of all rounds counts. With `--cpu-time` seconds on a core count in place of the wall's, times two cores: what a
 software driver costs on a machine that has other work. The loader chooses the driver (`VK_DRIVER_FILES`).
 """
@@ -23,7 +23,9 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAIN = 4
-VARIANTS = ["subgroup", "tiled"]
+VARIANTS = ["subgroup", "tiled", "cooperative"]
+# Those that compute in f32, as ncnn's f32 does.
+F32_VARIANTS = 2
 
 # (channels, kernel, rows, columns): the U-Net's stages at 2048x1024, then the decoder's.
 CONVOLUTIONS = [
@@ -58,7 +60,7 @@ class Tessera:
         raise SystemExit("the benchmark ended early")
 
     def best(self, variant: str, channels: int, kernel: int, rows: int, columns: int) -> float:
-        return min(self.ask(variant, channels, channels, kernel, rows, columns)["seconds"])
+        return min(self.ask(variant, channels, channels, kernel, rows, columns)["seconds"], default=float("inf"))
 
     def ceiling(self, cores: int) -> float:
         """GFLOP/s of multiply-adds on registers."""
@@ -135,7 +137,7 @@ def main() -> None:
             times += [peer.best(options.cpu_time) for peer in peers]
             best = [min(pair) for pair in zip(best, times)]
         speeds = [gflop / seconds for seconds in best]
-        own, f32, f16 = max(speeds[: len(VARIANTS)]), speeds[-2], speeds[-1]
+        own, f32, f16 = max(speeds[:F32_VARIANTS]), speeds[-2], speeds[-1]
         row = [str(channels), f"{kernel}x{kernel}", f"{columns}x{rows}", *(f"{s:.1f}" for s in speeds)]
         print("| " + " | ".join([*row, f"{own / f32:.1f}", f"{own / max(f32, f16):.1f}"]) + " |", flush=True)
 

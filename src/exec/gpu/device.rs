@@ -415,7 +415,7 @@ mod tests {
         };
         let eight = m(8, 8, 8, F16, F32);
         let sixteen = m(16, 16, 16, F16, F32);
-        assert_eq!(choose_matrix(&[eight.clone(), sixteen.clone()]), Ok(16));
+        assert_eq!(choose_matrix(&[eight, sixteen]), Ok(16));
         assert_eq!(choose_matrix(&[m(16, 16, 16, F32, F32), eight]), Ok(8));
         let others = [m(16, 8, 16, F16, F32), m(16, 16, 16, F16, F16), m(8, 8, 8, F32, F32)];
         let lack = choose_matrix(&others).unwrap_err();
