@@ -25,6 +25,9 @@ pictures() {
   for device in gpu cpu; do
     target/release/tessera generate --device "$device" --seed 7 --steps 4 --size 1024x512 --out "$out/$device.png"
   done
+  if grep -q 'gpu:0 .*f16' "$out/devices.txt"; then
+    target/release/tessera generate --device gpu:0 --precision f16 --seed 7 --steps 4 --size 1024x512 --out "$out/f16.png"
+  fi
 }
 
 cargo build --release --locked
