@@ -8,6 +8,7 @@ mod common;
 
 use std::{
     collections::BTreeSet,
+    fs,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -127,6 +128,39 @@ fn every_variant_of_a_convolution_equals_the_reference() {
             assert!(error <= TOLERANCE, "{variant:?} {layer:?}: {error:e}");
         }
     }
+}
+
+/// Shaders that are compiled ahead, from scratch or from what an earlier device left, give the bits of those that are
+/// compiled when they are used; a file that is cut off is passed over and replaced.
+#[test]
+fn compiling_ahead_changes_no_bit() {
+    let table = cases::table(4);
+    let Some((mut plain, _lock)) = gpu(table.weights.clone()) else { return };
+    let results = |gpu: &mut Gpu| -> Vec<Vec<u32>> {
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+        table.cases.iter().map(|case| bits(case.run(gpu).unwrap().1)).collect()
+    };
+    let wanted = results(&mut plain);
+    let dir = tempfile::tempdir().unwrap();
+    let files = || -> Vec<_> {
+        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect()
+    };
+    let lengths = || files().iter().map(|file| fs::metadata(file).unwrap().len()).sum::<u64>();
+    let mut whole = None;
+    for _ in 0..3 {
+        let gpu = Gpu::new(None, table.weights.clone()).unwrap();
+        let mut gpu = gpu.prepared(Some(dir.path()));
+        assert!(results(&mut gpu) == wanted);
+        // What is kept is written at the latest when the device goes.
+        drop(gpu);
+        assert_eq!(*whole.get_or_insert_with(lengths), lengths());
+        for file in files() {
+            let bytes = fs::read(&file).unwrap();
+            fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+        }
+    }
+    let vulkan = plain.adapter().backend == "Vulkan";
+    assert!(!vulkan || whole.unwrap() > 0);
 }
 
 /// Operators, blocks and whole networks come out as in PyTorch.

@@ -31,7 +31,7 @@ const RANKS: &[(&str, usize)] = &[
 /// Names that may be written only in the modules listed with them.
 const CONFINED: &[(&str, &[&str])] = &[
     ("env", &["config"]),
-    ("unsafe", &["store", "exec::cpu"]),
+    ("unsafe", &["store", "exec::cpu", "exec::gpu::cache"]),
     ("memmap2", &["store"]),
     ("wgpu", &["exec::gpu"]),
     ("naga", &["exec::gpu"]),
@@ -214,13 +214,15 @@ fn environment_unsafe_code_and_outside_crates_stay_in_their_rooms() {
 }
 
 #[test]
-fn at_most_one_file_outside_the_store_has_unsafe_code() {
+fn one_file_of_each_interpreter_may_have_unsafe_code() {
+    let rooms = ["store", "exec::cpu::kernels", "exec::gpu::cache"];
     let files: Vec<_> = sources()
         .into_iter()
-        .filter(|s| s.code.contains("unsafe {") && !s.module.starts_with("store"))
+        .filter(|s| s.code.contains("unsafe {"))
+        .filter(|s| !rooms.iter().any(|room| s.module.starts_with(room)))
         .map(|s| s.path)
         .collect();
-    assert!(files.len() <= 1, "{files:?}");
+    assert!(files.is_empty(), "{files:?}");
 }
 
 #[test]

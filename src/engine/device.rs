@@ -1,6 +1,6 @@
 //! Which device: what was asked for, what there is, and the interpreter of [`Ops`](crate::ops::Ops) that follows.
 
-use std::{str::FromStr, sync::Arc};
+use std::{path::Path, str::FromStr, sync::Arc};
 
 use serde::Serialize;
 
@@ -87,11 +87,17 @@ pub struct Info {
 }
 
 impl Device {
-    /// Opens the device that `choice` stands for, to compute in `precision`.
+    /// Opens the device that `choice` stands for, to compute in `precision`. A GPU's compiled shaders lie in the folder
+    /// `gpu_cache`, if there is one ([`Gpu::prepared`]).
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found, or it has no bf16.
-    pub fn open(choice: Choice, precision: Precision, weights: Arc<Weights>) -> Result<Self> {
+    pub fn open(
+        choice: Choice,
+        precision: Precision,
+        gpu_cache: Option<&Path>,
+        weights: Arc<Weights>,
+    ) -> Result<Self> {
         let cpu = |weights| match (precision, Kernels::best(true)) {
             (Precision::F32, _) | (Precision::Auto, None) => Ok(Self::Cpu(Cpu::new(weights))),
             (_, Some(kernels)) => Ok(Self::Cpu(Cpu::with_kernels(weights, kernels)?)),
@@ -105,7 +111,7 @@ impl Device {
                 Kind::Device,
                 "precision is bf16, which is for the CPU and not for a GPU: give cpu as the device",
             )),
-            _ => Ok(Self::Gpu(Box::new(Gpu::new(index, weights)?))),
+            _ => Ok(Self::Gpu(Box::new(Gpu::new(index, weights)?.prepared(gpu_cache)))),
         };
         match choice {
             Choice::Cpu => cpu(weights),

@@ -2,7 +2,8 @@
 
 use super::{
     Gpu, Tensor,
-    pipelines::{Constants, operator, params},
+    device::Device,
+    pipelines::{Constants, Operator, operator, params},
     queue::Call,
     word,
 };
@@ -76,9 +77,12 @@ struct Tile {
     constants: Constants,
 }
 
+/// Least lanes of a subgroup that [`ConvVariant::Subgroup`] works with.
+const MIN_LANES: u32 = 8;
+
 /// Lanes of a workgroup of [`ConvVariant::Subgroup`]: no more than a subgroup has, as its lanes share their reads.
-fn subgroup_tile(gpu: &Gpu) -> Tile {
-    let (lanes, constants): (usize, Constants) = match gpu.device.subgroup_size {
+fn subgroup_tile(device: &Device) -> Tile {
+    let (lanes, constants): (usize, Constants) = match device.subgroup_size {
         0..16 => (8, &[("LANES", 8.0)]),
         16..32 => (16, &[("LANES", 16.0)]),
         _ => (32, &[("LANES", 32.0)]),
@@ -86,20 +90,37 @@ fn subgroup_tile(gpu: &Gpu) -> Tile {
     Tile { pixels: 32, channels: 4 * lanes, constants }
 }
 
+/// The constants that `operator`, a convolution or another, runs with on `device`; None where it can't run there, or only
+/// if no other can.
+pub(super) fn constants(device: &Device, operator: &Operator) -> Option<Constants> {
+    let subgroups = device.subgroup_size >= MIN_LANES;
+    match operator.name {
+        "conv2d_subgroup" => subgroups.then(|| subgroup_tile(device).constants),
+        // Kernels of a software device are slow to compile, and this one is hardly used there.
+        "conv2d_tiled" => (!subgroups || !device.info.software).then_some(&[]),
+        _ => Some(&[]),
+    }
+}
+
 /// Whether the device and the layer allow `variant`.
 fn fits(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
     match variant {
-        ConvVariant::Subgroup => gpu.device.subgroup_size >= 8 && p.in_channels.is_multiple_of(4),
+        ConvVariant::Subgroup => {
+            gpu.device.subgroup_size >= MIN_LANES && p.in_channels.is_multiple_of(4)
+        }
         ConvVariant::Tiled => true,
     }
 }
 
-/// What is used for `p`: what was asked for where it fits. Else workgroup memory where the device is a GPU; on a software
-/// device that memory is ordinary memory and its barriers are costly, so that registers come first.
+/// What is used where nothing was measured: workgroup memory where the device is a GPU; on a software device that memory
+/// is ordinary memory and its barriers are costly, so that registers come first.
+fn usual(device: &Device) -> ConvVariant {
+    if device.info.software { ConvVariant::Subgroup } else { ConvVariant::Tiled }
+}
+
+/// What is used for `p`: what was asked for, where it fits.
 fn choose(gpu: &Gpu, p: &Conv2d) -> ConvVariant {
-    let software = gpu.device.info.software;
-    let usual = if software { ConvVariant::Subgroup } else { ConvVariant::Tiled };
-    let wanted = gpu.conv.unwrap_or(usual);
+    let wanted = gpu.conv.unwrap_or_else(|| usual(&gpu.device));
     if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
 }
 
@@ -107,7 +128,7 @@ pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
     let shape = conv2d::output_shape(x.shape, p)?;
     let variant = choose(gpu, p);
     let tile = match variant {
-        ConvVariant::Subgroup => subgroup_tile(gpu),
+        ConvVariant::Subgroup => subgroup_tile(&gpu.device),
         ConvVariant::Tiled => Tile { pixels: 64, channels: 64, constants: &[] },
     };
     let y = gpu.tensor(shape, &p.name)?;

@@ -150,9 +150,12 @@ impl Device {
         }
         let (info, adapter) = found.swap_remove(index);
         let limits = adapter.limits();
-        let features = adapter.features() & wgpu::Features::SUBGROUP;
-        let subgroup_size =
-            if features.is_empty() { 0 } else { adapter.get_info().subgroup_min_size };
+        let features =
+            adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE);
+        let subgroup_size = match features.contains(wgpu::Features::SUBGROUP) {
+            true => adapter.get_info().subgroup_min_size,
+            false => 0,
+        };
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("tessera"),
             required_features: features,

@@ -10,6 +10,7 @@
 
 mod attention;
 mod buffers;
+mod cache;
 mod conv2d;
 mod device;
 mod pipelines;
@@ -18,7 +19,7 @@ mod queue;
 mod reduce;
 mod resample;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 pub use self::{
     buffers::Tensor,
@@ -59,7 +60,7 @@ const WORKGROUP: usize = 64;
 /// An interpreter on one device.
 #[derive(Debug)]
 pub struct Gpu {
-    device: device::Device,
+    device: Arc<device::Device>,
     pipelines: pipelines::Pipelines,
     pool: buffers::Pool,
     recorder: queue::Recorder,
@@ -78,17 +79,31 @@ impl Gpu {
     /// [`crate::error::Kind::Device`] when there is no such adapter (the message lists what was found) or it can't be
     /// opened.
     pub fn new(index: Option<usize>, weights: Arc<Weights>) -> Result<Self> {
-        let device = device::Device::open(index)?;
+        let device = Arc::new(device::Device::open(index)?);
         let recorder = queue::Recorder::new(&device)?;
         Ok(Self {
+            pipelines: pipelines::Pipelines::new(device.clone()),
             device,
-            pipelines: pipelines::Pipelines::default(),
             pool: buffers::Pool::default(),
             recorder,
             weights,
             parameters: HashMap::new(),
             conv: None,
         })
+    }
+
+    /// Compiles all shaders now, several at a time and while other work goes on, in place of each when it is first used.
+    /// What a driver gives for the next time lies in the folder `cache`, if there is one: files that are damaged or of
+    /// another device or driver are passed over, and failures to write are lines in the log.
+    #[must_use]
+    pub fn prepared(self, cache: Option<&Path>) -> Self {
+        let folder = cache.map(|directory| cache::Folder::new(directory, &self.device.info));
+        let operators = OPERATORS.into_iter();
+        let operators = operators
+            .filter_map(|operator| Some((operator, conv2d::constants(&self.device, operator)?)));
+        let pipelines =
+            pipelines::Pipelines::ahead(self.device.clone(), operators.collect(), folder.as_ref());
+        Self { pipelines, ..self }
     }
 
     /// Computes convolutions by `variant` wherever the device and the layer allow it.

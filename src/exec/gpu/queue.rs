@@ -78,7 +78,7 @@ impl Gpu {
         let Call { operator, kernel, constants, params, buffers, workgroups } = call;
         let kernel = &operator.kernels[kernel];
         debug_assert_eq!(buffers.len(), kernel.uses.len(), "{} {}", operator.name, kernel.entry);
-        let pipeline = self.pipelines.get(&self.device, operator, kernel, constants)?;
+        let pipeline = self.pipelines.get(operator, kernel, constants)?;
         if self.recorder.dispatches.len() == MAX_DISPATCHES {
             self.submit()?;
         }
