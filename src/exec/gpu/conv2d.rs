@@ -1,11 +1,13 @@
 //! Convolutions: variants that give the same bits in different ways.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Gpu, Tensor,
     device::Device,
     pipelines::{Constants, Operator, operator, params},
     queue::Call,
-    word,
+    tune, word,
 };
 use crate::{
     error::{Error, Result},
@@ -38,7 +40,8 @@ operator!(
 
 /// A way to compute convolutions. All add up the products of a result in the same order and give the same bits, so that
 /// the choice is a matter of speed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ConvVariant {
     /// Sums in registers, inputs handed round among the lanes of a subgroup of 8 or more; input channels in fours.
     Subgroup,
@@ -118,29 +121,45 @@ fn usual(device: &Device) -> ConvVariant {
     if device.info.software { ConvVariant::Subgroup } else { ConvVariant::Tiled }
 }
 
-/// What is used for `p`: what was asked for, where it fits.
-fn choose(gpu: &Gpu, p: &Conv2d) -> ConvVariant {
-    let wanted = gpu.conv.unwrap_or_else(|| usual(&gpu.device));
+/// What computes `p` with a result of `shape`: what was asked for, else what was measured, else what is usual, where it
+/// fits.
+fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
+    let wanted = gpu.conv.or_else(|| {
+        let fitting: Vec<_> = ConvVariant::ALL.into_iter().filter(|&v| fits(gpu, v, p)).collect();
+        if fitting.len() > 1 { tune::fastest(gpu, &fitting, p, shape) } else { None }
+    });
+    let wanted = wanted.unwrap_or_else(|| usual(&gpu.device));
     if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
 }
 
 pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
     let shape = conv2d::output_shape(x.shape, p)?;
-    let variant = choose(gpu, p);
-    let tile = match variant {
-        ConvVariant::Subgroup => subgroup_tile(&gpu.device),
-        ConvVariant::Tiled => Tile { pixels: 64, channels: 64, constants: &[] },
-    };
+    let variant = choose(gpu, p, shape);
+    let block = tile(gpu, variant).channels;
     let y = gpu.tensor(shape, &p.name)?;
-    let blocks = p.out_channels.div_ceil(tile.channels);
-    let [weight, bias] = p.params().map(|(name, _)| name);
-    let weight = gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, tile.channels)))?;
+    let [_, length] = packed_lengths(gpu, variant, p);
+    // A layer may be computed by several variants, each with its own layout.
+    let [weight, bias] = p.params().map(|(name, _)| format!("{name} in {block}s"));
+    let weight = gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, block)))?;
     let bias = gpu.parameter(&bias, |w| {
         let mut bias = p.load(w)?.1.to_vec();
-        bias.resize(blocks * tile.channels, 0.0);
+        bias.resize(length, 0.0);
         Ok(bias)
     })?;
     let buffers = [x.binding(), weight.as_entire_binding(), bias.as_entire_binding(), y.binding()];
+    run(gpu, variant, p, shape, &buffers)?;
+    Ok(y)
+}
+
+/// Dispatches `p` by `variant`: input, packed weight, packed bias and result of `shape` are `buffers`.
+pub(super) fn run(
+    gpu: &mut Gpu,
+    variant: ConvVariant,
+    p: &Conv2d,
+    shape: Shape,
+    buffers: &[wgpu::BindingResource<'_>; 4],
+) -> Result<()> {
+    let tile = tile(gpu, variant);
     let work = Work::new(shape, p, &tile);
     let (operator, plain) = match variant {
         ConvVariant::Subgroup => (&CONV2D_SUBGROUP, p.out_channels.is_multiple_of(4)),
@@ -160,10 +179,23 @@ pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
             width: word(shape.w),
             taps: word(p.kernel * p.kernel),
         },
-        buffers: &buffers,
+        buffers,
         workgroups: work.workgroups as u64,
-    })?;
-    Ok(y)
+    })
+}
+
+/// How `variant` cuts up a convolution.
+fn tile(gpu: &Gpu, variant: ConvVariant) -> Tile {
+    match variant {
+        ConvVariant::Subgroup => subgroup_tile(&gpu.device),
+        ConvVariant::Tiled => Tile { pixels: 64, channels: 64, constants: &[] },
+    }
+}
+
+/// Values of the packed weight and bias of `p` for `variant`.
+pub(super) fn packed_lengths(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> [usize; 2] {
+    let outputs = p.out_channels.next_multiple_of(tile(gpu, variant).channels);
+    [outputs * p.kernel * p.kernel * p.in_channels.next_multiple_of(4), outputs]
 }
 
 /// How a convolution is cut up.

@@ -1,5 +1,5 @@
 //! The GPU interpreter: wgpu on Vulkan, Metal or DX12, one WGSL file per operator in `shaders/`, f32 and NHWC;
-//! convolutions have two variants, chosen by what the adapter offers.
+//! convolutions have two variants, chosen by what the adapter offers and by what was measured on it.
 //!
 //! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits; a pixel's
 //! value does not depend on where it lies in its tensor, as sums run in a fixed order. Whatever goes wrong on the device
@@ -18,6 +18,7 @@ mod pointwise;
 mod queue;
 mod reduce;
 mod resample;
+mod tune;
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
@@ -69,6 +70,8 @@ pub struct Gpu {
     parameters: HashMap<String, wgpu::Buffer>,
     /// The convolutions that were asked for.
     conv: Option<ConvVariant>,
+    /// Which convolutions are fast, where that is measured.
+    table: Option<tune::Table>,
 }
 
 impl Gpu {
@@ -89,12 +92,14 @@ impl Gpu {
             weights,
             parameters: HashMap::new(),
             conv: None,
+            table: None,
         })
     }
 
-    /// Compiles all shaders now, several at a time and while other work goes on, in place of each when it is first used.
-    /// What a driver gives for the next time lies in the folder `cache`, if there is one: files that are damaged or of
-    /// another device or driver are passed over, and failures to write are lines in the log.
+    /// Compiles all shaders now, several at a time and while other work goes on, in place of each when it is first used;
+    /// and measures, where variants of a convolution give the same bits, which is the fastest for each shape that is met.
+    /// What a driver gives for the next time and what was measured lie in the folder `cache`, if there is one: files that
+    /// are damaged or of another device or driver are passed over, and failures to write are lines in the log.
     #[must_use]
     pub fn prepared(self, cache: Option<&Path>) -> Self {
         let folder = cache.map(|directory| cache::Folder::new(directory, &self.device.info));
@@ -103,14 +108,14 @@ impl Gpu {
             .filter_map(|operator| Some((operator, conv2d::constants(&self.device, operator)?)));
         let pipelines =
             pipelines::Pipelines::ahead(self.device.clone(), operators.collect(), folder.as_ref());
-        Self { pipelines, ..self }
+        let table = tune::Table::open(folder, self.device.info.software);
+        Self { pipelines, table: Some(table), ..self }
     }
 
     /// Computes convolutions by `variant` wherever the device and the layer allow it.
     #[must_use]
     pub fn with_convolutions(self, variant: ConvVariant) -> Self {
-        // Each variant has its own layout of parameters.
-        Self { conv: Some(variant), parameters: HashMap::new(), ..self }
+        Self { conv: Some(variant), ..self }
     }
 
     /// The adapter that it runs on.

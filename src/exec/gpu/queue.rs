@@ -227,6 +227,10 @@ impl Gpu {
             Error::device(format!("a result of {size} bytes on {name} can't be read"))
                 .with_source(e)
         })?;
-        Ok(bytemuck::pod_collect_to_vec(&view[..]))
+        let values = bytemuck::pod_collect_to_vec(&view[..]);
+        if let Some(table) = &mut self.table {
+            table.save();
+        }
+        Ok(values)
     }
 }
