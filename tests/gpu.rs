@@ -316,6 +316,30 @@ fn recycled_memory_never_changes_a_result() {
     }
 }
 
+/// Downloads that are on their way at the same time give each its own values, whatever is computed meanwhile, in whatever
+/// order they are waited for, and though some are given up.
+#[test]
+fn downloads_on_their_way_keep_their_values() {
+    let Some((mut gpu, _lock)) = gpu(Arc::default()) else { return };
+    let mut random = Random::new(12);
+    let mut begun = Vec::new();
+    for i in 0..60usize {
+        let shape = Shape::new(1, 3 + i % 2, 7, 3);
+        let data = random.values(shape.len(), 0.0, 1.0);
+        let x = gpu.upload(shape, &data).unwrap();
+        let y = gpu.weighted_add(&x, &x, 1.0, 1.0).unwrap();
+        begun.push((gpu.download_later(&y).unwrap(), data));
+        if i % 7 == 6 {
+            begun.swap_remove(i % begun.len());
+        }
+        while begun.len() > 4 {
+            let (download, data) = begun.swap_remove(i % begun.len());
+            let wanted: Vec<f32> = data.iter().map(|v| v + v).collect();
+            assert_eq!(download.wait().unwrap(), wanted);
+        }
+    }
+}
+
 /// What the reference refuses, the GPU refuses with the same words; a missing parameter is named.
 #[test]
 fn misuse_is_refused_like_the_reference() {

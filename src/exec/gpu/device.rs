@@ -232,14 +232,15 @@ impl Device {
         }
     }
 
-    /// Waits until all submitted work is done.
+    /// Waits until the work up to `submission` is done, or all that was submitted.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`] when the device was lost meanwhile.
-    pub(super) fn wait(&self) -> Result<()> {
+    pub(super) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.check()?;
+        let wait = wgpu::PollType::Wait { submission_index: submission, timeout: None };
         // A device that is lost during the wait makes wgpu panic instead of returning an error.
-        let poll = || self.device.poll(wgpu::PollType::wait_indefinitely());
+        let poll = || self.device.poll(wait);
         match catch_unwind(AssertUnwindSafe(poll)) {
             Ok(Ok(_)) => self.check(),
             failed => {

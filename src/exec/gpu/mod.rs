@@ -30,7 +30,7 @@ pub use self::{
 };
 use crate::{
     error::Result,
-    ops::{self, Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
+    ops::{self, Conv2d, Download, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
 };
 
 /// All operators that have a shader, in alphabetical order.
@@ -65,6 +65,7 @@ pub struct Gpu {
     pipelines: pipelines::Pipelines,
     pool: buffers::Pool,
     recorder: queue::Recorder,
+    staging: queue::Staging,
     weights: Arc<Weights>,
     /// Parameters on the device by name, as their kernel reads them.
     parameters: HashMap<String, wgpu::Buffer>,
@@ -89,6 +90,7 @@ impl Gpu {
             device,
             pool: buffers::Pool::default(),
             recorder,
+            staging: queue::Staging::default(),
             weights,
             parameters: HashMap::new(),
             conv: None,
@@ -165,6 +167,10 @@ impl Ops for Gpu {
     }
 
     fn download(&mut self, x: &Tensor) -> Result<Vec<f32>> {
+        self.read(x)?.wait()
+    }
+
+    fn download_later(&mut self, x: &Tensor) -> Result<Download> {
         self.read(x)
     }
 
@@ -264,10 +270,12 @@ mod tests {
         let shape = Shape::new(1, 2, 2, 1);
         let x = gpu.upload(shape, &[1.0; 4]).unwrap();
         let y = gpu.silu(&x).unwrap();
+        let begun = gpu.download_later(&y).unwrap();
         gpu.device.device.destroy();
         // Destruction is seen at the next look at the device.
         let _ = gpu.device.device.poll(wgpu::PollType::Poll);
         let failures = [
+            begun.wait().map(drop),
             gpu.download(&y).map(drop),
             gpu.silu(&x).map(drop),
             gpu.upload(shape, &[1.0; 4]).map(drop),

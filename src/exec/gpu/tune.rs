@@ -183,7 +183,7 @@ fn measure(
     }
     // What was recorded before is not to be in the times.
     gpu.submit()?;
-    gpu.device.wait()?;
+    gpu.device.wait(None)?;
     for round in 0..=ROUNDS {
         for (variant, [(weight, weight_bytes), (bias, bias_bytes)], best) in &mut timed {
             let began = Instant::now();
@@ -197,7 +197,7 @@ fn measure(
                 conv2d::run(gpu, *variant, p, sample, &buffers)?;
             }
             gpu.submit()?;
-            gpu.device.wait()?;
+            gpu.device.wait(None)?;
             // The first round compiles, allocates and wakes the device.
             if round > 0 {
                 *best = began.elapsed().min(*best);
