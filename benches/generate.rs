@@ -24,11 +24,11 @@ fn main() -> Result<()> {
     let model = Checkpoint::default_model()?;
     let scratch = env::temp_dir();
     // Auto is the CPU again where there is no real GPU.
-    let mut devices = vec![Device::open(Choice::Cpu, Precision::F32, model.weights.clone())?];
-    if let Ok(bf16) = Device::open(Choice::Cpu, Precision::Bf16, model.weights.clone()) {
+    let mut devices = vec![Device::open(Choice::Cpu, Precision::F32, None, model.weights.clone())?];
+    if let Ok(bf16) = Device::open(Choice::Cpu, Precision::Bf16, None, model.weights.clone()) {
         devices.push(bf16);
     }
-    let auto = Device::open(Choice::Auto, Precision::F32, model.weights.clone())?;
+    let auto = Device::open(Choice::Auto, Precision::F32, None, model.weights.clone())?;
     if matches!(auto, Device::Gpu(_)) {
         devices.push(auto);
     }

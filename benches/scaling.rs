@@ -129,7 +129,7 @@ fn main() -> Result<()> {
         sizes = [1, 2, 4, 8].map(|scale| (2048 * scale, 1024 * scale)).into();
     }
     let model = Checkpoint::default_model()?;
-    match Device::open(Choice::Cpu, Precision::Auto, model.weights.clone())? {
+    match Device::open(Choice::Cpu, Precision::Auto, None, model.weights.clone())? {
         Device::Cpu(mut ops) => table(&mut ops, &model, &sizes),
         Device::Gpu(mut ops) => table(ops.as_mut(), &model, &sizes),
     }

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -45,6 +45,9 @@ pub struct Config {
     pub precision: Option<String>,
     /// `TESSERA_THREADS`: threads of the native CPU path.
     pub threads: Option<usize>,
+    /// `TESSERA_GPU_CACHE`: folder for what was compiled and measured on GPUs; `none` for none. The user's cache folder
+    /// without it.
+    pub gpu_cache: Option<PathBuf>,
     /// `SOURCE_DATE_EPOCH`: seconds since 1970 that pictures state as their time of making; without it they state none,
     /// so that the same picture is always the same file.
     pub created: Option<SystemTime>,
@@ -99,8 +102,13 @@ impl Config {
                 SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
             }
         };
+        let gpu_cache = match set("TESSERA_GPU_CACHE").map(PathBuf::from) {
+            Some(folder) => folder_or_none(folder),
+            None => user_cache(|name| set(name).map(PathBuf::from)),
+        };
         Ok(Self {
             created,
+            gpu_cache,
             model: set("TESSERA_MODEL").map(PathBuf::from),
             device: text("TESSERA_DEVICE")?,
             precision: text("TESSERA_PRECISION")?,
@@ -110,6 +118,25 @@ impl Config {
             token: secret("TESSERA_TOKEN")?,
         })
     }
+}
+
+/// The folder that is meant: None for `none`.
+pub fn folder_or_none(folder: PathBuf) -> Option<PathBuf> {
+    Some(folder).filter(|folder| folder != Path::new("none"))
+}
+
+/// Where the platform wants caches of this program; None where nothing says it.
+fn user_cache(var: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    // The XDG base directory specification has relative ones ignored.
+    let absolute = |name| var(name).filter(|folder| folder.is_absolute());
+    let folder = if cfg!(target_os = "windows") {
+        absolute("LOCALAPPDATA")
+    } else if cfg!(target_os = "macos") {
+        absolute("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))
+    };
+    Some(folder?.join("tessera"))
 }
 
 /// A number of threads, from 1 to [`MAX_THREADS`].
@@ -140,6 +167,7 @@ mod tests {
             ("TESSERA_DEVICE", "cpu"),
             ("TESSERA_PRECISION", "auto"),
             ("TESSERA_THREADS", "3"),
+            ("TESSERA_GPU_CACHE", "kernels"),
             ("SOURCE_DATE_EPOCH", "86400"),
             ("TESSERA_LOG", "info"),
             ("TESSERA_SERVER", "https://pictures.example"),
@@ -150,6 +178,7 @@ mod tests {
             device: Some("cpu".into()),
             precision: Some("auto".into()),
             threads: Some(3),
+            gpu_cache: Some("kernels".into()),
             created: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(86400)),
             log: Some("info".into()),
             server: Some("https://pictures.example".into()),
@@ -168,6 +197,22 @@ mod tests {
     fn an_empty_variable_is_an_absent_one() {
         let vars = [("TESSERA_MODEL", ""), ("TESSERA_THREADS", "")];
         assert_eq!(config(&vars).ok(), Some(Config::default()));
+    }
+
+    #[test]
+    fn the_cache_is_the_users_unless_a_folder_or_none_is_given() {
+        let cache = |vars: &[(&str, &str)]| config(vars).ok().and_then(|config| config.gpu_cache);
+        let off = [("HOME", "/home/a"), ("TESSERA_GPU_CACHE", "none")];
+        assert_eq!(cache(&off), None);
+        assert_eq!(cache(&[]), None);
+        if cfg!(target_os = "linux") {
+            let home = ("HOME", "/home/a");
+            assert_eq!(cache(&[home]), Some("/home/a/.cache/tessera".into()));
+            let set = ("XDG_CACHE_HOME", "/var/cache/a");
+            assert_eq!(cache(&[home, set]), Some("/var/cache/a/tessera".into()));
+            let relative = ("XDG_CACHE_HOME", "cache");
+            assert_eq!(cache(&[home, relative]), Some("/home/a/.cache/tessera".into()));
+        }
     }
 
     #[test]

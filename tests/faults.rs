@@ -26,6 +26,7 @@ fn open(directory: &Path) -> Jobs {
         directory: directory.to_owned(),
         devices: vec![Choice::Cpu],
         precision: Precision::F32,
+        gpu_cache: None,
         memory: 1 << 32,
         queue: 100,
         active: 4,

@@ -9,6 +9,7 @@ mod common;
 
 use std::{
     collections::BTreeSet,
+    fs,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -274,6 +275,39 @@ fn layer_error(gpu: &mut Gpu, reference: &mut Reference, layer: &Conv2d, shape: 
     relative_error(&gpu.download(&x).unwrap(), &reference.download(&y).unwrap())
 }
 
+/// Shaders that are compiled ahead, from scratch or from what an earlier device left, give the bits of those that are
+/// compiled when they are used; a file that is cut off is passed over and replaced.
+#[test]
+fn compiling_ahead_changes_no_bit() {
+    let table = cases::table(4);
+    let Some((mut plain, _lock)) = gpu(table.weights.clone()) else { return };
+    let results = |gpu: &mut Gpu| -> Vec<Vec<u32>> {
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+        table.cases.iter().map(|case| bits(case.run(gpu).unwrap().1)).collect()
+    };
+    let wanted = results(&mut plain);
+    let dir = tempfile::tempdir().unwrap();
+    let files = || -> Vec<_> {
+        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect()
+    };
+    let lengths = || files().iter().map(|file| fs::metadata(file).unwrap().len()).sum::<u64>();
+    let mut whole = None;
+    for _ in 0..3 {
+        let gpu = Gpu::new(None, table.weights.clone()).unwrap();
+        let mut gpu = gpu.prepared(Some(dir.path()));
+        assert!(results(&mut gpu) == wanted);
+        // What is kept is written at the latest when the device goes.
+        drop(gpu);
+        assert_eq!(*whole.get_or_insert_with(lengths), lengths());
+        for file in files() {
+            let bytes = fs::read(&file).unwrap();
+            fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+        }
+    }
+    let vulkan = plain.adapter().backend == "Vulkan";
+    assert!(!vulkan || whole.unwrap() > 0);
+}
+
 /// Operators, blocks and whole networks come out as in PyTorch.
 #[test]
 fn fixtures_match_pytorch() {
@@ -434,6 +468,30 @@ fn recycled_memory_never_changes_a_result() {
     }
     for (z, value) in kept {
         assert_eq!(gpu.download(&z).unwrap(), vec![value; shape.len()]);
+    }
+}
+
+/// Downloads that are on their way at the same time give each its own values, whatever is computed meanwhile, in whatever
+/// order they are waited for, and though some are given up.
+#[test]
+fn downloads_on_their_way_keep_their_values() {
+    let Some((mut gpu, _lock)) = gpu(Arc::default()) else { return };
+    let mut random = Random::new(12);
+    let mut begun = Vec::new();
+    for i in 0..60usize {
+        let shape = Shape::new(1, 3 + i % 2, 7, 3);
+        let data = random.values(shape.len(), 0.0, 1.0);
+        let x = gpu.upload(shape, &data).unwrap();
+        let y = gpu.weighted_add(&x, &x, 1.0, 1.0).unwrap();
+        begun.push((gpu.download_later(&y).unwrap(), data));
+        if i % 7 == 6 {
+            begun.swap_remove(i % begun.len());
+        }
+        while begun.len() > 4 {
+            let (download, data) = begun.swap_remove(i % begun.len());
+            let wanted: Vec<f32> = data.iter().map(|v| v + v).collect();
+            assert_eq!(download.wait().unwrap(), wanted);
+        }
     }
 }
 

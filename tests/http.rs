@@ -39,6 +39,7 @@ impl Site {
             directory: directory.path().to_owned(),
             devices,
             precision: Precision::F32,
+            gpu_cache: None,
             memory: 1 << 30,
             queue: 100,
             active: 2,

@@ -70,12 +70,26 @@ pub(super) struct DeviceArgs {
     /// Threads of the CPU path; all cores if not given [env: TESSERA_THREADS]
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = config::parse_threads)]
     threads: Option<usize>,
+    /// Folder for what was compiled and measured on a GPU, or "none"; the user's cache folder if not given [env:
+    /// TESSERA_GPU_CACHE]
+    #[arg(long, value_name = "DIR")]
+    gpu_cache: Option<PathBuf>,
 }
 
 impl DeviceArgs {
     /// The device, with the model's weights.
     pub(super) fn open(&self, config: &Config, model: &Checkpoint) -> Result<Device> {
-        Device::open(self.choice(config)?, self.precision(config)?, model.weights.clone())
+        let (choice, precision) = (self.choice(config)?, self.precision(config)?);
+        let gpu_cache = self.gpu_cache(config);
+        Device::open(choice, precision, gpu_cache.as_deref(), model.weights.clone())
+    }
+
+    /// Where a GPU's shaders lie: flag, then environment, then the user's cache folder.
+    pub(super) fn gpu_cache(&self, config: &Config) -> Option<PathBuf> {
+        match &self.gpu_cache {
+            Some(folder) => config::folder_or_none(folder.clone()),
+            None => config.gpu_cache.clone(),
+        }
     }
 
     /// What it multiplies in: flag, then environment, then f32.

@@ -87,6 +87,7 @@ pub(super) fn run(
         directory: args.jobs.clone(),
         devices: vec![args.device.choice(config)?],
         precision: args.device.precision(config)?,
+        gpu_cache: args.device.gpu_cache(config),
         memory: args.memory << 20,
         queue: args.queue,
         active: args.active,

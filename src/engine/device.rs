@@ -1,6 +1,6 @@
 //! Which device: what was asked for, what there is, and the interpreter of [`Ops`](crate::ops::Ops) that follows.
 
-use std::{str::FromStr, sync::Arc};
+use std::{path::Path, str::FromStr, sync::Arc};
 
 use serde::Serialize;
 
@@ -90,12 +90,18 @@ pub struct Info {
 }
 
 impl Device {
-    /// Opens the device that `choice` stands for, to compute in `precision`.
+    /// Opens the device that `choice` stands for, to compute in `precision`. A GPU's compiled shaders lie in the folder
+    /// `gpu_cache`, if there is one ([`Gpu::prepared`]).
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found, or it does not have the
     /// precision.
-    pub fn open(choice: Choice, precision: Precision, weights: Arc<Weights>) -> Result<Self> {
+    pub fn open(
+        choice: Choice,
+        precision: Precision,
+        gpu_cache: Option<&Path>,
+        weights: Arc<Weights>,
+    ) -> Result<Self> {
         let cpu = |weights| match (precision, Kernels::best(true)) {
             (Precision::F32, _) | (Precision::Auto, None) => Ok(Self::Cpu(Cpu::new(weights))),
             (Precision::F16, _) => Err(Error::new(
@@ -113,11 +119,12 @@ impl Device {
                 Kind::Device,
                 "precision is bf16, which is for the CPU and not for a GPU: give cpu as the device",
             )),
-            Precision::F16 => Ok(Self::Gpu(Box::new(Gpu::with_f16(index, weights)?))),
-            Precision::Auto if gpu::is_fast_in_f16(index) => {
-                Ok(Self::Gpu(Box::new(Gpu::with_f16(index, weights)?)))
+            _ => {
+                let fast = precision == Precision::Auto && gpu::is_fast_in_f16(index);
+                let open =
+                    if fast || precision == Precision::F16 { Gpu::with_f16 } else { Gpu::new };
+                Ok(Self::Gpu(Box::new(open(index, weights)?.prepared(gpu_cache))))
             }
-            Precision::F32 | Precision::Auto => Ok(Self::Gpu(Box::new(Gpu::new(index, weights)?))),
         };
         match choice {
             Choice::Cpu => cpu(weights),

@@ -207,11 +207,17 @@ pub fn decode<O: Ops>(
     cancel.check()?;
     observer.event(Event::Decoding { of: tiling.tiles.len() });
     let decoder = TileDecoder::new(ops, arch, latents)?;
-    for (i, tile) in tiling.tiles.iter().enumerate() {
+    let (mut before, mut done) = (None, 0);
+    for next in tiling.tiles.iter().map(Some).chain([None]) {
         cancel.check()?;
-        let values = decoder.decode(ops, arch, tile)?;
-        canvas.put(tile.rect, &tiles::samples(tile.rect, &values, canvas.bits())?)?;
-        observer.event(Event::Tile { tile: i + 1, of: tiling.tiles.len(), rect: tile.rect });
+        let begun = next.map(|tile| Ok((tile, decoder.begin(ops, arch, tile)?))).transpose()?;
+        // While the device is at this one, the one before is taken from it.
+        if let Some((tile, pixels)) = std::mem::replace(&mut before, begun) {
+            let samples = tiles::samples(tile.rect, &pixels.wait()?, canvas.bits())?;
+            canvas.put(tile.rect, &samples)?;
+            done += 1;
+            observer.event(Event::Tile { tile: done, of: tiling.tiles.len(), rect: tile.rect });
+        }
     }
     Ok(canvas)
 }

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result},
     image_out::{Area, Bits, PixelSource, RawPixels},
     model::{arch::Arch, decoder, sampler::Latent},
-    ops::{Ops, Window},
+    ops::{Download, Ops, Window},
     store::{self, Arena},
 };
 
@@ -45,6 +45,14 @@ impl<O: Ops> TileDecoder<O> {
     /// # Errors
     /// When an operator fails.
     pub fn decode(&self, ops: &mut O, arch: &Arch, tile: &Tile) -> Result<Vec<f32>> {
+        self.begin(ops, arch, tile)?.wait()
+    }
+
+    /// As [`TileDecoder::decode`], for a device that goes on to the next tile while this one's pixels are on their way.
+    ///
+    /// # Errors
+    /// When an operator fails; others come with the pixels.
+    pub fn begin(&self, ops: &mut O, arch: &Arch, tile: &Tile) -> Result<Download> {
         let features = ops.crop(&self.features, tile.window)?;
         let rgb = ops.crop(&self.rgb, tile.window)?;
         let decoded = decoder::local_stage(ops, arch, features, rgb)?;
@@ -57,7 +65,7 @@ impl<O: Ops> TileDecoder<O> {
             w: tile.rect.width,
         };
         let own = ops.crop(&decoded, own)?;
-        ops.download(&own)
+        ops.download_later(&own)
     }
 
     /// A small picture, RGB with 8 bits, on the finest latent's grid: before the local stage adds detail.

@@ -65,6 +65,8 @@ pub struct Settings {
     pub devices: Vec<Choice>,
     /// What those that are CPUs multiply in.
     pub precision: Precision,
+    /// Folder for what was compiled and measured on GPUs.
+    pub gpu_cache: Option<PathBuf>,
     /// Most bytes of memory, as quoted, of the jobs that a device works on at one time.
     pub memory: u64,
     /// Most jobs that wait.
@@ -169,7 +171,7 @@ impl Jobs {
         let lock = DirectoryLock::acquire(&settings.directory)?;
         let devices = settings.devices.iter();
         let devices: Vec<_> = devices
-            .map(|&choice| open_for_all(choice, settings.precision, &models))
+            .map(|&choice| open_for_all(choice, &settings, &models))
             .collect::<Result<_>>()?;
         let jobs = recovery::read_jobs(&settings.directory, &models)?;
         let requests = jobs.values().filter(|job| !job.order.request_id.is_empty());
@@ -520,11 +522,13 @@ impl PixelSource for Pixels<'_> {
 }
 
 /// A device with the weights of every model. What the choice stands for is found out once.
-fn open_for_all(choice: Choice, precision: Precision, models: &Models) -> Result<Vec<Device>> {
+fn open_for_all(choice: Choice, settings: &Settings, models: &Models) -> Result<Vec<Device>> {
+    let Settings { precision, gpu_cache, .. } = settings;
     let mut devices: Vec<Device> = Vec::new();
     for model in models.all() {
         let choice = devices.first().map_or(choice, Device::choice);
-        devices.push(Device::open(choice, precision, model.weights.clone())?);
+        let weights = model.weights.clone();
+        devices.push(Device::open(choice, *precision, gpu_cache.as_deref(), weights)?);
     }
     Ok(devices)
 }

@@ -126,6 +126,24 @@ pub struct PixelNorm {
     pub silu: bool,
 }
 
+/// A tensor on its way back from a device, NHWC.
+pub struct Download(Box<dyn FnOnce() -> Result<Vec<f32>> + Send>);
+
+impl Download {
+    /// One that ends with what `wait` gives; if nobody waits for it, `wait` is dropped.
+    pub fn new(wait: impl FnOnce() -> Result<Vec<f32>> + Send + 'static) -> Self {
+        Self(Box::new(wait))
+    }
+
+    /// The values, once they are there.
+    ///
+    /// # Errors
+    /// What has gone wrong on the device since the download was begun.
+    pub fn wait(self) -> Result<Vec<f32>> {
+        (self.0)()
+    }
+}
+
 /// An interpreter of the operators.
 ///
 /// Operators return an error when shapes or parameters don't fit; they never panic on them. Results depend only on the
@@ -142,6 +160,16 @@ pub trait Ops {
 
     /// Copies a tensor back, NHWC.
     fn download(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
+
+    /// Begins to copy a tensor back, so that the device may go on to later work before somebody waits for the values. An
+    /// interpreter that computes at once has them at once.
+    ///
+    /// # Errors
+    /// As [`Ops::download`]; those of the copy itself come from [`Download::wait`].
+    fn download_later(&mut self, x: &Self::Tensor) -> Result<Download> {
+        let values = self.download(x)?;
+        Ok(Download::new(move || Ok(values)))
+    }
 
     /// The single value of the parameter `name` of shape `[1]`.
     fn scalar(&mut self, name: &str) -> Result<f32>;

@@ -104,7 +104,7 @@ impl Pool {
             Err(_) => {
                 // Memory may be there once idle buffers are gone; work that still reads them has to end first.
                 self.clear();
-                device.wait()?;
+                device.wait(None)?;
                 create()?
             }
         };

@@ -1,10 +1,13 @@
 //! Convolutions: variants of f32, which give the same bits in different ways, and one of f16.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Gpu, Tensor,
-    pipelines::{operator, params},
+    device::Device,
+    pipelines::{Operator, operator, params},
     queue::Call,
-    word,
+    tune, word,
 };
 use crate::{
     error::{Error, Result},
@@ -49,7 +52,8 @@ operator!(
 
 /// A way to compute convolutions. Those of f32 add up the products of a result in the same order and give the same bits, so
 /// that the choice among them is a matter of speed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ConvVariant {
     /// Sums in registers, inputs handed round among the lanes of a subgroup of 8 or more; input channels in fours.
     Subgroup,
@@ -62,6 +66,17 @@ pub enum ConvVariant {
 impl ConvVariant {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Subgroup, Self::Tiled, Self::Cooperative];
+
+    /// Those of f32, which give the same bits.
+    pub const F32: [Self; 2] = [Self::Subgroup, Self::Tiled];
+
+    /// The number that input channels are filled up to multiples of in packed weights.
+    const fn step(self) -> usize {
+        match self {
+            Self::Subgroup | Self::Tiled => 4,
+            Self::Cooperative => 16,
+        }
+    }
 
     /// Its name: `subgroup`, `tiled`, `cooperative`.
     pub const fn name(self) -> &'static str {
@@ -91,9 +106,12 @@ struct Tile {
     constants: Vec<(&'static str, f64)>,
 }
 
+/// Least lanes of a subgroup that [`ConvVariant::Subgroup`] works with.
+const MIN_LANES: u32 = 8;
+
 /// Lanes of a workgroup of [`ConvVariant::Subgroup`]: no more than a subgroup has, as its lanes share their reads.
-fn subgroup_tile(gpu: &Gpu) -> Tile {
-    let lanes = match gpu.device.subgroup_size {
+fn subgroup_tile(device: &Device) -> Tile {
+    let lanes = match device.subgroup_size {
         0..16 => 8,
         16..32 => 16,
         _ => 32,
@@ -101,23 +119,39 @@ fn subgroup_tile(gpu: &Gpu) -> Tile {
     Tile { pixels: 32, channels: 4 * lanes, constants: vec![("LANES", lanes as f64)] }
 }
 
-/// Four subgroups of [`ConvVariant::Cooperative`], two by two, or all in pixels where that leaves fewer channels idle.
-fn cooperative_tile(gpu: &Gpu, p: &Conv2d) -> Tile {
-    let across = if p.out_channels.next_multiple_of(64) > p.out_channels.next_multiple_of(32) {
-        1
-    } else {
-        2
-    };
-    let lanes = f64::from(gpu.device.subgroup_max_size);
+/// Four subgroups of [`ConvVariant::Cooperative`], `across` of them side by side in channels and the others in pixels.
+fn cooperative_tile(device: &Device, across: usize) -> Tile {
+    let lanes = f64::from(device.subgroup_max_size);
     let constants = vec![("LANES", lanes), ("ACROSS", across as f64)];
     Tile { pixels: 128 / across, channels: 32 * across, constants }
+}
+
+/// All constants that `operator`, a convolution or another, usually runs with on `device`; none where it can't run there, or
+/// only if no other can.
+pub(super) fn constants(device: &Device, operator: &Operator) -> Vec<Vec<(&'static str, f64)>> {
+    let subgroups = device.subgroup_size >= MIN_LANES;
+    let cooperative = |size| match device.matrix == Some(size) {
+        true => [1, 2].map(|across| cooperative_tile(device, across).constants).into(),
+        false => Vec::new(),
+    };
+    match operator.name {
+        "conv2d_cooperative16" => cooperative(16),
+        "conv2d_cooperative8" => cooperative(8),
+        "conv2d_subgroup" if subgroups => vec![subgroup_tile(device).constants],
+        "conv2d_subgroup" => Vec::new(),
+        // Kernels of a software device are slow to compile, and this one is hardly used there.
+        "conv2d_tiled" if subgroups && device.info.software => Vec::new(),
+        _ => vec![Vec::new()],
+    }
 }
 
 /// Whether the device and the layer allow `variant`. Of the layer its channels alone count: a tile of a picture must be
 /// computed as the whole is.
 fn fits(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
     match variant {
-        ConvVariant::Subgroup => gpu.device.subgroup_size >= 8 && p.in_channels.is_multiple_of(4),
+        ConvVariant::Subgroup => {
+            gpu.device.subgroup_size >= MIN_LANES && p.in_channels.is_multiple_of(4)
+        }
         ConvVariant::Tiled => true,
         // With fewer most of a matrix would be zeros.
         ConvVariant::Cooperative => {
@@ -126,44 +160,61 @@ fn fits(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
     }
 }
 
-/// What is used for `p`: what was asked for where it fits, matrices first where the device was opened for them. Else
-/// workgroup memory where the device is a GPU; on a software device that memory is ordinary memory and its barriers are
-/// costly, so that registers come first.
-fn choose(gpu: &Gpu, p: &Conv2d) -> ConvVariant {
-    let software = gpu.device.info.software;
-    let f32 = if software { ConvVariant::Subgroup } else { ConvVariant::Tiled };
-    let wanted = match gpu.conv {
-        Some(variant) => vec![variant],
-        None => vec![ConvVariant::Cooperative, f32],
-    };
-    let fitting = wanted.into_iter().find(|&variant| fits(gpu, variant, p));
-    fitting.unwrap_or(ConvVariant::Tiled)
+/// What is used of the variants of f32 where nothing was measured: workgroup memory where the device is a GPU; on a software
+/// device that memory is ordinary memory and its barriers are costly, so that registers come first.
+fn usual(device: &Device) -> ConvVariant {
+    if device.info.software { ConvVariant::Subgroup } else { ConvVariant::Tiled }
+}
+
+/// What computes `p` with a result of `shape`, where it fits: what was asked for, matrices where the device was opened for
+/// them, what was measured, what is usual.
+fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
+    let wanted = gpu.conv.or_else(|| {
+        if fits(gpu, ConvVariant::Cooperative, p) {
+            return Some(ConvVariant::Cooperative);
+        }
+        let fitting: Vec<_> = ConvVariant::F32.into_iter().filter(|&v| fits(gpu, v, p)).collect();
+        if fitting.len() > 1 { tune::fastest(gpu, &fitting, p, shape) } else { None }
+    });
+    let wanted = wanted.unwrap_or_else(|| usual(&gpu.device));
+    if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
 }
 
 pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
     let shape = conv2d::output_shape(x.shape, p)?;
-    let variant = choose(gpu, p);
-    let tile = match variant {
-        ConvVariant::Subgroup => subgroup_tile(gpu),
-        ConvVariant::Tiled => Tile { pixels: 64, channels: 64, constants: Vec::new() },
-        ConvVariant::Cooperative => cooperative_tile(gpu, p),
-    };
+    let variant = choose(gpu, p, shape);
+    let block = tile(gpu, variant, p).channels;
     let y = gpu.tensor(shape, &p.name)?;
-    let blocks = p.out_channels.div_ceil(tile.channels);
-    let [weight, bias] = p.params().map(|(name, _)| name);
+    let [_, length] = packed_lengths(gpu, variant, p);
+    // A layer may be computed by several variants, each with its own layout.
+    let [weight, bias] =
+        p.params().map(|(name, _)| format!("{name}, {} in {block}s", variant.name()));
     let weight = match variant {
         ConvVariant::Cooperative => gpu.parameter(&weight, |w| {
             let f16 = |value: &f32| half::f16::from_f32(*value);
-            Ok(pack(p.load(w)?.0, p, tile.channels, 16).iter().map(f16).collect())
+            Ok(pack(p.load(w)?.0, p, block, variant.step()).iter().map(f16).collect())
         }),
-        _ => gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, tile.channels, 4))),
+        _ => gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, block, variant.step()))),
     }?;
     let bias = gpu.parameter(&bias, |w| {
         let mut bias = p.load(w)?.1.to_vec();
-        bias.resize(blocks * tile.channels, 0.0);
+        bias.resize(length, 0.0);
         Ok(bias)
     })?;
     let buffers = [x.binding(), weight.as_entire_binding(), bias.as_entire_binding(), y.binding()];
+    run(gpu, variant, p, shape, &buffers)?;
+    Ok(y)
+}
+
+/// Dispatches `p` by `variant`: input, packed weight, packed bias and result of `shape` are `buffers`.
+pub(super) fn run(
+    gpu: &mut Gpu,
+    variant: ConvVariant,
+    p: &Conv2d,
+    shape: Shape,
+    buffers: &[wgpu::BindingResource<'_>; 4],
+) -> Result<()> {
+    let tile = tile(gpu, variant, p);
     let work = Work::new(shape, p, &tile);
     let (operator, plain) = match variant {
         ConvVariant::Subgroup => (&CONV2D_SUBGROUP, p.out_channels.is_multiple_of(4)),
@@ -187,10 +238,29 @@ pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
             width: word(shape.w),
             taps: word(p.kernel * p.kernel),
         },
-        buffers: &buffers,
+        buffers,
         workgroups: work.workgroups as u64,
-    })?;
-    Ok(y)
+    })
+}
+
+/// How `variant` cuts up `p`.
+fn tile(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> Tile {
+    match variant {
+        ConvVariant::Subgroup => subgroup_tile(&gpu.device),
+        ConvVariant::Tiled => Tile { pixels: 64, channels: 64, constants: Vec::new() },
+        ConvVariant::Cooperative => {
+            // All in pixels where that leaves fewer channels idle.
+            let [two, one] = [64, 32].map(|block| p.out_channels.next_multiple_of(block));
+            cooperative_tile(&gpu.device, if two > one { 1 } else { 2 })
+        }
+    }
+}
+
+/// Values of the packed weight and bias of `p` for `variant`.
+pub(super) fn packed_lengths(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> [usize; 2] {
+    let outputs = p.out_channels.next_multiple_of(tile(gpu, variant, p).channels);
+    let inputs = p.in_channels.next_multiple_of(variant.step());
+    [outputs * p.kernel * p.kernel * inputs, outputs]
 }
 
 /// How a convolution is cut up.

@@ -240,19 +240,21 @@ impl Device {
                 info.name
             ))
         })?;
-        let subgroups = adapter.features() & wgpu::Features::SUBGROUP;
-        let (subgroup_size, subgroup_max_size) = match (subgroups.is_empty(), adapter.get_info()) {
-            (true, _) => (0, 0),
-            (false, info) => (info.subgroup_min_size, info.subgroup_max_size),
-        };
+        let usual =
+            adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE);
+        let (subgroup_size, subgroup_max_size) =
+            match (usual.contains(wgpu::Features::SUBGROUP), adapter.get_info()) {
+                (true, info) => (info.subgroup_min_size, info.subgroup_max_size),
+                (false, _) => (0, 0),
+            };
         let (features, experimental_features) = match matrix {
             Some(_) => (
-                subgroups
+                usual
                     | wgpu::Features::SHADER_F16
                     | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
                 experimental(),
             ),
-            None => (subgroups, wgpu::ExperimentalFeatures::disabled()),
+            None => (usual, wgpu::ExperimentalFeatures::disabled()),
         };
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("tessera"),
@@ -330,14 +332,15 @@ impl Device {
         }
     }
 
-    /// Waits until all submitted work is done.
+    /// Waits until the work up to `submission` is done, or all that was submitted.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`] when the device was lost meanwhile.
-    pub(super) fn wait(&self) -> Result<()> {
+    pub(super) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.check()?;
+        let wait = wgpu::PollType::Wait { submission_index: submission, timeout: None };
         // A device that is lost during the wait makes wgpu panic instead of returning an error.
-        let poll = || self.device.poll(wgpu::PollType::wait_indefinitely());
+        let poll = || self.device.poll(wait);
         match catch_unwind(AssertUnwindSafe(poll)) {
             Ok(Ok(_)) => self.check(),
             failed => {

@@ -1,5 +1,5 @@
 //! The GPU interpreter: wgpu on Vulkan, Metal or DX12, one WGSL file per operator in `shaders/`, f32 and NHWC;
-//! convolutions have variants, chosen by what the adapter offers and by whether f16 was asked for.
+//! convolutions have variants, chosen by what the adapter offers, by what was measured on it and by whether f16 was asked for.
 //!
 //! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits; a pixel's
 //! value does not depend on where it lies in its tensor, as sums run in a fixed order. Whatever goes wrong on the device
@@ -10,6 +10,7 @@
 
 mod attention;
 mod buffers;
+mod cache;
 mod conv2d;
 mod device;
 mod pipelines;
@@ -17,8 +18,9 @@ mod pointwise;
 mod queue;
 mod reduce;
 mod resample;
+mod tune;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 pub use self::{
     buffers::Tensor,
@@ -28,7 +30,7 @@ pub use self::{
 };
 use crate::{
     error::Result,
-    ops::{self, Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
+    ops::{self, Conv2d, Download, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
 };
 
 /// All operators that have a shader, in alphabetical order.
@@ -61,15 +63,18 @@ const WORKGROUP: usize = 64;
 /// An interpreter on one device.
 #[derive(Debug)]
 pub struct Gpu {
-    device: device::Device,
+    device: Arc<device::Device>,
     pipelines: pipelines::Pipelines,
     pool: buffers::Pool,
     recorder: queue::Recorder,
+    staging: queue::Staging,
     weights: Arc<Weights>,
     /// Parameters on the device by name, as their kernel reads them.
     parameters: HashMap<String, wgpu::Buffer>,
     /// The convolutions that were asked for.
     conv: Option<ConvVariant>,
+    /// Which convolutions are fast, where that is measured.
+    table: Option<tune::Table>,
 }
 
 impl Gpu {
@@ -93,24 +98,43 @@ impl Gpu {
     }
 
     fn on(device: device::Device, weights: Arc<Weights>) -> Result<Self> {
+        let device = Arc::new(device);
         let recorder = queue::Recorder::new(&device)?;
         Ok(Self {
+            pipelines: pipelines::Pipelines::new(device.clone()),
             device,
-            pipelines: pipelines::Pipelines::default(),
             pool: buffers::Pool::default(),
             recorder,
+            staging: queue::Staging::default(),
             weights,
             parameters: HashMap::new(),
             conv: None,
+            table: None,
         })
+    }
+
+    /// Compiles all shaders now, several at a time and while other work goes on, in place of each when it is first used;
+    /// and measures, where variants of a convolution give the same bits, which is the fastest for each shape that is met.
+    /// What a driver gives for the next time and what was measured lie in the folder `cache`, if there is one: files that
+    /// are damaged or of another device or driver are passed over, and failures to write are lines in the log.
+    #[must_use]
+    pub fn prepared(self, cache: Option<&Path>) -> Self {
+        let folder = cache.map(|directory| cache::Folder::new(directory, &self.device.info));
+        let operators = OPERATORS.into_iter().flat_map(|operator| {
+            let all = conv2d::constants(&self.device, operator);
+            all.into_iter().map(move |constants| (operator, constants))
+        });
+        let pipelines =
+            pipelines::Pipelines::ahead(self.device.clone(), operators.collect(), folder.as_ref());
+        let table = tune::Table::open(folder, self.device.info.software);
+        Self { pipelines, table: Some(table), ..self }
     }
 
     /// Computes convolutions by `variant` wherever the device and the layer allow it; [`ConvVariant::Cooperative`] needs
     /// [`Gpu::with_f16`].
     #[must_use]
     pub fn with_convolutions(self, variant: ConvVariant) -> Self {
-        // Each variant has its own layout of parameters.
-        Self { conv: Some(variant), parameters: HashMap::new(), ..self }
+        Self { conv: Some(variant), ..self }
     }
 
     /// Whether it computes convolutions in f16.
@@ -165,6 +189,10 @@ impl Ops for Gpu {
     }
 
     fn download(&mut self, x: &Tensor) -> Result<Vec<f32>> {
+        self.read(x)?.wait()
+    }
+
+    fn download_later(&mut self, x: &Tensor) -> Result<Download> {
         self.read(x)
     }
 
@@ -264,10 +292,12 @@ mod tests {
         let shape = Shape::new(1, 2, 2, 1);
         let x = gpu.upload(shape, &[1.0; 4]).unwrap();
         let y = gpu.silu(&x).unwrap();
+        let begun = gpu.download_later(&y).unwrap();
         gpu.device.device.destroy();
         // Destruction is seen at the next look at the device.
         let _ = gpu.device.device.poll(wgpu::PollType::Poll);
         let failures = [
+            begun.wait().map(drop),
             gpu.download(&y).map(drop),
             gpu.silu(&x).map(drop),
             gpu.upload(shape, &[1.0; 4]).map(drop),

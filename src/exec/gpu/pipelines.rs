@@ -1,8 +1,23 @@
 //! What the shaders declare, as Rust sees it, and the pipelines made from them.
 
-use std::{collections::HashMap, num::NonZeroU64};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    num::NonZeroU64,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::Instant,
+};
 
-use super::device::Device;
+use rayon::prelude::*;
+
+use super::{
+    cache::{Compiled, Folder},
+    device::Device,
+};
 use crate::error::Result;
 
 /// How a shader uses a binding.
@@ -137,41 +152,143 @@ pub(super) type Constants<'a> = &'a [(&'static str, f64)];
 /// Operator, entry point and the values of the override constants.
 type Key = (&'static str, &'static str, Vec<u64>);
 
-/// Pipelines, made when first used.
-#[derive(Debug, Default)]
+/// Things that are made once, by whoever asks first; who asks meanwhile waits.
+#[derive(Debug)]
+struct Once<K, T>(Mutex<HashMap<K, Arc<Mutex<Option<T>>>>>);
+
+impl<K, T> Default for Once<K, T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash, T: Clone> Once<K, T> {
+    /// What is there as `key`, else what `make` gives; after a failure the next one tries again.
+    fn get(&self, key: K, make: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = all.entry(key).or_default().clone();
+        drop(all);
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*place {
+            Some(made) => Ok(made.clone()),
+            None => Ok(place.insert(make()?).clone()),
+        }
+    }
+}
+
+/// Pipelines, made when first used or before that.
+#[derive(Debug)]
 pub(super) struct Pipelines {
-    modules: HashMap<&'static str, wgpu::ShaderModule>,
-    pipelines: HashMap<Key, Pipeline>,
+    compiler: Arc<Compiler>,
+    /// Compiles what is not needed yet.
+    ahead: Option<JoinHandle<()>>,
+    /// Whether `ahead` is to end.
+    stop: Arc<AtomicBool>,
 }
 
 impl Pipelines {
+    /// None yet.
+    pub(super) fn new(device: Arc<Device>) -> Self {
+        let compiler = Compiler::new(device, None);
+        Self { compiler: compiler.into(), ahead: None, stop: Arc::default() }
+    }
+
+    /// Begins to compile all kernels of `operators`, several at a time, with the help of what `folder` has; what the
+    /// driver has in the end goes there.
+    pub(super) fn ahead(
+        device: Arc<Device>,
+        operators: Vec<(&'static Operator, Vec<(&'static str, f64)>)>,
+        folder: Option<&Folder>,
+    ) -> Self {
+        let compiled = folder.and_then(|folder| Compiled::open(&device, folder));
+        let compiler = Arc::new(Compiler::new(device, compiled));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (shared, stopped) = (compiler.clone(), stop.clone());
+        let work = move || {
+            let began = Instant::now();
+            let kernels = operators.iter().flat_map(|(operator, constants)| {
+                operator.kernels.iter().map(move |kernel| (*operator, kernel, &constants[..]))
+            });
+            let kernels: Vec<_> = kernels.collect();
+            kernels.par_iter().with_max_len(1).for_each(|&(operator, kernel, constants)| {
+                if !stopped.load(Relaxed)
+                    && let Err(error) = shared.get(operator, kernel, constants)
+                {
+                    // Who needs it will hear of it.
+                    tracing::debug!("{}.{}: {error}", operator.name, kernel.entry);
+                }
+            });
+            tracing::debug!("{} kernels in {:?}", kernels.len(), began.elapsed());
+            if let Some(compiled) = &shared.compiled {
+                compiled.save();
+            }
+        };
+        let thread = thread::Builder::new().name("pipelines".into()).spawn(work);
+        let thread = thread.inspect_err(|e| tracing::warn!("no thread that compiles ahead: {e}"));
+        Self { compiler, ahead: thread.ok(), stop }
+    }
+
     /// The entry point `kernel` of `operator` with `constants`.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`] when the driver refuses the shader.
     pub(super) fn get(
-        &mut self,
-        device: &Device,
+        &self,
+        operator: &'static Operator,
+        kernel: &'static Kernel,
+        constants: Constants<'_>,
+    ) -> Result<Pipeline> {
+        self.compiler.get(operator, kernel, constants)
+    }
+}
+
+impl Drop for Pipelines {
+    /// No driver is to be at work when the process ends.
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        if let Some(thread) = self.ahead.take() {
+            // A panic was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What compiles; any thread may ask it.
+#[derive(Debug)]
+struct Compiler {
+    device: Arc<Device>,
+    compiled: Option<Compiled>,
+    modules: Once<&'static str, wgpu::ShaderModule>,
+    pipelines: Once<Key, Pipeline>,
+}
+
+impl Compiler {
+    fn new(device: Arc<Device>, compiled: Option<Compiled>) -> Self {
+        Self { device, compiled, modules: Once::default(), pipelines: Once::default() }
+    }
+
+    fn get(
+        &self,
         operator: &'static Operator,
         kernel: &'static Kernel,
         constants: Constants<'_>,
     ) -> Result<Pipeline> {
         let values = constants.iter().map(|(_, value)| value.to_bits()).collect();
         let key = (operator.name, kernel.entry, values);
-        if let Some(pipeline) = self.pipelines.get(&key) {
-            return Ok(pipeline.clone());
-        }
-        let module = match self.modules.get(operator.name) {
-            Some(module) => module.clone(),
-            None => {
-                let source = wgpu::ShaderSource::Wgsl(operator.source.into());
-                let descriptor =
-                    wgpu::ShaderModuleDescriptor { label: Some(operator.name), source };
-                let module = device.caught(|d| d.create_shader_module(descriptor))?;
-                self.modules.insert(operator.name, module.clone());
-                module
-            }
-        };
+        self.pipelines.get(key, || self.compile(operator, kernel, constants))
+    }
+
+    fn compile(
+        &self,
+        operator: &'static Operator,
+        kernel: &'static Kernel,
+        constants: Constants<'_>,
+    ) -> Result<Pipeline> {
+        let module = self.modules.get(operator.name, || {
+            let source = wgpu::ShaderSource::Wgsl(operator.source.into());
+            let descriptor = wgpu::ShaderModuleDescriptor { label: Some(operator.name), source };
+            self.device.caught(|d| d.create_shader_module(descriptor))
+        })?;
         let entry = |binding: u32, ty, size, dynamic| wgpu::BindGroupLayoutEntry {
             binding,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -190,7 +307,7 @@ impl Pipelines {
             entries.push(entry(binding, ty, None, false));
         }
         let label = format!("{}.{}", operator.name, kernel.entry);
-        let (pipeline, layout) = device.caught(|d| {
+        let (pipeline, layout) = self.device.caught(|d| {
             let layout = d.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
                 label: Some(&label),
                 entries: &entries,
@@ -210,12 +327,10 @@ impl Pipelines {
                     // Every kernel writes its workgroup memory before it reads it.
                     zero_initialize_workgroup_memory: false,
                 },
-                cache: None,
+                cache: self.compiled.as_ref().map(|compiled| &compiled.cache),
             });
             (pipeline, layout)
         })?;
-        let made = Pipeline { pipeline, layout, uses: kernel.uses };
-        self.pipelines.insert(key, made.clone());
-        Ok(made)
+        Ok(Pipeline { pipeline, layout, uses: kernel.uses })
     }
 }

@@ -1,6 +1,10 @@
 //! Recording dispatches, submitting them in bounded portions, and moving data to and from the device.
 
-use std::num::NonZeroU64;
+use std::{
+    collections::VecDeque,
+    num::NonZeroU64,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::{
     Gpu, Tensor,
@@ -10,7 +14,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    ops::Shape,
+    ops::{Download, Shape},
 };
 
 /// Dispatches of one submission: bounds the time that a submission takes and the parameters that wait for it.
@@ -78,7 +82,7 @@ impl Gpu {
         let Call { operator, kernel, constants, params, buffers, workgroups } = call;
         let kernel = &operator.kernels[kernel];
         debug_assert_eq!(buffers.len(), kernel.uses.len(), "{} {}", operator.name, kernel.entry);
-        let pipeline = self.pipelines.get(&self.device, operator, kernel, constants)?;
+        let pipeline = self.pipelines.get(operator, kernel, constants)?;
         if self.recorder.dispatches.len() == MAX_DISPATCHES {
             self.submit()?;
         }
@@ -139,7 +143,7 @@ impl Gpu {
         }
         let mut encoder = self.encoder();
         self.encode(&mut encoder);
-        self.finish(encoder)
+        self.finish(encoder).map(drop)
     }
 
     fn encoder(&self) -> wgpu::CommandEncoder {
@@ -165,10 +169,10 @@ impl Gpu {
         recorder.bytes.clear();
     }
 
-    fn finish(&self, encoder: wgpu::CommandEncoder) -> Result<()> {
-        self.device.queue.submit([encoder.finish()]);
+    fn finish(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        let submission = self.device.queue.submit([encoder.finish()]);
         self.pool.submitted();
-        self.device.check()
+        self.device.check().map(|()| submission)
     }
 
     /// A tensor of `shape` with arbitrary contents; `what` names it in errors.
@@ -201,32 +205,78 @@ impl Gpu {
         Ok(tensor)
     }
 
-    /// The values of `x`; waits for all work before.
+    /// Begins to copy `x` back, after all work before.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`].
-    pub(super) fn read(&mut self, x: &Tensor) -> Result<Vec<f32>> {
+    pub(super) fn read(&mut self, x: &Tensor) -> Result<Download> {
+        if let Some(table) = &mut self.table {
+            table.save();
+        }
         let size = bytes(x.shape);
-        let staging = self.device.caught(|d| {
+        let buffer = self.staging.take(&self.device, size)?;
+        let mut encoder = self.encoder();
+        self.encode(&mut encoder);
+        encoder.copy_buffer_to_buffer(&x.block.buffer, 0, &buffer, 0, size);
+        let submission = self.finish(encoder)?;
+        // Success is seen by the range below being there.
+        buffer.slice(..).map_async(wgpu::MapMode::Read, |_| ());
+        let (device, staging) = (self.device.clone(), self.staging.clone());
+        Ok(Download::new(move || {
+            device.wait(Some(submission))?;
+            let view = buffer.slice(..).get_mapped_range().map_err(|e| {
+                let name = &device.info.name;
+                Error::device(format!("a result of {size} bytes on {name} can't be read"))
+                    .with_source(e)
+            })?;
+            let values = bytemuck::pod_collect_to_vec(&view[..]);
+            drop(view);
+            buffer.unmap();
+            staging.give(buffer);
+            Ok(values)
+        }))
+    }
+}
+
+/// Buffers that the host reads from, for results of the same size one after another.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Staging {
+    /// Those that are not on their way, the longest idle first; shared with every [`Download`].
+    idle: Arc<Mutex<VecDeque<wgpu::Buffer>>>,
+}
+
+impl Staging {
+    /// Most idle buffers: one for each level of a U-Net's result, or two tiles.
+    const MOST: usize = 4;
+
+    /// Largest buffer that is kept.
+    const MAX_BYTES: u64 = 1 << 24;
+
+    fn take(&self, device: &Device, size: u64) -> Result<wgpu::Buffer> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = idle.iter().position(|buffer| buffer.size() == size);
+        if let Some(buffer) = known.and_then(|at| idle.remove(at)) {
+            return Ok(buffer);
+        }
+        drop(idle);
+        device.caught(|d| {
             d.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("download"),
                 size,
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             })
-        })?;
-        let mut encoder = self.encoder();
-        self.encode(&mut encoder);
-        encoder.copy_buffer_to_buffer(&x.block.buffer, 0, &staging, 0, size);
-        self.finish(encoder)?;
-        // Success is seen by the range below being there.
-        staging.slice(..).map_async(wgpu::MapMode::Read, |_| ());
-        self.device.wait()?;
-        let view = staging.slice(..).get_mapped_range().map_err(|e| {
-            let name = &self.device.info.name;
-            Error::device(format!("a result of {size} bytes on {name} can't be read"))
-                .with_source(e)
-        })?;
-        Ok(bytemuck::pod_collect_to_vec(&view[..]))
+        })
+    }
+
+    fn give(&self, buffer: wgpu::Buffer) {
+        if buffer.size() > Self::MAX_BYTES {
+            return;
+        }
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push_back(buffer);
+        if idle.len() > Self::MOST {
+            idle.pop_front();
+        }
     }
 }

@@ -1,0 +1,255 @@
+//! What is learnt about a device and outlives the process: files of a cache folder, each for one adapter, driver and set
+//! of shaders.
+//!
+//! A file is a line of JSON with its key, the length and the checksum of the rest, then the rest. It appears by temporary
+//! name and rename; one that is cut off, changed or of another device is passed over with a line in the log. A cache that
+//! can't be read or written costs time and nothing else.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    OPERATORS,
+    device::{AdapterInfo, Device},
+};
+
+/// Most bytes of a file that is read; what drivers keep for all shaders is a few megabytes.
+const MAX_FILE_BYTES: u64 = 1 << 28;
+
+/// The files of one device.
+#[derive(Clone, Debug)]
+pub(super) struct Folder {
+    directory: PathBuf,
+    /// SHA-256 in hex of all that the files' contents depend on.
+    key: String,
+}
+
+/// The first line of a file.
+#[derive(Serialize, Deserialize, PartialEq)]
+struct Header {
+    /// [`Folder::key`].
+    key: String,
+    /// Length of what follows the line.
+    bytes: u64,
+    /// Its checksum.
+    crc32c: u32,
+}
+
+impl Header {
+    fn of(key: &str, content: &[u8]) -> Self {
+        Self { key: key.to_owned(), bytes: content.len() as u64, crc32c: crc32c::crc32c(content) }
+    }
+}
+
+impl Folder {
+    /// The files about `adapter` in `directory`, which is made when something is written.
+    pub(super) fn new(directory: &Path, adapter: &AdapterInfo) -> Self {
+        let AdapterInfo { name, backend, driver, .. } = adapter;
+        let mut hash = Sha256::new();
+        let mut part = |text: &str| {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        };
+        [env!("CARGO_PKG_VERSION"), name, backend, driver].into_iter().for_each(&mut part);
+        for operator in OPERATORS {
+            part(operator.name);
+            part(operator.source);
+        }
+        let key = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { directory: directory.to_owned(), key }
+    }
+
+    /// Files of several devices lie side by side.
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{}-{name}", &self.key[..16]))
+    }
+
+    /// What was last written as `name`; None if there is no such file, or it is not what was written.
+    pub(super) fn read(&self, name: &str) -> Option<Vec<u8>> {
+        let path = self.path(name);
+        let content = match read(&path) {
+            Ok(file) => content(file, &self.key),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => Err(error.to_string()),
+        };
+        content.inspect_err(|why| tracing::warn!("{} is passed over: {why}", path.display())).ok()
+    }
+
+    /// Puts `content` in the place of what was written as `name`.
+    pub(super) fn write(&self, name: &str, content: &[u8]) {
+        let path = self.path(name);
+        if let Err(error) = self.replace(&path, content) {
+            tracing::warn!("{} can't be written: {error}", path.display());
+        }
+    }
+
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let mut builder = fs::DirBuilder::new();
+        #[cfg(unix)]
+        {
+            // Drivers take their data at its word: nobody else may write it.
+            use std::os::unix::fs::DirBuilderExt as _;
+            builder.mode(0o700);
+        }
+        builder.recursive(true).create(&self.directory)?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+        serde_json::to_writer(&mut file, &Header::of(&self.key, content))?;
+        file.write_all(b"\n")?;
+        file.write_all(content)?;
+        // The disk is not waited for: what a crash leaves of it fails its checksum.
+        file.persist(path)?;
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = Vec::new();
+    fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut file)?;
+    Ok(file)
+}
+
+/// What follows the first line of `file`, if it is as the line says; else what is wrong.
+fn content(mut file: Vec<u8>, key: &str) -> Result<Vec<u8>, String> {
+    if file.len() as u64 > MAX_FILE_BYTES {
+        return Err(format!("its size is beyond {MAX_FILE_BYTES} bytes"));
+    }
+    let end = file.iter().position(|&byte| byte == b'\n').ok_or("it has no first line")?;
+    let header: Header = serde_json::from_slice(&file[..end])
+        .map_err(|error| format!("its first line can't be read: {error}"))?;
+    file.drain(..=end);
+    let found = Header::of(key, &file);
+    match header {
+        Header { key, .. } if key != found.key => Err("it is about another device".into()),
+        Header { bytes, .. } if bytes != found.bytes => {
+            Err(format!("it has {} bytes, {bytes} were written", found.bytes))
+        }
+        Header { crc32c, .. } if crc32c != found.crc32c => Err("its checksum is wrong".into()),
+        _ => Ok(file),
+    }
+}
+
+/// A driver's compiled pipelines, as it wants to have them back. Vulkan only.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    /// What pipelines are made with.
+    pub(super) cache: wgpu::PipelineCache,
+    folder: Folder,
+    /// Checksum of what was read.
+    known: Option<u32>,
+}
+
+impl Compiled {
+    const NAME: &str = "pipelines";
+
+    /// What `folder` has for `device`; None where its backend has no such thing.
+    pub(super) fn open(device: &Device, folder: &Folder) -> Option<Self> {
+        if !device.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return None;
+        }
+        let data = folder.read(Self::NAME);
+        let descriptor = wgpu::PipelineCacheDescriptor {
+            label: Some("tessera"),
+            data: data.as_deref(),
+            fallback: true,
+        };
+        #[allow(unsafe_code, reason = "wgpu has no other way to give a driver its data back")]
+        let make = |d: &wgpu::Device| {
+            // SAFETY: the data, if any, is whole what `get_data` gave for an adapter and driver of the same names and
+            // versions, by its key and checksum; wgpu compares the ids of vendor, device and driver too.
+            unsafe { d.create_pipeline_cache(&descriptor) }
+        };
+        let cache = device.caught(make);
+        let cache = cache.inspect_err(|e| tracing::warn!("no cache of pipelines: {e}")).ok()?;
+        Some(Self { cache, folder: folder.clone(), known: data.as_deref().map(crc32c::crc32c) })
+    }
+
+    /// Writes what the driver has now, if that is news.
+    pub(super) fn save(&self) {
+        let Some(data) = self.cache.get_data() else { return };
+        if self.known != Some(crc32c::crc32c(&data)) {
+            self.folder.write(Self::NAME, &data);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use super::*;
+    use crate::{
+        exec::gpu::{AdapterKind, tests::gpu},
+        ops::cases::Random,
+    };
+
+    fn adapter(driver: &str) -> AdapterInfo {
+        AdapterInfo {
+            index: 0,
+            name: "card".into(),
+            backend: "Vulkan".into(),
+            driver: driver.into(),
+            kind: AdapterKind::Discrete,
+            software: false,
+            max_tensor_bytes: 1 << 30,
+            matrix: None,
+        }
+    }
+
+    /// A file gives back what was written, to the device that it is about and to no other.
+    #[test]
+    fn files_come_back_to_their_device_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("not/yet/there");
+        let (one, other) = (Folder::new(&inner, &adapter("1")), Folder::new(&inner, &adapter("2")));
+        assert_eq!(one.read("a"), None);
+        one.write("a", b"first\nlines");
+        one.write("a", b"second\nlines");
+        assert_eq!(one.read("a").as_deref(), Some(&b"second\nlines"[..]));
+        assert_eq!(one.read("b"), None);
+        assert_eq!(other.read("a"), None);
+        // Nor if it is copied to where the other looks.
+        fs::copy(one.path("a"), other.path("a")).unwrap();
+        assert_eq!(other.read("a"), None);
+        assert_eq!(fs::read_dir(&inner).unwrap().count(), 2);
+    }
+
+    /// Whatever byte is changed and wherever the file ends: it is passed over.
+    #[test]
+    fn damaged_files_are_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path(), &adapter("1"));
+        let data: Vec<u8> =
+            Random::new(4).values(99, 0.0, 100.0).iter().map(|v| *v as i8 as u8).collect();
+        folder.write("a", &data);
+        let path = folder.path("a");
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 1 << (at % 8);
+            fs::write(&path, changed).unwrap();
+            assert_eq!(folder.read("a"), None, "byte {at} changed");
+            fs::write(&path, &whole[..at]).unwrap();
+            assert_eq!(folder.read("a"), None, "{at} bytes left");
+        }
+        fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
+        assert_eq!(folder.read("a"), None);
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(folder.read("a"), Some(data));
+    }
+
+    /// A folder that can't be made is no failure.
+    #[test]
+    fn a_folder_that_can_not_be_written_is_no_failure() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let folder = Folder::new(&file.path().join("under"), &adapter("1"));
+        folder.write("a", b"lost");
+        assert_eq!(folder.read("a"), None);
+        let Some(gpu) = gpu(Default::default()) else { return };
+        drop(gpu.prepared(Some(file.path())));
+    }
+}

@@ -1,0 +1,328 @@
+//! Which variant of the convolution is the fastest for a shape, as it was measured on the device.
+//!
+//! Those among which speed decides give the same bits: neither a measurement nor what a file says can change a picture.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Gpu,
+    buffers::bytes,
+    cache::Folder,
+    conv2d::{self, ConvVariant},
+};
+use crate::{
+    error::Result,
+    ops::{self, Conv2d, Shape},
+};
+
+/// Most pixels that are computed to measure; choices for larger grids are those for this many.
+const MAX_PIXELS: usize = 1 << 14;
+
+/// Most floating-point operations of one measured submission: a millisecond or so on a GPU, several on a software device.
+const fn max_flops(software: bool) -> u64 {
+    if software { 1 << 26 } else { 1 << 31 }
+}
+
+/// Most times that a convolution is computed in one measured submission, whose own cost must not decide.
+const MAX_REPEATS: u64 = 16;
+
+/// Measured submissions of a variant, of which the fastest counts; one that is not counted comes before.
+const ROUNDS: usize = 3;
+
+/// On a software device, whose kernels take up to seconds to compile, measuring begins this long after it was opened.
+const SOFTWARE_GRACE: Duration = Duration::from_secs(60);
+
+/// The part of the time from then on that measuring takes there.
+const SOFTWARE_SHARE: u32 = 20;
+
+/// What a choice is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Key {
+    kernel: usize,
+    in_channels: usize,
+    out_channels: usize,
+    /// Of the number of pixels, rounded down.
+    log2_pixels: u32,
+}
+
+impl Key {
+    fn new(shape: Shape, p: &Conv2d) -> Self {
+        let pixels = (shape.n * shape.pixels()).clamp(1, MAX_PIXELS);
+        Self {
+            kernel: p.kernel,
+            in_channels: p.in_channels,
+            out_channels: p.out_channels,
+            log2_pixels: pixels.ilog2(),
+        }
+    }
+}
+
+/// A line of the file.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    #[serde(flatten)]
+    key: Key,
+    fastest: ConvVariant,
+}
+
+/// The choices for one device.
+#[derive(Debug)]
+pub(super) struct Table {
+    fastest: BTreeMap<Key, ConvVariant>,
+    /// Where they outlast the process.
+    folder: Option<Folder>,
+    /// Whether there are some that the file does not have.
+    unsaved: bool,
+    /// Whether measuring has to wait and to be brief: on a software device.
+    sparing: bool,
+    opened: Instant,
+    /// Time that measuring has taken.
+    spent: Duration,
+}
+
+impl Table {
+    const NAME: &str = "convolutions.json";
+
+    /// What `folder` has.
+    pub(super) fn open(folder: Option<Folder>, sparing: bool) -> Self {
+        let file = folder.as_ref().and_then(|folder| folder.read(Self::NAME));
+        let entries = file.map(|file| serde_json::from_slice::<Vec<Entry>>(&file)).transpose();
+        let entries = entries
+            .inspect_err(|e| tracing::warn!("{} is passed over: {e}", Self::NAME))
+            .unwrap_or_default();
+        let entries = entries.into_iter().flatten();
+        Self {
+            fastest: entries.map(|entry| (entry.key, entry.fastest)).collect(),
+            folder,
+            unsaved: false,
+            sparing,
+            opened: Instant::now(),
+            spent: Duration::ZERO,
+        }
+    }
+
+    /// Writes what the file does not have.
+    pub(super) fn save(&mut self) {
+        if !std::mem::take(&mut self.unsaved) {
+            return;
+        }
+        let Some(folder) = &self.folder else { return };
+        let entries = self.fastest.iter().map(|(&key, &fastest)| Entry { key, fastest });
+        match serde_json::to_vec(&entries.collect::<Vec<_>>()) {
+            Ok(file) => folder.write(Self::NAME, &file),
+            Err(error) => tracing::warn!("{} can't be written: {error}", Self::NAME),
+        }
+    }
+}
+
+/// Whether there is time to measure, `open` after the device was opened, when that has taken `spent`.
+fn in_budget(sparing: bool, open: Duration, spent: Duration) -> bool {
+    !sparing || spent < open.saturating_sub(SOFTWARE_GRACE) / SOFTWARE_SHARE
+}
+
+/// The fastest of `variants` for `p` with a result of `shape`: known, or measured now. None if the device is not to
+/// measure, or could not.
+pub(super) fn fastest(
+    gpu: &mut Gpu,
+    variants: &[ConvVariant],
+    p: &Conv2d,
+    shape: Shape,
+) -> Option<ConvVariant> {
+    let table = gpu.table.as_ref()?;
+    let key = Key::new(shape, p);
+    match table.fastest.get(&key) {
+        Some(known) if variants.contains(known) => return Some(*known),
+        _ if !in_budget(table.sparing, table.opened.elapsed(), table.spent) => return None,
+        _ => {}
+    }
+    let began = Instant::now();
+    let measured = measure(gpu, variants, p, shape);
+    // What can't be measured, for want of memory perhaps, may well be computed; a device that is lost says so then.
+    let measured = measured.inspect_err(|e| tracing::debug!("{key:?} is not measured: {e}"));
+    let table = gpu.table.as_mut()?;
+    table.spent += began.elapsed();
+    let fastest = measured.ok().flatten()?;
+    table.fastest.insert(key, fastest);
+    table.unsaved = true;
+    Some(fastest)
+}
+
+/// The part of a result of `shape` that is computed to measure, and how often in one submission.
+fn sample(shape: Shape, p: &Conv2d, software: bool) -> (Shape, u64) {
+    let pixel = ops::conv2d::flops(Shape::new(1, 1, 1, p.in_channels), p).max(1);
+    let most = usize::try_from(max_flops(software) / pixel).unwrap_or(usize::MAX);
+    let pixels = (shape.n * shape.pixels()).min(MAX_PIXELS).min(most).max(1);
+    let columns = shape.w.clamp(1, pixels);
+    let sample = Shape::new(1, pixels / columns, columns, p.out_channels);
+    let all = pixel.saturating_mul(sample.pixels() as u64);
+    (sample, (max_flops(software) / all).clamp(1, MAX_REPEATS))
+}
+
+/// Times `variants` in turns, in memory of its own.
+fn measure(
+    gpu: &mut Gpu,
+    variants: &[ConvVariant],
+    p: &Conv2d,
+    shape: Shape,
+) -> Result<Option<ConvVariant>> {
+    const WHAT: &str = "measuring convolutions";
+    let (sample, repeats) = sample(shape, p, gpu.device.info.software);
+    let (in_bytes, out_bytes) = (bytes(sample.with_channels(p.in_channels)), bytes(sample));
+    let (x, y) = (gpu.scratch(in_bytes, WHAT)?, gpu.scratch(out_bytes, WHAT)?);
+    let mut timed = Vec::new();
+    for &variant in variants {
+        let lengths = conv2d::packed_lengths(gpu, variant, p);
+        let [weight, bias] = lengths.map(|length| 4 * length as u64);
+        let memory = [(gpu.scratch(weight, WHAT)?, weight), (gpu.scratch(bias, WHAT)?, bias)];
+        timed.push((variant, memory, Duration::MAX));
+    }
+    // What was recorded before is not to be in the times.
+    gpu.submit()?;
+    gpu.device.wait(None)?;
+    for round in 0..=ROUNDS {
+        for (variant, [(weight, weight_bytes), (bias, bias_bytes)], best) in &mut timed {
+            let began = Instant::now();
+            for _ in 0..repeats {
+                let buffers = [
+                    x.binding(in_bytes),
+                    weight.binding(*weight_bytes),
+                    bias.binding(*bias_bytes),
+                    y.binding(out_bytes),
+                ];
+                conv2d::run(gpu, *variant, p, sample, &buffers)?;
+            }
+            gpu.submit()?;
+            gpu.device.wait(None)?;
+            // The first round compiles, allocates and wakes the device.
+            if round > 0 {
+                *best = began.elapsed().min(*best);
+            }
+        }
+    }
+    let times = timed.iter().map(|(variant, _, best)| (*variant, *best));
+    tracing::debug!(
+        "{p:?} at {sample:?}, {repeats} times: {:?}",
+        times.clone().collect::<Vec<_>>()
+    );
+    Ok(times.min_by_key(|(_, time)| *time).map(|(variant, _)| variant))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        exec::gpu::tests::gpu,
+        model::{checkpoint::Checkpoint, decoder, unet},
+        ops::{Ops as _, cases::Random},
+    };
+
+    /// All values that the networks of `model` give on `gpu` for pictures of two sizes, as bits.
+    fn pictures(gpu: &mut Gpu, model: &Checkpoint) -> Vec<u32> {
+        let (arch, mut random) = (&model.arch, Random::new(2));
+        let mut bits = Vec::new();
+        for side in [1, 2].map(|times| times * arch.coarsest_factor()) {
+            let z: Vec<_> = (arch.levels.iter().zip(arch.grids(side, side)))
+                .map(|(level, (rows, columns))| {
+                    let shape = Shape::new(1, rows, columns, level.channels);
+                    gpu.upload(shape, &random.values(shape.len(), 0.0, 1.0)).unwrap()
+                })
+                .collect();
+            let mut outputs = unet::predict(gpu, arch, &z, &[0.3]).unwrap();
+            let (h, r) = decoder::global_stage(gpu, arch, &z).unwrap();
+            outputs.push(decoder::local_stage(gpu, arch, h, r).unwrap());
+            for output in &outputs {
+                bits.extend(gpu.download(output).unwrap().into_iter().map(f32::to_bits));
+            }
+        }
+        bits
+    }
+
+    fn model() -> Checkpoint {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        Checkpoint::open(&fixtures.join("net-a.safetensors")).unwrap()
+    }
+
+    /// Whatever a table says, and though one layer is computed now by this variant and now by that: not a bit changes.
+    /// What was measured is there for the next device, which measures nothing.
+    #[test]
+    fn choices_change_no_bit_and_are_kept() {
+        let model = model();
+        let Some(mut plain) = gpu(model.weights.clone()) else { return };
+        let wanted = pictures(&mut plain, &model);
+        let dir = tempfile::tempdir().unwrap();
+        let folder = || Some(Folder::new(dir.path(), plain.adapter()));
+        let mut measuring = gpu(model.weights.clone()).unwrap();
+        measuring.table = Some(Table::open(folder(), false));
+        assert!(pictures(&mut measuring, &model) == wanted);
+        let measured = measuring.table.unwrap();
+        assert!(measured.spent > Duration::ZERO && !measured.unsaved);
+        let mut next = gpu(model.weights.clone()).unwrap();
+        next.table = Some(Table::open(folder(), false));
+        assert!(pictures(&mut next, &model) == wanted);
+        let mut table = next.table.take().unwrap();
+        assert_eq!((&table.fastest, table.spent), (&measured.fastest, Duration::ZERO));
+        for (key, variant) in &mut table.fastest {
+            let odd = key.log2_pixels.is_multiple_of(2) == key.kernel.is_multiple_of(3);
+            *variant = if odd { ConvVariant::Subgroup } else { ConvVariant::Tiled };
+        }
+        let both = |v| table.fastest.values().any(|&found| found == v);
+        assert!(both(ConvVariant::Subgroup) && both(ConvVariant::Tiled), "{table:?}");
+        next.table = Some(table);
+        assert!(pictures(&mut next, &model) == wanted);
+    }
+
+    /// A variant that is asked for is used whatever a table says, and nothing is measured for it.
+    #[test]
+    fn what_is_asked_for_is_not_measured() {
+        let model = model();
+        let Some(gpu) = gpu(model.weights.clone()) else { return };
+        let mut gpu = gpu.with_convolutions(ConvVariant::Tiled);
+        gpu.table = Some(Table::open(None, false));
+        pictures(&mut gpu, &model);
+        assert!(gpu.table.unwrap().fastest.is_empty());
+    }
+
+    /// What is measured is bounded in pixels and operations, and never nothing.
+    #[test]
+    fn samples_are_bounded() {
+        let mut random = Random::new(6);
+        for _ in 0..2000 {
+            let extents = random.values(6, 6.0, 2.5);
+            let [n, h, w, inputs, outputs, kernel] = extents[..] else { continue };
+            let extent = |v: f32| v.abs().exp2() as usize + 1;
+            let p = Conv2d {
+                name: "layer".into(),
+                in_channels: extent(inputs),
+                out_channels: extent(outputs),
+                kernel: if kernel > 6.0 { 3 } else { 1 },
+            };
+            let shape = Shape::new(extent(n), extent(h), extent(w), p.out_channels);
+            for software in [false, true] {
+                let (sample, repeats) = sample(shape, &p, software);
+                assert!((1..=MAX_PIXELS).contains(&sample.pixels()), "{shape:?} {sample:?}");
+                assert!(sample.pixels() <= shape.n * shape.pixels() && repeats >= 1);
+                let input = sample.with_channels(p.in_channels);
+                let flops = repeats * ops::conv2d::flops(input, &p);
+                assert!(flops <= max_flops(software) || sample.pixels() == 1, "{flops}");
+            }
+        }
+    }
+
+    /// On a software device nothing is measured in the first minute, and later a twentieth of the time at most.
+    #[test]
+    fn software_devices_are_measured_sparingly() {
+        let seconds = Duration::from_secs;
+        assert!(in_budget(false, Duration::ZERO, seconds(9)));
+        assert!(!in_budget(true, seconds(60), Duration::ZERO));
+        assert!(in_budget(true, seconds(100), seconds(1)));
+        assert!(!in_budget(true, seconds(100), seconds(2)));
+    }
+}
