@@ -30,7 +30,7 @@ async fn wait(
     name: &str,
     enough: impl Fn(JobState) -> bool,
 ) -> JobState {
-    for _ in 0..3000 {
+    for _ in 0..18_000 {
         let now = state(client, name).await;
         if enough(now) {
             return now;
@@ -347,7 +347,7 @@ async fn a_deleted_job_is_gone_with_its_files() {
         let request = api::GetJobRequest { name: job.name.clone() };
         assert_eq!(client.get_job(request).await.unwrap_err().code(), Code::NotFound);
     }
-    for _ in 0..500 {
+    for _ in 0..18_000 {
         let left = std::fs::read_dir(dir.path()).unwrap().count();
         if left == 1 {
             return; // the lock
@@ -422,7 +422,7 @@ async fn a_full_queue_is_exhausted_and_later_has_room() {
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.get_details_retry_info().is_some());
     client.cancel_job(api::CancelJobRequest { name: first.name }).await.unwrap();
-    for _ in 0..500 {
+    for _ in 0..18_000 {
         if create(&mut client, spec(4, 32, 32, 1)).await.is_ok() {
             return;
         }
