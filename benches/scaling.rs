@@ -1,9 +1,9 @@
 //! How time and memory grow with the picture: the embedded model on the CPU from 2 to 128 megapixels. Prints a table; sizes can be
 //! given as arguments (`cargo bench --bench scaling -- 2048x1024 4096x2048`).
 //!
-//! Columns: the decode in tiles of 512, seconds per megapixel and beside the first size; one evaluation of the U-Net, the same,
-//! and the part of its operations that are there because attention over pixels grows with their square (all the rest is flat);
-//! most memory while decoding and while denoising, and what the plan says. Memory is the process's (Linux), weights included.
+//! Columns: the decode in tiles of 512, seconds per megapixel and beside the first size, and the part of its operations that are
+//! there because attention over pixels grows with their square (all the rest is flat); one evaluation of the U-Net, the same; most
+//! memory while decoding and while denoising, and what the plan says. Memory is the process's (Linux), weights included.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 use std::{
@@ -21,6 +21,7 @@ use tessera::{
     error::{Error, Result},
     exec::trace,
     model::{
+        arch::Arch,
         checkpoint::Checkpoint,
         precond,
         sampler::{Latent, Noisy},
@@ -69,11 +70,23 @@ fn evaluate<O: Ops>(ops: &mut O, model: &Checkpoint, z: &[Latent]) -> Result<Dur
     Ok(began.elapsed())
 }
 
+/// Operations of a whole decode.
+fn decode_flops(arch: &Arch, width: usize, height: usize) -> Result<f64> {
+    let finest = arch.levels[0].factor;
+    let local = trace::local_cost(arch, height / finest, width / finest)?;
+    Ok((trace::global_cost(arch, width, height)?.flops + local.flops) as f64)
+}
+
+/// Operations of one evaluation of the U-Net.
+fn unet_flops(arch: &Arch, width: usize, height: usize) -> Result<f64> {
+    Ok(trace::unet_cost(arch, width, height)?.flops as f64)
+}
+
 fn table<O: Ops>(ops: &mut O, model: &Checkpoint, sizes: &[(usize, usize)]) -> Result<()> {
     println!(
-        "| picture | decode s/MP | to first | U-Net s/MP | to first | by attention | decode MiB | U-Net MiB | planned MiB |"
+        "| picture | decode s/MP | to first | by attention | U-Net s/MP | to first | by attention | decode MiB | U-Net MiB | planned MiB |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     let mut first = None;
     for &(width, height) in sizes {
         let arch = &model.arch;
@@ -94,20 +107,21 @@ fn table<O: Ops>(ops: &mut O, model: &Checkpoint, sizes: &[(usize, usize)]) -> R
         let times = (0..repetitions).map(|_| evaluate(ops, model, &z));
         let evaluated = times.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or_default();
         let unet_mib = peak_mib();
-        let unet = trace::unet_cost(arch, width, height)?.flops as f64;
-        let flat = trace::unet_cost(arch, arch.width, arch.height)?.flops as f64
-            * (width * height) as f64
-            / (arch.width * arch.height) as f64;
-        let attention = 1.0 - (flat / unet).min(1.0);
+        let [of_decode, of_unet] = [decode_flops, unet_flops].map(|flops| {
+            let flat = flops(arch, arch.width, arch.height)? * (width * height) as f64
+                / (arch.width * arch.height) as f64;
+            Ok::<_, Error>(100.0 * (1.0 - (flat / flops(arch, width, height)?).min(1.0)))
+        });
         let per = [decoded, evaluated].map(|time| time.as_secs_f64() / megapixels);
         let base = *first.get_or_insert(per);
         println!(
-            "| {width}x{height} | {:.4} | {:.2} | {:.4} | {:.2} | {:.0} % | {decode_mib:.0} | {unet_mib:.0} | {:.0} |",
+            "| {width}x{height} | {:.4} | {:.2} | {:.0} % | {:.4} | {:.2} | {:.0} % | {decode_mib:.0} | {unet_mib:.0} | {:.0} |",
             per[0],
             per[0] / base[0],
+            of_decode?,
             per[1],
             per[1] / base[1],
-            100.0 * attention,
+            of_unet?,
             plan.peak_bytes as f64 / f64::from(1 << 20),
         );
     }

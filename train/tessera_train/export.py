@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,19 @@ from .config import Config
 from .latents import Latents
 from .networks import Autoencoder
 from .unet import UNet
-from .weights import load_ema
+from .weights import load_ema, read_ema
 
 
-def export(config: Config, autoencoder: Path, diffusion: Path, latents: Latents, out: Path) -> None:
+@dataclass(frozen=True)
+class Blend:
+    """An AutoEncoder that begins where the other one did, and its share of the weights' mean (Wortsman et al. 2022, "Model
+    soups"): a decoder trained with much `latent_noise` draws smoothly, one without shows every miss; between them lies a choice."""
+
+    autoencoder: Path
+    share: float
+
+
+def export(config: Config, autoencoder: Path, diffusion: Path, latents: Latents, out: Path, blend: Blend | None = None) -> None:
     """Writes `out` from the runs `autoencoder` and `diffusion`; `config.arch` names the model."""
     arch, cpu = config.arch, torch.device("cpu")
     first, second = Autoencoder(arch), UNet(arch)
@@ -27,6 +37,13 @@ def export(config: Config, autoencoder: Path, diffusion: Path, latents: Latents,
         "autoencoder": load_ema(autoencoder, first, autoencoder_identity(arch), cpu),
         "diffusion": load_ema(diffusion, second, unet_identity(arch), cpu),
     }
+    if blend is not None:
+        if not 0 <= blend.share <= 1:
+            raise ValueError(f"blend: the share is {blend.share}, must be from 0 to 1")
+        other, _ = read_ema(blend.autoencoder, autoencoder_identity(arch), cpu)
+        with torch.no_grad():
+            for name, x in first.state_dict().items():
+                x.lerp_(other[name], blend.share)
     tensors = dict(first.state_dict()) | {f"unet.{name}": x for name, x in second.state_dict().items()}
     for i, (mean, std) in enumerate(zip(latents.mean, latents.std)):
         tensors |= {f"latents.{i}.mean": mean, f"latents.{i}.std": std}
@@ -48,10 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--diffusion", type=Path, required=True, help="run folder of the diffusion command, or an exported file")
     parser.add_argument("--latents", type=Path, required=True, help="folder that the latents command has written")
     parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
+    parser.add_argument("--blend", nargs=2, metavar=("AUTOENCODER", "SHARE"), help="mix in this share, 0 to 1, of another run's weights")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file")
 
 
 def run(args: argparse.Namespace) -> None:
     """The command."""
-    export(Config(args.config), args.autoencoder, args.diffusion, Latents.open(args.latents), args.out)
+    try:
+        blend = args.blend and Blend(Path(args.blend[0]), float(args.blend[1]))
+    except ValueError as error:
+        raise ValueError(f"blend: the share is {args.blend[1]!r}, must be a number") from error
+    export(Config(args.config), args.autoencoder, args.diffusion, Latents.open(args.latents), args.out, blend)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")

@@ -11,12 +11,13 @@ import pytest
 import torch
 from pictures import write_array
 
-from tessera_train import fixtures, loop, spectral
+from tessera_train import export, fixtures, loop, spectral
 from tessera_train.arch import Arch, autoencoder_identity, unet_identity
 from tessera_train.autoencoder import Task
 from tessera_train.checkpoint import save_safetensors
 from tessera_train.config import Config
 from tessera_train.data import Pictures
+from tessera_train.latents import Latents
 from tessera_train.model import Model
 from tessera_train.networks import Autoencoder
 from tessera_train.unet import UNet
@@ -101,3 +102,21 @@ def test_a_model_from_its_file_encodes_decodes_and_samples(tiny):
     assert next(model.decode(z)).shape == (1, 3, arch.height, arch.width)
     first, again = model.sample(1, 2, 5), model.sample(1, 2, 5)
     assert all(torch.equal(a, b) and torch.isfinite(a).all() for a, b in zip(first, again))
+
+
+def test_a_blend_lies_between_two_autoencoders(tiny, tmp_path):
+    """Every weight of encoder and decoder is the mean of both by the share, the U-Net's are untouched; a bad share is named."""
+    arch, autoencoder, unet, file = tiny
+    other = Autoencoder(arch)
+    fixtures.Draw("another").fill(other).float()
+    second = exported(tmp_path / "other.safetensors", arch, other, unet)
+    statistics = [[torch.zeros(level.channels) for level in arch.levels], [torch.ones(level.channels) for level in arch.levels]]
+    latents, out = Latents(arch, [], 0, *statistics), tmp_path / "blend.safetensors"
+    export.export(Config("tiny"), file, file, latents, out, export.Blend(second, 0.25))
+    blended = Model.open(out, CPU)
+    for name, value in blended.autoencoder.state_dict().items():
+        mean = 0.75 * autoencoder.state_dict()[name] + 0.25 * other.state_dict()[name]
+        assert torch.allclose(value, mean, atol=2e-3, rtol=2e-3), name
+    assert all(torch.equal(value, unet.state_dict()[name].half().float()) for name, value in blended.unet.state_dict().items())
+    with pytest.raises(ValueError, match="blend: the share is 1.5, must be from 0 to 1"):
+        export.export(Config("tiny"), file, file, latents, out, export.Blend(second, 1.5))
