@@ -12,6 +12,9 @@
 
 override LANES: u32 = 32u;
 override ACROSS: u32 = 2u;
+// Whether the result is the convolution (0), or its weighted sum with a tensor of the same shape, as the first (1) or the second
+// term (2).
+override SUM: u32 = 0u;
 
 const SUBGROUPS: u32 = 4u;
 // Values from one pixel to the next in workgroup memory, and from one input channel of the weights to the next: a multiple
@@ -35,6 +38,11 @@ struct Params {
     width: u32,
     // 1 or 9
     taps: u32,
+    // What the convolution and what the addend counts in the sum of both.
+    scale: f32,
+    addend_scale: f32,
+    pad0: u32,
+    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -45,6 +53,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> weight: array<vec4<f16>>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(5) var<storage, read> addend: array<f32>;
 
 // [pixel of the run][input channel]
 var<workgroup> pixels: array<f16, 5120>;
@@ -138,6 +147,22 @@ fn multiply(tile: ptr<function, Tile>, subgroup: u32, count: u32) {
     }
 }
 
+// What weighted_add.wgsl computes of the convolution `v` and another.
+fn sum(v: f32, other: f32) -> f32 {
+    if (SUM == 1u) {
+        return fma(params.scale, v, params.addend_scale * other);
+    }
+    return fma(params.addend_scale, other, params.scale * v);
+}
+
+fn store_one(v: f32, at: u32) {
+    if (SUM == 0u) {
+        y[at] = v;
+    } else {
+        y[at] = sum(v, addend[at]);
+    }
+}
+
 // Stores one block of each subgroup's tile, the one at (row, column).
 fn finish(sums: Sums, row: u32, column: u32, i: u32, subgroup: u32, lane: u32) {
     store_sums(sums, 256u * min(subgroup, SUBGROUPS));
@@ -147,7 +172,7 @@ fn finish(sums: Sums, row: u32, column: u32, i: u32, subgroup: u32, lane: u32) {
         let pixel = first_pixel(i) + owner / ACROSS * 32u + 16u * row + j / 16u % 16u;
         let channel = (i / params.tiles * ACROSS + owner % ACROSS) * 32u + 16u * column + j % 16u;
         if (pixel < params.pixels && channel < params.out_channels) {
-            y[pixel * params.out_channels + channel] = results[j] + bias[channel];
+            store_one(results[j] + bias[channel], pixel * params.out_channels + channel);
         }
     }
     workgroupBarrier();

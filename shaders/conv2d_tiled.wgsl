@@ -4,6 +4,10 @@
 //
 // The sum of one result runs over rows of taps, columns of taps, input channels, in this order, wherever it lies.
 
+// Whether the result is the convolution (0), or its weighted sum with a tensor of the same shape, as the first (1) or the second
+// term (2).
+override SUM: u32 = 0u;
+
 struct Params {
     // Workgroups: tiles * blocks of 64 output channels.
     count: u32,
@@ -18,6 +22,11 @@ struct Params {
     width: u32,
     // 1 or 9
     taps: u32,
+    // What the convolution and what the addend counts in the sum of both.
+    scale: f32,
+    addend_scale: f32,
+    pad0: u32,
+    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -28,6 +37,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(5) var<storage, read> addend: array<f32>;
 
 // [four of input channels][pixel]
 var<workgroup> pixels: array<vec4<f32>, 256>;
@@ -95,11 +105,27 @@ fn begin(i: u32, lane: u32) -> Sums {
     return Sums(b, b, b, b);
 }
 
+// What weighted_add.wgsl computes of the convolution `v` and another.
+fn sum(v: f32, other: f32) -> f32 {
+    if (SUM == 1u) {
+        return fma(params.scale, v, params.addend_scale * other);
+    }
+    return fma(params.addend_scale, other, params.scale * v);
+}
+
+fn store_one(v: f32, at: u32) {
+    if (SUM == 0u) {
+        y[at] = v;
+    } else {
+        y[at] = sum(v, addend[at]);
+    }
+}
+
 fn store(v: vec4<f32>, pixel: u32, channel: u32) {
     if (pixel < params.pixels) {
         for (var j = 0u; j < 4u; j++) {
             if (channel + j < params.out_channels) {
-                y[pixel * params.out_channels + channel + j] = v[j];
+                store_one(v[j], pixel * params.out_channels + channel + j);
             }
         }
     }

@@ -11,9 +11,9 @@ use crate::{
     ops::{Shape, product},
 };
 
-/// A tensor of [`super::Gpu`]; cloning shares the memory, dropping the last one gives it back to the pool.
+/// A tensor in memory; cloning shares the memory, dropping the last one gives it back to the pool.
 #[derive(Clone, Debug)]
-pub struct Tensor {
+pub(super) struct Tensor {
     pub(super) shape: Shape,
     pub(super) block: Arc<Block>,
 }

@@ -24,30 +24,34 @@ params! {
         height: u32,
         width: u32,
         taps: u32,
+        scale: f32,
+        addend_scale: f32,
+        pad0: u32,
+        pad1: u32,
     }
 }
 
 operator!(
     CONV2D_COOPERATIVE16, "conv2d_cooperative16" from ["matrix16", "conv2d_cooperative"], ConvParams,
-    [Read, Read, Read, ReadWrite],
-    "main": [1, 2, 3, 4],
-    "odd": [1, 2, 3, 4]
+    [Read, Read, Read, ReadWrite, Read],
+    "main": [1, 2, 3, 4, 5],
+    "odd": [1, 2, 3, 4, 5]
 );
 operator!(
     CONV2D_COOPERATIVE8, "conv2d_cooperative8" from ["matrix8", "conv2d_cooperative"], ConvParams,
-    [Read, Read, Read, ReadWrite],
-    "main": [1, 2, 3, 4],
-    "odd": [1, 2, 3, 4]
+    [Read, Read, Read, ReadWrite, Read],
+    "main": [1, 2, 3, 4, 5],
+    "odd": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_SUBGROUP, "conv2d_subgroup", ConvParams, [Read, Read, Read, ReadWrite],
-    "main": [1, 2, 3, 4],
-    "narrow": [1, 2, 3, 4]
+    CONV2D_SUBGROUP, "conv2d_subgroup", ConvParams, [Read, Read, Read, ReadWrite, Read],
+    "main": [1, 2, 3, 4, 5],
+    "narrow": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_TILED, "conv2d_tiled", ConvParams, [Read, Read, Read, ReadWrite],
-    "main": [1, 2, 3, 4],
-    "odd": [1, 2, 3, 4]
+    CONV2D_TILED, "conv2d_tiled", ConvParams, [Read, Read, Read, ReadWrite, Read],
+    "main": [1, 2, 3, 4, 5],
+    "odd": [1, 2, 3, 4, 5]
 );
 
 /// A way to compute convolutions. Those of f32 add up the products of a result in the same order and give the same bits, so
@@ -119,6 +123,11 @@ fn subgroup_tile(device: &Device) -> Tile {
     Tile { pixels: 32, channels: 4 * lanes, constants: vec![("LANES", lanes as f64)] }
 }
 
+/// A workgroup of [`ConvVariant::Tiled`].
+fn tiled_tile() -> Tile {
+    Tile { pixels: 64, channels: 64, constants: Vec::new() }
+}
+
 /// Four subgroups of [`ConvVariant::Cooperative`], `across` of them side by side in channels and the others in pixels.
 fn cooperative_tile(device: &Device, across: usize) -> Tile {
     let lanes = f64::from(device.subgroup_max_size);
@@ -131,18 +140,24 @@ fn cooperative_tile(device: &Device, across: usize) -> Tile {
 pub(super) fn constants(device: &Device, operator: &Operator) -> Vec<Vec<(&'static str, f64)>> {
     let subgroups = device.subgroup_size >= MIN_LANES;
     let cooperative = |size| match device.matrix == Some(size) {
-        true => [1, 2].map(|across| cooperative_tile(device, across).constants).into(),
+        true => [1, 2].map(|across| cooperative_tile(device, across)).into(),
         false => Vec::new(),
     };
-    match operator.name {
+    let tiles: Vec<Tile> = match operator.name {
         "conv2d_cooperative16" => cooperative(16),
         "conv2d_cooperative8" => cooperative(8),
-        "conv2d_subgroup" if subgroups => vec![subgroup_tile(device).constants],
+        "conv2d_subgroup" if subgroups => vec![subgroup_tile(device)],
         "conv2d_subgroup" => Vec::new(),
         // Kernels of a software device are slow to compile, and this one is hardly used there.
         "conv2d_tiled" if subgroups && device.info.software => Vec::new(),
-        _ => vec![Vec::new()],
-    }
+        "conv2d_tiled" => vec![tiled_tile()],
+        _ => return vec![Vec::new()],
+    };
+    // Alone, or the second term of a sum: where the networks have them.
+    let with = |tile: Tile| {
+        [0.0, 2.0].map(|sum| tile.constants.iter().copied().chain([("SUM", sum)]).collect())
+    };
+    tiles.into_iter().flat_map(with).collect()
 }
 
 /// Whether the device and the layer allow `variant`. Of the layer its channels alone count: a tile of a picture must be
@@ -180,11 +195,44 @@ fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
     if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
 }
 
-pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
+/// A convolution with all that it takes to compute it.
+#[derive(Clone, Debug)]
+pub(super) struct Product {
+    x: Tensor,
+    p: Conv2d,
+    /// Of the result.
+    pub(super) shape: Shape,
+    variant: ConvVariant,
+    weight: wgpu::Buffer,
+    bias: wgpu::Buffer,
+}
+
+/// A weighted sum of a convolution and `addend`, a tensor of the same shape: `wa` times the first plus `wb` times the second.
+#[derive(Debug)]
+pub(super) struct Sum<'a> {
+    pub(super) addend: &'a Tensor,
+    pub(super) wa: f32,
+    pub(super) wb: f32,
+    /// Whether the convolution is the first.
+    pub(super) first: bool,
+}
+
+impl Sum<'_> {
+    /// The shaders' `SUM`, and what the convolution and the addend are multiplied by.
+    fn constants(sum: Option<&Self>) -> (f64, f32, f32) {
+        match sum {
+            None => (0.0, 1.0, 0.0),
+            Some(sum) if sum.first => (1.0, sum.wa, sum.wb),
+            Some(sum) => (2.0, sum.wb, sum.wa),
+        }
+    }
+}
+
+/// The convolution `p` of `x`, not yet computed; its parameters are on the device.
+pub(super) fn product(gpu: &mut Gpu, x: Tensor, p: &Conv2d) -> Result<Product> {
     let shape = conv2d::output_shape(x.shape, p)?;
     let variant = choose(gpu, p, shape);
     let block = tile(gpu, variant, p).channels;
-    let y = gpu.tensor(shape, &p.name)?;
     let [_, length] = packed_lengths(gpu, variant, p);
     // A layer may be computed by several variants, each with its own layout.
     let [weight, bias] =
@@ -201,20 +249,29 @@ pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
         bias.resize(length, 0.0);
         Ok(bias)
     })?;
+    Ok(Product { x, p: p.clone(), shape, variant, weight, bias })
+}
+
+/// Dispatches `product`: its result, or the sum that it is part of.
+pub(super) fn compute(gpu: &mut Gpu, product: &Product, sum: Option<&Sum<'_>>) -> Result<Tensor> {
+    let Product { x, p, shape, variant, weight, bias } = product;
+    let y = gpu.tensor(*shape, &p.name)?;
     let buffers = [x.binding(), weight.as_entire_binding(), bias.as_entire_binding(), y.binding()];
-    run(gpu, variant, p, shape, &buffers)?;
+    run(gpu, *variant, p, *shape, buffers, sum)?;
     Ok(y)
 }
 
-/// Dispatches `p` by `variant`: input, packed weight, packed bias and result of `shape` are `buffers`.
+/// Dispatches `p` by `variant`: input, packed weight, packed bias and result of `shape` are `buffers`; the result is `sum`
+/// where there is one.
 pub(super) fn run(
     gpu: &mut Gpu,
     variant: ConvVariant,
     p: &Conv2d,
     shape: Shape,
-    buffers: &[wgpu::BindingResource<'_>; 4],
+    buffers: [wgpu::BindingResource<'_>; 4],
+    sum: Option<&Sum<'_>>,
 ) -> Result<()> {
-    let tile = tile(gpu, variant, p);
+    let mut tile = tile(gpu, variant, p);
     let work = Work::new(shape, p, &tile);
     let (operator, plain) = match variant {
         ConvVariant::Subgroup => (&CONV2D_SUBGROUP, p.out_channels.is_multiple_of(4)),
@@ -224,6 +281,11 @@ pub(super) fn run(
             _ => (&CONV2D_COOPERATIVE8, p.in_channels.is_multiple_of(4)),
         },
     };
+    let [x, weight, bias, y] = buffers;
+    // Something has to be bound where nothing is added.
+    let addend = sum.map_or_else(|| x.clone(), |sum| sum.addend.binding());
+    let (kind, scale, addend_scale) = Sum::constants(sum);
+    tile.constants.push(("SUM", kind));
     gpu.dispatch(Call {
         operator,
         kernel: usize::from(!plain),
@@ -237,8 +299,11 @@ pub(super) fn run(
             height: word(shape.h),
             width: word(shape.w),
             taps: word(p.kernel * p.kernel),
+            scale,
+            addend_scale,
+            ..ConvParams::default()
         },
-        buffers,
+        buffers: &[x, weight, bias, y, addend],
         workgroups: work.workgroups as u64,
     })
 }
@@ -247,7 +312,7 @@ pub(super) fn run(
 fn tile(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> Tile {
     match variant {
         ConvVariant::Subgroup => subgroup_tile(&gpu.device),
-        ConvVariant::Tiled => Tile { pixels: 64, channels: 64, constants: Vec::new() },
+        ConvVariant::Tiled => tiled_tile(),
         ConvVariant::Cooperative => {
             // All in pixels where that leaves fewer channels idle.
             let [two, one] = [64, 32].map(|block| p.out_channels.next_multiple_of(block));
