@@ -15,6 +15,9 @@ override ACROSS: u32 = 2u;
 // Whether the result is the convolution (0), or its weighted sum with a tensor of the same shape, as the first (1) or the second
 // term (2).
 override SUM: u32 = 0u;
+// Whether the input or the addend has half the rows and columns, each of its pixels for 2x2 (1), or not (0).
+override UP: u32 = 0u;
+override ADDEND_UP: u32 = 0u;
 
 const SUBGROUPS: u32 = 4u;
 // Values from one pixel to the next in workgroup memory, and from one input channel of the weights to the next: a multiple
@@ -100,12 +103,22 @@ struct Source {
     inside: bool,
 }
 
+// Where `pixel` of the result lies in a tensor that is enlarged (`up` 1) or not (0). Heights that are enlarged are even, so the rows
+// of all pictures are one count.
+fn origin(pixel: u32, up: u32) -> u32 {
+    if (up == 0u) {
+        return pixel;
+    }
+    return pixel / params.width / 2u * (params.width / 2u) + pixel % params.width / 2u;
+}
+
 fn source(i: u32, j: u32, t: u32) -> Source {
     // One tap is the middle of nine.
     let offset = select(t, 4u, params.taps == 1u);
     let at = places[j] + vec2(offset / 3u, offset % 3u);
     let inside = all(at >= vec2(1u)) && all(at <= vec2(params.height, params.width));
-    return Source(first_pixel(i) + j + offset / 3u * params.width + offset % 3u - params.width - 1u, inside);
+    let neighbour = first_pixel(i) + j + offset / 3u * params.width + offset % 3u - params.width - 1u;
+    return Source(origin(neighbour, UP), inside);
 }
 
 fn put_pixels(v: vec4<f32>, at: u32) {
@@ -155,11 +168,12 @@ fn sum(v: f32, other: f32) -> f32 {
     return fma(params.addend_scale, other, params.scale * v);
 }
 
-fn store_one(v: f32, at: u32) {
+fn store_one(v: f32, pixel: u32, channel: u32) {
+    let at = pixel * params.out_channels + channel;
     if (SUM == 0u) {
         y[at] = v;
     } else {
-        y[at] = sum(v, addend[at]);
+        y[at] = sum(v, addend[origin(pixel, ADDEND_UP) * params.out_channels + channel]);
     }
 }
 
@@ -172,7 +186,7 @@ fn finish(sums: Sums, row: u32, column: u32, i: u32, subgroup: u32, lane: u32) {
         let pixel = first_pixel(i) + owner / ACROSS * 32u + 16u * row + j / 16u % 16u;
         let channel = (i / params.tiles * ACROSS + owner % ACROSS) * 32u + 16u * column + j % 16u;
         if (pixel < params.pixels && channel < params.out_channels) {
-            store_one(results[j] + bias[channel], pixel * params.out_channels + channel);
+            store_one(results[j] + bias[channel], pixel, channel);
         }
     }
     workgroupBarrier();

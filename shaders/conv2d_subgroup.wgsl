@@ -8,6 +8,9 @@ override LANES: u32 = 8u;
 // Whether the result is the convolution (0), or its weighted sum with a tensor of the same shape, as the first (1) or the second
 // term (2).
 override SUM: u32 = 0u;
+// Whether the input or the addend has half the rows and columns, each of its pixels for 2x2 (1), or not (0).
+override UP: u32 = 0u;
+override ADDEND_UP: u32 = 0u;
 
 struct Params {
     // Workgroups: tiles * blocks of 4 LANES output channels.
@@ -104,12 +107,21 @@ struct Source {
     inside: bool,
 }
 
+// Where `pixel` of the result lies in a tensor that is enlarged (`up` 1) or not (0). Heights that are enlarged are even, so the rows
+// of all pictures are one count.
+fn origin(pixel: u32, up: u32) -> u32 {
+    if (up == 0u) {
+        return pixel;
+    }
+    return pixel / params.width / 2u * (params.width / 2u) + pixel % params.width / 2u;
+}
+
 // Of the tap (dy - 1, dx - 1) of `pixel`. Addresses outside of the picture may wrap around; what is read there is not used.
 fn source(pixel: u32, dy: u32, dx: u32) -> Source {
     let row = pixel / params.width % params.height + dy;
     let column = pixel % params.width + dx;
     let inside = pixel < params.pixels && row >= 1u && row <= params.height && column >= 1u && column <= params.width;
-    return Source((pixel + dy * params.width + dx - params.width - 1u) * quads(), inside);
+    return Source(origin(pixel + dy * params.width + dx - params.width - 1u, UP) * quads(), inside);
 }
 
 fn take(s: Source, quad: u32) -> vec4<f32> {
@@ -168,7 +180,7 @@ fn store(v: vec4<f32>, pixel: u32, quad: u32) {
         if (SUM == 0u) {
             y[at] = v;
         } else {
-            y[at] = sum(v, addend[at]);
+            y[at] = sum(v, addend[origin(pixel, ADDEND_UP) * (params.out_channels / 4u) + quad]);
         }
     }
 }
@@ -210,7 +222,7 @@ fn store_narrow(v: vec4<f32>, pixel: u32, quad: u32) {
             if (SUM == 0u) {
                 y_narrow[at] = v[j % 4u];
             } else {
-                y_narrow[at] = sum(v, vec4(addend_narrow[at]))[j % 4u];
+                y_narrow[at] = sum(v, vec4(addend_narrow[origin(pixel, ADDEND_UP) * params.out_channels + j]))[j % 4u];
             }
         }
     }

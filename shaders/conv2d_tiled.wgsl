@@ -7,6 +7,9 @@
 // Whether the result is the convolution (0), or its weighted sum with a tensor of the same shape, as the first (1) or the second
 // term (2).
 override SUM: u32 = 0u;
+// Whether the input or the addend has half the rows and columns, each of its pixels for 2x2 (1), or not (0).
+override UP: u32 = 0u;
+override ADDEND_UP: u32 = 0u;
 
 struct Params {
     // Workgroups: tiles * blocks of 64 output channels.
@@ -59,13 +62,23 @@ struct Source {
     inside: bool,
 }
 
+// Where `pixel` of the result lies in a tensor that is enlarged (`up` 1) or not (0). Heights that are enlarged are even, so the rows
+// of all pictures are one count.
+fn origin(pixel: u32, up: u32) -> u32 {
+    if (up == 0u) {
+        return pixel;
+    }
+    return pixel / params.width / 2u * (params.width / 2u) + pixel % params.width / 2u;
+}
+
 fn source(pixel: u32, t: u32, channels: u32) -> Source {
     // One tap is the middle of nine.
     let offset = select(t, 4u, params.taps == 1u);
     let row = pixel / params.width % params.height + offset / 3u;
     let column = pixel % params.width + offset % 3u;
     let inside = pixel < params.pixels && row >= 1u && row <= params.height && column >= 1u && column <= params.width;
-    return Source((pixel + offset / 3u * params.width + offset % 3u - params.width - 1u) * channels, inside);
+    let neighbour = pixel + offset / 3u * params.width + offset % 3u - params.width - 1u;
+    return Source(origin(neighbour, UP) * channels, inside);
 }
 
 fn fours() -> u32 {
@@ -113,11 +126,12 @@ fn sum(v: f32, other: f32) -> f32 {
     return fma(params.addend_scale, other, params.scale * v);
 }
 
-fn store_one(v: f32, at: u32) {
+fn store_one(v: f32, pixel: u32, channel: u32) {
+    let at = pixel * params.out_channels + channel;
     if (SUM == 0u) {
         y[at] = v;
     } else {
-        y[at] = sum(v, addend[at]);
+        y[at] = sum(v, addend[origin(pixel, ADDEND_UP) * params.out_channels + channel]);
     }
 }
 
@@ -125,7 +139,7 @@ fn store(v: vec4<f32>, pixel: u32, channel: u32) {
     if (pixel < params.pixels) {
         for (var j = 0u; j < 4u; j++) {
             if (channel + j < params.out_channels) {
-                store_one(v[j], pixel * params.out_channels + channel + j);
+                store_one(v[j], pixel, channel + j);
             }
         }
     }

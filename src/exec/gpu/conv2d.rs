@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Gpu, Tensor,
     device::Device,
+    lazy::Source,
     pipelines::{Operator, operator, params},
     queue::Call,
     tune, word,
@@ -153,12 +154,41 @@ pub(super) fn constants(device: &Device, operator: &Operator) -> Vec<Vec<(&'stat
         "conv2d_tiled" => vec![tiled_tile()],
         _ => return vec![Vec::new()],
     };
-    // Alone, or the second term of a sum: where the networks have them.
     let with = |tile: Tile| {
-        [0.0, 2.0].map(|sum| tile.constants.iter().copied().chain([("SUM", sum)]).collect())
+        USUAL.map(|fusion| tile.constants.iter().copied().chain(fusion.constants()).collect())
     };
     tiles.into_iter().flat_map(with).collect()
 }
+
+/// What a kernel does beside its convolution.
+#[derive(Clone, Copy, Debug)]
+struct Fusion {
+    /// 0 where nothing is added, 1 or 2 where the convolution is the first or the second term of a sum.
+    sum: u8,
+    /// Whether the addend is enlarged.
+    addend_up: bool,
+    /// Whether the input is.
+    up: bool,
+}
+
+impl Fusion {
+    /// The shaders' override constants.
+    fn constants(self) -> [(&'static str, f64); 3] {
+        let Self { sum, addend_up, up } = self;
+        [
+            ("SUM", sum.into()),
+            ("ADDEND_UP", u8::from(addend_up).into()),
+            ("UP", u8::from(up).into()),
+        ]
+    }
+}
+
+/// What the networks have of them.
+const USUAL: [Fusion; 4] = {
+    let plain = Fusion { sum: 0, addend_up: false, up: false };
+    let sum = Fusion { sum: 2, ..plain };
+    [plain, Fusion { up: true, ..plain }, sum, Fusion { addend_up: true, ..sum }]
+};
 
 /// Whether the device and the layer allow `variant`. Of the layer its channels alone count: a tile of a picture must be
 /// computed as the whole is.
@@ -198,7 +228,7 @@ fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
 /// A convolution with all that it takes to compute it.
 #[derive(Clone, Debug)]
 pub(super) struct Product {
-    x: Tensor,
+    x: Source,
     p: Conv2d,
     /// Of the result.
     pub(super) shape: Shape,
@@ -210,27 +240,16 @@ pub(super) struct Product {
 /// A weighted sum of a convolution and `addend`, a tensor of the same shape: `wa` times the first plus `wb` times the second.
 #[derive(Debug)]
 pub(super) struct Sum<'a> {
-    pub(super) addend: &'a Tensor,
+    pub(super) addend: &'a Source,
     pub(super) wa: f32,
     pub(super) wb: f32,
     /// Whether the convolution is the first.
     pub(super) first: bool,
 }
 
-impl Sum<'_> {
-    /// The shaders' `SUM`, and what the convolution and the addend are multiplied by.
-    fn constants(sum: Option<&Self>) -> (f64, f32, f32) {
-        match sum {
-            None => (0.0, 1.0, 0.0),
-            Some(sum) if sum.first => (1.0, sum.wa, sum.wb),
-            Some(sum) => (2.0, sum.wb, sum.wa),
-        }
-    }
-}
-
 /// The convolution `p` of `x`, not yet computed; its parameters are on the device.
-pub(super) fn product(gpu: &mut Gpu, x: Tensor, p: &Conv2d) -> Result<Product> {
-    let shape = conv2d::output_shape(x.shape, p)?;
+pub(super) fn product(gpu: &mut Gpu, x: Source, p: &Conv2d) -> Result<Product> {
+    let shape = conv2d::output_shape(x.shape(), p)?;
     let variant = choose(gpu, p, shape);
     let block = tile(gpu, variant, p).channels;
     let [_, length] = packed_lengths(gpu, variant, p);
@@ -256,19 +275,21 @@ pub(super) fn product(gpu: &mut Gpu, x: Tensor, p: &Conv2d) -> Result<Product> {
 pub(super) fn compute(gpu: &mut Gpu, product: &Product, sum: Option<&Sum<'_>>) -> Result<Tensor> {
     let Product { x, p, shape, variant, weight, bias } = product;
     let y = gpu.tensor(*shape, &p.name)?;
-    let buffers = [x.binding(), weight.as_entire_binding(), bias.as_entire_binding(), y.binding()];
-    run(gpu, *variant, p, *shape, buffers, sum)?;
+    let (weight, bias) = (weight.as_entire_binding(), bias.as_entire_binding());
+    let buffers = [x.tensor.binding(), weight, bias, y.binding()];
+    run(gpu, *variant, p, *shape, buffers, x.enlarged, sum)?;
     Ok(y)
 }
 
-/// Dispatches `p` by `variant`: input, packed weight, packed bias and result of `shape` are `buffers`; the result is `sum`
-/// where there is one.
+/// Dispatches `p` by `variant`: input, packed weight, packed bias and result of `shape` are `buffers`. The input is enlarged
+/// if `up`; the result is `sum` where there is one.
 pub(super) fn run(
     gpu: &mut Gpu,
     variant: ConvVariant,
     p: &Conv2d,
     shape: Shape,
     buffers: [wgpu::BindingResource<'_>; 4],
+    up: bool,
     sum: Option<&Sum<'_>>,
 ) -> Result<()> {
     let mut tile = tile(gpu, variant, p);
@@ -283,9 +304,14 @@ pub(super) fn run(
     };
     let [x, weight, bias, y] = buffers;
     // Something has to be bound where nothing is added.
-    let addend = sum.map_or_else(|| x.clone(), |sum| sum.addend.binding());
-    let (kind, scale, addend_scale) = Sum::constants(sum);
-    tile.constants.push(("SUM", kind));
+    let addend = sum.map_or_else(|| x.clone(), |sum| sum.addend.tensor.binding());
+    let (kind, scale, addend_scale) = match sum {
+        None => (0, 1.0, 0.0),
+        Some(Sum { first: true, wa, wb, .. }) => (1, *wa, *wb),
+        Some(Sum { first: false, wa, wb, .. }) => (2, *wb, *wa),
+    };
+    let addend_up = sum.is_some_and(|sum| sum.addend.enlarged);
+    tile.constants.extend(Fusion { sum: kind, addend_up, up }.constants());
     gpu.dispatch(Call {
         operator,
         kernel: usize::from(!plain),

@@ -5,8 +5,9 @@
 //! value does not depend on where it lies in its tensor, as sums run in a fixed order. Whatever goes wrong on the device
 //! (none there, memory exhausted, lost) is an error of kind [`crate::error::Kind::Device`], never a panic.
 //!
-//! [`Gpu`] records dispatches and submits them in bounded portions, at the latest when a result is downloaded. Memory of
-//! dropped tensors is recycled; parameters are uploaded when first used, in the layout that their kernel reads.
+//! [`Gpu`] records dispatches and submits them in bounded portions, at the latest when a result is downloaded. Convolutions and
+//! nearest enlarging wait until they are read ([`Lazy`]): a convolution does what comes before and after it as it loads and
+//! stores. Memory of dropped tensors is recycled; parameters are uploaded when first used, in the layout that their kernel reads.
 
 mod attention;
 mod buffers;
@@ -247,8 +248,7 @@ impl Ops for Gpu {
     }
 
     fn upsample_nearest2(&mut self, x: &Lazy) -> Result<Lazy> {
-        let x = self.force(x)?;
-        Ok(resample::upsample_nearest2(self, &x)?.into())
+        lazy::upsample_nearest2(self, x)
     }
 
     fn fir_down2(&mut self, x: &Lazy) -> Result<Lazy> {
@@ -291,7 +291,7 @@ impl Ops for Gpu {
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
-    use crate::error::Kind;
+    use crate::{error::Kind, ops::weights::Param};
 
     /// The best adapter with `weights`, or None and a line that says why. Where an adapter is required, `tests/gpu.rs`
     /// fails without one.
@@ -303,13 +303,21 @@ mod tests {
         None
     }
 
-    /// On a device that is lost every call is an error of kind `Device` that says so, before and after work is recorded.
+    /// On a device that is lost every call is an error of kind `Device` that says so, before and after work is recorded, and
+    /// whatever waits to be read.
     #[test]
     fn a_lost_device_is_an_error() {
-        let Some(mut gpu) = gpu(Arc::default()) else { return };
+        let layer = Conv2d { name: "layer".into(), in_channels: 1, out_channels: 1, kernel: 1 };
+        let mut weights = Weights::default();
+        for (name, shape) in layer.params() {
+            weights.insert(name, Param { shape, data: vec![1.0] });
+        }
+        let Some(mut gpu) = gpu(Arc::new(weights)) else { return };
         let shape = Shape::new(1, 2, 2, 1);
         let x = gpu.upload(shape, &[1.0; 4]).unwrap();
         let y = gpu.silu(&x).unwrap();
+        let [product, term] = [0; 2].map(|_| gpu.conv2d(&x, &layer).unwrap());
+        let large = gpu.upsample_nearest2(&x).unwrap();
         let begun = gpu.download_later(&y).unwrap();
         gpu.device.device.destroy();
         // Destruction is seen at the next look at the device.
@@ -318,6 +326,12 @@ mod tests {
             begun.wait().map(drop),
             gpu.download(&y).map(drop),
             gpu.silu(&x).map(drop),
+            gpu.download(&product).map(drop),
+            gpu.weighted_add(&x, &term, 1.0, 1.0).map(drop),
+            gpu.download(&large).map(drop),
+            gpu.conv2d(&large, &layer).map(drop),
+            gpu.conv2d(&x, &layer).map(drop),
+            gpu.upsample_nearest2(&x).map(drop),
             gpu.upload(shape, &[1.0; 4]).map(drop),
             gpu.download(&x).map(drop),
         ];
