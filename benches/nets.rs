@@ -5,10 +5,10 @@
 //! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention CHANNELS
 //! ROWS COLUMNS` (over pixels), `copy MIB`; with a checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH
 //! HEIGHT` (with a third number: a batch of so many pictures) and `generate WIDTH HEIGHT STEPS`, for pictures of that
-//! size. `generate` is all from the seed to the samples
-//! of all tiles. For `benches/compare_vulkan.py`: the name of a variant of the GPU's convolutions in place of `conv`, a
-//! chain of four, upload and download included; and `fma`, whose line also tells its `flops`: multiply-adds on the GPU's
-//! registers. Where the GPU does not have the variant the line has no seconds, and says why.
+//! size. `generate` is all from the seed to the samples of all tiles. `gpu-unet` and `gpu-decoder` are `unet` and
+//! `decoder` on the GPU, in f32. For `benches/compare_vulkan.py`: the name of a variant of the GPU's convolutions in
+//! place of `conv`, a chain of four, upload and download included; and `fma`, whose line also tells its `flops`:
+//! multiply-adds on the GPU's registers. Where the GPU does not have the variant the line has no seconds, and says why.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 mod ceiling;
@@ -203,10 +203,11 @@ fn generate(
     })
 }
 
-/// One evaluation of a network of `model` for a picture of `extents` pixels, upload and download included.
-fn network(
+/// One evaluation of a network of `model` for a picture of `extents` pixels by the interpreter that `open` gives, upload and
+/// download included.
+fn network<O: Ops>(
     cpu_time: bool,
-    kernels: Kernels,
+    open: impl FnOnce(Arc<Weights>) -> tessera::error::Result<O>,
     model: Option<&Checkpoint>,
     net: &str,
     extents: &[usize],
@@ -225,17 +226,17 @@ fn network(
         .map(|(level, (rows, columns))| Shape::new(batch, rows, columns, level.channels))
         .map(|shape| (shape, random.values(shape.len(), 0.0, 1.0)))
         .collect();
-    let mut cpu = Cpu::with_kernels(model.weights.clone(), kernels)?;
+    let mut o = open(model.weights.clone())?;
     time(cpu_time, || {
-        let z = latents.iter().map(|(shape, data)| cpu.upload(*shape, data));
+        let z = latents.iter().map(|(shape, data)| o.upload(*shape, data));
         let z = z.collect::<tessera::error::Result<Vec<_>>>()?;
         let outputs = if net == "unet" {
-            unet::predict(&mut cpu, arch, &z, &[0.3])?
+            unet::predict(&mut o, arch, &z, &[0.3])?
         } else {
-            let (h, r) = decoder::global_stage(&mut cpu, arch, &z)?;
-            vec![decoder::local_stage(&mut cpu, arch, h, r)?]
+            let (h, r) = decoder::global_stage(&mut o, arch, &z)?;
+            vec![decoder::local_stage(&mut o, arch, h, r)?]
         };
-        outputs.iter().try_for_each(|out| cpu.download(out).map(|_| ()))
+        outputs.iter().try_for_each(|out| o.download(out).map(|_| ()))
     })
 }
 
@@ -257,7 +258,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             "attention" => attention(cpu_time, kernels, &extents)?,
             "copy" => copy(cpu_time, &extents)?,
             "generate" => generate(cpu_time, kernels, model.as_ref(), &extents)?,
-            "unet" | "decoder" => network(cpu_time, kernels, model.as_ref(), command, &extents)?,
+            "unet" | "decoder" => {
+                let open = |weights| Cpu::with_kernels(weights, kernels);
+                network(cpu_time, open, model.as_ref(), command, &extents)?
+            }
+            "gpu-unet" | "gpu-decoder" => {
+                let (open, net) = (|weights| Gpu::new(None, weights), &command["gpu-".len()..]);
+                network(cpu_time, open, model.as_ref(), net, &extents)?
+            }
             "fma" => fma(cpu_time)?,
             other => match gpu_conv(cpu_time, ConvVariant::from_name(other)?, &extents) {
                 Err(error) if other == ConvVariant::Cooperative.name() => {

@@ -12,6 +12,12 @@
 
 override LANES: u32 = 32u;
 override ACROSS: u32 = 2u;
+// Whether the result is the convolution (0), or its weighted sum with a tensor of the same shape, as the first (1) or the second
+// term (2).
+override SUM: u32 = 0u;
+// Whether the input or the addend has half the rows and columns, each of its pixels for 2x2 (1), or not (0).
+override UP: u32 = 0u;
+override ADDEND_UP: u32 = 0u;
 
 const SUBGROUPS: u32 = 4u;
 // Values from one pixel to the next in workgroup memory, and from one input channel of the weights to the next: a multiple
@@ -35,6 +41,11 @@ struct Params {
     width: u32,
     // 1 or 9
     taps: u32,
+    // What the convolution and what the addend counts in the sum of both.
+    scale: f32,
+    addend_scale: f32,
+    pad0: u32,
+    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -45,6 +56,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> weight: array<vec4<f16>>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(5) var<storage, read> addend: array<f32>;
 
 // [pixel of the run][input channel]
 var<workgroup> pixels: array<f16, 5120>;
@@ -91,12 +103,22 @@ struct Source {
     inside: bool,
 }
 
+// Where `pixel` of the result lies in a tensor that is enlarged (`up` 1) or not (0). Heights that are enlarged are even, so the rows
+// of all pictures are one count.
+fn origin(pixel: u32, up: u32) -> u32 {
+    if (up == 0u) {
+        return pixel;
+    }
+    return pixel / params.width / 2u * (params.width / 2u) + pixel % params.width / 2u;
+}
+
 fn source(i: u32, j: u32, t: u32) -> Source {
     // One tap is the middle of nine.
     let offset = select(t, 4u, params.taps == 1u);
     let at = places[j] + vec2(offset / 3u, offset % 3u);
     let inside = all(at >= vec2(1u)) && all(at <= vec2(params.height, params.width));
-    return Source(first_pixel(i) + j + offset / 3u * params.width + offset % 3u - params.width - 1u, inside);
+    let neighbour = first_pixel(i) + j + offset / 3u * params.width + offset % 3u - params.width - 1u;
+    return Source(origin(neighbour, UP), inside);
 }
 
 fn put_pixels(v: vec4<f32>, at: u32) {
@@ -138,6 +160,23 @@ fn multiply(tile: ptr<function, Tile>, subgroup: u32, count: u32) {
     }
 }
 
+// What weighted_add.wgsl computes of the convolution `v` and another.
+fn sum(v: f32, other: f32) -> f32 {
+    if (SUM == 1u) {
+        return fma(params.scale, v, params.addend_scale * other);
+    }
+    return fma(params.addend_scale, other, params.scale * v);
+}
+
+fn store_one(v: f32, pixel: u32, channel: u32) {
+    let at = pixel * params.out_channels + channel;
+    if (SUM == 0u) {
+        y[at] = v;
+    } else {
+        y[at] = sum(v, addend[origin(pixel, ADDEND_UP) * params.out_channels + channel]);
+    }
+}
+
 // Stores one block of each subgroup's tile, the one at (row, column).
 fn finish(sums: Sums, row: u32, column: u32, i: u32, subgroup: u32, lane: u32) {
     store_sums(sums, 256u * min(subgroup, SUBGROUPS));
@@ -147,7 +186,7 @@ fn finish(sums: Sums, row: u32, column: u32, i: u32, subgroup: u32, lane: u32) {
         let pixel = first_pixel(i) + owner / ACROSS * 32u + 16u * row + j / 16u % 16u;
         let channel = (i / params.tiles * ACROSS + owner % ACROSS) * 32u + 16u * column + j % 16u;
         if (pixel < params.pixels && channel < params.out_channels) {
-            y[pixel * params.out_channels + channel] = results[j] + bias[channel];
+            store_one(results[j] + bias[channel], pixel, channel);
         }
     }
     workgroupBarrier();

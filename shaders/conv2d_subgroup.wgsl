@@ -5,6 +5,12 @@
 // The sum of one result runs over rows of taps, columns of taps, input channels, in this order, wherever it lies.
 
 override LANES: u32 = 8u;
+// Whether the result is the convolution (0), or its weighted sum with a tensor of the same shape, as the first (1) or the second
+// term (2).
+override SUM: u32 = 0u;
+// Whether the input or the addend has half the rows and columns, each of its pixels for 2x2 (1), or not (0).
+override UP: u32 = 0u;
+override ADDEND_UP: u32 = 0u;
 
 struct Params {
     // Workgroups: tiles * blocks of 4 LANES output channels.
@@ -21,6 +27,11 @@ struct Params {
     width: u32,
     // 1 or 9
     taps: u32,
+    // What the convolution and what the addend counts in the sum of both.
+    scale: f32,
+    addend_scale: f32,
+    pad0: u32,
+    pad1: u32,
 }
 
 // 4 output channels of 8 pixels.
@@ -67,6 +78,8 @@ struct Place {
 // Output channels in fours, for `main`, or any, for `narrow`.
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> y_narrow: array<f32>;
+@group(0) @binding(5) var<storage, read> addend: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> addend_narrow: array<f32>;
 
 fn start(v: vec4<f32>) -> Eight {
     return Eight(v, v, v, v, v, v, v, v);
@@ -94,12 +107,21 @@ struct Source {
     inside: bool,
 }
 
+// Where `pixel` of the result lies in a tensor that is enlarged (`up` 1) or not (0). Heights that are enlarged are even, so the rows
+// of all pictures are one count.
+fn origin(pixel: u32, up: u32) -> u32 {
+    if (up == 0u) {
+        return pixel;
+    }
+    return pixel / params.width / 2u * (params.width / 2u) + pixel % params.width / 2u;
+}
+
 // Of the tap (dy - 1, dx - 1) of `pixel`. Addresses outside of the picture may wrap around; what is read there is not used.
 fn source(pixel: u32, dy: u32, dx: u32) -> Source {
     let row = pixel / params.width % params.height + dy;
     let column = pixel % params.width + dx;
     let inside = pixel < params.pixels && row >= 1u && row <= params.height && column >= 1u && column <= params.width;
-    return Source((pixel + dy * params.width + dx - params.width - 1u) * quads(), inside);
+    return Source(origin(pixel + dy * params.width + dx - params.width - 1u, UP) * quads(), inside);
 }
 
 fn take(s: Source, quad: u32) -> vec4<f32> {
@@ -144,9 +166,22 @@ fn compute(i: u32, lane: u32, subgroup_lane: u32) -> Sums {
     return Sums(a, b, c, d);
 }
 
+// What weighted_add.wgsl computes of the convolution `v` and another.
+fn sum(v: vec4<f32>, other: vec4<f32>) -> vec4<f32> {
+    if (SUM == 1u) {
+        return fma(vec4(params.scale), v, params.addend_scale * other);
+    }
+    return fma(vec4(params.addend_scale), other, params.scale * v);
+}
+
 fn store(v: vec4<f32>, pixel: u32, quad: u32) {
     if (pixel < params.pixels && 4u * quad < params.out_channels) {
-        y[pixel * (params.out_channels / 4u) + quad] = v;
+        let at = pixel * (params.out_channels / 4u) + quad;
+        if (SUM == 0u) {
+            y[at] = v;
+        } else {
+            y[at] = sum(v, addend[origin(pixel, ADDEND_UP) * (params.out_channels / 4u) + quad]);
+        }
     }
 }
 
@@ -183,7 +218,12 @@ fn main(
 fn store_narrow(v: vec4<f32>, pixel: u32, quad: u32) {
     if (pixel < params.pixels) {
         for (var j = 4u * quad; j < min(4u * quad + 4u, params.out_channels); j++) {
-            y_narrow[pixel * params.out_channels + j] = v[j % 4u];
+            let at = pixel * params.out_channels + j;
+            if (SUM == 0u) {
+                y_narrow[at] = v[j % 4u];
+            } else {
+                y_narrow[at] = sum(v, vec4(addend_narrow[origin(pixel, ADDEND_UP) * params.out_channels + j]))[j % 4u];
+            }
         }
     }
 }

@@ -4,6 +4,13 @@
 //
 // The sum of one result runs over rows of taps, columns of taps, input channels, in this order, wherever it lies.
 
+// Whether the result is the convolution (0), or its weighted sum with a tensor of the same shape, as the first (1) or the second
+// term (2).
+override SUM: u32 = 0u;
+// Whether the input or the addend has half the rows and columns, each of its pixels for 2x2 (1), or not (0).
+override UP: u32 = 0u;
+override ADDEND_UP: u32 = 0u;
+
 struct Params {
     // Workgroups: tiles * blocks of 64 output channels.
     count: u32,
@@ -18,6 +25,11 @@ struct Params {
     width: u32,
     // 1 or 9
     taps: u32,
+    // What the convolution and what the addend counts in the sum of both.
+    scale: f32,
+    addend_scale: f32,
+    pad0: u32,
+    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -28,6 +40,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(5) var<storage, read> addend: array<f32>;
 
 // [four of input channels][pixel]
 var<workgroup> pixels: array<vec4<f32>, 256>;
@@ -49,13 +62,23 @@ struct Source {
     inside: bool,
 }
 
+// Where `pixel` of the result lies in a tensor that is enlarged (`up` 1) or not (0). Heights that are enlarged are even, so the rows
+// of all pictures are one count.
+fn origin(pixel: u32, up: u32) -> u32 {
+    if (up == 0u) {
+        return pixel;
+    }
+    return pixel / params.width / 2u * (params.width / 2u) + pixel % params.width / 2u;
+}
+
 fn source(pixel: u32, t: u32, channels: u32) -> Source {
     // One tap is the middle of nine.
     let offset = select(t, 4u, params.taps == 1u);
     let row = pixel / params.width % params.height + offset / 3u;
     let column = pixel % params.width + offset % 3u;
     let inside = pixel < params.pixels && row >= 1u && row <= params.height && column >= 1u && column <= params.width;
-    return Source((pixel + offset / 3u * params.width + offset % 3u - params.width - 1u) * channels, inside);
+    let neighbour = pixel + offset / 3u * params.width + offset % 3u - params.width - 1u;
+    return Source(origin(neighbour, UP) * channels, inside);
 }
 
 fn fours() -> u32 {
@@ -95,11 +118,28 @@ fn begin(i: u32, lane: u32) -> Sums {
     return Sums(b, b, b, b);
 }
 
+// What weighted_add.wgsl computes of the convolution `v` and another.
+fn sum(v: f32, other: f32) -> f32 {
+    if (SUM == 1u) {
+        return fma(params.scale, v, params.addend_scale * other);
+    }
+    return fma(params.addend_scale, other, params.scale * v);
+}
+
+fn store_one(v: f32, pixel: u32, channel: u32) {
+    let at = pixel * params.out_channels + channel;
+    if (SUM == 0u) {
+        y[at] = v;
+    } else {
+        y[at] = sum(v, addend[origin(pixel, ADDEND_UP) * params.out_channels + channel]);
+    }
+}
+
 fn store(v: vec4<f32>, pixel: u32, channel: u32) {
     if (pixel < params.pixels) {
         for (var j = 0u; j < 4u; j++) {
             if (channel + j < params.out_channels) {
-                y[pixel * params.out_channels + channel + j] = v[j];
+                store_one(v[j], pixel, channel + j);
             }
         }
     }

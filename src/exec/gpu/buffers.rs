@@ -11,9 +11,9 @@ use crate::{
     ops::{Shape, product},
 };
 
-/// A tensor of [`super::Gpu`]; cloning shares the memory, dropping the last one gives it back to the pool.
+/// A tensor in memory; cloning shares the memory, dropping the last one gives it back to the pool.
 #[derive(Clone, Debug)]
-pub struct Tensor {
+pub(super) struct Tensor {
     pub(super) shape: Shape,
     pub(super) block: Arc<Block>,
 }
@@ -76,14 +76,8 @@ impl Pool {
     /// # Errors
     /// [`crate::error::Kind::Device`] when it is larger than the device takes or its memory is exhausted.
     pub(super) fn block(&self, device: &Device, bytes: u64, what: &str) -> Result<Block> {
-        let limit = device.max_tensor_bytes();
-        if bytes > limit {
-            let name = &device.info.name;
-            return Err(Error::device(format!(
-                "{what} needs {bytes} bytes, the limit of one buffer on {name} is {limit}"
-            )));
-        }
-        let size = size_class(bytes).min(limit & !3);
+        check_size(device, bytes, what)?;
+        let size = size_class(bytes).min(device.max_tensor_bytes() & !3);
         if let Some(buffer) = self.take(size) {
             return Ok(Block { buffer, pool: self.clone() });
         }
@@ -131,6 +125,20 @@ impl Pool {
             !buffers.is_empty()
         });
     }
+}
+
+/// Whether the device takes a block of `bytes`; `what` names it in errors.
+///
+/// # Errors
+/// [`crate::error::Kind::Device`] when it does not.
+pub(super) fn check_size(device: &Device, bytes: u64, what: &str) -> Result<()> {
+    let (limit, name) = (device.max_tensor_bytes(), &device.info.name);
+    if bytes > limit {
+        return Err(Error::device(format!(
+            "{what} needs {bytes} bytes, the limit of one buffer on {name} is {limit}"
+        )));
+    }
+    Ok(())
 }
 
 /// Sizes are rounded up to 1, 1.25, 1.5 or 1.75 times a power of two, so that tensors of nearly the same size share.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Gpu, Tensor,
     device::Device,
+    lazy::Source,
     pipelines::{Operator, operator, params},
     queue::Call,
     tune, word,
@@ -24,30 +25,34 @@ params! {
         height: u32,
         width: u32,
         taps: u32,
+        scale: f32,
+        addend_scale: f32,
+        pad0: u32,
+        pad1: u32,
     }
 }
 
 operator!(
     CONV2D_COOPERATIVE16, "conv2d_cooperative16" from ["matrix16", "conv2d_cooperative"], ConvParams,
-    [Read, Read, Read, ReadWrite],
-    "main": [1, 2, 3, 4],
-    "odd": [1, 2, 3, 4]
+    [Read, Read, Read, ReadWrite, Read],
+    "main": [1, 2, 3, 4, 5],
+    "odd": [1, 2, 3, 4, 5]
 );
 operator!(
     CONV2D_COOPERATIVE8, "conv2d_cooperative8" from ["matrix8", "conv2d_cooperative"], ConvParams,
-    [Read, Read, Read, ReadWrite],
-    "main": [1, 2, 3, 4],
-    "odd": [1, 2, 3, 4]
+    [Read, Read, Read, ReadWrite, Read],
+    "main": [1, 2, 3, 4, 5],
+    "odd": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_SUBGROUP, "conv2d_subgroup", ConvParams, [Read, Read, Read, ReadWrite],
-    "main": [1, 2, 3, 4],
-    "narrow": [1, 2, 3, 4]
+    CONV2D_SUBGROUP, "conv2d_subgroup", ConvParams, [Read, Read, Read, ReadWrite, Read],
+    "main": [1, 2, 3, 4, 5],
+    "narrow": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_TILED, "conv2d_tiled", ConvParams, [Read, Read, Read, ReadWrite],
-    "main": [1, 2, 3, 4],
-    "odd": [1, 2, 3, 4]
+    CONV2D_TILED, "conv2d_tiled", ConvParams, [Read, Read, Read, ReadWrite, Read],
+    "main": [1, 2, 3, 4, 5],
+    "odd": [1, 2, 3, 4, 5]
 );
 
 /// A way to compute convolutions. Those of f32 add up the products of a result in the same order and give the same bits, so
@@ -119,6 +124,11 @@ fn subgroup_tile(device: &Device) -> Tile {
     Tile { pixels: 32, channels: 4 * lanes, constants: vec![("LANES", lanes as f64)] }
 }
 
+/// A workgroup of [`ConvVariant::Tiled`].
+fn tiled_tile() -> Tile {
+    Tile { pixels: 64, channels: 64, constants: Vec::new() }
+}
+
 /// Four subgroups of [`ConvVariant::Cooperative`], `across` of them side by side in channels and the others in pixels.
 fn cooperative_tile(device: &Device, across: usize) -> Tile {
     let lanes = f64::from(device.subgroup_max_size);
@@ -131,19 +141,54 @@ fn cooperative_tile(device: &Device, across: usize) -> Tile {
 pub(super) fn constants(device: &Device, operator: &Operator) -> Vec<Vec<(&'static str, f64)>> {
     let subgroups = device.subgroup_size >= MIN_LANES;
     let cooperative = |size| match device.matrix == Some(size) {
-        true => [1, 2].map(|across| cooperative_tile(device, across).constants).into(),
+        true => [1, 2].map(|across| cooperative_tile(device, across)).into(),
         false => Vec::new(),
     };
-    match operator.name {
+    let tiles: Vec<Tile> = match operator.name {
         "conv2d_cooperative16" => cooperative(16),
         "conv2d_cooperative8" => cooperative(8),
-        "conv2d_subgroup" if subgroups => vec![subgroup_tile(device).constants],
+        "conv2d_subgroup" if subgroups => vec![subgroup_tile(device)],
         "conv2d_subgroup" => Vec::new(),
         // Kernels of a software device are slow to compile, and this one is hardly used there.
         "conv2d_tiled" if subgroups && device.info.software => Vec::new(),
-        _ => vec![Vec::new()],
+        "conv2d_tiled" => vec![tiled_tile()],
+        _ => return vec![Vec::new()],
+    };
+    let with = |tile: Tile| {
+        USUAL.map(|fusion| tile.constants.iter().copied().chain(fusion.constants()).collect())
+    };
+    tiles.into_iter().flat_map(with).collect()
+}
+
+/// What a kernel does beside its convolution.
+#[derive(Clone, Copy, Debug)]
+struct Fusion {
+    /// 0 where nothing is added, 1 or 2 where the convolution is the first or the second term of a sum.
+    sum: u8,
+    /// Whether the addend is enlarged.
+    addend_up: bool,
+    /// Whether the input is.
+    up: bool,
+}
+
+impl Fusion {
+    /// The shaders' override constants.
+    fn constants(self) -> [(&'static str, f64); 3] {
+        let Self { sum, addend_up, up } = self;
+        [
+            ("SUM", sum.into()),
+            ("ADDEND_UP", u8::from(addend_up).into()),
+            ("UP", u8::from(up).into()),
+        ]
     }
 }
+
+/// What the networks have of them.
+const USUAL: [Fusion; 4] = {
+    let plain = Fusion { sum: 0, addend_up: false, up: false };
+    let sum = Fusion { sum: 2, ..plain };
+    [plain, Fusion { up: true, ..plain }, sum, Fusion { addend_up: true, ..sum }]
+};
 
 /// Whether the device and the layer allow `variant`. Of the layer its channels alone count: a tile of a picture must be
 /// computed as the whole is.
@@ -180,11 +225,33 @@ fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
     if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
 }
 
-pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
-    let shape = conv2d::output_shape(x.shape, p)?;
+/// A convolution with all that it takes to compute it.
+#[derive(Clone, Debug)]
+pub(super) struct Product {
+    x: Source,
+    p: Conv2d,
+    /// Of the result.
+    pub(super) shape: Shape,
+    variant: ConvVariant,
+    weight: wgpu::Buffer,
+    bias: wgpu::Buffer,
+}
+
+/// A weighted sum of a convolution and `addend`, a tensor of the same shape: `wa` times the first plus `wb` times the second.
+#[derive(Debug)]
+pub(super) struct Sum<'a> {
+    pub(super) addend: &'a Source,
+    pub(super) wa: f32,
+    pub(super) wb: f32,
+    /// Whether the convolution is the first.
+    pub(super) first: bool,
+}
+
+/// The convolution `p` of `x`, not yet computed; its parameters are on the device.
+pub(super) fn product(gpu: &mut Gpu, x: Source, p: &Conv2d) -> Result<Product> {
+    let shape = conv2d::output_shape(x.shape(), p)?;
     let variant = choose(gpu, p, shape);
     let block = tile(gpu, variant, p).channels;
-    let y = gpu.tensor(shape, &p.name)?;
     let [_, length] = packed_lengths(gpu, variant, p);
     // A layer may be computed by several variants, each with its own layout.
     let [weight, bias] =
@@ -201,20 +268,31 @@ pub(super) fn conv2d(gpu: &mut Gpu, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
         bias.resize(length, 0.0);
         Ok(bias)
     })?;
-    let buffers = [x.binding(), weight.as_entire_binding(), bias.as_entire_binding(), y.binding()];
-    run(gpu, variant, p, shape, &buffers)?;
+    Ok(Product { x, p: p.clone(), shape, variant, weight, bias })
+}
+
+/// Dispatches `product`: its result, or the sum that it is part of.
+pub(super) fn compute(gpu: &mut Gpu, product: &Product, sum: Option<&Sum<'_>>) -> Result<Tensor> {
+    let Product { x, p, shape, variant, weight, bias } = product;
+    let y = gpu.tensor(*shape, &p.name)?;
+    let (weight, bias) = (weight.as_entire_binding(), bias.as_entire_binding());
+    let buffers = [x.tensor.binding(), weight, bias, y.binding()];
+    run(gpu, *variant, p, *shape, buffers, x.enlarged, sum)?;
     Ok(y)
 }
 
-/// Dispatches `p` by `variant`: input, packed weight, packed bias and result of `shape` are `buffers`.
+/// Dispatches `p` by `variant`: input, packed weight, packed bias and result of `shape` are `buffers`. The input is enlarged
+/// if `up`; the result is `sum` where there is one.
 pub(super) fn run(
     gpu: &mut Gpu,
     variant: ConvVariant,
     p: &Conv2d,
     shape: Shape,
-    buffers: &[wgpu::BindingResource<'_>; 4],
+    buffers: [wgpu::BindingResource<'_>; 4],
+    up: bool,
+    sum: Option<&Sum<'_>>,
 ) -> Result<()> {
-    let tile = tile(gpu, variant, p);
+    let mut tile = tile(gpu, variant, p);
     let work = Work::new(shape, p, &tile);
     let (operator, plain) = match variant {
         ConvVariant::Subgroup => (&CONV2D_SUBGROUP, p.out_channels.is_multiple_of(4)),
@@ -224,6 +302,16 @@ pub(super) fn run(
             _ => (&CONV2D_COOPERATIVE8, p.in_channels.is_multiple_of(4)),
         },
     };
+    let [x, weight, bias, y] = buffers;
+    // Something has to be bound where nothing is added.
+    let addend = sum.map_or_else(|| x.clone(), |sum| sum.addend.tensor.binding());
+    let (kind, scale, addend_scale) = match sum {
+        None => (0, 1.0, 0.0),
+        Some(Sum { first: true, wa, wb, .. }) => (1, *wa, *wb),
+        Some(Sum { first: false, wa, wb, .. }) => (2, *wb, *wa),
+    };
+    let addend_up = sum.is_some_and(|sum| sum.addend.enlarged);
+    tile.constants.extend(Fusion { sum: kind, addend_up, up }.constants());
     gpu.dispatch(Call {
         operator,
         kernel: usize::from(!plain),
@@ -237,8 +325,11 @@ pub(super) fn run(
             height: word(shape.h),
             width: word(shape.w),
             taps: word(p.kernel * p.kernel),
+            scale,
+            addend_scale,
+            ..ConvParams::default()
         },
-        buffers,
+        buffers: &[x, weight, bias, y, addend],
         workgroups: work.workgroups as u64,
     })
 }
@@ -247,7 +338,7 @@ pub(super) fn run(
 fn tile(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> Tile {
     match variant {
         ConvVariant::Subgroup => subgroup_tile(&gpu.device),
-        ConvVariant::Tiled => Tile { pixels: 64, channels: 64, constants: Vec::new() },
+        ConvVariant::Tiled => tiled_tile(),
         ConvVariant::Cooperative => {
             // All in pixels where that leaves fewer channels idle.
             let [two, one] = [64, 32].map(|block| p.out_channels.next_multiple_of(block));

@@ -5,14 +5,16 @@
 //! value does not depend on where it lies in its tensor, as sums run in a fixed order. Whatever goes wrong on the device
 //! (none there, memory exhausted, lost) is an error of kind [`crate::error::Kind::Device`], never a panic.
 //!
-//! [`Gpu`] records dispatches and submits them in bounded portions, at the latest when a result is downloaded. Memory of
-//! dropped tensors is recycled; parameters are uploaded when first used, in the layout that their kernel reads.
+//! [`Gpu`] records dispatches and submits them in bounded portions, at the latest when a result is downloaded. Convolutions and
+//! nearest enlarging wait until they are read ([`Lazy`]): a convolution does what comes before and after it as it loads and
+//! stores. Memory of dropped tensors is recycled; parameters are uploaded when first used, in the layout that their kernel reads.
 
 mod attention;
 mod buffers;
 mod cache;
 mod conv2d;
 mod device;
+mod lazy;
 mod pipelines;
 mod pointwise;
 mod queue;
@@ -22,10 +24,11 @@ mod tune;
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
+use self::buffers::Tensor;
 pub use self::{
-    buffers::Tensor,
     conv2d::ConvVariant,
     device::{AdapterInfo, AdapterKind, adapters, best_real, is_fast_in_f16},
+    lazy::Lazy,
     pipelines::{Access, Field, Kernel, Layout, Operator},
 };
 use crate::{
@@ -177,95 +180,110 @@ fn word(extent: usize) -> u32 {
 }
 
 impl Ops for Gpu {
-    type Tensor = Tensor;
+    type Tensor = Lazy;
 
-    fn shape(&self, x: &Tensor) -> Shape {
-        x.shape
+    fn shape(&self, x: &Lazy) -> Shape {
+        x.shape()
     }
 
-    fn upload(&mut self, shape: Shape, data: &[f32]) -> Result<Tensor> {
+    fn upload(&mut self, shape: Shape, data: &[f32]) -> Result<Lazy> {
         ops::check_upload(shape, data.len())?;
-        self.write(shape, data)
+        Ok(self.write(shape, data)?.into())
     }
 
-    fn download(&mut self, x: &Tensor) -> Result<Vec<f32>> {
-        self.read(x)?.wait()
+    fn download(&mut self, x: &Lazy) -> Result<Vec<f32>> {
+        self.download_later(x)?.wait()
     }
 
-    fn download_later(&mut self, x: &Tensor) -> Result<Download> {
-        self.read(x)
+    fn download_later(&mut self, x: &Lazy) -> Result<Download> {
+        let x = self.force(x)?;
+        self.read(&x)
     }
 
     fn scalar(&mut self, name: &str) -> Result<f32> {
         Ok(self.weights.get(name, &[1])?.data[0])
     }
 
-    fn conv2d(&mut self, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
-        conv2d::conv2d(self, x, p)
+    fn conv2d(&mut self, x: &Lazy, p: &Conv2d) -> Result<Lazy> {
+        lazy::conv2d(self, x, p)
     }
 
-    fn group_norm(&mut self, x: &Tensor, p: &GroupNorm) -> Result<Tensor> {
-        reduce::group_norm(self, x, p)
+    fn group_norm(&mut self, x: &Lazy, p: &GroupNorm) -> Result<Lazy> {
+        let x = self.force(x)?;
+        Ok(reduce::group_norm(self, &x, p)?.into())
     }
 
-    fn pixel_norm(&mut self, x: &Tensor, p: &PixelNorm) -> Result<Tensor> {
-        pointwise::pixel_norm(self, x, p)
+    fn pixel_norm(&mut self, x: &Lazy, p: &PixelNorm) -> Result<Lazy> {
+        let x = self.force(x)?;
+        Ok(pointwise::pixel_norm(self, &x, p)?.into())
     }
 
-    fn silu(&mut self, x: &Tensor) -> Result<Tensor> {
-        pointwise::silu(self, x)
+    fn silu(&mut self, x: &Lazy) -> Result<Lazy> {
+        let x = self.force(x)?;
+        Ok(pointwise::silu(self, &x)?.into())
     }
 
-    fn scale_shift(&mut self, x: &Tensor, pair: &Tensor, silu: bool) -> Result<Tensor> {
-        pointwise::scale_shift(self, x, pair, silu)
+    fn scale_shift(&mut self, x: &Lazy, pair: &Lazy, silu: bool) -> Result<Lazy> {
+        let (x, pair) = (self.force(x)?, self.force(pair)?);
+        Ok(pointwise::scale_shift(self, &x, &pair, silu)?.into())
     }
 
-    fn weighted_add(&mut self, a: &Tensor, b: &Tensor, wa: f32, wb: f32) -> Result<Tensor> {
-        pointwise::weighted_add(self, a, b, wa, wb)
+    fn weighted_add(&mut self, a: &Lazy, b: &Lazy, wa: f32, wb: f32) -> Result<Lazy> {
+        lazy::weighted_add(self, a, b, wa, wb)
     }
 
-    fn concat(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        pointwise::concat(self, a, b)
+    fn concat(&mut self, a: &Lazy, b: &Lazy) -> Result<Lazy> {
+        let (a, b) = (self.force(a)?, self.force(b)?);
+        Ok(pointwise::concat(self, &a, &b)?.into())
     }
 
-    fn avg_pool2(&mut self, x: &Tensor) -> Result<Tensor> {
-        resample::avg_pool2(self, x)
+    fn avg_pool2(&mut self, x: &Lazy) -> Result<Lazy> {
+        let x = self.force(x)?;
+        Ok(resample::avg_pool2(self, &x)?.into())
     }
 
-    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
-        reduce::global_avg_pool(self, x)
+    fn global_avg_pool(&mut self, x: &Lazy) -> Result<Lazy> {
+        let x = self.force(x)?;
+        Ok(reduce::global_avg_pool(self, &x)?.into())
     }
 
-    fn upsample_nearest2(&mut self, x: &Tensor) -> Result<Tensor> {
-        resample::upsample_nearest2(self, x)
+    fn upsample_nearest2(&mut self, x: &Lazy) -> Result<Lazy> {
+        lazy::upsample_nearest2(self, x)
     }
 
-    fn fir_down2(&mut self, x: &Tensor) -> Result<Tensor> {
-        resample::fir_down2(self, x)
+    fn fir_down2(&mut self, x: &Lazy) -> Result<Lazy> {
+        let x = self.force(x)?;
+        Ok(resample::fir_down2(self, &x)?.into())
     }
 
-    fn fir_up2(&mut self, x: &Tensor) -> Result<Tensor> {
-        resample::fir_up2(self, x)
+    fn fir_up2(&mut self, x: &Lazy) -> Result<Lazy> {
+        let x = self.force(x)?;
+        Ok(resample::fir_up2(self, &x)?.into())
     }
 
-    fn pixel_unshuffle(&mut self, x: &Tensor, r: usize) -> Result<Tensor> {
-        resample::pixel_unshuffle(self, x, r)
+    fn pixel_unshuffle(&mut self, x: &Lazy, r: usize) -> Result<Lazy> {
+        let x = self.force(x)?;
+        Ok(resample::pixel_unshuffle(self, &x, r)?.into())
     }
 
-    fn pixel_shuffle(&mut self, x: &Tensor, r: usize) -> Result<Tensor> {
-        resample::pixel_shuffle(self, x, r)
+    fn pixel_shuffle(&mut self, x: &Lazy, r: usize) -> Result<Lazy> {
+        let x = self.force(x)?;
+        Ok(resample::pixel_shuffle(self, &x, r)?.into())
     }
 
-    fn spatial_attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        attention::spatial_attention(self, q, k, v)
+    fn spatial_attention(&mut self, q: &Lazy, k: &Lazy, v: &Lazy) -> Result<Lazy> {
+        let (q, k, v) = (self.force(q)?, self.force(k)?, self.force(v)?);
+        Ok(attention::spatial_attention(self, &q, &k, &v)?.into())
     }
 
-    fn channel_attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        attention::channel_attention(self, q, k, v)
+    fn channel_attention(&mut self, q: &Lazy, k: &Lazy, v: &Lazy) -> Result<Lazy> {
+        let (q, k, v) = (self.force(q)?, self.force(k)?, self.force(v)?);
+        Ok(attention::channel_attention(self, &q, &k, &v)?.into())
     }
 
-    fn crop(&mut self, x: &Tensor, window: Window) -> Result<Tensor> {
-        resample::crop(self, x, window)
+    fn crop(&mut self, x: &Lazy, window: Window) -> Result<Lazy> {
+        let x = self.force(x)?;
+        Ok(resample::crop(self, &x, window)?.into())
     }
 }
 
@@ -273,7 +291,7 @@ impl Ops for Gpu {
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
-    use crate::error::Kind;
+    use crate::{error::Kind, ops::weights::Param};
 
     /// The best adapter with `weights`, or None and a line that says why. Where an adapter is required, `tests/gpu.rs`
     /// fails without one.
@@ -285,13 +303,21 @@ mod tests {
         None
     }
 
-    /// On a device that is lost every call is an error of kind `Device` that says so, before and after work is recorded.
+    /// On a device that is lost every call is an error of kind `Device` that says so, before and after work is recorded, and
+    /// whatever waits to be read.
     #[test]
     fn a_lost_device_is_an_error() {
-        let Some(mut gpu) = gpu(Arc::default()) else { return };
+        let layer = Conv2d { name: "layer".into(), in_channels: 1, out_channels: 1, kernel: 1 };
+        let mut weights = Weights::default();
+        for (name, shape) in layer.params() {
+            weights.insert(name, Param { shape, data: vec![1.0] });
+        }
+        let Some(mut gpu) = gpu(Arc::new(weights)) else { return };
         let shape = Shape::new(1, 2, 2, 1);
         let x = gpu.upload(shape, &[1.0; 4]).unwrap();
         let y = gpu.silu(&x).unwrap();
+        let [product, term] = [0; 2].map(|_| gpu.conv2d(&x, &layer).unwrap());
+        let large = gpu.upsample_nearest2(&x).unwrap();
         let begun = gpu.download_later(&y).unwrap();
         gpu.device.device.destroy();
         // Destruction is seen at the next look at the device.
@@ -300,6 +326,12 @@ mod tests {
             begun.wait().map(drop),
             gpu.download(&y).map(drop),
             gpu.silu(&x).map(drop),
+            gpu.download(&product).map(drop),
+            gpu.weighted_add(&x, &term, 1.0, 1.0).map(drop),
+            gpu.download(&large).map(drop),
+            gpu.conv2d(&large, &layer).map(drop),
+            gpu.conv2d(&x, &layer).map(drop),
+            gpu.upsample_nearest2(&x).map(drop),
             gpu.upload(shape, &[1.0; 4]).map(drop),
             gpu.download(&x).map(drop),
         ];

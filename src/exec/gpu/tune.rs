@@ -194,7 +194,7 @@ fn measure(
                     bias.binding(*bias_bytes),
                     y.binding(out_bytes),
                 ];
-                conv2d::run(gpu, *variant, p, sample, &buffers)?;
+                conv2d::run(gpu, *variant, p, sample, buffers, false, None)?;
             }
             gpu.submit()?;
             gpu.device.wait(None)?;
