@@ -182,6 +182,7 @@ def compared(values: dict[str, list[float]], floor: list[float]) -> Table:
 def report(models: dict[str, Model], reference: Reference, sampling: Sampling, out: Path) -> str:
     """The text about the first model, beside the others; pictures are written beside `out`."""
     (_, model), *_ = models.items()
+    made = made_by(model.device)  # before a picture beside `out` changes the tree that the code is of
     arch, (width, height) = model.arch, reference.size
     summaries = {name: sampling.summary(each, name) for name, each in models.items()}
     samples = summaries["samples"].small
@@ -193,7 +194,7 @@ def report(models: dict[str, Model], reference: Reference, sampling: Sampling, o
     control = "".join(f"The control: {each.arch.name}.\n" for name, each in models.items() if each is not model)
     return f"""# {arch.name}, {width}x{height}
 
-{made_by(model.device)}: {reference.pictures.training} training pictures, {len(reference.indices)} held out, {sampling.count} samples
+{made}: {reference.pictures.training} training pictures, {len(reference.indices)} held out, {sampling.count} samples
 of {sampling.steps} Heun steps. {control}
 ## Reconstruction of held-out pictures
 
