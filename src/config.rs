@@ -120,6 +120,12 @@ impl Config {
     }
 }
 
+/// Whether this process has no desktop session, and nobody has decided on Mesa's layer that sorts Vulkan devices
+/// (`NODEVICE_SELECT`). It asks the session for its device and, without one, prints an error at every look at the devices.
+pub fn is_without_session() -> bool {
+    ["XDG_RUNTIME_DIR", "NODEVICE_SELECT"].iter().all(|name| std::env::var_os(name).is_none())
+}
+
 /// The folder that is meant: None for `none`.
 pub fn folder_or_none(folder: PathBuf) -> Option<PathBuf> {
     Some(folder).filter(|folder| folder != Path::new("none"))

@@ -477,6 +477,16 @@ fn devices_lists_the_cpu_and_marks_one_device() {
     assert!(succeeds(dir.path(), &["devices"]).contains("cpu"));
 }
 
+/// On a machine without a desktop no driver's complaint about that is in what is printed.
+#[test]
+fn a_machine_without_a_desktop_is_nothing_to_complain_of() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
+    command.arg("devices").env_remove("XDG_RUNTIME_DIR").env_remove("NODEVICE_SELECT");
+    let output = command.output().unwrap();
+    assert_eq!(text(&output.stderr), "");
+    assert!(output.status.success());
+}
+
 #[test]
 fn a_gpu_that_is_not_there_is_an_error_that_names_what_is() {
     let dir = TempDir::new().unwrap();
