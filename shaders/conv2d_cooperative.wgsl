@@ -12,12 +12,6 @@
 
 override LANES: u32 = 32u;
 override ACROSS: u32 = 2u;
-// Whether the result is the convolution (0), or its weighted sum with a tensor of the same shape, as the first (1) or the second
-// term (2).
-override SUM: u32 = 0u;
-// Whether the input or the addend has half the rows and columns, each of its pixels for 2x2 (1), or not (0).
-override UP: u32 = 0u;
-override ADDEND_UP: u32 = 0u;
 
 const SUBGROUPS: u32 = 4u;
 // Values from one pixel to the next in workgroup memory, and from one input channel of the weights to the next: a multiple
@@ -27,28 +21,6 @@ const WEIGHT_STRIDE: u32 = 72u;
 // What f16 holds.
 const MOST: f32 = 65504.0;
 
-struct Params {
-    // Workgroups: tiles * blocks of 32 ACROSS output channels.
-    count: u32,
-    // Runs of 128 / ACROSS pixels.
-    tiles: u32,
-    // Pixels of all pictures.
-    pixels: u32,
-    in_channels: u32,
-    out_channels: u32,
-    // Extent of a picture.
-    height: u32,
-    width: u32,
-    // 1 or 9
-    taps: u32,
-    // What the convolution and what the addend counts in the sum of both.
-    scale: f32,
-    addend_scale: f32,
-    pad0: u32,
-    pad1: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 // Input channels in fours, for `main`, or any, for `odd`.
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> x_odd: array<f32>;
@@ -103,15 +75,6 @@ struct Source {
     inside: bool,
 }
 
-// Where `pixel` of the result lies in a tensor that is enlarged (`up` 1) or not (0). Heights that are enlarged are even, so the rows
-// of all pictures are one count.
-fn origin(pixel: u32, up: u32) -> u32 {
-    if (up == 0u) {
-        return pixel;
-    }
-    return pixel / params.width / 2u * (params.width / 2u) + pixel % params.width / 2u;
-}
-
 fn source(i: u32, j: u32, t: u32) -> Source {
     // One tap is the middle of nine.
     let offset = select(t, 4u, params.taps == 1u);
@@ -160,20 +123,12 @@ fn multiply(tile: ptr<function, Tile>, subgroup: u32, count: u32) {
     }
 }
 
-// What weighted_add.wgsl computes of the convolution `v` and another.
-fn sum(v: f32, other: f32) -> f32 {
-    if (SUM == 1u) {
-        return fma(params.scale, v, params.addend_scale * other);
-    }
-    return fma(params.addend_scale, other, params.scale * v);
-}
-
 fn store_one(v: f32, pixel: u32, channel: u32) {
     let at = pixel * params.out_channels + channel;
     if (SUM == 0u) {
         y[at] = v;
     } else {
-        y[at] = sum(v, addend[origin(pixel, ADDEND_UP) * params.out_channels + channel]);
+        y[at] = sum(vec4(v), vec4(addend[origin(pixel, ADDEND_UP) * params.out_channels + channel])).x;
     }
 }
 

@@ -5,34 +5,6 @@
 // The sum of one result runs over rows of taps, columns of taps, input channels, in this order, wherever it lies.
 
 override LANES: u32 = 8u;
-// Whether the result is the convolution (0), or its weighted sum with a tensor of the same shape, as the first (1) or the second
-// term (2).
-override SUM: u32 = 0u;
-// Whether the input or the addend has half the rows and columns, each of its pixels for 2x2 (1), or not (0).
-override UP: u32 = 0u;
-override ADDEND_UP: u32 = 0u;
-
-struct Params {
-    // Workgroups: tiles * blocks of 4 LANES output channels.
-    count: u32,
-    // Runs of 32 pixels.
-    tiles: u32,
-    // Pixels of all pictures.
-    pixels: u32,
-    // A multiple of 4.
-    in_channels: u32,
-    out_channels: u32,
-    // Extent of a picture.
-    height: u32,
-    width: u32,
-    // 1 or 9
-    taps: u32,
-    // What the convolution and what the addend counts in the sum of both.
-    scale: f32,
-    addend_scale: f32,
-    pad0: u32,
-    pad1: u32,
-}
 
 // 4 output channels of 8 pixels.
 struct Eight {
@@ -70,7 +42,6 @@ struct Place {
     quad: u32,
 }
 
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 // [block][tap][in][LANES fours of the block's output channels]
 @group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
@@ -105,15 +76,6 @@ struct Source {
     // In fours.
     at: u32,
     inside: bool,
-}
-
-// Where `pixel` of the result lies in a tensor that is enlarged (`up` 1) or not (0). Heights that are enlarged are even, so the rows
-// of all pictures are one count.
-fn origin(pixel: u32, up: u32) -> u32 {
-    if (up == 0u) {
-        return pixel;
-    }
-    return pixel / params.width / 2u * (params.width / 2u) + pixel % params.width / 2u;
 }
 
 // Of the tap (dy - 1, dx - 1) of `pixel`. Addresses outside of the picture may wrap around; what is read there is not used.
@@ -164,14 +126,6 @@ fn compute(i: u32, lane: u32, subgroup_lane: u32) -> Sums {
         }
     }
     return Sums(a, b, c, d);
-}
-
-// What weighted_add.wgsl computes of the convolution `v` and another.
-fn sum(v: vec4<f32>, other: vec4<f32>) -> vec4<f32> {
-    if (SUM == 1u) {
-        return fma(vec4(params.scale), v, params.addend_scale * other);
-    }
-    return fma(vec4(params.addend_scale), other, params.scale * v);
 }
 
 fn store(v: vec4<f32>, pixel: u32, quad: u32) {

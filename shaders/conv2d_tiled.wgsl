@@ -4,35 +4,6 @@
 //
 // The sum of one result runs over rows of taps, columns of taps, input channels, in this order, wherever it lies.
 
-// Whether the result is the convolution (0), or its weighted sum with a tensor of the same shape, as the first (1) or the second
-// term (2).
-override SUM: u32 = 0u;
-// Whether the input or the addend has half the rows and columns, each of its pixels for 2x2 (1), or not (0).
-override UP: u32 = 0u;
-override ADDEND_UP: u32 = 0u;
-
-struct Params {
-    // Workgroups: tiles * blocks of 64 output channels.
-    count: u32,
-    // Runs of 64 pixels.
-    tiles: u32,
-    // Pixels of all pictures.
-    pixels: u32,
-    in_channels: u32,
-    out_channels: u32,
-    // Extent of a picture.
-    height: u32,
-    width: u32,
-    // 1 or 9
-    taps: u32,
-    // What the convolution and what the addend counts in the sum of both.
-    scale: f32,
-    addend_scale: f32,
-    pad0: u32,
-    pad1: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 // Input channels in fours, for `main`, or any, for `odd`.
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> x_odd: array<f32>;
@@ -60,15 +31,6 @@ struct Source {
     // Of its channels, in fours or single ones.
     at: u32,
     inside: bool,
-}
-
-// Where `pixel` of the result lies in a tensor that is enlarged (`up` 1) or not (0). Heights that are enlarged are even, so the rows
-// of all pictures are one count.
-fn origin(pixel: u32, up: u32) -> u32 {
-    if (up == 0u) {
-        return pixel;
-    }
-    return pixel / params.width / 2u * (params.width / 2u) + pixel % params.width / 2u;
 }
 
 fn source(pixel: u32, t: u32, channels: u32) -> Source {
@@ -118,20 +80,12 @@ fn begin(i: u32, lane: u32) -> Sums {
     return Sums(b, b, b, b);
 }
 
-// What weighted_add.wgsl computes of the convolution `v` and another.
-fn sum(v: f32, other: f32) -> f32 {
-    if (SUM == 1u) {
-        return fma(params.scale, v, params.addend_scale * other);
-    }
-    return fma(params.addend_scale, other, params.scale * v);
-}
-
 fn store_one(v: f32, pixel: u32, channel: u32) {
     let at = pixel * params.out_channels + channel;
     if (SUM == 0u) {
         y[at] = v;
     } else {
-        y[at] = sum(v, addend[origin(pixel, ADDEND_UP) * params.out_channels + channel]);
+        y[at] = sum(vec4(v), vec4(addend[origin(pixel, ADDEND_UP) * params.out_channels + channel])).x;
     }
 }
 

@@ -33,24 +33,24 @@ params! {
 }
 
 operator!(
-    CONV2D_COOPERATIVE16, "conv2d_cooperative16" from ["matrix16", "conv2d_cooperative"], ConvParams,
+    CONV2D_COOPERATIVE16, "conv2d_cooperative16" from ["matrix16", "conv2d", "conv2d_cooperative"], ConvParams,
     [Read, Read, Read, ReadWrite, Read],
     "main": [1, 2, 3, 4, 5],
     "odd": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_COOPERATIVE8, "conv2d_cooperative8" from ["matrix8", "conv2d_cooperative"], ConvParams,
+    CONV2D_COOPERATIVE8, "conv2d_cooperative8" from ["matrix8", "conv2d", "conv2d_cooperative"], ConvParams,
     [Read, Read, Read, ReadWrite, Read],
     "main": [1, 2, 3, 4, 5],
     "odd": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_SUBGROUP, "conv2d_subgroup", ConvParams, [Read, Read, Read, ReadWrite, Read],
+    CONV2D_SUBGROUP, "conv2d_subgroup" from ["conv2d", "conv2d_subgroup"], ConvParams, [Read, Read, Read, ReadWrite, Read],
     "main": [1, 2, 3, 4, 5],
     "narrow": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_TILED, "conv2d_tiled", ConvParams, [Read, Read, Read, ReadWrite, Read],
+    CONV2D_TILED, "conv2d_tiled" from ["conv2d", "conv2d_tiled"], ConvParams, [Read, Read, Read, ReadWrite, Read],
     "main": [1, 2, 3, 4, 5],
     "odd": [1, 2, 3, 4, 5]
 );
