@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = command.parse_args(chosen.arguments)
     try:
         if parallel.asked() and chosen.command not in PARALLEL:
-            raise ValueError(f"runs in one process; under torchrun run {', '.join(PARALLEL)}")
+            raise ValueError(f"runs in one process; under torchrun run {', '.join(PARALLEL[:-1])} or {PARALLEL[-1]}")
         return module.run(arguments) or 0
     except (ValueError, OSError) as error:
         print(f"tessera_train {chosen.command}: {error}", file=sys.stderr)

@@ -18,7 +18,7 @@ def test_every_configuration_is_trained_measured_and_not_repeated(tmp_path, caps
     monkeypatch.setattr("sys.argv", ["tessera_train", "ablate", "..."])
     out = tmp_path / "runs"
     for name, text in (
-        ("whole", 'extends = "tiny"\n[arch]\nname = "ablation-whole"\n[diffusion]\nsample_steps = 1\n[fit]\nshare = 0.4\n'),
+        ("whole", 'extends = "tiny"\n[arch]\nname = "ablation-whole"\n[diffusion]\nsample_steps = 1\n[fit]\nshare = 0.4\nrefine = 0.0\n'),
         ("input", 'extends = "whole.toml"\n[arch]\nname = "ablation-input"\n[arch.unet]\nskip = "input"\n'),
         ("spatial", 'extends = "whole.toml"\n[arch]\nname = "ablation-spatial"\nattention_ratio = "spatial"\n'),
     ):
@@ -38,7 +38,7 @@ def test_every_configuration_is_trained_measured_and_not_repeated(tmp_path, caps
     assert capsys.readouterr().out.count("steps of the AutoEncoder") == 1
     assert json.loads(lost.read_text()) == json.loads((tmp_path / "kept.json").read_text())
     words[6] = "3"
-    assert cli.main(words) == 2 and "was made with budget [1, 1], not [1, 2]" in capsys.readouterr().err
+    assert cli.main(words) == 2 and "was made with budget [1, 1, 0], not [1, 2, 0]" in capsys.readouterr().err
 
 
 def test_stars_are_for_differences_beyond_the_spread():

@@ -122,4 +122,4 @@ def test_other_commands_refuse_torchrun(monkeypatch, capsys, command):
         "export": ["--autoencoder", "a", "--diffusion", "u", "--latents", "z", "--out", "m.safetensors"],
     }
     assert cli.main([command, *words[command]]) == 2
-    assert "runs in one process; under torchrun run autoencoder or diffusion" in capsys.readouterr().err
+    assert "runs in one process; under torchrun run autoencoder, diffusion or refine" in capsys.readouterr().err
