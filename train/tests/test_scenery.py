@@ -191,6 +191,7 @@ def test_an_interrupted_command_says_so_in_one_line(tmp_path, command):
     process = subprocess.Popen(
         [sys.executable, "-m", "tessera_train", *words, "--out", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     part = out / "pictures.npy.part"
