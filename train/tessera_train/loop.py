@@ -433,4 +433,6 @@ class Loop:
             self.say(f"stopped by {signal.Signals(stop).name} at step {self.step}; the same command resumes")
             return 128 + stop
         self.evaluate()
+        # Who leaves while process 0 still draws its samples may be aborted in the libraries' threads.
+        parallel.agreed(self.elapsed, 0, self.device)
         return 0
