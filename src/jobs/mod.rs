@@ -63,7 +63,7 @@ pub struct Settings {
     pub directory: PathBuf,
     /// One engine thread for each of these devices.
     pub devices: Vec<Choice>,
-    /// What those that are CPUs multiply in.
+    /// What they multiply in.
     pub precision: Precision,
     /// Folder for what was compiled and measured on GPUs.
     pub gpu_cache: Option<PathBuf>,

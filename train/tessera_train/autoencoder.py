@@ -26,6 +26,7 @@ from .perceptual import Lpips
 from .precond import Denoiser
 
 REDRAWING_STEPS = 4
+"""Of Heun's sampler: redrawing is a part of every training step."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Settings(loop.Recipe):
-    """The section `[autoencoder]`, and `[refine]`, where its values hold that are not given anew. `kl`: weight of the mean KL divergence per element of all levels, so
-    that a bit has the same price at each of them (were it the mean of levels, the coarse ones would stay empty); `zero_levels`:
-    probability that a picture's finest k levels are zeroed, k uniform; `bands`: of the Laplacian pyramid.
+    """The section `[autoencoder]`, and `[refine]`, where its values hold that are not given anew. `kl`: weight of the mean KL
+    divergence per element of all levels, so that a bit has the same price at each of them (were it the mean of levels, the coarse
+    ones would stay empty); `zero_levels`: probability that a picture's finest k levels are zeroed, k uniform; `bands`: of the
+    Laplacian pyramid.
     `latent_noise`: most noise that a picture's latents get on top of the posterior's, in standard deviations of their channel
     (the amount is drawn uniformly from 0 on): a U-Net misses by as much, and a decoder that has never seen it shows it as
     mottled squares.

@@ -24,7 +24,8 @@ TRIED = 5
 
 @dataclass(frozen=True)
 class Speed:
-    """Precision of AutoEncoder and U-Net ("f32" or "bf16") and seconds: per step, per picture encoded, per picture read."""
+    """Precision of AutoEncoder and U-Net ("f32" or "bf16") and seconds: per step, per picture encoded, per picture read; 0 per
+    step of a refinement that is not to be."""
 
     autoencoder_precision: str
     diffusion_precision: str

@@ -61,11 +61,13 @@ class Budget:
             steps, minutes = settings.steps, settings.minutes
         if (steps is None) == (minutes is None):
             raise ValueError("a budget is needed: --minutes or --steps, one of them")
+        if min(settings.share, settings.refine) < 0 or settings.share + settings.refine >= 1:
+            raise ValueError(f"[fit] share is {settings.share} and refine {settings.refine}, must be at least 0 and together below 1")
         if steps is not None:
-            last = max(1, round(steps * settings.refine)) if settings.refine else 0
-            least = 3 if last else 2
+            least = 3 if settings.refine else 2
             if steps < least:
                 raise ValueError(f"steps is {steps}, must be at least {least}")
+            last = min(steps - 2, max(1, round(steps * settings.refine))) if settings.refine else 0
             first = min(steps - last - 1, max(1, round(steps * settings.share)))
             return Budget((first, steps - first - last, last), None)
         if minutes <= 0:

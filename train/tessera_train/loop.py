@@ -433,6 +433,6 @@ class Loop:
             self.say(f"stopped by {signal.Signals(stop).name} at step {self.step}; the same command resumes")
             return 128 + stop
         self.evaluate()
-        # Who leaves while process 0 still draws its samples may be aborted in the libraries' threads.
+        # Processes leave together, and none while process 0 still draws its samples.
         parallel.agreed(self.elapsed, 0, self.device)
         return 0

@@ -126,3 +126,6 @@ def test_the_budget_is_shared():
     assert budget(0.25, steps=100).steps == (25, 50, 25) and budget(0.25, steps=3).steps == (1, 1, 1)
     assert budget(minutes=4.0).minutes == (1.0, 3.0, 0.0) and budget(0.5).minutes == (2.0, 2.0, 4.0)
     assert budget(0.1, steps=9).refines() and not budget(minutes=1.0).refines()
+    assert budget(0.7, steps=3).steps == (1, 1, 1)
+    with pytest.raises(ValueError, match="share is 0.25 and refine 0.75, must be at least 0 and together below 1"):
+        budget(0.75, steps=100)

@@ -393,7 +393,7 @@ mod tests {
         ops::cases::{self, OpCall},
     };
 
-    /// The variant is a matter of speed: all give the same bits.
+    /// Among those of f32 the variant is a matter of speed: they give the same bits.
     #[test]
     fn variants_do_not_change_results() {
         let mut table = cases::table(7);
