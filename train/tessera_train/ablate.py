@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
     for config in configs:
         if (config.arch.width, config.arch.height) != (first.width, first.height):
             raise ValueError(f"configs: {config.path} is of {config.arch.width}x{config.arch.height}, not {first.width}x{first.height}")
-    for key, value in {"minutes": None, "start": None, "compile": False, "tensorboard": False, "sample_minutes": math.inf}.items():
+    for key, value in {"minutes": None, "start": None, "adapt": None, "compile": False, "tensorboard": False, "sample_minutes": math.inf}.items():
         setattr(args, key, value)
     pictures, apart = Pictures.open(args.pictures), Pictures.open(args.held_out) if args.held_out else None
     report = args.report or args.out / "ablations.md"

@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     budget = Budget.of(args, config.section("fit", Settings))
     device = repeatable(loop.choose_device(args.device), budget)
     args.threads = args.threads or os.cpu_count() or 1
-    args.start = None
+    args.start = args.adapt = None
     folder = out.with_suffix(".run")
     with held(folder, out):
         speed = begin(folder, config, args, budget, device)

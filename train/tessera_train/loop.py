@@ -32,7 +32,7 @@ from .adversarial import Adversary
 from .arch import Arch
 from .checkpoint import replace_file
 from .config import names
-from .weights import CHECKPOINT, read_ema
+from .weights import CHECKPOINT, exported_alike, read_ema
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ class Task(Protocol):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that both trainings have."""
-    parser.add_argument("--from", type=Path, dest="start", help="weights to start from: a run folder or an exported file")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--from", type=Path, dest="start", help="weights to start from: a run folder or an exported file")
+    start.add_argument("--adapt", type=Path, help="an exported file of another model, to start from what it has of equal name and shape")
     parser.add_argument("--config", default="scenery", help=f"{', '.join(names())} or a TOML file (default: scenery)")
     add_common_arguments(parser, "run folder; a checkpoint in it is resumed")
 
@@ -226,7 +228,7 @@ class Loop:
             raise OSError(f"{path}: the checkpoint of step {self.step} can't be written, {kept}: {error}") from error
 
     def resume(self) -> None:
-        """Continues from the run's checkpoint, if there is one; else starts from the weights of `--from`, if that is given."""
+        """Continues from the run's checkpoint, if there is one; else starts from the weights of `--from` or `--adapt`, if one is given."""
         path = self.args.out / CHECKPOINT
         if not path.exists():
             if self.args.start:
@@ -234,6 +236,11 @@ class Loop:
                 for net in (self.model, self.ema):
                     spectral.load_plain(net, weights)
                 self.say(f"weights of {self.args.start}")
+            if self.args.adapt:
+                found = exported_alike(self.args.adapt, spectral.folded(self.ema))
+                for net in (self.model, self.ema):
+                    spectral.load_plain(net, spectral.fold(net.state_dict()) | found)
+                self.say(f"{sum(x.numel() for x in found.values()) / 1e6:.2f} M numbers of {self.args.adapt}")
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         if (state["identity"], state["seed"]) != (self.task.identity, self.args.seed):

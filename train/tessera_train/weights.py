@@ -45,15 +45,38 @@ def exported(file: Path) -> tuple[dict[str, Tensor], Arch, dict[str, Any]]:
             weights = {name: tensors.get_tensor(name) for name in tensors.keys()}
     except SafetensorError as error:
         raise SystemExit(f"{file} is not a whole safetensors file: {error}") from error
-    return weights, Arch.from_json(metadata["arch"]), json.loads(metadata.get("trained", "{}"))
+    return (
+        weights,
+        Arch.from_json(metadata["arch"]),
+        json.loads(metadata.get("trained", "{}")),
+    )
 
 
 def exported_weights(file: Path, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The part of an exported file that calls itself `identity`, in f32, and its training's numbers."""
     tensors, arch, trained = exported(file)
-    parts = {autoencoder_identity(arch): ("autoencoder", ("encoder.", "decoder.")), unet_identity(arch): ("diffusion", ("unet.",))}
+    parts = {
+        autoencoder_identity(arch): ("autoencoder", ("encoder.", "decoder.")),
+        unet_identity(arch): ("diffusion", ("unet.",)),
+    }
     if identity not in parts:
         raise SystemExit(f"{file} is of another model than the configuration's")
     section, prefixes = parts[identity]
     weights = {name.removeprefix("unet."): x.float() for name, x in tensors.items() if name.startswith(prefixes)}
     return weights, {key: value for key, value in trained.get(section, {}).items() if key != "elapsed"}
+
+
+def exported_alike(file: Path, net: nn.Module) -> dict[str, Tensor]:
+    """What an exported file of another model holds for the plain network `net`: the tensors of equal name and shape, in
+    f32. ValueError if they are less than half of it."""
+    tensors, _, _ = exported(file)
+    own = net.state_dict()
+    found = {
+        name: x.float()
+        for name, x in ((n.removeprefix("unet."), x) for n, x in tensors.items())
+        if name in own and own[name].shape == x.shape
+    }
+    share = sum(x.numel() for x in found.values()) / max(1, sum(x.numel() for x in own.values()))
+    if share < 0.5:
+        raise ValueError(f"adapt: {file} holds {share:.0%} of this network's numbers, must be at least half")
+    return found

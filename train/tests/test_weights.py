@@ -21,7 +21,7 @@ from tessera_train.latents import Latents
 from tessera_train.model import Model
 from tessera_train.networks import Autoencoder
 from tessera_train.unet import UNet
-from tessera_train.weights import load_ema
+from tessera_train.weights import exported_alike, load_ema
 
 CPU = torch.device("cpu")
 
@@ -76,6 +76,35 @@ def test_a_training_starts_from_an_exported_file(tiny, tmp_path):
         for name, value in autoencoder.state_dict().items():
             assert torch.equal(state[name], value.half().float()), name
     assert run.step == 0
+
+
+def test_a_training_adapts_another_models_file(tiny, tmp_path):
+    """--adapt: model and EMA begin with the tensors of equal name and shape and keep their own for the rest; a file that has
+    little of the network is refused."""
+    arch, autoencoder, _, file = tiny
+    config = Config("tiny")
+    finest, *coarser = arch.levels
+    config.arch = dataclasses.replace(arch, levels=(dataclasses.replace(finest, channels=finest.channels + 1), *coarser))
+    parser = argparse.ArgumentParser()
+    loop.add_arguments(parser)
+    words = ["--out", str(tmp_path / "run"), "--config", "tiny", "--steps", "1", "--precision", "f32", "--adapt", str(file)]
+    args = parser.parse_args(words)
+    run = loop.Loop(Task(config, Pictures.open(write_array(tmp_path / "p")), 0, CPU), args, CPU)
+    fresh = spectral.fold({name: x.clone() for name, x in run.ema.state_dict().items()})
+    args.out.mkdir()
+    run.resume()
+    held, own = autoencoder.state_dict(), 0
+    for net in (run.model, run.ema):
+        stored = {name.replace(spectral.ORIGINAL, spectral.PLAIN): x for name, x in net.state_dict().items()}
+        for name, value in spectral.fold(net.state_dict()).items():
+            if name in held and held[name].shape == value.shape:
+                assert torch.equal(stored[name], held[name].half().float()), name
+            else:
+                torch.testing.assert_close(value, fresh[name], msg=name)
+                own += 1
+    assert own
+    with pytest.raises(ValueError, match="adapt: .* must be at least half"):
+        exported_alike(file, torch.nn.Linear(3, 3))
 
 
 def test_another_models_file_is_refused(tiny, tmp_path):
