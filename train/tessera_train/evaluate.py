@@ -96,14 +96,20 @@ class Reference:
         if not self.indices:
             raise ValueError(f"pictures: {pictures.training} of them, at least 4 are needed to hold one out")
         order = torch.randperm(pictures.training, generator=torch.Generator().manual_seed(self.seed))
-        others = [int(i) for i in order[: sampling.count]]
+        self.others = [int(i) for i in order[: sampling.count]]
         self.truth = Summary.of(self.held_out(), len(self.indices), self.seed, "held-out pictures")
-        floor = (pictures.whole(i, *self.size) for i in others)
-        self.floor = Summary.of(floor, len(others), self.seed + 1_000_000, "training pictures")
+        self.floor = self.trained_on("training pictures")
 
     def held_out(self) -> Iterator[Tensor]:
         """Picture after picture."""
         return (self.source.whole(i, *self.size) for i in self.indices)
+
+    def trained_on(self, name: str, model: Model | None = None) -> Summary:
+        """As many training pictures as there are samples; with a model, what its AutoEncoder makes of them."""
+        pictures = (self.pictures.whole(i, *self.size) for i in self.others)
+        if model is not None:
+            pictures = (next(model.decode(model.encode(x))) for x in pictures)
+        return Summary.of(pictures, len(self.others), self.seed + 1_000_000, name)
 
     def heads(self) -> list[str]:
         """What the numbers of `distances` are."""
@@ -186,6 +192,7 @@ def report(models: dict[str, Model], reference: Reference, sampling: Sampling, o
     arch, (width, height) = model.arch, reference.size
     summaries = {name: sampling.summary(each, name) for name, each in models.items()}
     samples = summaries["samples"].small
+    summaries["training pictures, reconstructed"] = reference.trained_on("reconstructions", model)
     distances = {name: reference.distances(each) for name, each in summaries.items()}
     octaves = {name: each.octaves(reference.truth) for name, each in {**summaries, "training pictures (floor)": reference.floor}.items()}
     cycles = [f"{1 << i} to {2 << i}" for i in range(len(octaves["samples"]))]
@@ -205,7 +212,8 @@ The latents that are not named stand at their mean.
 
 Sliced Wasserstein distance (x 1000) per level of the Laplacian pyramid, finest first (Karras et al. 2018, on 7x7 patches);
 mean difference of the radial power spectra; total variation distance of the colour histograms (8 x 8 x 8 cells). All are distances
-from the held-out pictures. The floor is that of as many training pictures as there are samples.
+from the held-out pictures. The floor is that of as many training pictures as there are samples; beside it stands what the
+AutoEncoder makes of the same pictures, so that what the decoder loses and what the U-Net misses can be told apart.
 
 {table(["", *reference.heads()], compared(distances, reference.distances(reference.floor)))}
 ![samples]({out.with_suffix(".samples.png").name})

@@ -112,6 +112,8 @@ def test_a_report_says_everything(tmp_path, capsys):
     assert rows("samples")[:2] == rows("control")[1:] and rows("samples / floor") == rows("control / floor")
     assert rows("4 x 1/8, 8 x 1/32, 16 x 1x1") != rows("16 x 1x1") and "3 held out" in text
     assert text.count("training pictures (floor)") == 2 and "The control: tiny." in text and "32 to 64" in text
+    made_again = rows("training pictures, reconstructed")
+    assert len(made_again) == 2 and all(row not in rows("samples") + rows("training pictures (floor)") for row in made_again)
     assert cli.main(words) == 0
     text = (tmp_path / "r.md").read_text()
     assert "4 x 1/8, 8 x 1/32, 16 x 1x1" in text and "SWD 256x128" in text and "nan" not in text and "inf" not in text
