@@ -111,7 +111,7 @@ fn every_variant_of_a_convolution_equals_the_reference() {
     let Some((gpu, _lock)) = gpu(Arc::default()) else { return };
     drop(gpu);
     let (layers, own) = layers(&[]);
-    for variant in [ConvVariant::Subgroup, ConvVariant::Tiled] {
+    for variant in [ConvVariant::Subgroup, ConvVariant::Tiled, ConvVariant::Winograd] {
         let open = |weights| Gpu::new(None, weights).unwrap().with_convolutions(variant);
         let name = variant.name();
         let (mut gpu, mut reference) =
@@ -171,7 +171,7 @@ fn convolutions_in_f16_equal_the_reference_but_for_rounding() {
 #[test]
 fn values_beyond_f16_stay_finite() {
     let Some((index, _lock)) = cooperative() else { return };
-    let layer = Conv2d { name: "layer".into(), in_channels: 16, out_channels: 16, kernel: 1 };
+    let layer = Conv2d { name: "layer".into(), in_channels: 16, out_channels: 16, kernel: 1, whole: true };
     let mut own = Weights::default();
     let [(weight, shape), (bias, _)] = layer.params();
     own.insert(weight, Param { shape, data: (0..256).map(|i| f32::from(i % 17 == 0)).collect() });
@@ -257,7 +257,7 @@ fn layers(more: &[[usize; 3]]) -> (Vec<Conv2d>, Arc<Weights>) {
         .into_iter()
         .enumerate()
         .map(|(i, [out_channels, in_channels, kernel])| {
-            let layer = Conv2d { name: format!("layer{i}"), in_channels, out_channels, kernel };
+            let layer = Conv2d { name: format!("layer{i}"), in_channels, out_channels, kernel, whole: true };
             for (name, shape) in layer.params() {
                 let data = random.values(shape.iter().product(), 0.0, 0.1);
                 own.insert(name, Param { shape, data });
@@ -422,7 +422,7 @@ fn fusion_with_a_convolution_changes_no_bit() {
     table.cases.retain(|case| case.inputs[0].0.pixels() < 1000);
     if let Some((gpu, _lock)) = gpu(Arc::default()) {
         drop(gpu);
-        let [one, other] = ConvVariant::F32.map(|variant| {
+        let [one, other] = ConvVariant::SAME_BITS.map(|variant| {
             let open = || Gpu::new(None, table.weights.clone()).unwrap();
             fused_equal_the_reference(&table, || open().with_convolutions(variant), TOLERANCE)
         });
@@ -500,7 +500,7 @@ fn what_waits_is_right_however_it_is_read() {
     }
     let layer = |name: &str, kernel| {
         let (in_channels, out_channels) = (8, 8);
-        Conv2d { name: name.into(), in_channels, out_channels, kernel }
+        Conv2d { name: name.into(), in_channels, out_channels, kernel, whole: true }
     };
     let layers = [layer("one", 3), layer("other", 1)];
     let weights = weights(layers.iter().flat_map(Conv2d::params), 23);
@@ -583,6 +583,7 @@ fn local<O: Ops>(o: &mut O, x: &O::Tensor, c: usize, out: usize) -> O::Tensor {
         in_channels: c,
         out_channels,
         kernel,
+        whole: false,
     };
     let norm = PixelNorm { name: "norm".into(), channels: c, silu: true };
     let h = o.pixel_norm(x, &norm).unwrap();
@@ -743,7 +744,7 @@ fn misuse_is_refused_like_the_reference() {
     assert!(gpu.upload(Shape::new(0, 3, 5, 2), &[]).is_err());
     let (x, y) = (gpu.upload(shape, &data).unwrap(), reference.upload(shape, &data).unwrap());
     let window = Window { y: 1, x: usize::MAX, h: 1, w: 2 };
-    let layer = Conv2d { name: "absent".into(), in_channels: 2, out_channels: 3, kernel: 3 };
+    let layer = Conv2d { name: "absent".into(), in_channels: 2, out_channels: 3, kernel: 3, whole: true };
     let pairs = [
         (gpu.avg_pool2(&x).map(drop), reference.avg_pool2(&y).map(drop)),
         (gpu.crop(&x, window).map(drop), reference.crop(&y, window).map(drop)),

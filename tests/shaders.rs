@@ -18,7 +18,7 @@ fn validate(operator: &Operator) -> (Module, ModuleInfo) {
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(operator.source)));
     // Nothing beyond what every device has, but in variants that say so.
     let capabilities = match name {
-        "conv2d_subgroup" => Capabilities::SUBGROUP,
+        "conv2d_subgroup" | "conv2d_winograd" => Capabilities::SUBGROUP,
         _ if cooperative(operator) => {
             Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX
         }
@@ -50,7 +50,7 @@ fn cooperative(operator: &Operator) -> bool {
 
 /// The operator that a shader computes: its own name, or what stands before the name of its variant.
 fn computed(shader: &str) -> &str {
-    let variants = ["_subgroup", "_tiled", "_cooperative8", "_cooperative16"];
+    let variants = ["_subgroup", "_tiled", "_winograd", "_cooperative8", "_cooperative16"];
     variants.iter().find_map(|variant| shader.strip_suffix(variant)).unwrap_or(shader)
 }
 

@@ -38,7 +38,9 @@ pub(crate) fn conv<O: Ops>(
     kernel: usize,
 ) -> Result<O::Tensor> {
     let in_channels = o.shape(x).c;
-    o.conv2d(x, &Conv2d { name, in_channels, out_channels, kernel })
+    // Encoder and decoder go over large pictures in windows.
+    let whole = name.starts_with("unet.");
+    o.conv2d(x, &Conv2d { name, in_channels, out_channels, kernel, whole })
 }
 
 /// The norm `name`, with or without SiLU.

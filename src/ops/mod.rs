@@ -99,6 +99,8 @@ pub struct Conv2d {
     pub out_channels: usize,
     /// 1 or 3.
     pub kernel: usize,
+    /// Whether it only ever sees whole grids, never a window of one: then how a pixel is rounded may depend on where it lies.
+    pub whole: bool,
 }
 
 /// GroupNorm (Wu and He 2018) over (h, w, channels of a group), population variance, eps 1e-6 under the root;

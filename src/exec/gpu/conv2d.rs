@@ -1,4 +1,4 @@
-//! Convolutions: variants of f32, which give the same bits in different ways, and one of f16.
+//! Convolutions: variants of f32, which give the same bits in different ways, one with fewer products, and one of f16.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use super::{
     lazy::Source,
     pipelines::{Operator, operator, params},
     queue::Call,
-    tune, word,
+    tune, winograd, word,
 };
 use crate::{
     error::{Error, Result},
@@ -16,7 +16,7 @@ use crate::{
 };
 
 params! {
-    struct ConvParams {
+    pub(super) struct ConvParams {
         count: u32,
         tiles: u32,
         pixels: u32,
@@ -45,7 +45,8 @@ operator!(
     "odd": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_SUBGROUP, "conv2d_subgroup" from ["conv2d", "conv2d_subgroup"], ConvParams, [Read, Read, Read, ReadWrite, Read],
+    CONV2D_SUBGROUP, "conv2d_subgroup" from ["conv2d", "subgroup_sums", "conv2d_subgroup"], ConvParams,
+    [Read, Read, Read, ReadWrite, Read],
     "main": [1, 2, 3, 4, 5],
     "narrow": [1, 2, 3, 4, 5]
 );
@@ -55,8 +56,8 @@ operator!(
     "odd": [1, 2, 3, 4, 5]
 );
 
-/// A way to compute convolutions. Those of f32 add up the products of a result in the same order and give the same bits, so
-/// that the choice among them is a matter of speed.
+/// A way to compute convolutions. Those of [`ConvVariant::SAME_BITS`] add up the products of a result in the same order and give
+/// the same bits, so that the choice among them is a matter of speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ConvVariant {
@@ -64,21 +65,24 @@ pub enum ConvVariant {
     Subgroup,
     /// Tiles in workgroup memory; any device, any number of channels.
     Tiled,
+    /// Winograd's F(4x4, 3x3), f32: a quarter of the products; subgroups of 8 or more, 3x3 layers with channels in fours that
+    /// see whole grids ([`Conv2d::whole`]), since a window of a grid would not give the bits of the whole.
+    Winograd,
     /// Factors of f16, sums of f32, on cooperative matrices: where the device was opened for f16, 16 channels or more.
     Cooperative,
 }
 
 impl ConvVariant {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Subgroup, Self::Tiled, Self::Cooperative];
+    pub const ALL: [Self; 4] = [Self::Subgroup, Self::Tiled, Self::Winograd, Self::Cooperative];
 
-    /// Those of f32, which give the same bits.
-    pub const F32: [Self; 2] = [Self::Subgroup, Self::Tiled];
+    /// Those of f32 that give the same bits.
+    pub const SAME_BITS: [Self; 2] = [Self::Subgroup, Self::Tiled];
 
     /// The number that input channels are filled up to multiples of in packed weights.
     const fn step(self) -> usize {
         match self {
-            Self::Subgroup | Self::Tiled => 4,
+            Self::Subgroup | Self::Tiled | Self::Winograd => 4,
             Self::Cooperative => 16,
         }
     }
@@ -88,7 +92,16 @@ impl ConvVariant {
         match self {
             Self::Subgroup => "subgroup",
             Self::Tiled => "tiled",
+            Self::Winograd => "winograd",
             Self::Cooperative => "cooperative",
+        }
+    }
+
+    /// Products of a pair of channels that are summed apart: taps, or the positions of a transformed square.
+    const fn positions(self, p: &Conv2d) -> usize {
+        match self {
+            Self::Winograd => winograd::POSITIONS,
+            _ => p.kernel * p.kernel,
         }
     }
 
@@ -105,17 +118,17 @@ impl ConvVariant {
 }
 
 /// Pixels and output channels of a workgroup, and the override constants that say so.
-struct Tile {
-    pixels: usize,
-    channels: usize,
-    constants: Vec<(&'static str, f64)>,
+pub(super) struct Tile {
+    pub(super) pixels: usize,
+    pub(super) channels: usize,
+    pub(super) constants: Vec<(&'static str, f64)>,
 }
 
 /// Least lanes of a subgroup that [`ConvVariant::Subgroup`] works with.
 const MIN_LANES: u32 = 8;
 
-/// Lanes of a workgroup of [`ConvVariant::Subgroup`]: no more than a subgroup has, as its lanes share their reads.
-fn subgroup_tile(device: &Device) -> Tile {
+/// A workgroup of [`ConvVariant::Subgroup`], and of the products of [`ConvVariant::Winograd`]: no more lanes than a subgroup has, as its lanes share their reads.
+pub(super) fn subgroup_tile(device: &Device) -> Tile {
     let lanes = match device.subgroup_size {
         0..16 => 8,
         16..32 => 16,
@@ -147,8 +160,8 @@ pub(super) fn constants(device: &Device, operator: &Operator) -> Vec<Vec<(&'stat
     let tiles: Vec<Tile> = match operator.name {
         "conv2d_cooperative16" => cooperative(16),
         "conv2d_cooperative8" => cooperative(8),
-        "conv2d_subgroup" if subgroups => vec![subgroup_tile(device)],
-        "conv2d_subgroup" => Vec::new(),
+        "conv2d_subgroup" | "conv2d_winograd" if subgroups => vec![subgroup_tile(device)],
+        "conv2d_subgroup" | "conv2d_winograd" => Vec::new(),
         // Kernels of a software device are slow to compile, and this one is hardly used there.
         "conv2d_tiled" if subgroups && device.info.software => Vec::new(),
         "conv2d_tiled" => vec![tiled_tile()],
@@ -162,18 +175,21 @@ pub(super) fn constants(device: &Device, operator: &Operator) -> Vec<Vec<(&'stat
 
 /// What a kernel does beside its convolution.
 #[derive(Clone, Copy, Debug)]
-struct Fusion {
+pub(super) struct Fusion {
     /// 0 where nothing is added, 1 or 2 where the convolution is the first or the second term of a sum.
-    sum: u8,
+    pub(super) sum: u8,
     /// Whether the addend is enlarged.
-    addend_up: bool,
+    pub(super) addend_up: bool,
     /// Whether the input is.
-    up: bool,
+    pub(super) up: bool,
 }
 
 impl Fusion {
+    /// Nothing.
+    pub(super) const NONE: Self = Self { sum: 0, addend_up: false, up: false };
+
     /// The shaders' override constants.
-    fn constants(self) -> [(&'static str, f64); 3] {
+    pub(super) fn constants(self) -> [(&'static str, f64); 3] {
         let Self { sum, addend_up, up } = self;
         [
             ("SUM", sum.into()),
@@ -185,7 +201,7 @@ impl Fusion {
 
 /// What the networks have of them.
 const USUAL: [Fusion; 4] = {
-    let plain = Fusion { sum: 0, addend_up: false, up: false };
+    let plain = Fusion::NONE;
     let sum = Fusion { sum: 2, ..plain };
     [plain, Fusion { up: true, ..plain }, sum, Fusion { addend_up: true, ..sum }]
 };
@@ -198,6 +214,10 @@ fn fits(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
             gpu.device.subgroup_size >= MIN_LANES && p.in_channels.is_multiple_of(4)
         }
         ConvVariant::Tiled => true,
+        ConvVariant::Winograd => {
+            let fours = p.in_channels.is_multiple_of(4) && p.out_channels.is_multiple_of(4);
+            gpu.device.subgroup_size >= MIN_LANES && p.whole && p.kernel == 3 && fours
+        }
         // With fewer most of a matrix would be zeros.
         ConvVariant::Cooperative => {
             gpu.device.matrix.is_some() && p.in_channels.min(p.out_channels) >= 16
@@ -212,13 +232,16 @@ fn usual(device: &Device) -> ConvVariant {
 }
 
 /// What computes `p` with a result of `shape`, where it fits: what was asked for, matrices where the device was opened for
-/// them, what was measured, what is usual.
+/// them, fewer products where that pays (a rule, as it changes bits), what was measured, what is usual.
 fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
     let wanted = gpu.conv.or_else(|| {
         if fits(gpu, ConvVariant::Cooperative, p) {
             return Some(ConvVariant::Cooperative);
         }
-        let fitting: Vec<_> = ConvVariant::F32.into_iter().filter(|&v| fits(gpu, v, p)).collect();
+        if fits(gpu, ConvVariant::Winograd, p) && winograd::pays(p, shape) {
+            return Some(ConvVariant::Winograd);
+        }
+        let fitting: Vec<_> = ConvVariant::SAME_BITS.into_iter().filter(|&v| fits(gpu, v, p)).collect();
         if fitting.len() > 1 { tune::fastest(gpu, &fitting, p, shape) } else { None }
     });
     let wanted = wanted.unwrap_or_else(|| usual(&gpu.device));
@@ -259,9 +282,12 @@ pub(super) fn product(gpu: &mut Gpu, x: Source, p: &Conv2d) -> Result<Product> {
     let weight = match variant {
         ConvVariant::Cooperative => gpu.parameter(&weight, |w| {
             let f16 = |value: &f32| half::f16::from_f32(*value);
-            Ok(pack(p.load(w)?.0, p, block, variant.step()).iter().map(f16).collect())
+            Ok(pack(p.load(w)?.0, p, block, variant).iter().map(f16).collect())
         }),
-        _ => gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, block, variant.step()))),
+        ConvVariant::Winograd => gpu.parameter(&weight, |w| {
+            Ok(pack(&winograd::transformed(p.load(w)?.0), p, block, variant))
+        }),
+        _ => gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, block, variant))),
     }?;
     let bias = gpu.parameter(&bias, |w| {
         let mut bias = p.load(w)?.1.to_vec();
@@ -294,7 +320,31 @@ pub(super) fn run(
 ) -> Result<()> {
     let mut tile = tile(gpu, variant, p);
     let work = Work::new(shape, p, &tile);
+    let [x, weight, bias, y] = buffers;
+    // Something has to be bound where nothing is added.
+    let addend = sum.map_or_else(|| x.clone(), |sum| sum.addend.tensor.binding());
+    let buffers = [x, weight, bias, y, addend];
+    let (kind, scale, addend_scale) = match sum {
+        None => (0, 1.0, 0.0),
+        Some(Sum { first: true, wa, wb, .. }) => (1, *wa, *wb),
+        Some(Sum { first: false, wa, wb, .. }) => (2, *wb, *wa),
+    };
+    let fusion = Fusion { sum: kind, addend_up: sum.is_some_and(|sum| sum.addend.enlarged), up };
+    let params = ConvParams {
+        count: word(work.workgroups),
+        tiles: word(work.tiles),
+        pixels: word(work.pixels),
+        in_channels: word(p.in_channels),
+        out_channels: word(p.out_channels),
+        height: word(shape.h),
+        width: word(shape.w),
+        taps: word(p.kernel * p.kernel),
+        scale,
+        addend_scale,
+        ..ConvParams::default()
+    };
     let (operator, plain) = match variant {
+        ConvVariant::Winograd => return winograd::run(gpu, p, shape, params, buffers, fusion),
         ConvVariant::Subgroup => (&CONV2D_SUBGROUP, p.out_channels.is_multiple_of(4)),
         ConvVariant::Tiled => (&CONV2D_TILED, p.in_channels.is_multiple_of(4)),
         ConvVariant::Cooperative => match gpu.device.matrix {
@@ -302,34 +352,13 @@ pub(super) fn run(
             _ => (&CONV2D_COOPERATIVE8, p.in_channels.is_multiple_of(4)),
         },
     };
-    let [x, weight, bias, y] = buffers;
-    // Something has to be bound where nothing is added.
-    let addend = sum.map_or_else(|| x.clone(), |sum| sum.addend.tensor.binding());
-    let (kind, scale, addend_scale) = match sum {
-        None => (0, 1.0, 0.0),
-        Some(Sum { first: true, wa, wb, .. }) => (1, *wa, *wb),
-        Some(Sum { first: false, wa, wb, .. }) => (2, *wb, *wa),
-    };
-    let addend_up = sum.is_some_and(|sum| sum.addend.enlarged);
-    tile.constants.extend(Fusion { sum: kind, addend_up, up }.constants());
+    tile.constants.extend(fusion.constants());
     gpu.dispatch(Call {
         operator,
         kernel: usize::from(!plain),
         constants: &tile.constants,
-        params: ConvParams {
-            count: word(work.workgroups),
-            tiles: word(work.tiles),
-            pixels: word(work.pixels),
-            in_channels: word(p.in_channels),
-            out_channels: word(p.out_channels),
-            height: word(shape.h),
-            width: word(shape.w),
-            taps: word(p.kernel * p.kernel),
-            scale,
-            addend_scale,
-            ..ConvParams::default()
-        },
-        buffers: &[x, weight, bias, y, addend],
+        params,
+        buffers: &buffers,
         workgroups: work.workgroups as u64,
     })
 }
@@ -337,7 +366,7 @@ pub(super) fn run(
 /// How `variant` cuts up `p`.
 fn tile(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> Tile {
     match variant {
-        ConvVariant::Subgroup => subgroup_tile(&gpu.device),
+        ConvVariant::Subgroup | ConvVariant::Winograd => subgroup_tile(&gpu.device),
         ConvVariant::Tiled => tiled_tile(),
         ConvVariant::Cooperative => {
             // All in pixels where that leaves fewer channels idle.
@@ -351,7 +380,7 @@ fn tile(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> Tile {
 pub(super) fn packed_lengths(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> [usize; 2] {
     let outputs = p.out_channels.next_multiple_of(tile(gpu, variant, p).channels);
     let inputs = p.in_channels.next_multiple_of(variant.step());
-    [outputs * p.kernel * p.kernel * inputs, outputs]
+    [outputs * variant.positions(p) * inputs, outputs]
 }
 
 /// How a convolution is cut up.
@@ -369,16 +398,18 @@ impl Work {
     }
 }
 
-/// [out, in, row, column] to [block of output channels, row, column, in, channel of the block], input channels filled up
-/// to multiples of `step` and output channels to whole blocks with zeros.
-fn pack(weight: &[f32], p: &Conv2d, block: usize, step: usize) -> Vec<f32> {
-    let (inputs, taps) = (p.in_channels.next_multiple_of(step), p.kernel * p.kernel);
+/// [out, in, position] to [block of output channels, position, in, channel of the block] for `variant`, input channels filled
+/// up to multiples of its step and output channels to whole blocks with zeros. Positions are taps, row by row, or those of
+/// [`winograd::transformed`].
+fn pack(weight: &[f32], p: &Conv2d, block: usize, variant: ConvVariant) -> Vec<f32> {
+    let (inputs, positions) =
+        (p.in_channels.next_multiple_of(variant.step()), variant.positions(p));
     let blocks = p.out_channels.div_ceil(block);
-    let mut packed = vec![0.0; blocks * taps * inputs * block];
+    let mut packed = vec![0.0; blocks * positions * inputs * block];
     for (at, &value) in weight.iter().enumerate() {
-        let (tap, input, output) =
-            (at % taps, at / taps % p.in_channels, at / taps / p.in_channels);
-        let row = (output / block * taps + tap) * inputs + input;
+        let (position, input, output) =
+            (at % positions, at / positions % p.in_channels, at / positions / p.in_channels);
+        let row = (output / block * positions + position) * inputs + input;
         packed[row * block + output % block] = value;
     }
     packed

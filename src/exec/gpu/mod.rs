@@ -21,6 +21,7 @@ mod queue;
 mod reduce;
 mod resample;
 mod tune;
+mod winograd;
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
@@ -37,7 +38,7 @@ use crate::{
 };
 
 /// All operators that have a shader, in alphabetical order.
-pub static OPERATORS: [&Operator; 20] = [
+pub static OPERATORS: [&Operator; 21] = [
     &resample::AVG_POOL2,
     &attention::CHANNEL_ATTENTION,
     &pointwise::CONCAT,
@@ -45,6 +46,7 @@ pub static OPERATORS: [&Operator; 20] = [
     &conv2d::CONV2D_COOPERATIVE8,
     &conv2d::CONV2D_SUBGROUP,
     &conv2d::CONV2D_TILED,
+    &winograd::CONV2D_WINOGRAD,
     &resample::CROP,
     &resample::FIR_DOWN2,
     &resample::FIR_UP2,
@@ -307,7 +309,7 @@ mod tests {
     /// whatever waits to be read.
     #[test]
     fn a_lost_device_is_an_error() {
-        let layer = Conv2d { name: "layer".into(), in_channels: 1, out_channels: 1, kernel: 1 };
+        let layer = Conv2d { name: "layer".into(), in_channels: 1, out_channels: 1, kernel: 1, whole: true };
         let mut weights = Weights::default();
         for (name, shape) in layer.params() {
             weights.insert(name, Param { shape, data: vec![1.0] });

@@ -85,11 +85,11 @@ pub(super) trait Params: bytemuck::Pod {
 
 /// Declares the parameter struct of a shader with its [`Layout`].
 macro_rules! params {
-    ($(#[$meta:meta])* struct $name:ident { $($field:ident: $kind:ident,)* }) => {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($field:ident: $kind:ident,)* }) => {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
-        struct $name { $($field: $kind,)* }
+        $vis struct $name { $($vis $field: $kind,)* }
 
         impl $crate::exec::gpu::pipelines::Params for $name {
             const LAYOUT: $crate::exec::gpu::pipelines::Layout =

@@ -303,6 +303,7 @@ mod tests {
                 in_channels: extent(inputs),
                 out_channels: extent(outputs),
                 kernel: if kernel > 6.0 { 3 } else { 1 },
+                whole: false,
             };
             let shape = Shape::new(extent(n), extent(h), extent(w), p.out_channels);
             for software in [false, true] {
