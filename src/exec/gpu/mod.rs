@@ -2,7 +2,8 @@
 //! convolutions have variants, chosen by what the adapter offers, by what was measured on it and by whether f16 was asked for.
 //!
 //! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits; a pixel's
-//! value does not depend on where it lies in its tensor, as sums run in a fixed order. Whatever goes wrong on the device
+//! value does not depend on where it lies in its tensor, as sums run in a fixed order, but in layers that never see a window
+//! ([`Conv2d::whole`]). Whatever goes wrong on the device
 //! (none there, memory exhausted, lost) is an error of kind [`crate::error::Kind::Device`], never a panic.
 //!
 //! [`Gpu`] records dispatches and submits them in bounded portions, at the latest when a result is downloaded. Convolutions and
