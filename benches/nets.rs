@@ -112,7 +112,13 @@ fn layer(extents: &[usize]) -> Result<(Conv2d, Shape), Box<dyn Error>> {
     let &[inputs, outputs, kernel, rows, columns] = extents else {
         return Err("a convolution takes 5 numbers".into());
     };
-    let layer = Conv2d { name: "layer".into(), in_channels: inputs, out_channels: outputs, kernel, whole: true };
+    let layer = Conv2d {
+        name: "layer".into(),
+        in_channels: inputs,
+        out_channels: outputs,
+        kernel,
+        whole: true,
+    };
     Ok((layer, Shape::new(1, rows, columns, inputs)))
 }
 

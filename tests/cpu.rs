@@ -211,8 +211,13 @@ fn what_is_not_a_number_stays_within_reach() {
         let mut data = random.values(shape.len(), 0.0, 1.0);
         data[(3 * w + 70) * channels + 5] = bad;
         let x = o.upload(shape, &data).unwrap();
-        let layer =
-            Conv2d { name: "a".into(), in_channels: channels, out_channels: channels, kernel: 3, whole: true };
+        let layer = Conv2d {
+            name: "a".into(),
+            in_channels: channels,
+            out_channels: channels,
+            kernel: 3,
+            whole: true,
+        };
         let out = o.conv2d(&x, &layer).unwrap();
         let out = o.download(&out).unwrap();
         for (i, pixel) in out.chunks(channels).enumerate() {
@@ -304,7 +309,8 @@ fn a_layer_of_another_extent_is_refused() {
     let mut random = Random::new(5);
     let mut cpu = Cpu::new(local_weights(&mut random, 8));
     let x = cpu.upload(Shape::new(1, 4, 4, 8), &random.values(128, 0.0, 1.0)).unwrap();
-    let right = Conv2d { name: "a".into(), in_channels: 8, out_channels: 8, kernel: 3, whole: true };
+    let right =
+        Conv2d { name: "a".into(), in_channels: 8, out_channels: 8, kernel: 3, whole: true };
     assert!(cpu.conv2d(&x, &right).is_ok());
     assert!(cpu.conv2d(&x, &Conv2d { out_channels: 9, ..right.clone() }).is_err());
     assert!(cpu.conv2d(&x, &Conv2d { kernel: 1, ..right }).is_err());

@@ -171,7 +171,8 @@ fn convolutions_in_f16_equal_the_reference_but_for_rounding() {
 #[test]
 fn values_beyond_f16_stay_finite() {
     let Some((index, _lock)) = cooperative() else { return };
-    let layer = Conv2d { name: "layer".into(), in_channels: 16, out_channels: 16, kernel: 1, whole: true };
+    let layer =
+        Conv2d { name: "layer".into(), in_channels: 16, out_channels: 16, kernel: 1, whole: true };
     let mut own = Weights::default();
     let [(weight, shape), (bias, _)] = layer.params();
     own.insert(weight, Param { shape, data: (0..256).map(|i| f32::from(i % 17 == 0)).collect() });
@@ -257,7 +258,13 @@ fn layers(more: &[[usize; 3]]) -> (Vec<Conv2d>, Arc<Weights>) {
         .into_iter()
         .enumerate()
         .map(|(i, [out_channels, in_channels, kernel])| {
-            let layer = Conv2d { name: format!("layer{i}"), in_channels, out_channels, kernel, whole: true };
+            let layer = Conv2d {
+                name: format!("layer{i}"),
+                in_channels,
+                out_channels,
+                kernel,
+                whole: true,
+            };
             for (name, shape) in layer.params() {
                 let data = random.values(shape.iter().product(), 0.0, 0.1);
                 own.insert(name, Param { shape, data });
@@ -427,6 +434,9 @@ fn fusion_with_a_convolution_changes_no_bit() {
             fused_equal_the_reference(&table, || open().with_convolutions(variant), TOLERANCE)
         });
         assert!(one == other);
+        let open = || Gpu::new(None, table.weights.clone()).unwrap();
+        let fewer = || open().with_convolutions(ConvVariant::Winograd);
+        fused_equal_the_reference(&table, fewer, TOLERANCE);
     }
     if let Some((index, _lock)) = cooperative() {
         let open = || Gpu::with_f16(Some(index), table.weights.clone()).unwrap();
@@ -744,7 +754,8 @@ fn misuse_is_refused_like_the_reference() {
     assert!(gpu.upload(Shape::new(0, 3, 5, 2), &[]).is_err());
     let (x, y) = (gpu.upload(shape, &data).unwrap(), reference.upload(shape, &data).unwrap());
     let window = Window { y: 1, x: usize::MAX, h: 1, w: 2 };
-    let layer = Conv2d { name: "absent".into(), in_channels: 2, out_channels: 3, kernel: 3, whole: true };
+    let layer =
+        Conv2d { name: "absent".into(), in_channels: 2, out_channels: 3, kernel: 3, whole: true };
     let pairs = [
         (gpu.avg_pool2(&x).map(drop), reference.avg_pool2(&y).map(drop)),
         (gpu.crop(&x, window).map(drop), reference.crop(&y, window).map(drop)),

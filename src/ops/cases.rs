@@ -253,7 +253,13 @@ impl Builder {
     }
 
     fn conv2d(&mut self, x: Shape, out_channels: usize, kernel: usize) {
-        let p = Conv2d { name: self.name("conv2d"), in_channels: x.c, out_channels, kernel, whole: true };
+        let p = Conv2d {
+            name: self.name("conv2d"),
+            in_channels: x.c,
+            out_channels,
+            kernel,
+            whole: true,
+        };
         let [weight, bias] = p.params();
         self.param(weight, 0.0, 1.7 / ((kernel * kernel * x.c) as f32).sqrt());
         self.param(bias, 0.0, 1.0);

@@ -94,6 +94,7 @@ fn op_call(name: &str, case: &Value) -> OpCall {
             in_channels: number("in_channels"),
             out_channels: number("out_channels"),
             kernel: number("kernel"),
+            whole: true,
         }),
         "group_norm" => OpCall::GroupNorm(GroupNorm {
             name: name(),

@@ -241,7 +241,8 @@ fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
         if fits(gpu, ConvVariant::Winograd, p) && winograd::pays(p, shape) {
             return Some(ConvVariant::Winograd);
         }
-        let fitting: Vec<_> = ConvVariant::SAME_BITS.into_iter().filter(|&v| fits(gpu, v, p)).collect();
+        let fitting: Vec<_> =
+            ConvVariant::SAME_BITS.into_iter().filter(|&v| fits(gpu, v, p)).collect();
         if fitting.len() > 1 { tune::fastest(gpu, &fitting, p, shape) } else { None }
     });
     let wanted = wanted.unwrap_or_else(|| usual(&gpu.device));

@@ -310,7 +310,13 @@ mod tests {
     /// whatever waits to be read.
     #[test]
     fn a_lost_device_is_an_error() {
-        let layer = Conv2d { name: "layer".into(), in_channels: 1, out_channels: 1, kernel: 1, whole: true };
+        let layer = Conv2d {
+            name: "layer".into(),
+            in_channels: 1,
+            out_channels: 1,
+            kernel: 1,
+            whole: true,
+        };
         let mut weights = Weights::default();
         for (name, shape) in layer.params() {
             weights.insert(name, Param { shape, data: vec![1.0] });

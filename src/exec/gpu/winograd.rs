@@ -91,8 +91,7 @@ pub(super) fn run(
     let params = ConvParams { count: word(multiplied), tiles: word(runs), ..params };
     let transforms = |channels: usize| (squares * channels / 4).div_ceil(WORKGROUP) as u64;
     let mut dispatch = |kernel, buffers: &[_], fusion: Fusion, workgroups| {
-        let constants: Vec<_> =
-            tile.constants.iter().copied().chain(fusion.constants()).collect();
+        let constants: Vec<_> = tile.constants.iter().copied().chain(fusion.constants()).collect();
         gpu.dispatch(Call {
             operator: &CONV2D_WINOGRAD,
             kernel,
@@ -108,4 +107,72 @@ pub(super) fn run(
     dispatch(1, &[weight, inputs, products.clone()], Fusion::NONE, multiplied as u64)?;
     let leaving = Fusion { up: false, ..fusion };
     dispatch(2, &[bias, y, addend, products], leaving, transforms(p.out_channels))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        exec::gpu::{ConvVariant, tests::gpu},
+        ops::{
+            Ops as _,
+            cases::Random,
+            weights::{Param, Weights},
+        },
+    };
+
+    /// Most relative L2 error beside sums in one order: F(4x4) multiplies by up to 8 and divides by up to 24.
+    const TOLERANCE: f64 = 1e-5;
+
+    fn layer(whole: bool) -> (Conv2d, Arc<Weights>) {
+        let (in_channels, out_channels) = (36, 40);
+        let layer = Conv2d { name: "layer".into(), in_channels, out_channels, kernel: 3, whole };
+        let (mut weights, mut random) = (Weights::default(), Random::new(31));
+        for (name, shape) in layer.params() {
+            let data = random.values(shape.iter().product(), 0.0, 0.1);
+            weights.insert(name, Param { shape, data });
+        }
+        (layer, Arc::new(weights))
+    }
+
+    /// The layer for `n` pictures, by itself and in a sum with itself.
+    fn run(gpu: &mut Gpu, layer: &Conv2d, n: usize) -> [Vec<f32>; 2] {
+        let shape = Shape::new(n, 19, 30, layer.in_channels);
+        // The first picture has the same values however many there are.
+        let x = gpu.upload(shape, &Random::new(32).values(shape.len(), 0.5, 1.5)).unwrap();
+        let [alone, first, second] = [0; 3].map(|_| gpu.conv2d(&x, layer).unwrap());
+        let other = gpu.silu(&first).unwrap();
+        let sum = gpu.weighted_add(&second, &other, 0.75, -1.25).unwrap();
+        [alone, sum].map(|y| gpu.download(&y).unwrap())
+    }
+
+    /// By rule it computes what sees whole grids, all but as the others do, a picture of a batch as one alone; and never what
+    /// may see a window.
+    #[test]
+    fn it_computes_what_sees_whole_grids_and_nothing_else() {
+        let (layer_whole, weights) = layer(true);
+        let Some(mut ours) = gpu(weights.clone()) else { return };
+        let mut other = gpu(weights.clone()).unwrap().with_convolutions(ConvVariant::Subgroup);
+        let (two, wanted) = (run(&mut ours, &layer_whole, 2), run(&mut other, &layer_whole, 2));
+        for (found, wanted) in two.iter().zip(&wanted) {
+            assert!(found != wanted);
+            let square = |values: &mut dyn Iterator<Item = f32>| -> f64 {
+                values.map(|v| f64::from(v).powi(2)).sum::<f64>()
+            };
+            let difference = square(&mut found.iter().zip(wanted).map(|(a, b)| a - b));
+            let error = (difference / square(&mut wanted.iter().copied())).sqrt();
+            assert!(error <= TOLERANCE, "{error:e}");
+        }
+        for (one, two) in run(&mut ours, &layer_whole, 1).iter().zip(&two) {
+            assert!(one[..] == two[..one.len()]);
+        }
+        let (windowed, _) = layer(false);
+        assert!(run(&mut ours, &windowed, 2) == wanted);
+        let mut asked = gpu(weights).unwrap().with_convolutions(ConvVariant::Winograd);
+        let window = run(&mut asked, &windowed, 2);
+        assert!(window == wanted);
+    }
 }
