@@ -24,7 +24,7 @@ use tessera::{
 
 fn conv(inputs: usize, outputs: usize, kernel: usize) -> OpCall {
     let name = format!("conv2d.{inputs}.{outputs}.{kernel}");
-    OpCall::Conv2d(Conv2d { name, in_channels: inputs, out_channels: outputs, kernel })
+    OpCall::Conv2d(Conv2d { name, in_channels: inputs, out_channels: outputs, kernel, whole: true })
 }
 
 /// What is timed: a label, the operator, extents of its inputs.
