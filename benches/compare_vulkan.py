@@ -4,8 +4,9 @@
     python benches/compare_vulkan.py [--rounds N] [--cpu-time] [--nets PROGRAM]
 
 Both compute a chain of four times the same convolution with bias, upload and download included, in f32; ncnn also with
-its defaults (f16 where it deems fit), and this project's also in f16 where the driver has cooperative matrices. Rounds alternate between all, so that other load on the machine meets all; the best
-time of all rounds counts. With `--cpu-time` seconds on a core count in place of the wall's, times two cores: what a
+its defaults (f16 where it deems fit), and this project's also in f16 where the driver has cooperative matrices. Under `winograd`
+1x1 layers are computed as by `tiled`. Rounds alternate between all, so that other load on the machine meets all; the best time of
+all rounds counts. With `--cpu-time` seconds on a core count in place of the wall's, times two cores: what a
 software driver costs on a machine that has other work. The loader chooses the driver (`VK_DRIVER_FILES`).
 """
 
@@ -23,9 +24,9 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAIN = 4
-VARIANTS = ["subgroup", "tiled", "cooperative"]
+VARIANTS = ["winograd", "subgroup", "tiled", "cooperative"]
 # Those that compute in f32, as ncnn's f32 does.
-F32_VARIANTS = 2
+F32_VARIANTS = 3
 
 # (channels, kernel, rows, columns): the U-Net's stages at 2048x1024, then the decoder's.
 CONVOLUTIONS = [
