@@ -4,6 +4,14 @@
 //
 // The sum of one result runs over rows of taps, columns of taps, input channels, in this order, wherever it lies.
 
+// 4 output channels of 32 pixels.
+struct Sums {
+    a: Eight,
+    b: Eight,
+    c: Eight,
+    d: Eight,
+}
+
 // Where a workgroup's results lie.
 struct Place {
     // First pixel.

@@ -15,14 +15,6 @@ struct Eight {
     p7: vec4<f32>,
 }
 
-// 4 output channels of 32 pixels.
-struct Sums {
-    a: Eight,
-    b: Eight,
-    c: Eight,
-    d: Eight,
-}
-
 // What 4 input channels count in 4 output channels.
 struct Weights {
     x: vec4<f32>,

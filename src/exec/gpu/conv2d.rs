@@ -127,7 +127,8 @@ pub(super) struct Tile {
 /// Least lanes of a subgroup that [`ConvVariant::Subgroup`] works with.
 const MIN_LANES: u32 = 8;
 
-/// A workgroup of [`ConvVariant::Subgroup`], and of the products of [`ConvVariant::Winograd`]: no more lanes than a subgroup has, as its lanes share their reads.
+/// A workgroup of [`ConvVariant::Subgroup`], and of the products of [`ConvVariant::Winograd`]: no more lanes than a subgroup
+/// has, as its lanes share their reads.
 pub(super) fn subgroup_tile(device: &Device) -> Tile {
     let lanes = match device.subgroup_size {
         0..16 => 8,
@@ -206,8 +207,8 @@ const USUAL: [Fusion; 4] = {
     [plain, Fusion { up: true, ..plain }, sum, Fusion { addend_up: true, ..sum }]
 };
 
-/// Whether the device and the layer allow `variant`. Of the layer its channels alone count: a tile of a picture must be
-/// computed as the whole is.
+/// Whether the device and the layer allow `variant`. Of the layer its channels count and what it sees, never the grid: a
+/// tile of a picture must be computed as the whole is.
 fn fits(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
     match variant {
         ConvVariant::Subgroup => {
