@@ -5,16 +5,21 @@ use rayon::prelude::*;
 use super::{
     conv::{Mode, Packed},
     input::Input,
-    math::softmax,
+    math::{Softmax, softmax},
     pool::Pool,
 };
 use crate::ops::Shape;
 use std::sync::Arc;
 
-/// Queries whose scores against all keys are held at a time; bounds the memory, whatever the number of pixels.
-const QUERIES: usize = 28;
+/// Most queries of a task.
+const QUERIES: usize = 128;
+/// Keys of a part: they, their values and a task's scores of them fit a second-level cache, whatever the number of pixels.
+const KEYS: usize = 256;
 
 /// Per picture, softmax over pixels of (q k^T / sqrt C), applied to v.
+///
+/// A task goes over the keys part by part and keeps, for each query, what its softmax has come to (Milakov and Gimelshein 2018,
+/// arXiv 1805.02867).
 pub(super) fn spatial(
     mode: Mode,
     out: &mut [f32],
@@ -24,24 +29,48 @@ pub(super) fn spatial(
 ) {
     let (pixels, c) = (shape.pixels(), shape.c);
     let scale = 1.0 / (c as f32).sqrt();
+    let tasks = pixels.div_ceil(QUERIES).next_multiple_of(rayon::current_num_threads());
+    let queries = pixels.div_ceil(tasks) * c;
     let pictures = q.chunks_exact(pixels * c).zip(k.chunks_exact(pixels * c));
     let values = v.chunks_exact(pixels * c).zip(out.chunks_exact_mut(pixels * c));
     for ((q, k), (v, out)) in pictures.zip(values) {
-        let keys = Packed::matrix(mode, (c, pixels), |i, p| k[p * c + i]);
-        let values = Packed::matrix(mode, (pixels, c), |p, o| v[p * c + o]);
-        let blocks = out.par_chunks_mut(QUERIES * c).zip(q.par_chunks(QUERIES * c));
-        blocks.for_each(|(out, q)| {
-            let mut scores = pool.take(q.len() / c * pixels);
-            keys.run_rows(q, &mut scores);
-            mode.arch.dispatch(
-                #[inline(always)]
-                || {
-                    for row in scores.chunks_exact_mut(pixels) {
-                        softmax(row, scale);
-                    }
-                },
-            );
-            values.run_rows(&scores, out);
+        let parts: Vec<_> = k.par_chunks(KEYS * c).zip(v.par_chunks(KEYS * c)).collect();
+        let parts = parts.into_par_iter().map(|(k, v)| {
+            let keys = k.len() / c;
+            let values = Packed::matrix(mode, (keys, c), |p, o| v[p * c + o]);
+            (Packed::matrix(mode, (c, keys), |i, p| k[p * c + i]), values)
+        });
+        let parts: Vec<_> = parts.collect();
+        out.par_chunks_mut(queries).zip(q.par_chunks(queries)).for_each(|(out, q)| {
+            let rows = q.len() / c;
+            let mut scores = pool.take(rows * KEYS.min(pixels));
+            let mut sums = pool.take(out.len());
+            let mut softmaxes = vec![Softmax::new(scale); rows];
+            out.fill(0.0);
+            for (keys, values) in &parts {
+                let (_, _, count) = keys.extent();
+                let scores = &mut scores[..rows * count];
+                keys.run_rows(q, scores);
+                let rows = scores.chunks_exact_mut(count).zip(&mut softmaxes);
+                let rows = rows.zip(out.chunks_exact_mut(c));
+                mode.arch.dispatch(
+                    #[inline(always)]
+                    || {
+                        for ((scores, softmax), out) in rows {
+                            let factor = softmax.part(scores);
+                            out.iter_mut().for_each(|out| *out *= factor);
+                        }
+                    },
+                );
+                values.run_rows(scores, &mut sums);
+                mode.arch.dispatch(
+                    #[inline(always)]
+                    || out.iter_mut().zip(&sums[..]).for_each(|(out, sum)| *out += sum),
+                );
+            }
+            for (out, softmax) in out.chunks_exact_mut(c).zip(&softmaxes) {
+                out.iter_mut().for_each(|out| *out *= softmax.inverse());
+            }
         });
     }
 }

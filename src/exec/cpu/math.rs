@@ -98,6 +98,12 @@ pub(super) fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     for (lane, &x) in lanes.iter_mut().zip(tail) {
         *lane += f(x);
     }
+    sum_of(lanes)
+}
+
+/// Sum of pairs of pairs.
+#[inline(always)]
+fn sum_of(mut lanes: [f32; 16]) -> f32 {
     let mut width = 8;
     while width > 0 {
         for i in 0..width {
@@ -108,29 +114,65 @@ pub(super) fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     lanes[0]
 }
 
+/// The softmax of values times `scale` that come part by part.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Softmax {
+    scale: f32,
+    /// Of the values so far.
+    largest: f32,
+    /// Of e^(scale * (value - largest)) over the values so far.
+    sum: f32,
+}
+
+impl Softmax {
+    /// That of no values yet.
+    pub(super) fn new(scale: f32) -> Self {
+        Self { scale, largest: f32::NEG_INFINITY, sum: 0.0 }
+    }
+
+    /// Replaces `x`, the next part, by its numerators; gives what those of earlier parts are to be multiplied by.
+    #[inline(always)]
+    pub(super) fn part(&mut self, x: &mut [f32]) -> f32 {
+        let Self { scale, largest: before, .. } = *self;
+        let mut lanes = [before; 16];
+        let (body, tail) = x.as_chunks::<16>();
+        for chunk in body.iter().map(|c| c.as_slice()).chain([tail]) {
+            for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                *lane = if x > *lane { x } else { *lane };
+            }
+        }
+        let largest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+        let mut lanes = [0.0; 16];
+        let (body, tail) = x.as_chunks_mut::<16>();
+        for chunk in body {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *x = exp((*x - largest) * scale);
+                *lane += *x;
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(tail) {
+            *x = exp((*x - largest) * scale);
+            *lane += *x;
+        }
+        let factor = exp((before - largest) * scale);
+        self.largest = largest;
+        self.sum = self.sum * factor + sum_of(lanes);
+        factor
+    }
+
+    /// What numerators are to be multiplied by once all values are known.
+    pub(super) fn inverse(&self) -> f32 {
+        1.0 / self.sum
+    }
+}
+
 /// Replaces `x` by softmax(scale * x).
 #[inline(always)]
 pub(super) fn softmax(x: &mut [f32], scale: f32) {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (body, tail) = x.as_chunks::<16>();
-    for chunk in body.iter().map(|c| c.as_slice()).chain([tail]) {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = if x > *lane { x } else { *lane };
-        }
-    }
-    let largest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    for x in x.iter_mut() {
-        *x = exp((*x - largest) * scale);
-    }
-    let inverse = 1.0
-        / sum_by(
-            x,
-            #[inline(always)]
-            |x| x,
-        );
-    for x in x {
-        *x *= inverse;
-    }
+    let mut softmax = Softmax::new(scale);
+    softmax.part(x);
+    let inverse = softmax.inverse();
+    x.iter_mut().for_each(|x| *x *= inverse);
 }
 
 #[cfg(test)]
