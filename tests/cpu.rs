@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::parity;
 use tessera::{
     exec::{
-        cpu::{Cpu, Kernels, Tensor},
+        cpu::{ConvVariant, Cpu, Kernels, Tensor},
         reference::Reference,
     },
     ops::{
@@ -64,14 +64,27 @@ fn networks_match_pytorch() {
     }
 }
 
-/// Every operator of every case, with all kernels.
+/// Convolutions by rule, and by each variant.
+const VARIANTS: [Option<ConvVariant>; 3] =
+    [None, Some(ConvVariant::Direct), Some(ConvVariant::Winograd)];
+
+fn by(variant: Option<ConvVariant>, cpu: Cpu) -> Cpu {
+    match variant {
+        Some(variant) => cpu.with_convolutions(variant),
+        None => cpu,
+    }
+}
+
+/// Every operator of every case, with all kernels and variants of convolutions.
 fn agree(table: &Table) {
     let mut reference = Reference::new(table.weights.clone());
-    let mut all: Vec<_> = kernels().map(|k| (k, cpu(k)(table.weights.clone()))).collect();
+    let ways = kernels().flat_map(|kernels| VARIANTS.map(|variant| (kernels, variant)));
+    let mut all: Vec<_> =
+        ways.map(|(k, variant)| (k, variant, by(variant, cpu(k)(table.weights.clone())))).collect();
     for case in &table.cases {
         let (shape, wanted) = case.run(&mut reference).unwrap();
-        for (kernels, cpu) in &mut all {
-            let name = format!("{} with {}", case.name, kernels.name());
+        for (kernels, variant, cpu) in &mut all {
+            let name = format!("{} with {}, {variant:?}", case.name, kernels.name());
             let (found_shape, found) = case.run(cpu).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert_eq!(found_shape, shape, "{name}");
             let error = relative_error(&found, &wanted);
@@ -124,10 +137,15 @@ fn the_layers_of_all_configurations_agree_with_the_reference() {
     agree(&cases::layers(5, &channels));
 }
 
-fn run_all(table: &Table, kernels: Kernels, threads: usize) -> Vec<Vec<f32>> {
+fn run_all(
+    table: &Table,
+    kernels: Kernels,
+    variant: Option<ConvVariant>,
+    threads: usize,
+) -> Vec<Vec<f32>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
-        let mut cpu = cpu(kernels)(table.weights.clone());
+        let mut cpu = by(variant, cpu(kernels)(table.weights.clone()));
         table.cases.iter().map(|case| case.run(&mut cpu).unwrap().1).collect()
     })
 }
@@ -140,13 +158,13 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let table = cases::table(3);
-    for kernels in kernels() {
-        let one = run_all(&table, kernels, 1);
+    for (kernels, variant) in kernels().flat_map(|k| VARIANTS.map(|variant| (k, variant))) {
+        let one = run_all(&table, kernels, variant, 1);
         for threads in [2, 5] {
-            let many = run_all(&table, kernels, threads);
+            let many = run_all(&table, kernels, variant, threads);
             for ((case, one), many) in table.cases.iter().zip(&one).zip(many) {
-                let name = kernels.name();
-                assert_eq!(bits(one), bits(&many), "{} with {threads} threads, {name}", case.name);
+                let way = format!("{threads} threads, {}, {variant:?}", kernels.name());
+                assert_eq!(bits(one), bits(&many), "{} with {way}", case.name);
             }
         }
     }
@@ -156,7 +174,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 #[test]
 fn what_waits_has_the_bits_of_what_does_not() {
     let mut random = Random::new(6);
-    for (h, w, channels) in [(9, 150, 24), (20, 13, 40), (1, 1, 7), (7, 6, 96)] {
+    for (h, w, channels) in [(9, 150, 24), (20, 13, 40), (1, 1, 7), (7, 6, 96), (19, 30, 48)] {
         let weights = local_weights(&mut random, channels);
         let shape = Shape::new(1, h, w, channels);
         let data = random.values(shape.len(), 0.2, 1.0);
@@ -165,11 +183,11 @@ fn what_waits_has_the_bits_of_what_does_not() {
             in_channels: channels,
             out_channels: channels,
             kernel,
-            whole: false,
+            whole: true,
         };
-        for kernels in kernels() {
+        for (kernels, variant) in kernels().flat_map(|k| VARIANTS.map(|variant| (k, variant))) {
             let run = |keep: fn(&mut Cpu, Tensor) -> Tensor| {
-                let mut o = cpu(kernels)(weights.clone());
+                let mut o = by(variant, cpu(kernels)(weights.clone()));
                 let x = o.upload(shape, &data).unwrap();
                 let norm = PixelNorm { name: "norm".into(), channels, silu: true };
                 let h = o.pixel_norm(&x, &norm).unwrap();
@@ -194,8 +212,48 @@ fn what_waits_has_the_bits_of_what_does_not() {
                 let (shape, data) = (o.shape(&x), o.download(&x).unwrap());
                 o.upload(shape, &data).unwrap()
             });
-            assert!(bits(&waiting) == bits(&at_once), "{h}x{w}x{channels}, {}", kernels.name());
+            let way = format!("{h}x{w}x{channels}, {}, {variant:?}", kernels.name());
+            assert!(bits(&waiting) == bits(&at_once), "{way}");
         }
+    }
+}
+
+/// Winograd's convolutions are used by rule for what sees whole grids of some size, and never for what may see a window; a
+/// picture of a batch has the bits that it has alone. They differ from sums in one order only by rounding.
+#[test]
+fn winograd_is_for_whole_grids_and_knows_no_batch() {
+    let (channels, mut random) = (48, Random::new(8));
+    let weights = local_weights(&mut random, channels);
+    let layer = |whole| Conv2d {
+        name: "a".into(),
+        in_channels: channels,
+        out_channels: channels,
+        kernel: 3,
+        whole,
+    };
+    let shape = Shape::new(2, 21, 30, channels);
+    let data = random.values(shape.len(), 0.5, 1.5);
+    let f32_kernels = kernels().filter(|kernels| !kernels.is_bf16());
+    for kernels in f32_kernels {
+        let run = |variant, whole, n: usize, h: usize| {
+            let mut o = by(variant, cpu(kernels)(weights.clone()));
+            let shape = Shape { n, h, ..shape };
+            let x = o.upload(shape, &data[..shape.len()]).unwrap();
+            let y = o.conv2d(&x, &layer(whole)).unwrap();
+            o.download(&y).unwrap()
+        };
+        let [direct, winograd] = [ConvVariant::Direct, ConvVariant::Winograd].map(Some);
+        let (rule, sums) = (run(None, true, 2, 21), run(direct, true, 2, 21));
+        assert!(bits(&rule) == bits(&run(winograd, true, 2, 21)), "{}", kernels.name());
+        assert!(bits(&rule) != bits(&sums), "{}", kernels.name());
+        assert!(relative_error(&rule, &sums) <= TOLERANCE, "{}", kernels.name());
+        let alone = run(None, true, 1, 21);
+        assert!(bits(&alone) == bits(&rule[..alone.len()]), "{}", kernels.name());
+        // Windows, and grids of fewer than 512 pixels.
+        assert!(bits(&run(None, false, 2, 21)) == bits(&sums), "{}", kernels.name());
+        assert!(bits(&run(winograd, false, 2, 21)) == bits(&sums), "{}", kernels.name());
+        let small = [None, direct, winograd].map(|variant| bits(&run(variant, true, 1, 17)));
+        assert!(small[0] == small[1] && small[1] != small[2], "{}", kernels.name());
     }
 }
 

@@ -4,3 +4,4 @@ pub mod cpu;
 pub mod gpu;
 pub mod reference;
 pub mod trace;
+mod winograd;

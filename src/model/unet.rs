@@ -103,6 +103,15 @@ pub fn predict<O: Ops>(
     z: &[O::Tensor],
     c_noise: &[f64],
 ) -> Result<Vec<O::Tensor>> {
+    o.together(|o| evaluate(o, arch, z, c_noise))
+}
+
+fn evaluate<O: Ops>(
+    o: &mut O,
+    arch: &Arch,
+    z: &[O::Tensor],
+    c_noise: &[f64],
+) -> Result<Vec<O::Tensor>> {
     let levels = arch.levels.len();
     if z.len() != levels {
         return Err(Error::invalid(format!("unet: {} latents, the model has {levels}", z.len())));

@@ -150,9 +150,9 @@ impl Download {
 ///
 /// Operators return an error when shapes or parameters don't fit; they never panic on them. Results depend only on the
 /// inputs: a pixel's value does not depend on the tensor's extent beyond the operator's reach (tiles equal the whole).
-pub trait Ops {
+pub trait Ops: Send {
     /// A tensor on the interpreter's device; cloning shares the memory.
-    type Tensor: Clone;
+    type Tensor: Clone + Send + Sync;
 
     /// The tensor's shape.
     fn shape(&self, x: &Self::Tensor) -> Shape;
@@ -171,6 +171,15 @@ pub trait Ops {
     fn download_later(&mut self, x: &Self::Tensor) -> Result<Download> {
         let values = self.download(x)?;
         Ok(Download::new(move || Ok(values)))
+    }
+
+    /// Runs `work`, which is many operators. An interpreter whose threads are not the caller's hands all of it over at once, in
+    /// place of one operator after the other.
+    fn together<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R
+    where
+        Self: Sized,
+    {
+        work(self)
     }
 
     /// The single value of the parameter `name` of shape `[1]`.

@@ -262,6 +262,16 @@ pub(super) struct Add<'a> {
     pub(super) wb: f32,
 }
 
+impl Add<'_> {
+    /// The pixel of `data` that a pixel of picture `n` of a product over `grid` is added to.
+    pub(super) fn pixel(&self, grid: Shape, n: usize, y: usize, x: usize) -> usize {
+        match self.up {
+            true => (n * (grid.h / 2) + y / 2) * (grid.w / 2) + x / 2,
+            false => (n * grid.h + y) * grid.w + x,
+        }
+    }
+}
+
 /// One picture of the batch.
 #[derive(Clone, Copy)]
 struct Plane<'a> {

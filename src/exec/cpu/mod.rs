@@ -11,6 +11,7 @@ mod math;
 mod norm;
 mod pool;
 mod resample;
+mod winograd;
 
 use std::{
     collections::HashMap,
@@ -24,9 +25,11 @@ use kernels::Wide;
 use norm::Channels;
 use pool::{Buffer, Pool};
 use pulp::Arch;
+use winograd::Squares;
 
 use crate::{
     error::{Error, Kind, Result},
+    exec,
     ops::{self, Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
 };
 
@@ -101,6 +104,16 @@ impl Kernels {
     }
 }
 
+/// A way to compute convolutions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConvVariant {
+    /// Sums of all products; any layer, in the precision of the [`Kernels`].
+    Direct,
+    /// Winograd's F(4x4, 3x3), f32: a quarter of the products; 3x3 layers with channels in sixteens that see whole grids
+    /// ([`Conv2d::whole`]), since a window of a grid would not give the bits of the whole.
+    Winograd,
+}
+
 /// A tensor in memory, or what will be one when it is asked for; cloning shares it.
 ///
 /// Norms, SiLU and enlarging wait for the operator that reads them, which applies them on its way; a convolution waits
@@ -145,10 +158,27 @@ impl Map {
     }
 }
 
+/// A convolution with its parameters as its variant reads them.
+#[derive(Clone)]
+enum Layer {
+    Direct(Arc<Packed>),
+    Winograd(Arc<Squares>),
+}
+
+impl Layer {
+    /// Taps, inputs, outputs.
+    fn extent(&self) -> (usize, usize, usize) {
+        match self {
+            Self::Direct(packed) => packed.extent(),
+            Self::Winograd(squares) => squares.extent(),
+        }
+    }
+}
+
 /// A convolution of `input`.
 #[derive(Clone)]
 struct Product {
-    packed: Arc<Packed>,
+    layer: Layer,
     input: Map,
 }
 
@@ -157,8 +187,10 @@ pub struct Cpu {
     weights: Arc<Weights>,
     kernels: Kernels,
     mode: Mode,
-    /// Convolutions in the kernels' order, by layer name, packed on first use.
-    packed: HashMap<String, Arc<Packed>>,
+    /// Convolutions by layer name, direct and by Winograd, packed on first use.
+    layers: HashMap<String, [Option<Layer>; 2]>,
+    /// The convolutions that were asked for.
+    conv: Option<ConvVariant>,
     pool: Arc<Pool>,
 }
 
@@ -167,7 +199,7 @@ impl Cpu {
     pub fn new(weights: Arc<Weights>) -> Self {
         let kernels = Kernels::best(false).unwrap_or(Kernels::Portable);
         let mode = Mode { arch: Arch::new(), wide: None };
-        Self { weights, kernels, mode, packed: HashMap::new(), pool: Arc::default() }
+        Self { weights, kernels, mode, layers: HashMap::new(), conv: None, pool: Arc::default() }
     }
 
     /// The same with the instructions `kernels`.
@@ -179,6 +211,12 @@ impl Cpu {
             Error::new(Kind::Device, format!("this CPU does not have {}", kernels.name()))
         })?;
         Ok(Self { kernels, mode, ..Self::new(weights) })
+    }
+
+    /// Computes convolutions by `variant` wherever the layer allows it.
+    #[must_use]
+    pub fn with_convolutions(self, variant: ConvVariant) -> Self {
+        Self { conv: Some(variant), ..self }
     }
 
     /// The instructions that it uses.
@@ -206,12 +244,19 @@ impl Cpu {
         let data = match &*state {
             State::Ready(data) => return Arc::clone(data),
             State::Map(map) => self.write(map),
-            State::Product(Product { packed, input }) => {
-                self.fill(x.shape, |out| packed.run(&input.input(), None, out))
-            }
+            State::Product(product) => self.compute(product, x.shape, None),
         };
         *state = State::Ready(Arc::clone(&data));
         data
+    }
+
+    /// The result of `shape` of a convolution, or its sum with `add`.
+    fn compute(&self, product: &Product, shape: Shape, add: Option<&Add>) -> Arc<Buffer> {
+        let Product { layer, input } = product;
+        self.fill(shape, |out| match layer {
+            Layer::Direct(packed) => packed.run(&input.input(), add, out),
+            Layer::Winograd(squares) => squares.run(&input.input(), add, out, &self.pool),
+        })
     }
 
     fn write(&self, map: &Map) -> Arc<Buffer> {
@@ -254,17 +299,36 @@ impl Cpu {
         }
     }
 
-    fn packed(&mut self, p: &Conv2d) -> Result<Arc<Packed>> {
-        let taps = p.kernel * p.kernel;
-        let extent = (taps, p.in_channels, p.out_channels);
-        if let Some(packed) = self.packed.get(&p.name).filter(|packed| packed.extent() == extent) {
-            return Ok(Arc::clone(packed));
+    /// Whether `p` with a result of `shape` is computed by [`ConvVariant::Winograd`]: as it was asked for, else where it pays, but
+    /// for AMX, whose products cost less than the transforms.
+    fn by_winograd(&self, p: &Conv2d, shape: Shape) -> bool {
+        let wanted = match self.conv {
+            Some(variant) => variant == ConvVariant::Winograd,
+            None => self.mode.wide != Some(Wide::Amx) && exec::winograd::pays(p, shape),
+        };
+        wanted && Squares::fit(p)
+    }
+
+    /// The convolution `p` with a result of `shape`.
+    fn layer(&mut self, p: &Conv2d, shape: Shape) -> Result<Layer> {
+        let winograd = self.by_winograd(p, shape);
+        let extent = (p.kernel * p.kernel, p.in_channels, p.out_channels);
+        let known = self.layers.get(&p.name).and_then(|known| known[usize::from(winograd)].clone());
+        if let Some(layer) = known.filter(|layer| layer.extent() == extent) {
+            return Ok(layer);
         }
         let (weight, bias) = p.load(&self.weights)?;
-        let at = |tap, i, o| weight[(o * p.in_channels + i) * taps + tap];
-        let packed = Arc::new(Packed::new(self.mode, extent, at, |o| bias[o]));
-        self.packed.insert(p.name.clone(), Arc::clone(&packed));
-        Ok(packed)
+        let layer = match winograd {
+            true => Layer::Winograd(Arc::new(Squares::new(self.mode, p, weight, bias))),
+            false => {
+                let (taps, ..) = extent;
+                let at = |tap, i, o| weight[(o * p.in_channels + i) * taps + tap];
+                Layer::Direct(Arc::new(Packed::new(self.mode, extent, at, |o| bias[o])))
+            }
+        };
+        let known = self.layers.entry(p.name.clone()).or_default();
+        known[usize::from(winograd)] = Some(layer.clone());
+        Ok(layer)
     }
 }
 
@@ -288,14 +352,18 @@ impl Ops for Cpu {
         Ok(self.force(x).to_vec())
     }
 
+    fn together<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
+        rayon::scope(|_| work(self))
+    }
+
     fn scalar(&mut self, name: &str) -> Result<f32> {
         Ok(self.weights.get(name, &[1])?.data[0])
     }
 
     fn conv2d(&mut self, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
         let shape = ops::conv2d::output_shape(x.shape, p)?;
-        let packed = self.packed(p)?;
-        Ok(tensor(shape, State::Product(Product { packed, input: self.pending(x) })))
+        let layer = self.layer(p, shape)?;
+        Ok(tensor(shape, State::Product(Product { layer, input: self.pending(x) })))
     }
 
     fn group_norm(&mut self, x: &Tensor, p: &GroupNorm) -> Result<Tensor> {
@@ -343,12 +411,12 @@ impl Ops for Cpu {
             (Some(product), None) => Some((product, b, wb, wa)),
             (None, None) => None,
         };
-        if let Some((Product { packed, input }, other, wa, wb)) = fused {
+        if let Some((product, other, wa, wb)) = fused {
             let map = self.pending(other);
             let up = map.up && !map.silu && matches!(*map.load, Load::Plain);
             let data = if up { map.source } else { self.force(other) };
             let add = Add { data: &data, up, wa, wb };
-            return Ok(self.make(shape, |out| packed.run(&input.input(), Some(&add), out)));
+            return Ok(tensor(shape, State::Ready(self.compute(&product, shape, Some(&add)))));
         }
         let (arch, a, b) = (self.mode.arch, self.force(a), self.force(b));
         Ok(self.make(shape, |out| {

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    exec,
     ops::{Conv2d, Shape, conv2d},
 };
 
@@ -100,7 +101,7 @@ impl ConvVariant {
     /// Products of a pair of channels that are summed apart: taps, or the positions of a transformed square.
     const fn positions(self, p: &Conv2d) -> usize {
         match self {
-            Self::Winograd => winograd::POSITIONS,
+            Self::Winograd => exec::winograd::POSITIONS,
             _ => p.kernel * p.kernel,
         }
     }
@@ -216,8 +217,7 @@ fn fits(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
         }
         ConvVariant::Tiled => true,
         ConvVariant::Winograd => {
-            let fours = p.in_channels.is_multiple_of(4) && p.out_channels.is_multiple_of(4);
-            gpu.device.subgroup_size >= MIN_LANES && p.whole && p.kernel == 3 && fours
+            gpu.device.subgroup_size >= MIN_LANES && exec::winograd::fits(p, 4)
         }
         // With fewer most of a matrix would be zeros.
         ConvVariant::Cooperative => {
@@ -239,7 +239,7 @@ fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
         if fits(gpu, ConvVariant::Cooperative, p) {
             return Some(ConvVariant::Cooperative);
         }
-        if fits(gpu, ConvVariant::Winograd, p) && winograd::pays(p, shape) {
+        if fits(gpu, ConvVariant::Winograd, p) && exec::winograd::pays(p, shape) {
             return Some(ConvVariant::Winograd);
         }
         let fitting: Vec<_> =
@@ -287,7 +287,9 @@ pub(super) fn product(gpu: &mut Gpu, x: Source, p: &Conv2d) -> Result<Product> {
             Ok(pack(p.load(w)?.0, p, block, variant).iter().map(f16).collect())
         }),
         ConvVariant::Winograd => gpu.parameter(&weight, |w| {
-            Ok(pack(&winograd::transformed(p.load(w)?.0), p, block, variant))
+            let (pairs, _) = p.load(w)?.0.as_chunks();
+            let weight: Vec<f32> = pairs.iter().flat_map(exec::winograd::transformed).collect();
+            Ok(pack(&weight, p, block, variant))
         }),
         _ => gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, block, variant))),
     }?;
@@ -402,7 +404,7 @@ impl Work {
 
 /// [out, in, position] to [block of output channels, position, in, channel of the block] for `variant`, input channels filled
 /// up to multiples of its step and output channels to whole blocks with zeros. Positions are taps, row by row, or those of
-/// [`winograd::transformed`].
+/// [`exec::winograd::transformed`].
 fn pack(weight: &[f32], p: &Conv2d, block: usize, variant: ConvVariant) -> Vec<f32> {
     let (inputs, positions) =
         (p.in_channels.next_multiple_of(variant.step()), variant.positions(p));

@@ -1,4 +1,4 @@
-//! 3x3 convolutions with a quarter of the products: Winograd's F(4x4, 3x3) (Lavin and Gray 2015, arXiv 1509.09308).
+//! 3x3 convolutions of whole grids by Winograd's F(4x4, 3x3).
 
 use super::{
     Gpu, WORKGROUP,
@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     error::Result,
+    exec::winograd::{POSITIONS, SQUARE},
     ops::{Conv2d, Shape, product},
 };
 
@@ -20,53 +21,8 @@ operator!(
     "leave": [3, 4, 5, 7]
 );
 
-/// Rows and columns of the square of results that is computed at once.
-const SQUARE: usize = 4;
-
-/// Rows and columns of what it is computed from.
-const PATCH: usize = SQUARE + 2;
-
-/// Products of a pair of channels for a square.
-pub(super) const POSITIONS: usize = PATCH * PATCH;
-
 /// Squares that a workgroup of `multiply` has.
 const RUN: usize = 32;
-
-/// Least channels, in and out, for which transforming costs less than it saves.
-const MIN_CHANNELS: usize = 32;
-
-/// Least pixels of a picture's grid: its squares fill a run.
-const MIN_PIXELS: usize = RUN * SQUARE * SQUARE;
-
-/// Transforms 3 weights of a row or column: G of the paper's F(4x4, 3x3).
-const WEIGHTS: [[f64; 3]; PATCH] = [
-    [1.0 / 4.0, 0.0, 0.0],
-    [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
-    [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
-    [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
-    [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
-    [0.0, 0.0, 1.0],
-];
-
-/// Whether it is worth while for a result of `shape`, of which the number of pictures does not count: in a batch a picture has
-/// the bits that it has alone.
-pub(super) fn pays(p: &Conv2d, shape: Shape) -> bool {
-    p.in_channels.min(p.out_channels) >= MIN_CHANNELS && shape.pixels() >= MIN_PIXELS
-}
-
-/// [out, in, 3, 3] to [out, in, [`POSITIONS`]]: G g G^T of each pair of channels, row by row.
-pub(super) fn transformed(weight: &[f32]) -> Vec<f32> {
-    let mut all = Vec::with_capacity(weight.len() / 9 * POSITIONS);
-    for g in weight.chunks_exact(9) {
-        for row in WEIGHTS {
-            for column in WEIGHTS {
-                let terms = (0..9).map(|tap| row[tap / 3] * f64::from(g[tap]) * column[tap % 3]);
-                all.push(terms.sum::<f64>() as f32);
-            }
-        }
-    }
-    all
-}
 
 /// Dispatches `p` with a result of `shape`: input, packed weight, packed bias, result and addend are `buffers`; `params` are those
 /// of any convolution.
