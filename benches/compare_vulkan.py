@@ -1,13 +1,14 @@
 """Times this project's WGSL convolutions and ncnn's Vulkan ones side by side, in turns, on the same driver and shapes.
 
     pip install ncnn numpy
-    python benches/compare_vulkan.py [--rounds N] [--cpu-time] [--nets PROGRAM]
+    python benches/compare_vulkan.py [--rounds N] [--cpu-time] [--nets PROGRAM] [--before PROGRAM]
 
 Both compute a chain of four times the same convolution with bias, upload and download included, in f32; ncnn also with
 its defaults (f16 where it deems fit), and this project's also in f16 where the driver has cooperative matrices. Under `winograd`
 1x1 layers are computed as by `tiled`. Rounds alternate between all, so that other load on the machine meets all; the best time of
 all rounds counts. With `--cpu-time` seconds on a core count in place of the wall's, times two cores: what a
-software driver costs on a machine that has other work. The loader chooses the driver (`VK_DRIVER_FILES`).
+software driver costs on a machine that has other work. `--before` is a program that answers as `nets` does, for another state of
+this project: it is asked for each shape by the name `conv`. The loader chooses the driver (`VK_DRIVER_FILES`).
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ CONVOLUTIONS = [
 ]
 
 
+NETS = ["cargo", "bench", "--quiet", "--locked", "--bench", "nets", "--"]
+
+
 class Tessera:
     """The Rust side: a process that times what it is told."""
 
-    def __init__(self, program: str | None, cpu_time: bool) -> None:
-        command = [program] if program else ["cargo", "bench", "--quiet", "--locked", "--bench", "nets", "--"]
+    def __init__(self, command: list[str], cpu_time: bool) -> None:
         self.process = subprocess.Popen(
             command + (["--cpu-time"] if cpu_time else []),
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -120,27 +123,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--nets", help="the benchmark `nets`, already built")
+    parser.add_argument("--before", help="such a program of another state of the project")
     options = parser.parse_args()
     ncnn.create_gpu_instance()
     cores = 2 if options.cpu_time else 1
-    tessera = Tessera(options.nets, options.cpu_time)
+    tessera = Tessera([options.nets] if options.nets else NETS, options.cpu_time)
+    before = Tessera([options.before], options.cpu_time) if options.before else None
     ceiling = max(tessera.ceiling(cores) for _ in range(options.rounds))
     print(f"Nothing but multiply-adds on registers: {ceiling:.1f} GFLOP/s.")
     head = ["channels", "kernel", "grid", *VARIANTS, "ncnn f32", "ncnn", "to ncnn f32", "to the better"]
+    head += ["before", "to before"] if before else []
     print(f"{ncnn.get_gpu_info(0).device_name()}, ncnn {ncnn.__version__}; GFLOP/s of a chain of {CHAIN}")
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for channels, kernel, rows, columns in CONVOLUTIONS:
         gflop = 2e-9 * CHAIN * channels * channels * kernel * kernel * rows * columns * cores
         peers = [Ncnn(channels, kernel, rows, columns, f16) for f16 in (False, True)]
-        best = [float("inf")] * (len(VARIANTS) + len(peers))
+        best = [float("inf")] * (len(VARIANTS) + len(peers) + 1)
         for _ in range(options.rounds):
             times = [tessera.best(v, channels, kernel, rows, columns) for v in VARIANTS]
             times += [peer.best(options.cpu_time) for peer in peers]
+            times.append(before.best("conv", channels, kernel, rows, columns) if before else float("inf"))
             best = [min(pair) for pair in zip(best, times)]
-        speeds = [gflop / seconds for seconds in best]
+        *speeds, earlier = [gflop / seconds for seconds in best]
         own, f32, f16 = max(speeds[:F32_VARIANTS]), speeds[-2], speeds[-1]
         row = [str(channels), f"{kernel}x{kernel}", f"{columns}x{rows}", *(f"{s:.1f}" for s in speeds)]
-        print("| " + " | ".join([*row, f"{own / f32:.1f}", f"{own / max(f32, f16):.1f}"]) + " |", flush=True)
+        row += [f"{own / f32:.1f}", f"{own / max(f32, f16):.1f}"]
+        row += [f"{earlier:.1f}", f"{own / earlier:.1f}"] if before else []
+        print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":
