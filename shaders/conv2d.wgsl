@@ -24,8 +24,9 @@ struct Params {
     // What the convolution and what the addend counts in the sum of both.
     scale: f32,
     addend_scale: f32,
-    pad0: u32,
-    pad1: u32,
+    // Of Winograd's squares: the first that this pass computes, and how many.
+    first_square: u32,
+    squares: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

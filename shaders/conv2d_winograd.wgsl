@@ -12,16 +12,15 @@
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read> addend: array<vec4<f32>>;
-// [position][square][in]
+// [position][square of this pass][in]
 @group(0) @binding(6) var<storage, read_write> inputs: array<vec4<f32>>;
-// [position][square][out]
+// [position][square of this pass][out]
 @group(0) @binding(7) var<storage, read_write> products: array<vec4<f32>>;
 
 alias Six = array<vec4<f32>, 6>;
 
 // A square of results and four of its channels.
 struct Place {
-    square: u32,
     quad: u32,
     picture: u32,
     // Of its first result.
@@ -38,15 +37,11 @@ fn squares() -> u32 {
     return (params.height + 3u) / 4u * columns();
 }
 
-fn all_squares() -> u32 {
-    return params.pixels / (params.width * params.height) * squares();
-}
-
 fn place(item: u32, channels: u32) -> Place {
     let quads = channels / 4u;
-    let square = item / quads;
+    let square = params.first_square + item / quads;
     let own = square % squares();
-    return Place(square, item % quads, square / squares(), own / columns() * 4u, own % columns() * 4u);
+    return Place(item % quads, square / squares(), own / columns() * 4u, own % columns() * 4u);
 }
 
 // A column of B^T d.
@@ -98,7 +93,7 @@ fn take6(p: Place, column: u32) -> Six {
 // Transforms a row and stores it from `position` on.
 fn put6(d: Six, position: u32, item: u32) {
     let out = enter6(d);
-    let stride = all_squares() * (params.in_channels / 4u);
+    let stride = params.squares * (params.in_channels / 4u);
     let at = position * stride + item;
     inputs[at] = out[0];
     inputs[at + stride] = out[1];
@@ -116,7 +111,7 @@ fn enter(
 ) {
     let item = (group.y * groups.x + group.x) * 64u + lane;
     let quads = params.in_channels / 4u;
-    if (item >= all_squares() * quads) {
+    if (item >= params.squares * quads) {
         return;
     }
     let p = place(item, params.in_channels);
@@ -136,13 +131,13 @@ fn enter(
 
 // Four channels of a square's transformed input; what lies beyond the last square is not used.
 fn entered(position: u32, square: u32, quad: u32) -> vec4<f32> {
-    let at = (position * all_squares() + square) * (params.in_channels / 4u) + quad;
-    return select(vec4<f32>(0.0), inputs[at], square < all_squares());
+    let at = (position * params.squares + square) * (params.in_channels / 4u) + quad;
+    return select(vec4<f32>(0.0), inputs[at], square < params.squares);
 }
 
 fn put(v: vec4<f32>, position: u32, square: u32, quad: u32) {
-    if (square < all_squares() && 4u * quad < params.out_channels) {
-        products[(position * all_squares() + square) * (params.out_channels / 4u) + quad] = v;
+    if (square < params.squares && 4u * quad < params.out_channels) {
+        products[(position * params.squares + square) * (params.out_channels / 4u) + quad] = v;
     }
 }
 
@@ -233,7 +228,7 @@ fn leave(
 ) {
     let item = (group.y * groups.x + group.x) * 64u + lane;
     let quads = params.out_channels / 4u;
-    let stride = all_squares() * quads;
+    let stride = params.squares * quads;
     if (item >= stride) {
         return;
     }

@@ -6,7 +6,7 @@ use super::{
     Gpu, Tensor,
     device::Device,
     lazy::Source,
-    pipelines::{Operator, operator, params},
+    pipelines::{Kernel, Operator, operator, params},
     queue::Call,
     tune, winograd, word,
 };
@@ -28,8 +28,8 @@ params! {
         taps: u32,
         scale: f32,
         addend_scale: f32,
-        pad0: u32,
-        pad1: u32,
+        first_square: u32,
+        squares: u32,
     }
 }
 
@@ -151,9 +151,13 @@ fn cooperative_tile(device: &Device, across: usize) -> Tile {
     Tile { pixels: 128 / across, channels: 32 * across, constants }
 }
 
-/// All constants that `operator`, a convolution or another, usually runs with on `device`; none where it can't run there, or
-/// only if no other can.
-pub(super) fn constants(device: &Device, operator: &Operator) -> Vec<Vec<(&'static str, f64)>> {
+/// All constants that `kernel` of `operator`, a convolution or another, usually runs with on `device`; none where it can't run
+/// there, or only if no other can.
+pub(super) fn constants(
+    device: &Device,
+    operator: &Operator,
+    kernel: &Kernel,
+) -> Vec<Vec<(&'static str, f64)>> {
     let subgroups = device.subgroup_size >= MIN_LANES;
     let cooperative = |size| match device.matrix == Some(size) {
         true => [1, 2].map(|across| cooperative_tile(device, across)).into(),
@@ -169,8 +173,13 @@ pub(super) fn constants(device: &Device, operator: &Operator) -> Vec<Vec<(&'stat
         "conv2d_tiled" => vec![tiled_tile()],
         _ => return vec![Vec::new()],
     };
+    let usual = match operator.name {
+        "conv2d_winograd" => winograd::usual(kernel),
+        _ => &USUAL[..],
+    };
     let with = |tile: Tile| {
-        USUAL.map(|fusion| tile.constants.iter().copied().chain(fusion.constants()).collect())
+        let all = |fusion: &Fusion| tile.constants.iter().copied().chain(fusion.constants());
+        usual.iter().map(|fusion| all(fusion).collect()).collect::<Vec<_>>()
     };
     tiles.into_iter().flat_map(with).collect()
 }

@@ -79,6 +79,8 @@ pub struct Gpu {
     parameters: HashMap<String, wgpu::Buffer>,
     /// The convolutions that were asked for.
     conv: Option<ConvVariant>,
+    /// Bytes that [`ConvVariant::Winograd`] may have of transformed squares at a time.
+    squares_bytes: usize,
     /// Which convolutions are fast, where that is measured.
     table: Option<tune::Table>,
 }
@@ -115,6 +117,7 @@ impl Gpu {
             weights,
             parameters: HashMap::new(),
             conv: None,
+            squares_bytes: winograd::BYTES,
             table: None,
         })
     }
@@ -126,12 +129,15 @@ impl Gpu {
     #[must_use]
     pub fn prepared(self, cache: Option<&Path>) -> Self {
         let folder = cache.map(|directory| cache::Folder::new(directory, &self.device.info));
-        let operators = OPERATORS.into_iter().flat_map(|operator| {
-            let all = conv2d::constants(&self.device, operator);
-            all.into_iter().map(move |constants| (operator, constants))
+        let all = OPERATORS
+            .into_iter()
+            .flat_map(|operator| operator.kernels.iter().map(move |kernel| (operator, kernel)));
+        let kernels = all.flat_map(|(operator, kernel)| {
+            let all = conv2d::constants(&self.device, operator, kernel);
+            all.into_iter().map(move |constants| (operator, kernel, constants))
         });
         let pipelines =
-            pipelines::Pipelines::ahead(self.device.clone(), operators.collect(), folder.as_ref());
+            pipelines::Pipelines::ahead(self.device.clone(), kernels.collect(), folder.as_ref());
         let table = tune::Table::open(folder, self.device.info.software);
         Self { pipelines, table: Some(table), ..self }
     }

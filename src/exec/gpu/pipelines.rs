@@ -193,11 +193,11 @@ impl Pipelines {
         Self { compiler: compiler.into(), ahead: None, stop: Arc::default() }
     }
 
-    /// Begins to compile all kernels of `operators`, several at a time, with the help of what `folder` has; what the
+    /// Begins to compile `kernels`, several at a time, with the help of what `folder` has; what the
     /// driver has in the end goes there.
     pub(super) fn ahead(
         device: Arc<Device>,
-        operators: Vec<(&'static Operator, Vec<(&'static str, f64)>)>,
+        kernels: Vec<(&'static Operator, &'static Kernel, Vec<(&'static str, f64)>)>,
         folder: Option<&Folder>,
     ) -> Self {
         let compiled = folder.and_then(|folder| Compiled::open(&device, folder));
@@ -206,11 +206,7 @@ impl Pipelines {
         let (shared, stopped) = (compiler.clone(), stop.clone());
         let work = move || {
             let began = Instant::now();
-            let kernels = operators.iter().flat_map(|(operator, constants)| {
-                operator.kernels.iter().map(move |kernel| (*operator, kernel, &constants[..]))
-            });
-            let kernels: Vec<_> = kernels.collect();
-            kernels.par_iter().with_max_len(1).for_each(|&(operator, kernel, constants)| {
+            kernels.par_iter().with_max_len(1).for_each(|(operator, kernel, constants)| {
                 if !stopped.load(Relaxed)
                     && let Err(error) = shared.get(operator, kernel, constants)
                 {

@@ -3,7 +3,7 @@
 use super::{
     Gpu, WORKGROUP,
     conv2d::{ConvParams, Fusion, subgroup_tile},
-    pipelines::operator,
+    pipelines::{Kernel, operator},
     queue::Call,
     word,
 };
@@ -24,6 +24,15 @@ operator!(
 /// Squares that a workgroup of `multiply` has.
 const RUN: usize = 32;
 
+/// Most bytes of transformed inputs and products at a time: a bound of the memory, whatever the grid.
+pub(super) const BYTES: usize = 128 << 20;
+
+/// What the networks have fused with `kernel`: sums, as results leave.
+pub(super) fn usual(kernel: &Kernel) -> &'static [Fusion] {
+    const ALL: [Fusion; 2] = [Fusion::NONE, Fusion { sum: 2, ..Fusion::NONE }];
+    if kernel.entry == "leave" { &ALL } else { &ALL[..1] }
+}
+
 /// Dispatches `p` with a result of `shape`: input, packed weight, packed bias, result and addend are `buffers`; `params` are those
 /// of any convolution.
 pub(super) fn run(
@@ -36,33 +45,48 @@ pub(super) fn run(
 ) -> Result<()> {
     let [x, weight, bias, y, addend] = buffers;
     let squares = shape.n * shape.h.div_ceil(SQUARE) * shape.w.div_ceil(SQUARE);
-    let bytes = |channels| product(&[POSITIONS, squares, channels, 4]);
+    let square_bytes = POSITIONS * (p.in_channels + p.out_channels) * 4;
+    let at_once = (gpu.squares_bytes / square_bytes / RUN * RUN).clamp(RUN, squares.max(RUN));
+    let bytes = |channels| product(&[POSITIONS, at_once.min(squares), channels, 4]);
     let (in_bytes, out_bytes) = (bytes(p.in_channels), bytes(p.out_channels));
     let what = |part| format!("{}: {part} of Winograd's squares", p.name);
     let inputs = gpu.scratch(in_bytes, &what("inputs"))?;
     let products = gpu.scratch(out_bytes, &what("products"))?;
     let tile = subgroup_tile(&gpu.device);
-    let runs = squares.div_ceil(RUN);
-    let multiplied = runs * POSITIONS * p.out_channels.div_ceil(tile.channels);
-    let params = ConvParams { count: word(multiplied), tiles: word(runs), ..params };
-    let transforms = |channels: usize| (squares * channels / 4).div_ceil(WORKGROUP) as u64;
-    let mut dispatch = |kernel, buffers: &[_], fusion: Fusion, workgroups| {
-        let constants: Vec<_> = tile.constants.iter().copied().chain(fusion.constants()).collect();
-        gpu.dispatch(Call {
-            operator: &CONV2D_WINOGRAD,
-            kernel,
-            constants: &constants,
-            params,
-            buffers,
-            workgroups,
-        })
-    };
     let (inputs, products) = (inputs.binding(in_bytes), products.binding(out_bytes));
-    let entering = Fusion { up: fusion.up, ..Fusion::NONE };
-    dispatch(0, &[x, inputs.clone()], entering, transforms(p.in_channels))?;
-    dispatch(1, &[weight, inputs, products.clone()], Fusion::NONE, multiplied as u64)?;
-    let leaving = Fusion { up: false, ..fusion };
-    dispatch(2, &[bias, y, addend, products], leaving, transforms(p.out_channels))
+    for first in (0..squares).step_by(at_once) {
+        let squares = at_once.min(squares - first);
+        let runs = squares.div_ceil(RUN);
+        let multiplied = runs * POSITIONS * p.out_channels.div_ceil(tile.channels);
+        let params = ConvParams {
+            count: word(multiplied),
+            tiles: word(runs),
+            first_square: word(first),
+            squares: word(squares),
+            ..params
+        };
+        let transforms = |channels: usize| (squares * channels / 4).div_ceil(WORKGROUP) as u64;
+        let mut dispatch = |kernel, buffers: &[_], fusion: Fusion, workgroups| {
+            let constants: Vec<_> =
+                tile.constants.iter().copied().chain(fusion.constants()).collect();
+            gpu.dispatch(Call {
+                operator: &CONV2D_WINOGRAD,
+                kernel,
+                constants: &constants,
+                params,
+                buffers,
+                workgroups,
+            })
+        };
+        let entering = Fusion { up: fusion.up, ..Fusion::NONE };
+        dispatch(0, &[x.clone(), inputs.clone()], entering, transforms(p.in_channels))?;
+        let multiplying = [weight.clone(), inputs.clone(), products.clone()];
+        dispatch(1, &multiplying, Fusion::NONE, multiplied as u64)?;
+        let leaving = Fusion { up: false, ..fusion };
+        let results = [bias.clone(), y.clone(), addend.clone(), products.clone()];
+        dispatch(2, &results, leaving, transforms(p.out_channels))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -125,6 +149,9 @@ mod tests {
         for (one, two) in run(&mut ours, &layer_whole, 1).iter().zip(&two) {
             assert!(one[..] == two[..one.len()]);
         }
+        // 40 squares a picture, a run at a time.
+        ours.squares_bytes = 0;
+        assert!(run(&mut ours, &layer_whole, 2) == two);
         let (windowed, _) = layer(false);
         assert!(run(&mut ours, &windowed, 2) == wanted);
         let mut asked = gpu(weights).unwrap().with_convolutions(ConvVariant::Winograd);
