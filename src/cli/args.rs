@@ -64,7 +64,7 @@ pub(super) struct DeviceArgs {
     #[arg(long, value_name = "DEVICE")]
     device: Option<Choice>,
     /// f32, bf16, f16 or auto: what is multiplied in; bf16 is for CPUs with AMX or AVX512-BF16, f16 for GPUs with
-    /// cooperative matrices, auto takes what is there [env: TESSERA_PRECISION] [default: f32]
+    /// cooperative matrices, auto takes what is faster [env: TESSERA_PRECISION] [default: f32]
     #[arg(long, value_name = "PRECISION")]
     precision: Option<Precision>,
     /// Threads of the CPU path; all cores if not given [env: TESSERA_THREADS]

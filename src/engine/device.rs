@@ -50,7 +50,7 @@ pub enum Precision {
     Bf16,
     /// f16 on a GPU, for its convolutions, by cooperative matrices.
     F16,
-    /// bf16 on a CPU that has it, f16 on a real GPU that has it, else f32: software drivers are slow at f16.
+    /// bf16 on a CPU that is faster with it, f16 on a real GPU that has it, else f32: software drivers are slow at f16.
     Auto,
 }
 
@@ -102,17 +102,27 @@ impl Device {
         gpu_cache: Option<&Path>,
         weights: Arc<Weights>,
     ) -> Result<Self> {
-        let cpu = |weights| match (precision, Kernels::best(true)) {
-            (Precision::F32, _) | (Precision::Auto, None) => Ok(Self::Cpu(Cpu::new(weights))),
-            (Precision::F16, _) => Err(Error::new(
-                Kind::Device,
-                "precision is f16, which is for a GPU and not for the CPU: f32, bf16 or auto would do",
-            )),
-            (_, Some(kernels)) => Ok(Self::Cpu(Cpu::with_kernels(weights, kernels)?)),
-            (Precision::Bf16, None) => Err(Error::new(
-                Kind::Device,
-                "precision is bf16, and this CPU has neither AMX-BF16 nor AVX512-BF16: f32 or auto would do",
-            )),
+        let cpu = |weights| {
+            let bf16 = match precision {
+                Precision::F32 => None,
+                Precision::Auto => Kernels::faster_bf16(),
+                Precision::F16 => {
+                    return Err(Error::new(
+                        Kind::Device,
+                        "precision is f16, which is for a GPU and not for the CPU: f32, bf16 or auto would do",
+                    ));
+                }
+                Precision::Bf16 => Some(Kernels::best(true).ok_or_else(|| {
+                    Error::new(
+                        Kind::Device,
+                        "precision is bf16, and this CPU has neither AMX-BF16 nor AVX512-BF16: f32 or auto would do",
+                    )
+                })?),
+            };
+            Ok(Self::Cpu(match bf16 {
+                Some(kernels) => Cpu::with_kernels(weights, kernels)?,
+                None => Cpu::new(weights),
+            }))
         };
         let gpu = |index, weights| match precision {
             Precision::Bf16 => Err(Error::new(

@@ -8,7 +8,10 @@
 //! Guarantee: every output is bias + sum over (block of 32 inputs, tap, input) in that order; which tile, band or
 //! thread computed it does not show in its bits.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant},
+};
 
 use bytemuck::{Pod, Zeroable};
 use pulp::{Arch, Simd, WithSimd};
@@ -110,7 +113,7 @@ impl Packed {
                         for (o, n) in (b * COLUMN..outputs).zip(0..COLUMN) {
                             for i in 0..inputs {
                                 tile[(i / 2 * COLUMN + n) * 2 + i % 2] =
-                                    Bf16::of(weight(tap, first + i, o));
+                                    kernels::rounded(weight(tap, first + i, o));
                             }
                         }
                     }
@@ -249,6 +252,23 @@ impl Packed {
     }
 }
 
+/// The shortest times of a product by each of `modes` on this thread, in turns, so that other work on the machine meets all.
+pub(super) fn shortest<const N: usize>(modes: [Mode; N]) -> [Duration; N] {
+    const TIMES: usize = 8;
+    const EXTENT: usize = 192;
+    let matrices = modes.map(|mode| Packed::matrix(mode, (EXTENT, EXTENT), |i, o| (i + o) as f32));
+    let (rows, mut out) = (vec![1.0; EXTENT * EXTENT], vec![0.0; EXTENT * EXTENT]);
+    let mut shortest = [Duration::MAX; N];
+    for _ in 0..TIMES {
+        for (matrix, shortest) in matrices.iter().zip(&mut shortest) {
+            let began = Instant::now();
+            matrix.run_rows(&rows, &mut out);
+            *shortest = began.elapsed().min(*shortest);
+        }
+    }
+    shortest
+}
+
 /// What is added to a product: `wa` * data + `wb` * product.
 #[derive(Clone, Copy)]
 pub(super) struct Add<'a> {
@@ -316,7 +336,7 @@ impl Task<'_> {
                 None => arch.dispatch(RunF32 { task: self, out, scratch }),
                 Some(wide) => {
                     let _tiles = Tiles::new(wide);
-                    arch.dispatch(RunBf16 { task: self, out, scratch, wide });
+                    kernels::dispatch_bf16(arch, RunBf16 { task: self, out, scratch, wide });
                 }
             }
         });
@@ -485,9 +505,7 @@ impl Plane<'_> {
             #[inline(always)]
             |j, b, x, _| {
                 let out = &mut band[(b * points + to + j * apart) * BLOCK..][..BLOCK];
-                for (out, &x) in out.iter_mut().zip(&x) {
-                    *out = T::of(x);
-                }
+                out.copy_from_slice(&T::block(x));
             },
         );
     }

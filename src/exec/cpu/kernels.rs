@@ -12,7 +12,7 @@
 use std::array::from_fn;
 
 use bytemuck::Pod;
-use pulp::Simd;
+use pulp::{Arch, Simd, WithSimd};
 
 /// Channels of a block; a block of bf16 is a row of an AMX tile.
 pub(super) const BLOCK: usize = 32;
@@ -33,13 +33,13 @@ pub(super) const SUMS: usize = 64 * 32;
 
 /// A value of a band.
 pub(super) trait Value: Pod + Send + Sync {
-    /// Rounds to nearest, ties to even.
-    fn of(x: f32) -> Self;
+    /// Rounds to nearest, ties to even; may take for zero what is below the normal numbers, as products in bf16 do.
+    fn block(x: [f32; BLOCK]) -> [Self; BLOCK];
 }
 
 impl Value for f32 {
     #[inline(always)]
-    fn of(x: f32) -> Self {
+    fn block(x: [f32; BLOCK]) -> [f32; BLOCK] {
         x
     }
 }
@@ -49,13 +49,33 @@ pub(super) type Bf16 = u16;
 
 impl Value for Bf16 {
     #[inline(always)]
-    fn of(x: f32) -> Self {
-        let bits = x.to_bits();
-        let rounded = (bits + (0x7fff + (bits >> 16 & 1))) >> 16;
-        // A NaN whose payload is in the lower half stays one; adding would make it infinite or wrap.
-        let kept = bits >> 16 | 0x40;
-        (if bits & 0x7fff_ffff > 0x7f80_0000 { kept } else { rounded }) as u16
+    fn block(x: [f32; BLOCK]) -> [Bf16; BLOCK] {
+        if x86::has_avx512_bf16() {
+            // SAFETY: the instructions are there.
+            return unsafe { x86::rounded(x) };
+        }
+        from_fn(|i| rounded(x[i]))
     }
+}
+
+/// `x` to nearest, ties to even.
+#[inline(always)]
+pub(super) fn rounded(x: f32) -> Bf16 {
+    let bits = x.to_bits();
+    let rounded = (bits + (0x7fff + (bits >> 16 & 1))) >> 16;
+    // A NaN whose payload is in the lower half stays one; adding would make it infinite or wrap.
+    let kept = bits >> 16 | 0x40;
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { kept } else { rounded }) as u16
+}
+
+/// As [`Arch::dispatch`], and with AVX512-BF16 where this machine has it, so that its instructions are inlined.
+pub(super) fn dispatch_bf16<W: WithSimd>(arch: Arch, work: W) -> W::Output {
+    #[cfg(target_arch = "x86_64")]
+    if let (Arch::V4(simd), true) = (arch, x86::has_avx512_bf16()) {
+        // SAFETY: the instructions are there.
+        return unsafe { x86::dispatch(simd, work) };
+    }
+    arch.dispatch(work)
 }
 
 /// The bf16 instructions that this machine has.
@@ -282,10 +302,30 @@ mod x86 {
         sync::OnceLock,
     };
 
+    use pulp::{WithSimd, x86::V4};
+
     use super::{BLOCK, Bf16, COLUMN, Operands, Step, TILE};
 
     pub(super) fn has_avx512_bf16() -> bool {
         is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
+    }
+
+    /// `work` with all instructions of `simd`, and AVX512-BF16.
+    #[target_feature(enable = "fxsr,sse3,ssse3,sse4.1,sse4.2,popcnt,avx,avx2,bmi1,bmi2,fma,lzcnt")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
+    pub(super) unsafe fn dispatch<W: WithSimd>(simd: V4, work: W) -> W::Output {
+        work.with_simd(simd)
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    #[inline]
+    pub(super) unsafe fn rounded(x: [f32; BLOCK]) -> [Bf16; BLOCK] {
+        let (low, high) = x.split_at(COLUMN);
+        // SAFETY: both halves are 16 values; the result is as large as a block and has no padding.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(low.as_ptr()), _mm512_loadu_ps(high.as_ptr()));
+            std::mem::transmute::<__m512bh, [Bf16; BLOCK]>(_mm512_cvtne2ps_pbh(high, low))
+        }
     }
 
     pub(super) fn has_amx() -> bool {
@@ -533,7 +573,7 @@ mod x86 {
                 let x = band.values.add(step.offset).cast::<i32>();
                 let columns: [*const Bf16; V] =
                     from_fn(|v| band.weights.add((v * band.steps.len() + s) * TILE));
-                for pair in 0..BLOCK / 2 {
+                for pair in 0..step.inputs.div_ceil(2) {
                     let load =
                         |v: usize| _mm512_loadu_si512(columns[v].add(pair * 2 * COLUMN).cast());
                     let w: [__m512i; V] = from_fn(load);
@@ -559,10 +599,14 @@ mod x86 {
 /// A CPU that has neither.
 #[cfg(not(target_arch = "x86_64"))]
 mod x86 {
-    use super::Operands;
+    use super::{BLOCK, Bf16, Operands};
 
     pub(super) fn has_avx512_bf16() -> bool {
         false
+    }
+
+    pub(super) unsafe fn rounded(x: [f32; BLOCK]) -> [Bf16; BLOCK] {
+        x.map(super::rounded)
     }
 
     pub(super) fn has_amx() -> bool {
@@ -579,5 +623,30 @@ mod x86 {
 
     pub(super) unsafe fn avx512_tile(_: &Operands, _: usize, left: usize) -> usize {
         left
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use super::*;
+    use crate::ops::cases::Random;
+
+    /// Blocks are rounded as single values are, whatever instruction does it: random normal numbers, numbers halfway between
+    /// two of bf16, the largest ones, infinities, zeros and what is not a number.
+    #[test]
+    fn a_block_is_rounded_as_its_values_are() {
+        let mut random = Random::new(12);
+        let mut values: Vec<f32> = (0..100_000)
+            .map(|_| f32::from_bits(random.bits() as u32))
+            .map(|x| if x.is_subnormal() { 0.0 } else { x })
+            .collect();
+        values.extend((0..1024).map(|i| f32::from_bits(0x3f80_8000 + (i << 16))));
+        values.extend([f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -0.0]);
+        values.extend([f32::from_bits(0x7f80_0001), f32::from_bits(0xff80_ffff)]);
+        values.resize(values.len().next_multiple_of(BLOCK), 1.0);
+        for block in values.as_chunks::<BLOCK>().0 {
+            assert_eq!(Bf16::block(*block), block.map(rounded), "{block:?}");
+        }
     }
 }
