@@ -6,7 +6,7 @@ mod common;
 use tessera::{
     exec::{reference::Reference, trace},
     model::decoder,
-    ops::{Ops, Shape, Window, cases::Random},
+    ops::{Conv2d, Ops, Shape, Window, cases::Random},
 };
 
 /// The pixels of columns `inner` of a picture decoded from columns `outer` of the finest grid.
@@ -61,6 +61,34 @@ fn peak_counts_live_tensors() {
     let copy = x.clone();
     drop((x, copy));
     assert_eq!(o.finish().peak_bytes, 2 * 8 * 8 * 4 * 4);
+}
+
+/// Scratch memory of attention and of transformed squares counts beside the tensors, and so do packed weights, those of a layer
+/// once: 36 values for each pair of channels where a 3x3 layer sees whole grids, else its taps.
+#[test]
+fn scratch_memory_and_packed_weights_are_counted() {
+    let shape = Shape::new(1, 8, 8, 4);
+    let tensor = 8 * 8 * 4 * 4;
+    let mut o = trace::Tracer::new();
+    let x = o.input(shape).unwrap();
+    o.spatial_attention(&x, &x, &x).unwrap();
+    assert_eq!(o.finish().peak_bytes, (2 + 2) * tensor);
+    let layer = |name: &str, whole| Conv2d {
+        name: name.into(),
+        in_channels: 4,
+        out_channels: 6,
+        kernel: 3,
+        whole,
+    };
+    let mut o = trace::Tracer::new();
+    let x = o.input(shape).unwrap();
+    for _ in 0..2 {
+        o.conv2d(&x, &layer("whole", true)).unwrap();
+        o.conv2d(&x, &layer("windows", false)).unwrap();
+    }
+    let cost = o.finish();
+    assert_eq!(cost.packed_bytes, 4 * (36 + 9) * 4 * 6);
+    assert_eq!(cost.peak_bytes, tensor + 8 * 8 * 6 * 4 + 4 * 36 * 4 * (4 + 6));
 }
 
 /// Sizes that no memory holds are an error, not an overflow.

@@ -208,7 +208,8 @@ pub struct Plan {
     pub tiling: Tiling,
     /// Bytes of the decoded picture in the arena.
     pub arena_bytes: u64,
-    /// Estimate of the most memory that tensors and weights take at one time, in bytes.
+    /// Estimate of the most memory that tensors, weights (as loaded and as the device keeps them) and operators take at one time,
+    /// in bytes.
     pub peak_bytes: u64,
     /// Floating-point operations of the whole image.
     pub flops: u64,
@@ -269,6 +270,7 @@ impl Plan {
             first_step,
             arena_bytes: samples * spec.bits.sample_len() as u64,
             peak_bytes: 4 * values as u64
+                + (unet.packed_bytes + decode.packed_bytes + encode.packed_bytes)
                 + unet.peak_bytes.max(decode.peak_bytes).max(encode.peak_bytes),
             flops: encode.flops + evaluations * unet.flops + decode.flops,
             notices,
@@ -302,8 +304,10 @@ impl Plan {
 pub struct DecodeCost {
     /// Floating-point operations, halos included.
     pub flops: u64,
-    /// Most bytes of tensors at one time.
+    /// Most bytes of tensors and scratch memory at one time.
     pub peak_bytes: u64,
+    /// Bytes of the layers' weights as an interpreter may keep them.
+    pub packed_bytes: u64,
 }
 
 /// What the global stage and the tiles of `tiling` cost together.
@@ -324,9 +328,11 @@ pub fn decode_cost(arch: &Arch, tiling: &Tiling) -> Result<DecodeCost> {
     let stage = arch.decoder.stages[decoder::local_stages(arch)];
     let grid = (width / arch.finest_factor()) * (height / arch.finest_factor());
     let kept = 4 * (grid * (stage.channels + 3)) as u64;
-    let mut cost = DecodeCost { flops: global.flops, peak_bytes: global.peak_bytes };
+    let trace::Cost { flops, peak_bytes, packed_bytes: global_packed, .. } = global;
+    let mut cost = DecodeCost { flops, peak_bytes, packed_bytes: global_packed };
     for ((rows, columns), count) in windows {
         let local = trace::local_cost(arch, rows, columns)?;
+        cost.packed_bytes = global_packed + local.packed_bytes;
         cost.flops += count * local.flops;
         cost.peak_bytes = cost.peak_bytes.max(kept + local.peak_bytes);
     }

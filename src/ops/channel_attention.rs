@@ -18,6 +18,12 @@ pub fn flops(q: Shape) -> u64 {
     products.saturating_add(product(&[q.n, 5, q.c, q.c]))
 }
 
+/// Memory rule: most bytes of an interpreter's scratch memory that grow with the picture, two copies of a picture's tensor in
+/// its kernels' order.
+pub fn scratch_bytes(q: Shape) -> u64 {
+    product(&[2, 4, q.h, q.w, q.c])
+}
+
 /// Naive reference; q, k and v have shape `s`.
 pub fn reference(q: &[f32], k: &[f32], v: &[f32], s: Shape) -> Vec<f32> {
     let (pixels, channels) = (s.pixels(), s.c);

@@ -17,6 +17,12 @@ pub fn flops(q: Shape) -> u64 {
     product(&[q.n, q.h, q.w, q.h, q.w, 4 * q.c + 5])
 }
 
+/// Memory rule: most bytes of an interpreter's scratch memory that grow with the picture, two copies of a picture's tensor in
+/// its kernels' order.
+pub fn scratch_bytes(q: Shape) -> u64 {
+    product(&[2, 4, q.h, q.w, q.c])
+}
+
 /// exp(x - max x) / sum, in place.
 pub(crate) fn softmax(scores: &mut [f64]) {
     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

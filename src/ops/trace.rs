@@ -24,8 +24,10 @@ pub struct Cost {
     pub bytes: u64,
     /// Names and shapes of the parameters, in the order of first use.
     pub params: Vec<(String, Vec<usize>)>,
-    /// Most bytes of tensors alive at once, inputs included, without parameters and an interpreter's scratch memory.
+    /// Most bytes of tensors alive at once, inputs and the operators' scratch memory included, without parameters.
     pub peak_bytes: u64,
+    /// Bytes of the layers' weights as an interpreter may keep them, beside the parameters.
+    pub packed_bytes: u64,
 }
 
 impl Cost {
@@ -118,6 +120,12 @@ impl Tracer {
         Ok(Tensor { shape, reach, _allocation: allocation })
     }
 
+    /// Counts an operator's scratch memory beside all that is alive.
+    fn scratch(&self, bytes: u64) {
+        let alive = self.memory.alive.load(Relaxed);
+        self.memory.peak.fetch_max(alive.saturating_add(bytes), Relaxed);
+    }
+
     /// The result of an operator that read `inputs`.
     fn result(
         &mut self,
@@ -173,9 +181,15 @@ impl Ops for Tracer {
 
     fn conv2d(&mut self, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
         let shape = super::conv2d::output_shape(x.shape, p)?;
+        if !self.known.contains_key(&p.params()[0].0) {
+            let bytes = super::conv2d::packed_bytes(p);
+            self.cost.packed_bytes = self.cost.packed_bytes.saturating_add(bytes);
+        }
         p.params().into_iter().try_for_each(|param| self.param(param))?;
         let reach = x.reach.map(|reach| reach + p.kernel / 2);
-        self.result(&[x], Ok(shape), super::conv2d::flops(x.shape, p), reach)
+        let out = self.result(&[x], Ok(shape), super::conv2d::flops(x.shape, p), reach)?;
+        self.scratch(super::conv2d::scratch_bytes(x.shape, p));
+        Ok(out)
     }
 
     fn group_norm(&mut self, x: &Tensor, p: &GroupNorm) -> Result<Tensor> {
@@ -250,12 +264,16 @@ impl Ops for Tracer {
 
     fn spatial_attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let shape = super::spatial_attention::output_shape(q.shape, k.shape, v.shape);
-        self.result(&[q, k, v], shape, super::spatial_attention::flops(q.shape), None)
+        let out = self.result(&[q, k, v], shape, super::spatial_attention::flops(q.shape), None)?;
+        self.scratch(super::spatial_attention::scratch_bytes(q.shape));
+        Ok(out)
     }
 
     fn channel_attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let shape = super::channel_attention::output_shape(q.shape, k.shape, v.shape);
-        self.result(&[q, k, v], shape, super::channel_attention::flops(q.shape), None)
+        let out = self.result(&[q, k, v], shape, super::channel_attention::flops(q.shape), None)?;
+        self.scratch(super::channel_attention::scratch_bytes(q.shape));
+        Ok(out)
     }
 
     fn crop(&mut self, x: &Tensor, window: Window) -> Result<Tensor> {
