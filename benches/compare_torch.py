@@ -42,7 +42,7 @@ from tessera_train.decoder import Decoder  # noqa: E402
 from tessera_train.encoder import Encoder  # noqa: E402
 from tessera_train.unet import UNet  # noqa: E402
 
-# (input channels, output channels, kernel, rows, columns)
+# (input channels, output channels, kernel, rows, columns): layers that may see a window of their grid, then such that see all of it.
 CONVOLUTIONS = [
     (64, 64, 3, 256, 256),
     (48, 48, 3, 64, 128),
@@ -58,8 +58,7 @@ CONVOLUTIONS = [
     (32, 3, 1, 512, 512),
     (512, 512, 1, 1, 1),
 ]
-
-
+WHOLE = [(128, 128, 3, 32, 64), (160, 160, 3, 16, 32), (160, 160, 3, 8, 16)]
 # (channels, rows, columns)
 NORMS = [(128, 64, 128), (160, 16, 32)]
 ATTENTIONS = [(160, 16, 32), (160, 32, 64)]
@@ -170,11 +169,11 @@ def latents(arch: Arch, width: int, height: int) -> list[Tensor]:
 def operators(dtype: torch.dtype):
     """Commands, what they count (operations, or bytes), and PyTorch's work."""
     yield COPY, (2 * int(COPY.split()[1]) << 20, "GB/s"), torch_copy(int(COPY.split()[1]))
-    shapes = [tuple(map(int, GEMM.split()[1:])), *CONVOLUTIONS]
-    for cin, cout, kernel, rows, columns in shapes:
+    shapes = [("conv", *map(int, GEMM.split()[1:])), *(("conv", *shape) for shape in CONVOLUTIONS)]
+    for command, cin, cout, kernel, rows, columns in [*shapes, *(("whole", *shape) for shape in WHOLE)]:
         flops = 2 * cin * cout * kernel**2 * rows * columns
         work = torch_conv(dtype, cin, cout, kernel, rows, columns)
-        yield f"conv {cin} {cout} {kernel} {rows} {columns}", (flops, "GFLOP/s"), work
+        yield f"{command} {cin} {cout} {kernel} {rows} {columns}", (flops, "GFLOP/s"), work
     for channels, rows, columns in NORMS:
         # PyTorch's values may be smaller; both are counted as f32 values read twice and written once.
         count = 12 * channels * rows * columns

@@ -2,7 +2,7 @@
 //! with the seconds of every repetition on standard output. With `--cpu-time`, seconds that the threads were on a core
 //! (Linux): what to compare with one thread on a machine that has other work. With `--bf16`, products in bf16.
 //!
-//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention CHANNELS
+//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `whole` with the same (for a layer that sees whole grids, as the U-Net's), `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention CHANNELS
 //! ROWS COLUMNS` (over pixels), `copy MIB`; with a checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH
 //! HEIGHT` (with a third number: a batch of so many pictures) and `generate WIDTH HEIGHT STEPS`, for pictures of that
 //! size. `generate` is all from the seed to the samples of all tiles. `gpu-unet` and `gpu-decoder` are `unet` and
@@ -108,22 +108,22 @@ fn operator(
 }
 
 /// A layer of `extents`: inputs, outputs, kernel; and the shape of what it reads: rows, columns.
-fn layer(extents: &[usize]) -> Result<(Conv2d, Shape), Box<dyn Error>> {
+fn layer(extents: &[usize], whole: bool) -> Result<(Conv2d, Shape), Box<dyn Error>> {
     let &[inputs, outputs, kernel, rows, columns] = extents else {
         return Err("a convolution takes 5 numbers".into());
     };
-    let layer = Conv2d {
-        name: "layer".into(),
-        in_channels: inputs,
-        out_channels: outputs,
-        kernel,
-        whole: true,
-    };
+    let layer =
+        Conv2d { name: "layer".into(), in_channels: inputs, out_channels: outputs, kernel, whole };
     Ok((layer, Shape::new(1, rows, columns, inputs)))
 }
 
-fn conv(cpu_time: bool, kernels: Kernels, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
-    let (layer, shape) = layer(extents)?;
+fn conv(
+    cpu_time: bool,
+    kernels: Kernels,
+    extents: &[usize],
+    whole: bool,
+) -> Result<Vec<f64>, Box<dyn Error>> {
+    let (layer, shape) = layer(extents, whole)?;
     operator(cpu_time, kernels, layer.params(), shape, |cpu, x| cpu.conv2d(x, &layer))
 }
 
@@ -133,7 +133,7 @@ fn gpu_conv(
     variant: ConvVariant,
     extents: &[usize],
 ) -> Result<Vec<f64>, Box<dyn Error>> {
-    let (layer, shape) = layer(extents)?;
+    let (layer, shape) = layer(extents, true)?;
     let mut random = Random::new(1);
     let weights = random_weights(&mut random, layer.params());
     let gpu = match variant {
@@ -259,7 +259,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let extents = words.map(str::parse).collect::<Result<Vec<usize>, _>>()?;
         let mut lack = None;
         let seconds = match command {
-            "conv" => conv(cpu_time, kernels, &extents)?,
+            "conv" | "whole" => conv(cpu_time, kernels, &extents, command == "whole")?,
             "norm" => norm(cpu_time, kernels, &extents)?,
             "attention" => attention(cpu_time, kernels, &extents)?,
             "copy" => copy(cpu_time, &extents)?,
