@@ -149,6 +149,9 @@ pub(super) struct Pipeline {
 /// Override constants of a pipeline, by name.
 pub(super) type Constants<'a> = &'a [(&'static str, f64)];
 
+/// What is to be compiled ahead: operator, entry point and its override constants.
+pub(super) type Wanted = (&'static Operator, &'static Kernel, Vec<(&'static str, f64)>);
+
 /// Operator, entry point and the values of the override constants.
 type Key = (&'static str, &'static str, Vec<u64>);
 
@@ -197,7 +200,7 @@ impl Pipelines {
     /// driver has in the end goes there.
     pub(super) fn ahead(
         device: Arc<Device>,
-        kernels: Vec<(&'static Operator, &'static Kernel, Vec<(&'static str, f64)>)>,
+        kernels: Vec<Wanted>,
         folder: Option<&Folder>,
     ) -> Self {
         let compiled = folder.and_then(|folder| Compiled::open(&device, folder));
