@@ -3,9 +3,9 @@
     python3 scripts/gpu/convolutions.py [--rounds N]
 
 Needs PyTorch with a GPU. Both compute a chain of four times the same convolution with bias, upload and download included;
-`cooperative` in f16 with f32 sums (0 where the GPU has no cooperative matrices), the other variants in f32; PyTorch in f32
-and bf16, channels_last, with and without `torch.compile`. The last lines are the device's ceilings as PyTorch reaches them: a
-large product and a large copy.
+`winograd` computes 1x1 layers as `tiled` does; `cooperative` in f16 with f32 sums (0 where the GPU has no cooperative
+matrices), the other variants in f32; PyTorch in f32 and bf16, channels_last, with and without `torch.compile`. The last lines
+are the device's ceilings as PyTorch reaches them: a large product and a large copy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHAIN = 4
-VARIANTS = ["subgroup", "tiled", "cooperative"]
+VARIANTS = ["winograd", "subgroup", "tiled", "cooperative"]
 # (channels, kernel, rows, columns): of the default model and of pdm-2k at their own sizes.
 CONVOLUTIONS = [
     (128, 3, 32, 64), (160, 3, 16, 32), (160, 3, 8, 16), (160, 1, 16, 32), (96, 3, 128, 256), (48, 3, 256, 512),

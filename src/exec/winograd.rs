@@ -6,13 +6,8 @@
 
 use std::array::from_fn;
 
-use crate::ops::{Conv2d, Shape};
-
-/// Rows and columns of the square of results that is computed at once.
-pub(super) const SQUARE: usize = 4;
-
-/// Rows and columns of what it is computed from.
-pub(super) const PATCH: usize = SQUARE + 2;
+pub(super) use crate::ops::conv2d::{PATCH, SQUARE};
+use crate::ops::{Conv2d, Shape, conv2d};
 
 /// Products of a pair of channels for a square.
 pub(super) const POSITIONS: usize = PATCH * PATCH;
@@ -37,7 +32,7 @@ const WEIGHTS: [[f64; 3]; PATCH] = [
 /// Whether `p` may be computed so where channels come in groups of `group`.
 pub(super) fn fits(p: &Conv2d, group: usize) -> bool {
     let grouped = p.in_channels.is_multiple_of(group) && p.out_channels.is_multiple_of(group);
-    p.whole && p.kernel == 3 && grouped
+    conv2d::transforms(p) && grouped
 }
 
 /// Whether it is worth while for a result of `shape`, of which the number of pictures does not count: in a batch a picture has

@@ -43,28 +43,33 @@ pub fn flops(x: Shape, p: &Conv2d) -> u64 {
     product(&[2, p.kernel, p.kernel, p.in_channels, p.out_channels, x.n, x.h, x.w])
 }
 
-/// Values of a patch of 6x6, from which Winograd's F(4x4, 3x3) computes a square of 4x4 results.
-const PATCH: usize = 36;
+/// Rows and columns of the square of results that Winograd's F(4x4, 3x3) computes at once.
+pub(crate) const SQUARE: usize = 4;
+
+/// Rows and columns of what it is computed from.
+pub(crate) const PATCH: usize = SQUARE + 2;
+
+/// Most bytes of transformed squares that an interpreter has at a time.
+pub(crate) const SQUARES_BYTES: usize = 128 << 20;
 
 /// Whether an interpreter may compute `p` so.
-fn transforms(p: &Conv2d) -> bool {
+pub(crate) fn transforms(p: &Conv2d) -> bool {
     p.whole && p.kernel == 3
 }
 
 /// Memory rule: bytes of the weights as an interpreter may keep them beside those that were loaded, in its kernels' order, perhaps
 /// transformed.
 pub fn packed_bytes(p: &Conv2d) -> u64 {
-    let positions = if transforms(p) { PATCH } else { p.kernel * p.kernel };
-    product(&[4, positions, p.in_channels, p.out_channels])
+    let side = if transforms(p) { PATCH } else { p.kernel };
+    product(&[4, side, side, p.in_channels, p.out_channels])
 }
 
-/// Memory rule: most bytes of an interpreter's scratch memory while it computes a result, transformed squares of which it has a
-/// bounded number at a time.
+/// Memory rule: most bytes of an interpreter's scratch memory while it computes a result, transformed squares.
 pub fn scratch_bytes(x: Shape, p: &Conv2d) -> u64 {
-    const MOST: u64 = 128 << 20;
-    let squares = product(&[x.n, x.h.div_ceil(4), x.w.div_ceil(4)]);
-    let square = product(&[4, PATCH, p.in_channels + p.out_channels]);
-    if transforms(p) { squares.saturating_mul(square).min(MOST) } else { 0 }
+    let squares = product(&[x.n, x.h.div_ceil(SQUARE), x.w.div_ceil(SQUARE)]);
+    let square = product(&[4, PATCH, PATCH, p.in_channels + p.out_channels]);
+    let bytes = squares.saturating_mul(square).min(SQUARES_BYTES as u64);
+    if transforms(p) { bytes } else { 0 }
 }
 
 /// Naive reference; `x` has shape `s`, the result the shape of [`output_shape`].

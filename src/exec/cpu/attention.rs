@@ -34,8 +34,7 @@ pub(super) fn spatial(
     let pictures = q.chunks_exact(pixels * c).zip(k.chunks_exact(pixels * c));
     let values = v.chunks_exact(pixels * c).zip(out.chunks_exact_mut(pixels * c));
     for ((q, k), (v, out)) in pictures.zip(values) {
-        let parts: Vec<_> = k.par_chunks(KEYS * c).zip(v.par_chunks(KEYS * c)).collect();
-        let parts = parts.into_par_iter().map(|(k, v)| {
+        let parts = k.par_chunks(KEYS * c).zip(v.par_chunks(KEYS * c)).map(|(k, v)| {
             let keys = k.len() / c;
             let values = Packed::matrix(mode, (keys, c), |p, o| v[p * c + o]);
             (Packed::matrix(mode, (c, keys), |i, p| k[p * c + i]), values)
@@ -69,7 +68,8 @@ pub(super) fn spatial(
                 );
             }
             for (out, softmax) in out.chunks_exact_mut(c).zip(&softmaxes) {
-                out.iter_mut().for_each(|out| *out *= softmax.inverse());
+                let inverse = softmax.inverse();
+                out.iter_mut().for_each(|out| *out *= inverse);
             }
         });
     }

@@ -283,13 +283,17 @@ pub(super) struct Add<'a> {
 }
 
 impl Add<'_> {
-    /// The pixel of `data` that a pixel of picture `n` of a product over `grid` is added to.
-    pub(super) fn pixel(&self, grid: Shape, n: usize, y: usize, x: usize) -> usize {
-        match self.up {
-            true => (n * (grid.h / 2) + y / 2) * (grid.w / 2) + x / 2,
-            false => (n * grid.h + y) * grid.w + x,
-        }
+    /// What is added to picture `n` of a product over `grid` with so many channels.
+    pub(super) fn picture(&self, grid: Shape, n: usize, channels: usize) -> &[f32] {
+        let values = grid.pixels() / if self.up { 4 } else { 1 } * channels;
+        &self.data[n * values..][..values]
     }
+}
+
+/// The pixel of such a picture that is added to a pixel of the product's, of which a row has `w`.
+#[inline(always)]
+pub(super) fn added_pixel(up: bool, w: usize, y: usize, x: usize) -> usize {
+    if up { y / 2 * (w / 2) + x / 2 } else { y * w + x }
 }
 
 /// One picture of the batch.
@@ -513,8 +517,7 @@ impl Plane<'_> {
     /// What is added to the block of outputs from `first` on, from the task's first row.
     fn added<'a>(&'a self, add: &'a Add<'a>, task: &Task, first: usize) -> Added<'a> {
         let outputs = task.packed.outputs;
-        let (pixels, factor) = (self.input.grid().pixels(), if add.up { 4 } else { 1 });
-        let picture = &add.data[self.n * pixels / factor * outputs..][..pixels / factor * outputs];
+        let picture = add.picture(self.input.grid(), self.n, outputs);
         Added { picture, channels: outputs, first, up: add.up, wa: add.wa, wb: add.wb }
     }
 }
@@ -561,7 +564,7 @@ impl Finish for Finishing<'_, '_> {
                 let (whole, rest) = S::as_mut_simd_f32s(out);
                 if let Some(add) = &self.add {
                     let (y, x) = (self.y0 + y, self.x0 + x);
-                    let at = if add.up { y / 2 * (self.w / 2) + x / 2 } else { y * self.w + x };
+                    let at = added_pixel(add.up, self.w, y, x);
                     let added = &add.picture[at * add.channels + add.first..][..self.outputs];
                     let (added, last) = S::as_simd_f32s(added);
                     let (wa, wb) = (simd.splat_f32s(add.wa), simd.splat_f32s(add.wb));

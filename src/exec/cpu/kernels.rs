@@ -627,7 +627,6 @@ mod x86 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
     use crate::ops::cases::Random;

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Instructions for the arithmetic. Those that end in bf16 multiply in bf16 and sum in f32, in convolutions and
-/// attention; all else is f32 with all.
+/// attention; all else is f32 with all, and so is what [`ConvVariant::Winograd`] computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernels {
     /// What every machine has.

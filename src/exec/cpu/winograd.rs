@@ -10,7 +10,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    conv::{Add, Mode, Packed},
+    conv::{Add, Mode, Packed, added_pixel},
     input::{Input, Load},
     pool::Pool,
 };
@@ -335,7 +335,8 @@ impl WithSimd for Leave<'_> {
         let Self { products, squares, first, bias, add, grid, n, y, out } = self;
         let (products, (bias, _)) = (S::as_simd_f32s(products).0, S::as_simd_f32s(bias));
         let (vectors, (out, _)) = (bias.len(), S::as_mut_simd_f32s(out));
-        let added = add.map(|add| S::as_simd_f32s(add.data).0);
+        let added =
+            add.map(|add| (add, S::as_simd_f32s(add.picture(grid, n, vectors * S::F32_LANES)).0));
         let rows = out.len() / (grid.w * vectors);
         for (s, x) in (0..grid.w).step_by(SQUARE).enumerate() {
             let columns = SQUARE.min(grid.w - x);
@@ -346,8 +347,8 @@ impl WithSimd for Leave<'_> {
                     let column = leave(simd, six!(i => m[i][j]));
                     for (i, value) in column.into_iter().enumerate().take(rows) {
                         let mut value = simd.add_f32s(value, bias);
-                        if let (Some(add), Some(added)) = (add, added) {
-                            let pixel = add.pixel(grid, n, y + i, x + j);
+                        if let Some((add, added)) = added {
+                            let pixel = added_pixel(add.up, grid.w, y + i, x + j);
                             let other =
                                 simd.mul_f32s(simd.splat_f32s(add.wa), added[pixel * vectors + v]);
                             let own = simd.mul_f32s(simd.splat_f32s(add.wb), value);

@@ -88,7 +88,7 @@ impl ConvVariant {
         }
     }
 
-    /// Its name: `subgroup`, `tiled`, `cooperative`.
+    /// Its name: `subgroup`, `tiled`, `winograd`, `cooperative`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Subgroup => "subgroup",

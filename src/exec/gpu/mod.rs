@@ -117,7 +117,7 @@ impl Gpu {
             weights,
             parameters: HashMap::new(),
             conv: None,
-            squares_bytes: winograd::BYTES,
+            squares_bytes: ops::conv2d::SQUARES_BYTES,
             table: None,
         })
     }

@@ -24,9 +24,6 @@ operator!(
 /// Squares that a workgroup of `multiply` has.
 const RUN: usize = 32;
 
-/// Most bytes of transformed inputs and products at a time: a bound of the memory, whatever the grid.
-pub(super) const BYTES: usize = 128 << 20;
-
 /// What the networks have fused with `kernel`: sums, as results leave.
 pub(super) fn usual(kernel: &Kernel) -> &'static [Fusion] {
     const ALL: [Fusion; 2] = [Fusion::NONE, Fusion { sum: 2, ..Fusion::NONE }];
