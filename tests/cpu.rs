@@ -233,6 +233,9 @@ fn winograd_is_for_whole_grids_and_knows_no_batch() {
     };
     let shape = Shape::new(2, 21, 30, channels);
     let data = random.values(shape.len(), 0.5, 1.5);
+    // Its squares take more than the 8 MiB that are transformed at a time.
+    let large = Shape::new(1, 41, 300, channels);
+    let large_data = random.values(large.len(), 0.5, 1.5);
     let f32_kernels = kernels().filter(|kernels| !kernels.is_bf16());
     for kernels in f32_kernels {
         let run = |variant, whole, n: usize, h: usize| {
@@ -247,6 +250,14 @@ fn winograd_is_for_whole_grids_and_knows_no_batch() {
         assert!(bits(&rule) == bits(&run(winograd, true, 2, 21)), "{}", kernels.name());
         assert!(bits(&rule) != bits(&sums), "{}", kernels.name());
         assert!(relative_error(&rule, &sums) <= TOLERANCE, "{}", kernels.name());
+        let [whole_sums, squares] = [direct, winograd].map(|variant| {
+            let mut o = by(variant, cpu(kernels)(weights.clone()));
+            let x = o.upload(large, &large_data).unwrap();
+            let y = o.conv2d(&x, &layer(true)).unwrap();
+            o.download(&y).unwrap()
+        });
+        assert!(bits(&whole_sums) != bits(&squares), "{}", kernels.name());
+        assert!(relative_error(&squares, &whole_sums) <= TOLERANCE, "{}", kernels.name());
         let alone = run(None, true, 1, 21);
         assert!(bits(&alone) == bits(&rule[..alone.len()]), "{}", kernels.name());
         // Windows, and grids of fewer than 512 pixels.
