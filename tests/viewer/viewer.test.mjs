@@ -13,7 +13,7 @@ import { chromium } from "playwright-core";
 const root = fileURLToPath(new URL("../../", import.meta.url));
 const shots = path.join(root, "target/viewer");
 const program = process.env.TESSERA ?? path.join(root, "target/release/tessera");
-const patience = { timeout: 90_000 };
+const patience = 90_000;
 
 let jobs, browser;
 let server, url;
@@ -60,6 +60,7 @@ after(async () => {
 /** A page that fails the test on errors of scripts and on requests to other hosts. */
 async function open(address, width = 1280, height = 800) {
   const context = await browser.newContext({ viewport: { width, height }, acceptDownloads: true });
+  context.setDefaultTimeout(patience);
   const page = await context.newPage();
   page.problems = [];
   page.on("pageerror", (error) => page.problems.push(String(error)));
@@ -84,7 +85,7 @@ async function open(address, width = 1280, height = 800) {
 }
 
 const status = (page) => page.locator("#status");
-const sharp = (page) => page.waitForFunction(() => window.tessera.sharp(), null, patience);
+const sharp = (page) => page.waitForFunction(() => window.tessera.sharp());
 
 async function order(page, { seed, size, steps, sampler }) {
   await page.getByLabel("Seed", { exact: true }).fill(String(seed));
@@ -118,7 +119,7 @@ test("a picture is started, settles, sharpens, and is downloaded", async () => {
 
   await order(page, { seed: 7, size: "512x256", steps: 6 });
   await page.waitForURL(/#jobs\/[0-9a-f]{32}$/);
-  await page.getByRole("status").filter({ hasText: "Finished" }).waitFor(patience);
+  await page.getByRole("status").filter({ hasText: "Finished" }).waitFor();
   await sharp(page);
   assert.equal(await page.locator("#levels .settled").count(), await page.locator("#levels i").count());
   assert.equal(await page.getByRole("button", { name: "Cancel" }).isVisible(), false);
@@ -167,7 +168,7 @@ test("a picture of one's own is edited, and what is no picture is told", async (
   await page.getByLabel("Strength").fill("0.25");
   await page.screenshot({ path: path.join(shots, "edit.png") });
   await page.getByRole("button", { name: "Edit", exact: true }).click();
-  await status(page).filter({ hasText: "Finished" }).waitFor(patience);
+  await status(page).filter({ hasText: "Finished" }).waitFor();
   await page.getByText("300 × 200 · 4 steps · DPM++ 2M · edited, strength 0.25").waitFor();
   await sharp(page);
   await page.screenshot({ path: path.join(shots, "edited.png") });
@@ -176,7 +177,7 @@ test("a picture of one's own is edited, and what is no picture is told", async (
   await page.getByRole("button", { name: "Edit a picture" }).click();
   await page.getByLabel("JPEG, PNG or TIFF").setInputFiles({ ...file, buffer: Buffer.from("none") });
   await page.getByRole("button", { name: "Edit", exact: true }).click();
-  await page.getByRole("alert").getByText("is not a JPEG, PNG or TIFF picture").waitFor(patience);
+  await page.getByRole("alert").getByText("is not a JPEG, PNG or TIFF picture").waitFor();
   await page.context().close();
 });
 
@@ -189,19 +190,19 @@ test("what is looked at comes first, and a picture can be followed from its addr
   await page.getByRole("button", { name: "Zoom in" }).click();
   await page.getByRole("button", { name: "Zoom in" }).click();
   await page.locator("#stage canvas").first().focus().catch(() => {});
-  const told = page.waitForRequest((request) => request.url().endsWith("/SetViewport"), patience);
+  const told = page.waitForRequest((request) => request.url().endsWith("/SetViewport"));
   for (let i = 0; i < 2; i++) {
     await page.keyboard.press("ArrowRight");
     await page.keyboard.press("ArrowDown");
   }
   await told;
   await page.waitForTimeout(900);
-  await page.getByRole("status").filter({ hasText: /step [1-9]|tile/ }).waitFor(patience);
+  await page.getByRole("status").filter({ hasText: /step [1-9]|tile/ }).waitFor();
   await page.screenshot({ path: path.join(shots, "2-denoising.png") });
   const id = page.url().split("/").pop();
   // Somebody else looks at the same picture.
   const other = await open(`${url}/#jobs/${id}`);
-  await other.getByRole("status").filter({ hasText: /tile|Finished/ }).waitFor(patience);
+  await other.getByRole("status").filter({ hasText: /tile|Finished/ }).waitFor();
   await sharp(other);
   await other.waitForTimeout(1200);
   await other.screenshot({ path: path.join(shots, "5-whole.png") });
@@ -216,11 +217,11 @@ test("what is looked at comes first, and a picture can be followed from its addr
 
   await order(page, { seed: 12, size: "4096x2048", steps: 6 });
   await page.locator("#about", { hasText: "Seed 12" }).waitFor();
-  await page.getByRole("status").filter({ hasText: /tile ([7-9]|[12]\d)/ }).waitFor(patience);
+  await page.getByRole("status").filter({ hasText: /tile ([7-9]|[12]\d)/ }).waitFor();
   await page.waitForTimeout(300);
   await page.screenshot({ path: path.join(shots, "3-decoding.png") });
   await page.getByRole("button", { name: "Cancel" }).click();
-  await page.getByRole("status").filter({ hasText: "Cancelled" }).waitFor(patience);
+  await page.getByRole("status").filter({ hasText: "Cancelled" }).waitFor();
   assert.deepEqual(page.problems, []);
   await page.context().close();
 });
@@ -228,41 +229,47 @@ test("what is looked at comes first, and a picture can be followed from its addr
 test("a server that dies and comes back is only waited for", async () => {
   const page = await open(`${url}/#`);
   await order(page, { seed: 21, size: "512x256", steps: 60 });
-  await page.getByRole("status").filter({ hasText: /step [1-9]/ }).waitFor(patience);
+  await page.getByRole("status").filter({ hasText: /step [1-9]/ }).waitFor();
   const address = new URL(url).host;
   await kill();
-  await page.getByText("The server does not answer.").waitFor(patience);
+  await page.getByText("The server does not answer.").waitFor();
   await page.screenshot({ path: path.join(shots, "7-away.png") });
   await serve(address);
-  await page.getByRole("status").filter({ hasText: "Finished" }).waitFor(patience);
+  await page.getByRole("status").filter({ hasText: "Finished" }).waitFor();
   await sharp(page);
   assert.equal(await page.getByText("The server does not answer.").isVisible(), false);
   await page.context().close();
 });
 
-test("a server that wants a token is asked with one, which the tab keeps", async () => {
+test("a server that wants a token is asked with one, which the tab keeps", async (t) => {
   await kill();
   const address = new URL(url).host;
+  // The tests that follow ask a server without tokens, whatever becomes of this one.
+  t.after(async () => {
+    await kill();
+    await serve(address);
+  });
   const file = path.join(jobs, "tokens");
   const hash = createHash("sha256").update("open sesame").digest("hex");
   await writeFile(file, `anna ${hash}\n`);
   await serve(address, "--tokens", file);
   const page = await open(`${url}/`);
   const dialog = page.getByRole("dialog", { name: "This server asks for a token" });
-  await dialog.waitFor(patience);
+  await dialog.waitFor();
   await page.screenshot({ path: path.join(shots, "10-token.png") });
+  // The page loads again with each token; who waits only after the click may have missed it.
+  const goOn = () => Promise.all([page.waitForEvent("load"), page.getByRole("button", { name: "Go on" }).click()]);
   await page.getByLabel("Bearer token").fill("close");
-  await page.getByRole("button", { name: "Go on" }).click();
+  await goOn();
   // Another one is asked for.
-  await page.waitForEvent("load");
-  await dialog.waitFor(patience);
+  await dialog.waitFor();
   await page.getByLabel("Bearer token").fill("open sesame");
-  await Promise.all([page.waitForEvent("load"), page.getByRole("button", { name: "Go on" }).click()]);
-  await page.locator("#quote", { hasText: "memory" }).waitFor(patience);
+  await goOn();
+  await page.locator("#quote", { hasText: "memory" }).waitFor();
   assert.equal(await dialog.isVisible(), false);
   // Pictures and downloads come with the token as well.
   await order(page, { seed: 31, size: "512x256", steps: 2 });
-  await page.getByRole("status").filter({ hasText: "Finished" }).waitFor(patience);
+  await page.getByRole("status").filter({ hasText: "Finished" }).waitFor();
   await sharp(page);
   const [download] = await Promise.all([
     page.waitForEvent("download"),
@@ -270,11 +277,9 @@ test("a server that wants a token is asked with one, which the tab keeps", async
   ]);
   assert.equal((await readFile(await download.path())).subarray(0, 4).toString("hex"), "89504e47");
   await page.reload();
-  await page.locator("#about", { hasText: "Seed 31" }).waitFor(patience);
+  await page.locator("#about", { hasText: "Seed 31" }).waitFor();
   assert.equal(await dialog.isVisible(), false);
   await page.context().close();
-  await kill();
-  await serve(address);
 });
 
 test("it fits a phone, works by keyboard, and says what is wrong in words", async () => {
