@@ -496,15 +496,9 @@ fn weights_that_overflow_are_an_error_and_not_a_picture() {
     assert!(error.to_string().contains("overflow"), "{error}");
 }
 
-/// The best adapter; without one, None and a line that says so. With `TESSERA_REQUIRE_GPU=1` a missing one is a failure.
+/// The best adapter with `weights`, if there is one.
 fn gpu(weights: Arc<Weights>) -> Option<Gpu> {
-    let gpu = Gpu::new(None, weights).ok();
-    if gpu.is_none() {
-        let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
-        assert!(!required, "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
-        println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
-    }
-    gpu
+    common::has_gpu().then(|| Gpu::new(None, weights).unwrap())
 }
 
 #[test]

@@ -50,10 +50,7 @@ static DEVICE: Mutex<()> = Mutex::new(());
 /// The best adapter with `weights`, or None and a line that says why.
 fn gpu(weights: Arc<Weights>) -> Option<(Gpu, MutexGuard<'static, ()>)> {
     let lock = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
-    if adapters().is_empty() {
-        let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
-        assert!(!required, "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
-        println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
+    if !common::has_gpu() {
         return None;
     }
     Some((Gpu::new(None, weights).unwrap(), lock))

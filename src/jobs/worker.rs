@@ -4,7 +4,7 @@
 //! share it evenly whatever their sizes; one that comes later starts where the least served one stands. Small pictures of
 //! one size take their denoising steps together: a run of the network for several costs less than one for each, and gives
 //! each the same bits. What a turn gave is made durable, and only then announced, by the `scribe`, while the next turn
-//! computes.
+//! computes. A device that computes on its own is given the next tile before the last one's pixels are taken from it.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -33,7 +33,7 @@ use crate::{
         precond,
         sampler::{Latent, Noisy, Sampling},
     },
-    ops::Ops,
+    ops::{Download, Ops},
 };
 
 /// A job that is being worked on.
@@ -67,6 +67,14 @@ impl<O: Ops> Active<O> {
             Work::Encode | Work::Decode(_) => None,
         }
     }
+}
+
+/// A tile whose pixels are on their way from the device.
+struct Flight {
+    job: Arc<Job>,
+    canvas: Arc<Mutex<Canvas>>,
+    index: usize,
+    pixels: Download,
 }
 
 /// Most operations of the steps that jobs take together. On two cores a step of 0.4 GFLOP takes 17 % less time among four than
@@ -103,8 +111,8 @@ pub(super) fn run(shared: &Shared, devices: Vec<Device>) {
     std::thread::scope(|scope| {
         let scribe = Scribe::start(scope, shared);
         match gpus.is_empty() {
-            true => Worker { shared, scribe, ops: cpus, name, on, active: Vec::new() }.run(),
-            false => Worker { shared, scribe, ops: gpus, name, on, active: Vec::new() }.run(),
+            true => Worker::new(shared, scribe, cpus, name, on).run(),
+            false => Worker::new(shared, scribe, gpus, name, on).run(),
         }
     });
 }
@@ -119,6 +127,8 @@ struct Worker<'a, O: Ops> {
     /// The device's name for people.
     on: String,
     active: Vec<Active<O>>,
+    /// The newest tile; it lands once the next turn has begun, or when there is none.
+    flight: Option<Flight>,
 }
 
 /// The levels that have settled with the newest step, the coarsest first, but for those that were announced before.
@@ -134,7 +144,11 @@ fn settled(job: &Job, sampling: &Sampling) -> Vec<usize> {
         .collect()
 }
 
-impl<O: Ops> Worker<'_, O> {
+impl<'a, O: Ops> Worker<'a, O> {
+    fn new(shared: &'a Shared, scribe: Scribe, ops: Vec<O>, name: String, on: String) -> Self {
+        Self { shared, scribe, ops, name, on, active: Vec::new(), flight: None }
+    }
+
     fn run(mut self) {
         if let Err(error) = self.measure() {
             self.shared.device_failed(&error);
@@ -146,7 +160,11 @@ impl<O: Ops> Worker<'_, O> {
             if let Some(turn) = self.turn() {
                 self.take_turn(turn);
             }
+            if self.active.is_empty() {
+                self.land();
+            }
         }
+        self.land();
         for active in self.active.drain(..) {
             tracing::info!("job {} stays at its last event", active.job.id);
         }
@@ -264,6 +282,7 @@ impl<O: Ops> Worker<'_, O> {
 
     /// The next step of `first` and of its `company`, by the same runs of the network.
     fn together(&mut self, first: &mut Active<O>, company: &mut [Active<O>]) -> Result<()> {
+        self.land();
         let model = first.job.model.clone();
         let ops = &mut self.ops[self.shared.models.place(&model)];
         in_time(&first.job)?;
@@ -300,6 +319,7 @@ impl<O: Ops> Worker<'_, O> {
                 active.served += flops;
                 match active.sent.iter().all(|&sent| sent) {
                     true => {
+                        self.land();
                         let last = self.finished(&job);
                         self.scribe.send(Deed { job, work: Written::End(last) });
                     }
@@ -313,6 +333,9 @@ impl<O: Ops> Worker<'_, O> {
     /// One step or one tile: the operations it took.
     fn unit(&mut self, active: &mut Active<O>) -> Result<u64> {
         in_time(&active.job)?;
+        if !matches!(active.work, Work::Decode(_)) {
+            self.land();
+        }
         let more = active.next_step().is_some();
         let Active { job, canvas, work, sent, .. } = active;
         let (model, plan) = (&job.model, &job.plan);
@@ -349,14 +372,28 @@ impl<O: Ops> Worker<'_, O> {
                 let tile = &plan.tiling.tiles[index];
                 let (column, row) = (tile.column, tile.row);
                 let _span = tracing::info_span!("tile", column, row).entered();
-                let values = decoder.decode(ops, arch, tile)?;
-                let samples = tiles::samples(tile.rect, &values, plan.spec.bits)?;
+                let pixels = decoder.begin(ops, arch, tile)?;
                 sent[index] = true;
-                let work = Written::Tile(Tile { canvas: canvas.clone(), index, samples });
-                self.scribe.send(Deed { job: job.clone(), work });
-                Ok(job.quote.tile_flops)
+                let (job, canvas) = (job.clone(), canvas.clone());
+                let (flops, is_here) = (job.quote.tile_flops, pixels.is_here());
+                self.land();
+                self.flight = Some(Flight { job, canvas, index, pixels });
+                if is_here {
+                    self.land();
+                }
+                Ok(flops)
             }
         }
+    }
+
+    /// Hands the tile that is on its way to the scribe, once its pixels are there.
+    fn land(&mut self) {
+        let Some(Flight { job, canvas, index, pixels }) = self.flight.take() else { return };
+        let (rect, bits) = (job.plan.tiling.tiles[index].rect, job.plan.spec.bits);
+        let samples = pixels.wait().and_then(|values| tiles::samples(rect, &values, bits));
+        let work = samples
+            .map_or_else(Written::Fail, |samples| Written::Tile(Tile { canvas, index, samples }));
+        self.scribe.send(Deed { job, work });
     }
 
     /// What follows a denoising step: previews of levels that have settled, and the news. The operations of the step.

@@ -129,12 +129,22 @@ pub struct PixelNorm {
 }
 
 /// A tensor on its way back from a device, NHWC.
-pub struct Download(Box<dyn FnOnce() -> Result<Vec<f32>> + Send>);
+pub struct Download(Arrival);
+
+enum Arrival {
+    Here(Vec<f32>),
+    Later(Box<dyn FnOnce() -> Result<Vec<f32>> + Send>),
+}
 
 impl Download {
     /// One that ends with what `wait` gives; if nobody waits for it, `wait` is dropped.
-    pub fn new(wait: impl FnOnce() -> Result<Vec<f32>> + Send + 'static) -> Self {
-        Self(Box::new(wait))
+    pub fn later(wait: impl FnOnce() -> Result<Vec<f32>> + Send + 'static) -> Self {
+        Self(Arrival::Later(Box::new(wait)))
+    }
+
+    /// Whether the values are there already, as those of an interpreter that computes at once.
+    pub fn is_here(&self) -> bool {
+        matches!(self.0, Arrival::Here(_))
     }
 
     /// The values, once they are there.
@@ -142,7 +152,16 @@ impl Download {
     /// # Errors
     /// What has gone wrong on the device since the download was begun.
     pub fn wait(self) -> Result<Vec<f32>> {
-        (self.0)()
+        match self.0 {
+            Arrival::Here(values) => Ok(values),
+            Arrival::Later(wait) => wait(),
+        }
+    }
+}
+
+impl From<Vec<f32>> for Download {
+    fn from(values: Vec<f32>) -> Self {
+        Self(Arrival::Here(values))
     }
 }
 
@@ -170,7 +189,7 @@ pub trait Ops: Send {
     /// As [`Ops::download`]; those of the copy itself come from [`Download::wait`].
     fn download_later(&mut self, x: &Self::Tensor) -> Result<Download> {
         let values = self.download(x)?;
-        Ok(Download::new(move || Ok(values)))
+        Ok(values.into())
     }
 
     /// Runs `work`, which is many operators. An interpreter whose threads are not the caller's hands all of it over at once, in

@@ -7,6 +7,7 @@ pub(crate) mod parity;
 use std::sync::Arc;
 
 use tessera::{
+    exec::gpu::adapters,
     model::{arch::Arch, params::params},
     ops::{
         cases::Random,
@@ -48,4 +49,15 @@ pub(crate) fn random_weights(arch: &Arch, seed: u64) -> Arc<Weights> {
         weights.insert(name, Param { shape, data });
     }
     Arc::new(weights)
+}
+
+/// Whether there is an adapter; without one, a line that says so. With `TESSERA_REQUIRE_GPU=1` a missing one is a failure.
+pub(crate) fn has_gpu() -> bool {
+    let found = !adapters().is_empty();
+    if !found {
+        let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
+        assert!(!required, "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
+        println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
+    }
+    found
 }

@@ -2,13 +2,16 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use tessera::api::{
-    self, CreateJobRequest, Job, JobSpec, job_event::Event, job_service_client::JobServiceClient,
+    self, CreateJobRequest, Job, JobSpec, JobState, job_event::Event,
+    job_service_client::JobServiceClient,
 };
 use tonic::{Status, transport::Channel};
 
@@ -36,17 +39,21 @@ impl Server {
         Self::start_with(wrapper, jobs, &[&own, flags].concat())
     }
 
-    /// Starts it with nothing but `flags`: the embedded model, all cores.
+    /// Starts it with nothing but `flags`: the embedded model, the CPU with all cores.
     pub(crate) fn start_with(wrapper: &[&str], jobs: &Path, flags: &[&str]) -> Self {
-        let listen: &[&str] =
-            if flags.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
+        let mut own = Vec::new();
+        for [flag, value] in [["--listen", "127.0.0.1:0"], ["--device", "cpu"]] {
+            if !flags.contains(&flag) {
+                own.extend([flag, value]);
+            }
+        }
         let program = env!("CARGO_BIN_EXE_tessera");
         let words: Vec<_> = wrapper.iter().copied().chain([program]).collect();
         let mut child = Command::new(words[0])
             .args(&words[1..])
-            .args(["serve", "--device", "cpu", "--jobs"])
+            .args(["serve", "--jobs"])
             .arg(jobs)
-            .args(listen)
+            .args(own)
             .args(flags)
             .stdout(Stdio::piped())
             .spawn()
@@ -125,6 +132,39 @@ pub(crate) async fn watch(
         events.push(message.event.unwrap());
     }
     Ok(events)
+}
+
+/// The state of the job `name`.
+pub(crate) async fn state(client: &mut JobServiceClient<Channel>, name: &str) -> JobState {
+    let request = api::GetJobRequest { name: name.to_owned() };
+    client.get_job(request).await.unwrap().into_inner().job.unwrap().state()
+}
+
+/// Waits until `name` is in a state that `enough` likes.
+pub(crate) async fn wait(
+    client: &mut JobServiceClient<Channel>,
+    name: &str,
+    enough: impl Fn(JobState) -> bool,
+) -> JobState {
+    for _ in 0..18_000 {
+        let now = state(client, name).await;
+        if enough(now) {
+            return now;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{name} does not get on");
+}
+
+/// The answer to a request by that `host`, headers and all.
+pub(crate) fn answer(server: &Server, host: &str, path: &str) -> String {
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// A picture of noise, smooth enough for an encoder to keep something of it.

@@ -222,7 +222,7 @@ impl Gpu {
         // Success is seen by the range below being there.
         buffer.slice(..).map_async(wgpu::MapMode::Read, |_| ());
         let (device, staging) = (self.device.clone(), self.staging.clone());
-        Ok(Download::new(move || {
+        Ok(Download::later(move || {
             device.wait(Some(submission))?;
             let view = buffer.slice(..).get_mapped_range().map_err(|e| {
                 let name = &device.info.name;

@@ -1,0 +1,232 @@
+//! What the service promises about turns, on the built program: jobs share a device, what is looked at comes first, and what
+//! there is no room or time for is refused.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
+
+mod common;
+#[path = "common/server.rs"]
+mod server;
+
+use std::time::{Duration, SystemTime};
+
+use server::{Server, answer, create, model_path, order, picture, spec, state, wait, watch};
+use tessera::api::{
+    self, JobSpec, JobState, Rect, job_event::Event, model_service_client::ModelServiceClient,
+};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+#[tokio::test]
+async fn a_small_job_is_not_stuck_behind_large_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--active", "2"]);
+    let mut client = server.client().await;
+    let mut large = Vec::new();
+    for seed in 0..3 {
+        large.push(create(&mut client, spec(seed, 1024, 1024, 1000)).await.unwrap());
+    }
+    // All places are taken when it comes.
+    for job in &large[..2] {
+        wait(&mut client, &job.name, |now| now == JobState::Denoising).await;
+    }
+    let small = create(&mut client, spec(9, 32, 32, 2)).await.unwrap();
+    let last = watch(&mut client, &small.name, 0).await.unwrap().pop().unwrap();
+    assert!(matches!(last.event, Some(Event::Finished(_))));
+    assert_ne!(state(&mut client, &large[0].name).await, JobState::Finished);
+    for job in large {
+        let request = api::CancelJobRequest { name: job.name.clone() };
+        client.cancel_job(request).await.unwrap();
+        let last = watch(&mut client, &job.name, 0).await.unwrap().pop().unwrap();
+        assert!(matches!(last.event, Some(Event::Cancelled(_))));
+    }
+}
+
+/// Equal small jobs share runs of the network; each gets the picture that it gets alone.
+#[tokio::test]
+async fn small_jobs_of_one_size_take_their_steps_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--active", "4"]);
+    let mut client = server.client().await;
+    let counts = || {
+        let metrics = answer(&server, "localhost", "/metrics");
+        ["tessera_steps_total ", "tessera_step_turns_total "].map(|name| {
+            let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().parse::<u64>().unwrap()
+        })
+    };
+    let (mut jobs, mut together, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+    for seed in 0..4 {
+        jobs.push(create(&mut client, spec(seed, 32, 32, 1000)).await.unwrap());
+    }
+    for job in &jobs {
+        together.push(picture(&watch(&mut client, &job.name, 0).await.unwrap(), 32, 32));
+    }
+    let [steps, turns] = counts();
+    assert_eq!(steps, 4000);
+    assert!(turns < 3000, "{turns}");
+    for seed in 0..4 {
+        let job = create(&mut client, spec(seed, 32, 32, 1000)).await.unwrap();
+        alone.push(picture(&watch(&mut client, &job.name, 0).await.unwrap(), 32, 32));
+    }
+    assert!(together == alone);
+    assert_eq!(counts(), [8000, turns + 4000]);
+}
+
+/// A server of two models makes with each what a server of that one makes, also by steps that equal jobs take together; and
+/// what can't be finished any more fails.
+#[tokio::test]
+async fn several_models_are_served_side_by_side() {
+    let other = model_path().with_file_name("net-c.safetensors");
+    let other = ["--model", other.to_str().unwrap()];
+    let (dir, alone) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut server = Server::start(dir.path(), &other);
+    let mut models = ModelServiceClient::connect(server.url.clone()).await.unwrap();
+    let listed = models.list_models(api::ListModelsRequest::default()).await.unwrap().into_inner();
+    let names: Vec<_> = listed.models.iter().map(|model| model.name.as_str()).collect();
+    assert_eq!(names, ["models/net-a", "models/net-c"]);
+    let request = api::GetModelRequest { name: "models/net-c".into() };
+    let found = models.get_model(request).await.unwrap().into_inner().model.unwrap();
+    assert_eq!(found, listed.models[1]);
+
+    let mut client = server.client().await;
+    let with = |seed, model: &str| JobSpec { model: model.into(), ..spec(seed, 112, 112, 200) };
+    let mut jobs = Vec::new();
+    for seed in 0..2 {
+        for model in ["", "models/net-a", "models/net-c"] {
+            jobs.push(create(&mut client, with(seed, model)).await.unwrap());
+        }
+    }
+    let mut made = Vec::new();
+    for job in &jobs {
+        made.push(picture(&watch(&mut client, &job.name, 0).await.unwrap(), 112, 112));
+    }
+    assert!(made[0] == made[1] && made[3] == made[4] && made[0] != made[2] && made[2] != made[5]);
+    let only = Server::start_with(&[], alone.path(), &[&["--threads", "1"], &other[..]].concat());
+    let mut only = only.client().await;
+    let job = create(&mut only, spec(1, 112, 112, 200)).await.unwrap();
+    assert!(picture(&watch(&mut only, &job.name, 0).await.unwrap(), 112, 112) == made[5]);
+
+    for (model, code) in [("models/net-b", Code::NotFound), ("net-a", Code::InvalidArgument)] {
+        let status = create(&mut client, with(1, model)).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+    }
+    let long = JobSpec { steps: 1000, ..with(9, "models/net-c") };
+    let unfinished = create(&mut client, long).await.unwrap();
+    server.kill();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let last = watch(&mut client, &unfinished.name, 0).await.unwrap().pop().unwrap();
+    let Some(Event::Failed(failed)) = last.event else { panic!("{last:?}") };
+    assert!(failed.message.contains("model"), "{failed:?}");
+    let kept = watch(&mut client, &jobs[2].name, 0).await.unwrap();
+    assert!(picture(&kept, 112, 112) == made[2]);
+}
+
+#[tokio::test]
+async fn tiles_in_the_viewport_come_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let mut request = order(spec(5, 256, 256, 1));
+    request.viewport = Some(Rect { x: 130, y: 130, width: 100, height: 20 });
+    let job = client.create_job(request).await.unwrap().into_inner().job.unwrap();
+    let events = watch(&mut client, &job.name, 0).await.unwrap();
+    let order: Vec<_> = events
+        .iter()
+        .filter_map(|event| match &event.event {
+            Some(Event::Tile(tile)) => Some((tile.column, tile.row)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(order[..3], [(2, 2), (3, 2), (0, 0)]);
+    assert_eq!(order.len(), 16);
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_fails_the_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let mut request = order(spec(2, 1024, 1024, 1000));
+    request.deadline = Some((SystemTime::now() + Duration::from_millis(300)).into());
+    let job = client.create_job(request).await.unwrap().into_inner().job.unwrap();
+    let last = watch(&mut client, &job.name, 0).await.unwrap().pop().unwrap();
+    let Some(Event::Failed(failed)) = last.event else { panic!("{last:?}") };
+    assert_eq!(Code::from(failed.code), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn a_quote_says_what_admission_goes_by() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--memory", "1"]);
+    let mut client = server.client().await;
+    for side in [64, 2048] {
+        let asked = spec(1, side, side, 3);
+        let request = api::QuoteJobRequest { spec: Some(asked.clone()) };
+        let quote = client.quote_job(request).await.unwrap().into_inner().quote.unwrap();
+        match create(&mut client, asked).await {
+            Ok(job) => {
+                let own = job.quote.unwrap();
+                assert!(quote.memory_bytes <= 1 << 20);
+                let numbers = |q: &api::Quote| (q.memory_bytes, q.disk_bytes, q.flops, q.tiles);
+                assert_eq!(numbers(&own), numbers(&quote));
+            }
+            Err(status) => {
+                assert!(quote.memory_bytes > 1 << 20);
+                assert_eq!(status.code(), Code::ResourceExhausted);
+                assert!(status.message().contains(&quote.memory_bytes.to_string()));
+                let details = status.get_error_details();
+                assert_eq!(details.quota_failure().unwrap().violations[0].subject, "memory_bytes");
+                assert!(details.retry_info().is_some());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_is_exhausted_and_later_has_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--queue", "2", "--active", "1"]);
+    let mut client = server.client().await;
+    let first = create(&mut client, spec(0, 1024, 1024, 1000)).await.unwrap();
+    wait(&mut client, &first.name, |now| now == JobState::Denoising).await;
+    for seed in 1..=2 {
+        create(&mut client, spec(seed, 1024, 1024, 1000)).await.unwrap();
+    }
+    let status = create(&mut client, spec(3, 32, 32, 1)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.get_details_retry_info().is_some());
+    client.cancel_job(api::CancelJobRequest { name: first.name }).await.unwrap();
+    for _ in 0..18_000 {
+        if create(&mut client, spec(4, 32, 32, 1)).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the queue stays full");
+}
+
+/// A GPU works on the next tile before the last one's pixels are taken from it, also when that is another job's: each job gets
+/// its own tiles, every one, and they are those of the CPU.
+#[tokio::test]
+async fn jobs_that_share_a_gpu_get_their_own_tiles() {
+    if !common::has_gpu() {
+        return;
+    }
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(dir.path(), &["--device", "gpu", "--active", "3"]);
+    let (mut client, mut jobs) = (server.client().await, Vec::new());
+    for (seed, width, height, steps) in [(1, 256, 192, 2), (2, 192, 256, 2), (3, 64, 64, 9)] {
+        jobs.push(create(&mut client, spec(seed, width, height, steps)).await.unwrap());
+    }
+    let server = Server::start(other.path(), &[]);
+    let mut cpu = server.client().await;
+    for job in jobs {
+        let asked = job.spec.unwrap();
+        let (width, height) = (asked.width as usize, asked.height as usize);
+        let own = picture(&watch(&mut client, &job.name, 0).await.unwrap(), width, height);
+        let job = create(&mut cpu, asked).await.unwrap();
+        let wanted = picture(&watch(&mut cpu, &job.name, 0).await.unwrap(), width, height);
+        let most = own.iter().zip(&wanted).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(most <= Some(1), "{most:?} of 255");
+    }
+}
