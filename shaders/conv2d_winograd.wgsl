@@ -152,7 +152,10 @@ fn put8(v: Eight, position: u32, square: u32, quad: u32) {
     put(v.p7, position, square + 7u, quad);
 }
 
-// A workgroup has a run of 32 squares at one position, times 4 LANES output channels.
+// Eights of squares of a workgroup of `multiply`: 1, 2 or 4.
+override EIGHTS: u32 = 4u;
+
+// A workgroup has a run of 8 EIGHTS squares at one position, times 4 LANES output channels.
 @compute @workgroup_size(LANES)
 fn multiply(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -164,7 +167,7 @@ fn multiply(
     if (i >= params.count) {
         return;
     }
-    let first = i % params.tiles * 32u;
+    let first = i % params.tiles * 8u * EIGHTS;
     let position = i / params.tiles % 36u;
     let block = i / params.tiles / 36u;
     let square = first + subgroup_lane % 8u;
@@ -176,16 +179,24 @@ fn multiply(
     for (var quad = 0u; quad < params.in_channels / 4u; quad++) {
         let w = Weights(weight[at], weight[at + LANES], weight[at + 2u * LANES], weight[at + 3u * LANES]);
         gain8(&a, entered(position, square, quad), w);
-        gain8(&b, entered(position, square + 8u, quad), w);
-        gain8(&c, entered(position, square + 16u, quad), w);
-        gain8(&d, entered(position, square + 24u, quad), w);
+        if (EIGHTS > 1u) {
+            gain8(&b, entered(position, square + 8u, quad), w);
+        }
+        if (EIGHTS > 2u) {
+            gain8(&c, entered(position, square + 16u, quad), w);
+            gain8(&d, entered(position, square + 24u, quad), w);
+        }
         at += 4u * LANES;
     }
     let own = block * LANES + lane;
     put8(a, position, first, own);
-    put8(b, position, first + 8u, own);
-    put8(c, position, first + 16u, own);
-    put8(d, position, first + 24u, own);
+    if (EIGHTS > 1u) {
+        put8(b, position, first + 8u, own);
+    }
+    if (EIGHTS > 2u) {
+        put8(c, position, first + 16u, own);
+        put8(d, position, first + 24u, own);
+    }
 }
 
 // A row of the products at `position`, `stride` from one to the next.

@@ -17,7 +17,7 @@ const MIN_CHANNELS: usize = 32;
 
 /// Least pixels of a picture's grid: with fewer squares the weights, four times those of a direct sum, cost more than they
 /// save.
-const MIN_PIXELS: usize = 32 * SQUARE * SQUARE;
+const MIN_PIXELS: usize = 8 * SQUARE * SQUARE;
 
 /// Transforms 3 weights of a row or column: G of the paper's F(4x4, 3x3).
 const WEIGHTS: [[f64; 3]; PATCH] = [

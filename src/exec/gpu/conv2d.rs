@@ -175,11 +175,11 @@ pub(super) fn constants(
     };
     let usual = match operator.name {
         "conv2d_winograd" => winograd::usual(kernel),
-        _ => &USUAL[..],
+        _ => USUAL.map(|fusion| fusion.constants().into()).into(),
     };
     let with = |tile: Tile| {
-        let all = |fusion: &Fusion| tile.constants.iter().copied().chain(fusion.constants());
-        usual.iter().map(|fusion| all(fusion).collect()).collect::<Vec<_>>()
+        let all = |own: &Vec<_>| tile.constants.iter().chain(own).copied().collect();
+        usual.iter().map(all).collect::<Vec<_>>()
     };
     tiles.into_iter().flat_map(with).collect()
 }

@@ -21,13 +21,30 @@ operator!(
     "leave": [3, 4, 5, 7]
 );
 
-/// Squares that a workgroup of `multiply` has.
+/// Most squares of a workgroup of `multiply`.
 const RUN: usize = 32;
 
-/// What the networks have fused with `kernel`: sums, as results leave.
-pub(super) fn usual(kernel: &Kernel) -> &'static [Fusion] {
-    const ALL: [Fusion; 2] = [Fusion::NONE, Fusion { sum: 2, ..Fusion::NONE }];
-    if kernel.entry == "leave" { &ALL } else { &ALL[..1] }
+/// Eights of squares of a workgroup that has a share of `squares`: of a longer run many would be idle.
+fn eights(squares: usize) -> usize {
+    squares.div_ceil(8).next_power_of_two().min(RUN / 8)
+}
+
+/// The constants of `kernel` beside the tile's.
+fn constants(kernel: &Kernel, fusion: Fusion, eights: usize) -> Vec<(&'static str, f64)> {
+    let own = (kernel.entry == "multiply").then_some(("EIGHTS", eights as f64));
+    fusion.constants().into_iter().chain(own).collect()
+}
+
+/// Those that the networks have with large pictures: many squares or few; sums, as results leave.
+pub(super) fn usual(kernel: &Kernel) -> Vec<Vec<(&'static str, f64)>> {
+    let sum = Fusion { sum: 2, ..Fusion::NONE };
+    let more = match kernel.entry {
+        "multiply" => Some((Fusion::NONE, 1)),
+        "leave" => Some((sum, RUN / 8)),
+        _ => None,
+    };
+    let all = [(Fusion::NONE, RUN / 8)].into_iter().chain(more);
+    all.map(|(fusion, eights)| constants(kernel, fusion, eights)).collect()
 }
 
 /// Dispatches `p` with a result of `shape`: input, packed weight, packed bias, result and addend are `buffers`; `params` are those
@@ -53,7 +70,8 @@ pub(super) fn run(
     let (inputs, products) = (inputs.binding(in_bytes), products.binding(out_bytes));
     for first in (0..squares).step_by(at_once) {
         let squares = at_once.min(squares - first);
-        let runs = squares.div_ceil(RUN);
+        let eights = eights(squares);
+        let runs = squares.div_ceil(8 * eights);
         let multiplied = runs * POSITIONS * p.out_channels.div_ceil(tile.channels);
         let params = ConvParams {
             count: word(multiplied),
@@ -64,8 +82,8 @@ pub(super) fn run(
         };
         let transforms = |channels: usize| (squares * channels / 4).div_ceil(WORKGROUP) as u64;
         let mut dispatch = |kernel, buffers: &[_], fusion: Fusion, workgroups| {
-            let constants: Vec<_> =
-                tile.constants.iter().copied().chain(fusion.constants()).collect();
+            let own = constants(&CONV2D_WINOGRAD.kernels[kernel], fusion, eights);
+            let constants: Vec<_> = tile.constants.iter().copied().chain(own).collect();
             gpu.dispatch(Call {
                 operator: &CONV2D_WINOGRAD,
                 kernel,
@@ -143,12 +161,14 @@ mod tests {
             let error = (difference / square(&mut wanted.iter().copied())).sqrt();
             assert!(error <= TOLERANCE, "{error:e}");
         }
-        for (one, two) in run(&mut ours, &layer_whole, 1).iter().zip(&two) {
-            assert!(one[..] == two[..one.len()]);
+        for squares_bytes in [usize::MAX, 0] {
+            // 40 squares a picture, at most 32 at a time: runs of 32, 16 and 8.
+            ours.squares_bytes = squares_bytes;
+            assert!(run(&mut ours, &layer_whole, 2) == two);
+            for (one, two) in run(&mut ours, &layer_whole, 1).iter().zip(&two) {
+                assert!(one[..] == two[..one.len()]);
+            }
         }
-        // 40 squares a picture, a run at a time.
-        ours.squares_bytes = 0;
-        assert!(run(&mut ours, &layer_whole, 2) == two);
         let (windowed, _) = layer(false);
         assert!(run(&mut ours, &windowed, 2) == wanted);
         let mut asked = gpu(weights).unwrap().with_convolutions(ConvVariant::Winograd);
