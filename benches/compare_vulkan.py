@@ -8,7 +8,7 @@ its defaults (f16 where it deems fit), and this project's also in f16 where the 
 1x1 layers are computed as by `tiled`. Rounds alternate between all, so that other load on the machine meets all; the best time of
 all rounds counts. With `--cpu-time` seconds on a core count in place of the wall's, times two cores: what a
 software driver costs on a machine that has other work. `--before` is a program that answers as `nets` does, for another state of
-this project: it is asked for each shape by the name `conv`. The loader chooses the driver (`VK_DRIVER_FILES`).
+this project: it is asked for each shape by the name `chain`. The loader chooses the driver (`VK_DRIVER_FILES`).
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Tessera:
                 return json.loads(line)
         raise SystemExit("the benchmark ended early")
 
-    def best(self, variant: str, channels: int, kernel: int, rows: int, columns: int) -> float:
-        return min(self.ask(variant, channels, channels, kernel, rows, columns)["seconds"], default=float("inf"))
+    def best(self, command: str, channels: int, kernel: int, rows: int, columns: int) -> float:
+        return min(self.ask(command, channels, channels, kernel, rows, columns)["seconds"], default=float("inf"))
 
     def ceiling(self, cores: int) -> float:
         """GFLOP/s of multiply-adds on registers."""
@@ -140,9 +140,9 @@ def main() -> None:
         peers = [Ncnn(channels, kernel, rows, columns, f16) for f16 in (False, True)]
         best = [float("inf")] * (len(VARIANTS) + len(peers) + 1)
         for _ in range(options.rounds):
-            times = [tessera.best(v, channels, kernel, rows, columns) for v in VARIANTS]
+            times = [tessera.best(f"chain:{v}", channels, kernel, rows, columns) for v in VARIANTS]
             times += [peer.best(options.cpu_time) for peer in peers]
-            times.append(before.best("conv", channels, kernel, rows, columns) if before else float("inf"))
+            times.append(before.best("chain", channels, kernel, rows, columns) if before else float("inf"))
             best = [min(pair) for pair in zip(best, times)]
         *speeds, earlier = [gflop / seconds for seconds in best]
         own, f32, f16 = max(speeds[:F32_VARIANTS]), speeds[-2], speeds[-1]

@@ -1,14 +1,17 @@
-//! Times the native CPU path for `benches/compare_torch.py`: one command per line of standard input, one line of JSON
-//! with the seconds of every repetition on standard output. With `--cpu-time`, seconds that the threads were on a core
-//! (Linux): what to compare with one thread on a machine that has other work. With `--bf16`, products in bf16.
+//! Times the networks and their operators for `benches/compare_torch.py` and `benches/compare_vulkan.py`: one command per line of
+//! standard input, one line of JSON with the seconds of every repetition on standard output. On the CPU, with `--bf16` by
+//! products in bf16; with `--gpu` on the GPU, there with `--f16` by products in f16. With `--cpu-time`, seconds that the threads
+//! were on a core (Linux): what to compare with one thread on a machine that has other work.
 //!
-//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `whole` with the same (for a layer that sees whole grids, as the U-Net's), `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention CHANNELS
-//! ROWS COLUMNS` (over pixels), `copy MIB`; with a checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH
-//! HEIGHT` (with a third number: a batch of so many pictures) and `generate WIDTH HEIGHT STEPS`, for pictures of that
-//! size. `generate` is all from the seed to the samples of all tiles. `gpu-unet` and `gpu-decoder` are `unet` and
-//! `decoder` on the GPU, in f32. For `benches/compare_vulkan.py`: the name of a variant of the GPU's convolutions in
-//! place of `conv`, a chain of four, upload and download included; and `fma`, whose line also tells its `flops`:
-//! multiply-adds on the GPU's registers. Where the GPU does not have the variant the line has no seconds, and says why.
+//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `whole` with the same (a layer that sees whole grids, as the U-Net's), both on
+//! the GPU also as `conv:VARIANT`; `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention CHANNELS ROWS COLUMNS` (over
+//! pixels), `copy MIB`; with a checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH HEIGHT` (with a third
+//! number: a batch of so many pictures) and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is all from the
+//! seed to the samples of all tiles.
+//!
+//! Always on the GPU: `chain:VARIANT` with a convolution's numbers, which is four of it with upload and download; and `fma`, whose
+//! line also tells its `flops`: multiply-adds on registers. Where the device does not have what is asked for the line has no
+//! seconds, and says why.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 mod ceiling;
@@ -29,8 +32,9 @@ use tessera::{
         self, Cancel, Event,
         plan::{Plan, Spec},
     },
+    error::Kind,
     exec::{
-        cpu::{Cpu, Kernels, Tensor},
+        cpu::{Cpu, Kernels},
         gpu::{ConvVariant, Gpu},
     },
     model::{arch::norm_groups, checkpoint::Checkpoint, decoder, unet},
@@ -89,22 +93,37 @@ fn random_weights(
     Arc::new(weights)
 }
 
-/// One operator on random inputs of `shape`, with random parameters.
-fn operator(
+/// How to time, and on what.
+struct Setup<'a, O> {
     cpu_time: bool,
-    kernels: Kernels,
+    /// Runs of an operator before its result is waited for.
+    runs: usize,
+    open: &'a dyn Fn(Arc<Weights>) -> tessera::error::Result<O>,
+}
+
+/// One operator on random inputs of `shape`, with random parameters.
+fn operator<O: Ops>(
+    setup: &Setup<O>,
     params: impl IntoIterator<Item = (String, Vec<usize>)>,
     shape: Shape,
-    mut run: impl FnMut(&mut Cpu, &Tensor) -> tessera::error::Result<Tensor>,
+    mut run: impl FnMut(&mut O, &O::Tensor) -> tessera::error::Result<O::Tensor>,
 ) -> Result<Vec<f64>, Box<dyn Error>> {
     let mut random = Random::new(1);
-    let mut cpu = Cpu::with_kernels(random_weights(&mut random, params), kernels)?;
-    let x = cpu.upload(shape, &random.values(shape.len(), 0.0, 1.0))?;
-    time(cpu_time, || {
-        let out = run(&mut cpu, &x)?;
-        // A result may wait until it is read.
-        cpu.crop(&out, Window { y: 0, x: 0, h: 1, w: 1 }).map(drop)
-    })
+    let mut ops = (setup.open)(random_weights(&mut random, params))?;
+    let x = ops.upload(shape, &random.values(shape.len(), 0.0, 1.0))?;
+    let pixel = Window { y: 0, x: 0, h: 1, w: 1 };
+    let seconds = time(setup.cpu_time, || {
+        for left in (0..setup.runs).rev() {
+            let out = run(&mut ops, &x)?;
+            // A result may wait until it is read.
+            let read = ops.crop(&out, pixel)?;
+            if left == 0 {
+                ops.download(&read)?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(seconds.into_iter().map(|seconds| seconds / setup.runs as f64).collect())
 }
 
 /// A layer of `extents`: inputs, outputs, kernel; and the shape of what it reads: rows, columns.
@@ -117,30 +136,15 @@ fn layer(extents: &[usize], whole: bool) -> Result<(Conv2d, Shape), Box<dyn Erro
     Ok((layer, Shape::new(1, rows, columns, inputs)))
 }
 
-fn conv(
-    cpu_time: bool,
-    kernels: Kernels,
-    extents: &[usize],
-    whole: bool,
-) -> Result<Vec<f64>, Box<dyn Error>> {
-    let (layer, shape) = layer(extents, whole)?;
-    operator(cpu_time, kernels, layer.params(), shape, |cpu, x| cpu.conv2d(x, &layer))
-}
-
 /// A chain of [`CHAIN`] times the same convolution on the GPU, upload and download included.
-fn gpu_conv(
+fn chain(
     cpu_time: bool,
-    variant: ConvVariant,
+    open: impl Fn(Arc<Weights>) -> tessera::error::Result<Gpu>,
     extents: &[usize],
 ) -> Result<Vec<f64>, Box<dyn Error>> {
     let (layer, shape) = layer(extents, true)?;
     let mut random = Random::new(1);
-    let weights = random_weights(&mut random, layer.params());
-    let gpu = match variant {
-        ConvVariant::Cooperative => Gpu::with_f16(None, weights)?,
-        _ => Gpu::new(None, weights)?,
-    };
-    let mut gpu = gpu.with_convolutions(variant);
+    let mut gpu = open(random_weights(&mut random, layer.params()))?;
     let data = random.values(shape.len(), 0.0, 1.0);
     time(cpu_time, || {
         let mut x = gpu.upload(shape, &data)?;
@@ -158,26 +162,6 @@ fn fma(cpu_time: bool) -> Result<Vec<f64>, Box<dyn Error>> {
     time(cpu_time, || ceiling.run().map_err(failed))
 }
 
-fn norm(cpu_time: bool, kernels: Kernels, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
-    let &[channels, rows, columns] = extents else { return Err("norm takes 3 numbers".into()) };
-    let groups = norm_groups(channels);
-    let norm = GroupNorm { name: "norm".into(), channels, groups, silu: true };
-    let shape = Shape::new(1, rows, columns, channels);
-    operator(cpu_time, kernels, norm.params(), shape, |cpu, x| cpu.group_norm(x, &norm))
-}
-
-fn attention(
-    cpu_time: bool,
-    kernels: Kernels,
-    extents: &[usize],
-) -> Result<Vec<f64>, Box<dyn Error>> {
-    let &[channels, rows, columns] = extents else {
-        return Err("attention takes 3 numbers".into());
-    };
-    let shape = Shape::new(1, rows, columns, channels);
-    operator(cpu_time, kernels, [], shape, |cpu, x| cpu.spatial_attention(x, x, x))
-}
-
 /// A copy on all threads.
 fn copy(cpu_time: bool, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
     let &[mebibytes] = extents else { return Err("copy takes a number of MiB".into()) };
@@ -191,49 +175,69 @@ fn copy(cpu_time: bool, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
     })
 }
 
-/// A picture of `extents` pixels and steps, from its seed to all its samples.
-fn generate(
-    cpu_time: bool,
-    kernels: Kernels,
+/// What `command` with `extents` takes on the device of `setup`.
+fn run<O: Ops>(
+    setup: &Setup<O>,
     model: Option<&Checkpoint>,
+    command: &str,
     extents: &[usize],
 ) -> Result<Vec<f64>, Box<dyn Error>> {
-    let (Some(model), &[width, height, steps]) = (model, extents) else {
-        return Err("generate takes width, height and steps, and a checkpoint as argument".into());
-    };
-    let mut cpu = Cpu::with_kernels(model.weights.clone(), kernels)?;
-    let plan = Plan::new(Spec { width, height, steps, ..Spec::new(&model.arch, 7) }, &model.arch)?;
-    let (scratch, cancel) = (env::temp_dir(), Cancel::default());
-    time(cpu_time, || {
-        engine::generate(&mut cpu, model, &plan, &scratch, &mut |_: Event| (), &cancel).map(drop)
-    })
+    match (command, extents) {
+        ("conv" | "whole", _) => {
+            let (layer, shape) = layer(extents, command == "whole")?;
+            operator(setup, layer.params(), shape, |o, x| o.conv2d(x, &layer))
+        }
+        ("norm", &[channels, rows, columns]) => {
+            let groups = norm_groups(channels);
+            let norm = GroupNorm { name: "norm".into(), channels, groups, silu: true };
+            let shape = Shape::new(1, rows, columns, channels);
+            operator(setup, norm.params(), shape, |o, x| o.group_norm(x, &norm))
+        }
+        ("attention", &[channels, rows, columns]) => {
+            let shape = Shape::new(1, rows, columns, channels);
+            operator(setup, [], shape, |o, x| o.spatial_attention(x, x, x))
+        }
+        // All rows but one of a tensor, in rows of 64 KiB.
+        ("copy", &[mebibytes]) => {
+            let rows = mebibytes << 4;
+            let window = Window { y: 1, x: 0, h: rows, w: 256 };
+            operator(setup, [], Shape::new(1, rows + 1, 256, 64), |o, x| o.crop(x, window))
+        }
+        ("generate", &[width, height, steps]) => {
+            let model = model.ok_or("generate takes a checkpoint as argument")?;
+            let spec = Spec { width, height, steps, ..Spec::new(&model.arch, 7) };
+            let plan = Plan::new(spec, &model.arch)?;
+            let mut ops = (setup.open)(model.weights.clone())?;
+            let (scratch, cancel) = (env::temp_dir(), Cancel::default());
+            time(setup.cpu_time, || {
+                let mut silent = |_: Event| ();
+                engine::generate(&mut ops, model, &plan, &scratch, &mut silent, &cancel).map(drop)
+            })
+        }
+        ("unet" | "decoder", &[width, height, ref batch @ ..]) if batch.len() < 2 => {
+            let model = model.ok_or("a network takes a checkpoint as argument")?;
+            network(setup, model, command, (width, height), batch.first().map_or(1, |&n| n))
+        }
+        _ => Err(format!("{command} with {} numbers is no command", extents.len()).into()),
+    }
 }
 
-/// One evaluation of a network of `model` for a picture of `extents` pixels by the interpreter that `open` gives, upload and
-/// download included.
+/// One evaluation of a network of `model` for `batch` pictures of a width and a height, upload and download included.
 fn network<O: Ops>(
-    cpu_time: bool,
-    open: impl FnOnce(Arc<Weights>) -> tessera::error::Result<O>,
-    model: Option<&Checkpoint>,
+    setup: &Setup<O>,
+    model: &Checkpoint,
     net: &str,
-    extents: &[usize],
+    (width, height): (usize, usize),
+    batch: usize,
 ) -> Result<Vec<f64>, Box<dyn Error>> {
-    let (model, width, height, batch) = match (model, extents) {
-        (Some(model), &[width, height]) => (model, width, height, 1),
-        (Some(model), &[width, height, batch]) => (model, width, height, batch),
-        _ => {
-            let wanted = "a width, a height and perhaps a batch, and a checkpoint as argument";
-            return Err(format!("{net} takes {wanted}").into());
-        }
-    };
     let (arch, mut random) = (&model.arch, Random::new(1));
     let grids = arch.levels.iter().zip(arch.grids(width, height));
     let latents: Vec<(Shape, Vec<f32>)> = grids
         .map(|(level, (rows, columns))| Shape::new(batch, rows, columns, level.channels))
         .map(|shape| (shape, random.values(shape.len(), 0.0, 1.0)))
         .collect();
-    let mut o = open(model.weights.clone())?;
-    time(cpu_time, || {
+    let mut o = (setup.open)(model.weights.clone())?;
+    time(setup.cpu_time, || {
         let z = latents.iter().map(|(shape, data)| o.upload(*shape, data));
         let z = z.collect::<tessera::error::Result<Vec<_>>>()?;
         let outputs = if net == "unet" {
@@ -247,9 +251,9 @@ fn network<O: Ops>(
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let cpu_time = env::args().any(|argument| argument == "--cpu-time");
-    let bf16 = env::args().any(|argument| argument == "--bf16");
-    let kernels = Kernels::best(bf16).ok_or("this CPU has no bf16")?;
+    let flag = |name: &str| env::args().any(|argument| argument == name);
+    let (cpu_time, gpu, f16) = (flag("--cpu-time"), flag("--gpu"), flag("--f16"));
+    let kernels = Kernels::best(flag("--bf16")).ok_or("this CPU has no bf16")?;
     let path = env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let model = path.map(|path| Checkpoint::open(Path::new(&path))).transpose()?;
     for line in stdin().lock().lines() {
@@ -257,28 +261,38 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut words = line.split_whitespace();
         let Some(command) = words.next() else { continue };
         let extents = words.map(str::parse).collect::<Result<Vec<usize>, _>>()?;
-        let mut lack = None;
-        let seconds = match command {
-            "conv" | "whole" => conv(cpu_time, kernels, &extents, command == "whole")?,
-            "norm" => norm(cpu_time, kernels, &extents)?,
-            "attention" => attention(cpu_time, kernels, &extents)?,
-            "copy" => copy(cpu_time, &extents)?,
-            "generate" => generate(cpu_time, kernels, model.as_ref(), &extents)?,
-            "unet" | "decoder" => {
-                let open = |weights| Cpu::with_kernels(weights, kernels);
-                network(cpu_time, open, model.as_ref(), command, &extents)?
+        let (command, variant) = match command.split_once(':') {
+            Some((command, variant)) => (command, Some(ConvVariant::from_name(variant)?)),
+            None => (command, None),
+        };
+        let open_gpu = |weights| {
+            let f16 = f16 || variant == Some(ConvVariant::Cooperative);
+            let gpu = if f16 { Gpu::with_f16(None, weights) } else { Gpu::new(None, weights) }?;
+            Ok(match variant {
+                Some(variant) => gpu.with_convolutions(variant),
+                None => gpu,
+            })
+        };
+        let open_cpu = |weights| Cpu::with_kernels(weights, kernels);
+        let outcome = match (command, variant) {
+            ("fma", None) => fma(cpu_time),
+            ("chain", Some(_)) => chain(cpu_time, open_gpu, &extents),
+            ("copy", None) if !gpu => copy(cpu_time, &extents),
+            _ if gpu => {
+                let setup = Setup { cpu_time, runs: 16, open: &open_gpu };
+                run(&setup, model.as_ref(), command, &extents)
             }
-            "gpu-unet" | "gpu-decoder" => {
-                let (open, net) = (|weights| Gpu::new(None, weights), &command["gpu-".len()..]);
-                network(cpu_time, open, model.as_ref(), net, &extents)?
+            _ => {
+                let setup = Setup { cpu_time, runs: 1, open: &open_cpu };
+                run(&setup, model.as_ref(), command, &extents)
             }
-            "fma" => fma(cpu_time)?,
-            other => match gpu_conv(cpu_time, ConvVariant::from_name(other)?, &extents) {
-                Err(error) if other == ConvVariant::Cooperative.name() => {
-                    lack = Some(error.to_string());
-                    Vec::new()
-                }
-                outcome => outcome?,
+        };
+        let (seconds, lack) = match outcome {
+            Ok(seconds) => (seconds, None),
+            Err(error) => match error.downcast::<tessera::error::Error>() {
+                Ok(error) if error.kind() == Kind::Device => (Vec::new(), Some(error.to_string())),
+                Ok(error) => return Err(error),
+                Err(error) => return Err(error),
             },
         };
         let flops = (command == "fma").then_some(ceiling::FLOPS);
