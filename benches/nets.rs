@@ -5,7 +5,7 @@
 //!
 //! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `whole` with the same (a layer that sees whole grids, as the U-Net's), both on
 //! the GPU also as `conv:VARIANT`; `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention CHANNELS ROWS COLUMNS` (over
-//! pixels), `copy MIB`; with a checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH HEIGHT` (with a third
+//! pixels), `channels` with the same (attention over channels), `copy MIB`; with a checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH HEIGHT` (with a third
 //! number: a batch of so many pictures) and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is all from the
 //! seed to the samples of all tiles.
 //!
@@ -193,9 +193,12 @@ fn run<O: Ops>(
             let shape = Shape::new(1, rows, columns, channels);
             operator(setup, norm.params(), shape, |o, x| o.group_norm(x, &norm))
         }
-        ("attention", &[channels, rows, columns]) => {
+        ("attention" | "channels", &[channels, rows, columns]) => {
             let shape = Shape::new(1, rows, columns, channels);
-            operator(setup, [], shape, |o, x| o.spatial_attention(x, x, x))
+            operator(setup, [], shape, |o, x| match command {
+                "attention" => o.spatial_attention(x, x, x),
+                _ => o.channel_attention(x, x, x),
+            })
         }
         // All rows but one of a tensor, in rows of 64 KiB.
         ("copy", &[mebibytes]) => {

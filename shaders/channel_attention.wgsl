@@ -1,8 +1,8 @@
-// A = softmax over j of (sum over pixels q_i k_j / sqrt N), out_i = sum over j of A_ij v_j. The products are summed
-// over chunks of pixels (`scores`), the chunks added up and the softmax taken (`softmax`), the result applied (`apply`).
+// The weights of attention over channels: A = softmax over j of (sum over pixels q_i k_j / sqrt N). The products are summed
+// over chunks of pixels (`scores`), the chunks added up and the softmax taken (`softmax`).
 
 struct Params {
-    // Invocations of `scores` and `apply`, workgroups of `softmax`.
+    // Invocations of `scores`, workgroups of `softmax`.
     count: u32,
     // Pixels of a picture.
     pixels: u32,
@@ -19,12 +19,10 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<f32>;
 @group(0) @binding(2) var<storage, read> k: array<f32>;
-@group(0) @binding(3) var<storage, read> v: array<f32>;
 // [picture][chunk][i][j]
-@group(0) @binding(4) var<storage, read_write> products: array<f32>;
-// [picture][j][i]: transposed, so that neighbouring invocations of `apply` read neighbouring elements.
-@group(0) @binding(5) var<storage, read_write> weights: array<f32>;
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+@group(0) @binding(3) var<storage, read_write> products: array<f32>;
+// [picture][j][i]
+@group(0) @binding(4) var<storage, read_write> weights: array<f32>;
 
 var<workgroup> shared_values: array<f32, 64>;
 
@@ -122,32 +120,5 @@ fn softmax(
     let share = 1.0 / shared_values[0];
     for (var j = lane; j < columns; j += 64u) {
         weights[(n * params.channels + j) * params.channels + i] *= share;
-    }
-}
-
-// 4 pixels x 1 channel an invocation.
-@compute @workgroup_size(64)
-fn apply(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let item = (group.y * groups.x + group.x) * 64u + lane;
-    if (item >= params.count) {
-        return;
-    }
-    let i = item % params.channels;
-    let blocks = (params.pixels + 3u) / 4u;
-    let pixel = item / params.channels % blocks * 4u;
-    let n = item / params.channels / blocks;
-    let four = min(vec4<u32>(pixel) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(params.pixels - 1u));
-    let base = (four + n * params.pixels) * params.channels;
-    var sum = vec4<f32>(0.0);
-    for (var j = 0u; j < params.channels; j++) {
-        let value = vec4<f32>(v[base.x + j], v[base.y + j], v[base.z + j], v[base.w + j]);
-        sum = fma(value, vec4<f32>(weights[(n * params.channels + j) * params.channels + i]), sum);
-    }
-    for (var a = 0u; a < min(4u, params.pixels - pixel); a++) {
-        y[base[a] + i] = sum[a];
     }
 }

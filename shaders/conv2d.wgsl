@@ -27,6 +27,11 @@ struct Params {
     // Of Winograd's squares: the first that this pass computes, and how many.
     first_square: u32,
     squares: u32,
+    // The first pixels of the input and of the result in their buffers; not for Winograd's, sums or what is enlarged.
+    first: u32,
+    first_result: u32,
+    pad0: u32,
+    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -81,7 +81,7 @@ fn source(i: u32, j: u32, t: u32) -> Source {
     let at = places[j] + vec2(offset / 3u, offset % 3u);
     let inside = all(at >= vec2(1u)) && all(at <= vec2(params.height, params.width));
     let neighbour = first_pixel(i) + j + offset / 3u * params.width + offset % 3u - params.width - 1u;
-    return Source(origin(neighbour, UP), inside);
+    return Source(params.first + origin(neighbour, UP), inside);
 }
 
 fn put_pixels(v: vec4<f32>, at: u32) {
@@ -124,7 +124,7 @@ fn multiply(tile: ptr<function, Tile>, subgroup: u32, count: u32) {
 }
 
 fn store_one(v: f32, pixel: u32, channel: u32) {
-    let at = pixel * params.out_channels + channel;
+    let at = (params.first_result + pixel) * params.out_channels + channel;
     if (SUM == 0u) {
         y[at] = v;
     } else {

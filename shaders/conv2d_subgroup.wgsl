@@ -42,7 +42,8 @@ fn source(pixel: u32, dy: u32, dx: u32) -> Source {
     let row = pixel / params.width % params.height + dy;
     let column = pixel % params.width + dx;
     let inside = pixel < params.pixels && row >= 1u && row <= params.height && column >= 1u && column <= params.width;
-    return Source(origin(pixel + dy * params.width + dx - params.width - 1u, UP) * quads(), inside);
+    let neighbour = pixel + dy * params.width + dx - params.width - 1u;
+    return Source((params.first + origin(neighbour, UP)) * quads(), inside);
 }
 
 fn take(s: Source, quad: u32) -> vec4<f32> {
@@ -89,7 +90,7 @@ fn compute(i: u32, lane: u32, subgroup_lane: u32) -> Sums {
 
 fn store(v: vec4<f32>, pixel: u32, quad: u32) {
     if (pixel < params.pixels && 4u * quad < params.out_channels) {
-        let at = pixel * (params.out_channels / 4u) + quad;
+        let at = (params.first_result + pixel) * (params.out_channels / 4u) + quad;
         if (SUM == 0u) {
             y[at] = v;
         } else {
@@ -131,7 +132,7 @@ fn main(
 fn store_narrow(v: vec4<f32>, pixel: u32, quad: u32) {
     if (pixel < params.pixels) {
         for (var j = 4u * quad; j < min(4u * quad + 4u, params.out_channels); j++) {
-            let at = pixel * params.out_channels + j;
+            let at = (params.first_result + pixel) * params.out_channels + j;
             if (SUM == 0u) {
                 y_narrow[at] = v[j % 4u];
             } else {

@@ -40,7 +40,7 @@ fn source(pixel: u32, t: u32, channels: u32) -> Source {
     let column = pixel % params.width + offset % 3u;
     let inside = pixel < params.pixels && row >= 1u && row <= params.height && column >= 1u && column <= params.width;
     let neighbour = pixel + offset / 3u * params.width + offset % 3u - params.width - 1u;
-    return Source(origin(neighbour, UP) * channels, inside);
+    return Source((params.first + origin(neighbour, UP)) * channels, inside);
 }
 
 fn fours() -> u32 {
@@ -81,7 +81,7 @@ fn begin(i: u32, lane: u32) -> Sums {
 }
 
 fn store_one(v: f32, pixel: u32, channel: u32) {
-    let at = pixel * params.out_channels + channel;
+    let at = (params.first_result + pixel) * params.out_channels + channel;
     if (SUM == 0u) {
         y[at] = v;
     } else {

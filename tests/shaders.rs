@@ -19,6 +19,7 @@ fn validate(operator: &Operator) -> (Module, ModuleInfo) {
     // Nothing beyond what every device has, but in variants that say so.
     let capabilities = match name {
         "conv2d_subgroup" | "conv2d_winograd" => Capabilities::SUBGROUP,
+        "conv2d_pack16" => Capabilities::SHADER_FLOAT16_IN_FLOAT32,
         _ if cooperative(operator) => {
             Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX
         }
@@ -48,9 +49,10 @@ fn cooperative(operator: &Operator) -> bool {
     operator.name.contains("_cooperative")
 }
 
-/// The operator that a shader computes: its own name, or what stands before the name of its variant.
+/// The operator that a shader computes: its own name, or what stands before the name of its variant or its part.
 fn computed(shader: &str) -> &str {
-    let variants = ["_subgroup", "_tiled", "_winograd", "_cooperative8", "_cooperative16"];
+    let variants =
+        ["_subgroup", "_tiled", "_winograd", "_cooperative8", "_cooperative16", "_pack", "_pack16"];
     variants.iter().find_map(|variant| shader.strip_suffix(variant)).unwrap_or(shader)
 }
 

@@ -1,7 +1,10 @@
-//! The two halves of spatial-channel attention.
+//! The two halves of spatial-channel attention. Their products are the convolutions' (`matrix.rs`), but for the scores of
+//! attention over channels: few, each a sum over all pixels, which is made in chunks; they stay f32, since they grow with the
+//! number of pixels.
 
 use super::{
     Gpu, Tensor, WORKGROUP,
+    matrix::{Layout, Matrix},
     pipelines::{operator, params},
     queue::Call,
     word,
@@ -15,12 +18,8 @@ params! {
     struct SpatialParams {
         count: u32,
         pixels: u32,
-        channels: u32,
-        first_key: u32,
-        first_query: u32,
-        queries: u32,
-        scale: f32,
         pad0: u32,
+        pad1: u32,
     }
 }
 params! {
@@ -36,22 +35,15 @@ params! {
     }
 }
 
+operator!(SPATIAL_ATTENTION, "spatial_attention", SpatialParams, [ReadWrite], "softmax": [1]);
 operator!(
-    SPATIAL_ATTENTION, "spatial_attention", SpatialParams, [Read, Read, Read, ReadWrite, ReadWrite],
-    "scores": [1, 2, 4],
-    "softmax": [4],
-    "apply": [3, 4, 5]
-);
-operator!(
-    CHANNEL_ATTENTION, "channel_attention", ChannelParams,
-    [Read, Read, Read, ReadWrite, ReadWrite, ReadWrite],
-    "scores": [1, 2, 4],
-    "softmax": [4, 5],
-    "apply": [3, 5, 6]
+    CHANNEL_ATTENTION, "channel_attention", ChannelParams, [Read, Read, ReadWrite, ReadWrite],
+    "scores": [1, 2, 3],
+    "softmax": [3, 4]
 );
 
-/// Largest number of scores that exist at a time (but one query has all of its own).
-const MAX_SCORES: usize = 1 << 22;
+/// Scores of attention over pixels, and products for those over channels, that exist at a time.
+pub(super) const SCORES: usize = 1 << 22;
 
 pub(super) fn spatial_attention(
     gpu: &mut Gpu,
@@ -61,49 +53,35 @@ pub(super) fn spatial_attention(
 ) -> Result<Tensor> {
     let shape = spatial_attention::output_shape(q.shape, k.shape, v.shape)?;
     let (pixels, channels) = (shape.pixels(), shape.c);
-    let strip = (MAX_SCORES / pixels).clamp(1, pixels);
+    let strip = (gpu.scores / pixels).clamp(1, pixels);
     let y = gpu.tensor(shape, "spatial_attention")?;
     let bytes = 4 * (strip * pixels) as u64;
     let scores = gpu.scratch(bytes, "spatial_attention: scores")?;
+    let scale = 1.0 / (channels as f32).sqrt();
     for n in 0..shape.n {
+        let (picture, first) = (n * pixels, n * pixels * channels);
+        let keys = Layout { inputs: channels, outputs: pixels, first, strides: [1, channels] };
+        let values = Layout { inputs: pixels, outputs: channels, first, strides: [channels, 1] };
+        let keys = Matrix::new(gpu, "spatial_attention: keys", k.binding(), keys, scale)?;
+        let values = Matrix::new(gpu, "spatial_attention: values", v.binding(), values, 1.0)?;
         for first in (0..pixels).step_by(strip) {
             let queries = strip.min(pixels - first);
-            let tiles = queries.div_ceil(4) * pixels.div_ceil(4);
+            let (own, scores) = (picture + first, || scores.binding(bytes));
+            keys.product(gpu, (q.binding(), own), queries, (scores(), 0))?;
             let params = SpatialParams {
-                count: word(tiles),
+                count: word(queries),
                 pixels: word(pixels),
-                channels: word(channels),
-                first_key: word(n * pixels),
-                first_query: word(n * pixels + first),
-                queries: word(queries),
-                scale: 1.0 / (channels as f32).sqrt(),
-                pad0: 0,
+                ..SpatialParams::default()
             };
             gpu.dispatch(Call {
                 operator: &SPATIAL_ATTENTION,
                 kernel: 0,
                 constants: &[],
                 params,
-                buffers: &[q.binding(), k.binding(), scores.binding(bytes)],
-                workgroups: tiles.div_ceil(WORKGROUP) as u64,
-            })?;
-            gpu.dispatch(Call {
-                operator: &SPATIAL_ATTENTION,
-                kernel: 1,
-                constants: &[],
-                params: SpatialParams { count: word(queries), ..params },
-                buffers: &[scores.binding(bytes)],
+                buffers: &[scores()],
                 workgroups: queries as u64,
             })?;
-            let sums = queries.div_ceil(4) * channels;
-            gpu.dispatch(Call {
-                operator: &SPATIAL_ATTENTION,
-                kernel: 2,
-                constants: &[],
-                params: SpatialParams { count: word(sums), ..params },
-                buffers: &[v.binding(), scores.binding(bytes), y.binding()],
-                workgroups: sums.div_ceil(WORKGROUP) as u64,
-            })?;
+            values.product(gpu, (scores(), 0), queries, (y.binding(), own))?;
         }
     }
     Ok(y)
@@ -118,7 +96,7 @@ pub(super) fn channel_attention(
     let shape = channel_attention::output_shape(q.shape, k.shape, v.shape)?;
     let (pixels, channels) = (shape.pixels(), shape.c);
     // Chunks keep sums short and give work to many invocations; their products are bounded like scores.
-    let most = (MAX_SCORES / (channels * channels)).clamp(1, 64);
+    let most = (SCORES / (channels * channels)).clamp(1, 64);
     let chunk = pixels.div_ceil(most).max(32);
     let chunks = pixels.div_ceil(chunk);
     let y = gpu.tensor(shape, "channel_attention")?;
@@ -153,14 +131,55 @@ pub(super) fn channel_attention(
         buffers: &[products.binding(square * chunks as u64), weights.binding(square)],
         workgroups: rows as u64,
     })?;
-    let sums = shape.n * pixels.div_ceil(4) * channels;
-    gpu.dispatch(Call {
-        operator: &CHANNEL_ATTENTION,
-        kernel: 2,
-        constants: &[],
-        params: ChannelParams { count: word(sums), ..params },
-        buffers: &[v.binding(), weights.binding(square), y.binding()],
-        workgroups: sums.div_ceil(WORKGROUP) as u64,
-    })?;
+    for n in 0..shape.n {
+        // weights [j][i], v_j to y_i
+        let (inputs, outputs) = (channels, channels);
+        let layout =
+            Layout { inputs, outputs, first: n * channels * channels, strides: [channels, 1] };
+        let what = "channel_attention: weights";
+        let mix = Matrix::new(gpu, what, weights.binding(square), layout, 1.0)?;
+        mix.product(gpu, (v.binding(), n * pixels), pixels, (y.binding(), n * pixels))?;
+    }
     Ok(y)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::{
+        exec::gpu::{ConvVariant, tests::gpu},
+        ops::{Ops as _, Shape, cases::Random},
+    };
+
+    /// Strips of queries, the kernels that products are made by and other pictures of a batch change no bit, also where the numbers
+    /// of pixels or channels fill no kernel's blocks.
+    #[test]
+    fn strips_and_variants_change_no_bit() {
+        let mut random = Random::new(51);
+        for shape in [Shape::new(2, 5, 7, 22), Shape::new(2, 4, 9, 20), Shape::new(2, 8, 16, 96)] {
+            let data = [(); 3].map(|()| random.values(shape.len(), 0.0, 1.5));
+            let mut all = Vec::new();
+            for variant in ConvVariant::SAME_BITS {
+                let Some(gpu) = gpu(Arc::default()) else { return };
+                let mut gpu = gpu.with_convolutions(variant);
+                let one = Shape { n: 1, ..shape };
+                for (scores, shape) in [(gpu.scores, shape), (3 * shape.pixels(), shape), (0, one)]
+                {
+                    gpu.scores = scores;
+                    let [q, k, v] =
+                        data.each_ref().map(|d| gpu.upload(shape, &d[..shape.len()]).unwrap());
+                    let over_pixels = gpu.spatial_attention(&q, &k, &v).unwrap();
+                    let over_channels = gpu.channel_attention(&q, &k, &v).unwrap();
+                    all.push([over_pixels, over_channels].map(|y| gpu.download(&y).unwrap()));
+                }
+            }
+            for other in &all[1..] {
+                for (a, b) in all[0].iter().zip(other) {
+                    assert!(a[..b.len()] == b[..], "{shape:?}");
+                }
+            }
+        }
+    }
 }

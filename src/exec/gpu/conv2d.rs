@@ -30,6 +30,10 @@ params! {
         addend_scale: f32,
         first_square: u32,
         squares: u32,
+        first: u32,
+        first_result: u32,
+        pad0: u32,
+        pad1: u32,
     }
 }
 
@@ -171,6 +175,7 @@ pub(super) fn constants(
         // Kernels of a software device are slow to compile, and this one is hardly used there.
         "conv2d_tiled" if subgroups && device.info.software => Vec::new(),
         "conv2d_tiled" => vec![tiled_tile()],
+        "conv2d_pack16" if device.matrix.is_none() => return Vec::new(),
         _ => return vec![Vec::new()],
     };
     let usual = match operator.name {
@@ -259,6 +264,31 @@ fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
     if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
 }
 
+/// What computes `p`, a product of matrices that are both made on the device: a rule decides.
+pub(super) fn for_product(gpu: &Gpu, p: &Conv2d) -> ConvVariant {
+    let wanted = gpu.conv.unwrap_or_else(|| match fits(gpu, ConvVariant::Cooperative, p) {
+        true => ConvVariant::Cooperative,
+        false => usual(&gpu.device),
+    });
+    if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
+}
+
+/// Output channels of a block of packed weights.
+pub(super) fn block(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> usize {
+    tile(gpu, variant, p).channels
+}
+
+/// Where a convolution's input and result lie in their buffers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Place {
+    /// Whether the input is enlarged.
+    pub(super) up: bool,
+    /// The first pixels.
+    pub(super) first: usize,
+    /// See `first`.
+    pub(super) first_result: usize,
+}
+
 /// A convolution with all that it takes to compute it.
 #[derive(Clone, Debug)]
 pub(super) struct Product {
@@ -285,7 +315,7 @@ pub(super) struct Sum<'a> {
 pub(super) fn product(gpu: &mut Gpu, x: Source, p: &Conv2d) -> Result<Product> {
     let shape = conv2d::output_shape(x.shape(), p)?;
     let variant = choose(gpu, p, shape);
-    let block = tile(gpu, variant, p).channels;
+    let block = block(gpu, variant, p);
     let [_, length] = packed_lengths(gpu, variant, p);
     // A layer may be computed by several variants, each with its own layout.
     let [weight, bias] =
@@ -316,19 +346,20 @@ pub(super) fn compute(gpu: &mut Gpu, product: &Product, sum: Option<&Sum<'_>>) -
     let y = gpu.tensor(*shape, &p.name)?;
     let (weight, bias) = (weight.as_entire_binding(), bias.as_entire_binding());
     let buffers = [x.tensor.binding(), weight, bias, y.binding()];
-    run(gpu, *variant, p, *shape, buffers, x.enlarged, sum)?;
+    let place = Place { up: x.enlarged, ..Place::default() };
+    run(gpu, *variant, p, *shape, buffers, place, sum)?;
     Ok(y)
 }
 
-/// Dispatches `p` by `variant`: input, packed weight, packed bias and result of `shape` are `buffers`. The input is enlarged
-/// if `up`; the result is `sum` where there is one.
+/// Dispatches `p` by `variant`: input, packed weight, packed bias and result of `shape` are `buffers`, the first and the last as
+/// `place` says; the result is `sum` where there is one.
 pub(super) fn run(
     gpu: &mut Gpu,
     variant: ConvVariant,
     p: &Conv2d,
     shape: Shape,
     buffers: [wgpu::BindingResource<'_>; 4],
-    up: bool,
+    place: Place,
     sum: Option<&Sum<'_>>,
 ) -> Result<()> {
     let mut tile = tile(gpu, variant, p);
@@ -342,7 +373,8 @@ pub(super) fn run(
         Some(Sum { first: true, wa, wb, .. }) => (1, *wa, *wb),
         Some(Sum { first: false, wa, wb, .. }) => (2, *wb, *wa),
     };
-    let fusion = Fusion { sum: kind, addend_up: sum.is_some_and(|sum| sum.addend.enlarged), up };
+    let addend_up = sum.is_some_and(|sum| sum.addend.enlarged);
+    let fusion = Fusion { sum: kind, addend_up, up: place.up };
     let params = ConvParams {
         count: word(work.workgroups),
         tiles: word(work.tiles),
@@ -354,6 +386,8 @@ pub(super) fn run(
         taps: word(p.kernel * p.kernel),
         scale,
         addend_scale,
+        first: word(place.first),
+        first_result: word(place.first_result),
         ..ConvParams::default()
     };
     let (operator, plain) = match variant {

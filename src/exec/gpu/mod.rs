@@ -16,6 +16,7 @@ mod cache;
 mod conv2d;
 mod device;
 mod lazy;
+mod matrix;
 mod pipelines;
 mod pointwise;
 mod queue;
@@ -39,12 +40,14 @@ use crate::{
 };
 
 /// All operators that have a shader, in alphabetical order.
-pub static OPERATORS: [&Operator; 21] = [
+pub static OPERATORS: [&Operator; 23] = [
     &resample::AVG_POOL2,
     &attention::CHANNEL_ATTENTION,
     &pointwise::CONCAT,
     &conv2d::CONV2D_COOPERATIVE16,
     &conv2d::CONV2D_COOPERATIVE8,
+    &matrix::CONV2D_PACK,
+    &matrix::CONV2D_PACK16,
     &conv2d::CONV2D_SUBGROUP,
     &conv2d::CONV2D_TILED,
     &winograd::CONV2D_WINOGRAD,
@@ -81,6 +84,8 @@ pub struct Gpu {
     conv: Option<ConvVariant>,
     /// Bytes that [`ConvVariant::Winograd`] may have of transformed squares at a time.
     squares_bytes: usize,
+    /// Most scores of attention over pixels at a time, but that one query has all of its own.
+    scores: usize,
     /// Which convolutions are fast, where that is measured.
     table: Option<tune::Table>,
 }
@@ -118,6 +123,7 @@ impl Gpu {
             parameters: HashMap::new(),
             conv: None,
             squares_bytes: ops::conv2d::SQUARES_BYTES,
+            scores: attention::SCORES,
             table: None,
         })
     }

@@ -194,7 +194,8 @@ fn measure(
                     bias.binding(*bias_bytes),
                     y.binding(out_bytes),
                 ];
-                conv2d::run(gpu, *variant, p, sample, buffers, false, None)?;
+                let place = conv2d::Place::default();
+                conv2d::run(gpu, *variant, p, sample, buffers, place, None)?;
             }
             gpu.submit()?;
             gpu.device.wait(None)?;
