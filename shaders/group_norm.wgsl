@@ -33,6 +33,9 @@ struct Moments {
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
+// Pixels of an invocation of `apply`, which has one channel of them.
+const RUN: u32 = 8u;
+
 var<workgroup> shared_moments: array<Moments, 64>;
 
 fn silu(v: f32) -> f32 {
@@ -128,12 +131,20 @@ fn apply(
         return;
     }
     let c = i % params.channels;
-    let n = i / params.channels / params.pixels;
+    let runs = (params.pixels + RUN - 1u) / RUN;
+    let n = i / params.channels / runs;
+    let first = i / params.channels % runs * RUN;
+    let end = min(first + RUN, params.pixels);
     let s = statistics[n * params.groups + c / (params.channels / params.groups)];
-    let v = fma(((x[i] - s.x) - s.y) * s.z, gain[c], bias[c]);
-    if (params.silu != 0u) {
-        y[i] = silu(v);
-    } else {
-        y[i] = v;
+    let scale = gain[c];
+    let shift = bias[c];
+    for (var p = first; p < end; p++) {
+        let at = (n * params.pixels + p) * params.channels + c;
+        let v = fma(((x[at] - s.x) - s.y) * s.z, scale, shift);
+        if (params.silu != 0u) {
+            y[at] = silu(v);
+        } else {
+            y[at] = v;
+        }
     }
 }

@@ -48,6 +48,9 @@ operator!(
     "apply": [1, 3, 4, 5, 6]
 );
 
+/// Pixels of an invocation that normalises, `RUN` of group_norm.wgsl.
+const RUN: usize = 8;
+
 /// Pixels of a chunk and number of chunks: sums of few terms, and few of them.
 fn chunks(shape: Shape) -> (usize, usize) {
     let chunk = shape.pixels().div_ceil(512).max(32);
@@ -126,11 +129,12 @@ pub(super) fn group_norm(gpu: &mut Gpu, x: &Tensor, p: &GroupNorm) -> Result<Ten
         buffers: &[x.binding(), moments.binding(moment_bytes), statistics.binding(statistic_bytes)],
         workgroups: groups as u64,
     })?;
+    let runs = shape.n * shape.pixels().div_ceil(RUN) * shape.c;
     gpu.dispatch(Call {
         operator: &GROUP_NORM,
         kernel: 2,
         constants: &[],
-        params: GroupNormParams { count: word(shape.len()), ..params },
+        params: GroupNormParams { count: word(runs), ..params },
         buffers: &[
             x.binding(),
             statistics.binding(statistic_bytes),
@@ -138,7 +142,7 @@ pub(super) fn group_norm(gpu: &mut Gpu, x: &Tensor, p: &GroupNorm) -> Result<Ten
             bias.as_entire_binding(),
             y.binding(),
         ],
-        workgroups: shape.len().div_ceil(WORKGROUP) as u64,
+        workgroups: runs.div_ceil(WORKGROUP) as u64,
     })?;
     Ok(y)
 }
