@@ -76,7 +76,7 @@ GPU_CONVOLUTIONS = [
     (192, 384, 1, 64, 64),
 ]
 GPU_WHOLE = [*WHOLE, (160, 160, 1, 16, 32), (192, 192, 3, 128, 128), (384, 384, 3, 64, 64), (768, 768, 3, 16, 16)]
-VARIANTS = ["winograd", "subgroup", "tiled", "cooperative"]
+VARIANTS = ["winograd", "subgroup", "tiled"]
 # Runs of an operator before its result is waited for, on a GPU.
 RUNS = 16
 # (channels, rows, columns)
@@ -294,14 +294,17 @@ def main() -> None:
                 cases.append((name, (count, "GFLOP/s"), [cast(work) for work in own], 1))
             ceilings = {}
             for command, (count, unit), own, runs in (case for case in cases if args.only.search(case[0])):
-                times: list[list[float]] = [[] for _ in sides]
+                times = [ours.time(command), *([] for _ in own)]
+                if not times[0]:
+                    # This project has said why.
+                    continue
                 for _ in range(args.rounds):
                     times[0] += ours.time(command)
                     for place_of, work in zip(times[1:], own):
                         # The clocks of both sides are read after so many runs.
                         many = work if runs == 1 else lambda work=work, runs=runs: [work() for _ in range(runs)]
                         place_of += [seconds / runs for seconds in torch_time(many, args.cpu_time, device)]
-                took = [pick(seconds) if seconds else math.inf for seconds in times]
+                took = [pick(seconds) for seconds in times]
                 rates = [count / seconds / 1e9 for seconds in took]
                 kind = command.split()
                 if kind[0] == "copy" or tuple(map(int, kind[1:])) in (GEMM, GPU_GEMM):

@@ -256,7 +256,7 @@ fn network<O: Ops>(
 fn main() -> Result<(), Box<dyn Error>> {
     let flag = |name: &str| env::args().any(|argument| argument == name);
     let (cpu_time, gpu, f16) = (flag("--cpu-time"), flag("--gpu"), flag("--f16"));
-    let kernels = Kernels::best(flag("--bf16")).ok_or("this CPU has no bf16")?;
+    let kernels = Kernels::best(flag("--bf16"));
     let path = env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let model = path.map(|path| Checkpoint::open(Path::new(&path))).transpose()?;
     for line in stdin().lock().lines() {
@@ -276,7 +276,10 @@ fn main() -> Result<(), Box<dyn Error>> {
                 None => gpu,
             })
         };
-        let open_cpu = |weights| Cpu::with_kernels(weights, kernels);
+        let open_cpu = |weights| {
+            let lacks = || tessera::error::Error::device("this CPU has no bf16");
+            Cpu::with_kernels(weights, kernels.ok_or_else(lacks)?)
+        };
         let outcome = match (command, variant) {
             ("fma", None) => fma(cpu_time),
             ("chain", Some(_)) => chain(cpu_time, open_gpu, &extents),
