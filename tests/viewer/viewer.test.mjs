@@ -149,6 +149,12 @@ test("a picture is started, settles, sharpens, and is downloaded", async () => {
 
 test("a picture of one's own is edited, and what is no picture is told", async () => {
   const page = await open(`${url}/`);
+  // What is typed while the page still asks for the newest picture is not overwritten by that one's numbers.
+  await page.route(/ListJobs$/, async (route) => {
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    await route.continue();
+  });
+  await page.reload();
   await page.getByLabel("Size").locator("option").first().waitFor({ state: "attached" });
   await page.getByLabel("Seed", { exact: true }).fill("31");
   await page.getByLabel("Steps").fill("4");

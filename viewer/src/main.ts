@@ -195,11 +195,11 @@ async function askToken(error: unknown): Promise<boolean> {
 
 // ---- The picture that is shown
 
-async function open(id: string): Promise<void> {
+/** Shows a picture; its numbers go into the form unless somebody has typed since `before` edits. */
+async function open(id: string, before: number): Promise<void> {
   if (shown?.id === id) return;
   shown?.stop.abort();
   const stop = new AbortController();
-  const before = edits;
   shown = null;
   let job: Job | undefined;
   try {
@@ -222,7 +222,6 @@ async function open(id: string): Promise<void> {
   stage.open(id, width, height, job.tileColumns, job.tileRows, tileSize);
   if (!ended()) stage.wait();
   seen = "";
-  // Not over what was typed meanwhile.
   if (edits === before) showSpec(job.spec);
   render();
   if (gallery.open) gallery.toggle(matchMedia("(min-width: 861px)").matches);
@@ -450,11 +449,11 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-function route(): void {
+function route(before: number): void {
   const id = /^#jobs\/([0-9a-f]+)$/.exec(location.hash)?.[1];
   hint.hidden = true;
   if (id) {
-    void open(id);
+    void open(id, before);
     return;
   }
   shown?.stop.abort();
@@ -463,7 +462,7 @@ function route(): void {
   render();
   hint.hidden = false;
 }
-window.addEventListener("hashchange", route);
+window.addEventListener("hashchange", () => route(edits));
 
 async function start(): Promise<void> {
   try {
@@ -479,7 +478,8 @@ async function start(): Promise<void> {
     if (!(await askToken(error))) say(words(error));
   }
   askQuote();
-  route();
+  // Who types while the page finds out what the server has is not overruled.
+  route(0);
 }
 void start();
 
