@@ -4,7 +4,7 @@
         [--rounds N] [--precision f32 bf16 f16] [--networks] [--variants] [--only REGEX] [--median] [--cpu-time]
 
 Operators one by one, then a U-Net step, a decode (whole, not tiled) and all of `generate` (that many U-Net steps, then the
-decode; on this project's side with sampler and tiles) of the same weights: a checkpoint's, or random ones of one of the
+decode; on this project's side with sampler and tiles; its networks with upload and download) of the same weights: a checkpoint's, or random ones of one of the
 training package's configurations. GFLOP are counted from the networks' convolutions and products; norms and copies are
 counted in bytes read and written. The ceiling is the best of all sides' large product, or copy, in the same run.
 
@@ -294,16 +294,18 @@ def main() -> None:
                 cases.append((name, (count, "GFLOP/s"), [cast(work) for work in own], 1))
             ceilings = {}
             for command, (count, unit), own, runs in (case for case in cases if args.only.search(case[0])):
-                times = [ours.time(command), *([] for _ in own)]
-                if not times[0]:
-                    # This project has said why.
-                    continue
+                times: list[list[float]] = [[] for _ in sides]
                 for _ in range(args.rounds):
                     times[0] += ours.time(command)
-                    for place_of, work in zip(times[1:], own):
+                    if not times[0]:
+                        break
+                    for took, work in zip(times[1:], own):
                         # The clocks of both sides are read after so many runs.
                         many = work if runs == 1 else lambda work=work, runs=runs: [work() for _ in range(runs)]
-                        place_of += [seconds / runs for seconds in torch_time(many, args.cpu_time, device)]
+                        took += [seconds / runs for seconds in torch_time(many, args.cpu_time, device)]
+                if not times[0]:
+                    # This project does not have it here, and has said why.
+                    continue
                 took = [pick(seconds) for seconds in times]
                 rates = [count / seconds / 1e9 for seconds in took]
                 kind = command.split()

@@ -295,10 +295,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         let (seconds, lack) = match outcome {
             Ok(seconds) => (seconds, None),
-            Err(error) => match error.downcast::<tessera::error::Error>() {
-                Ok(error) if error.kind() == Kind::Device => (Vec::new(), Some(error.to_string())),
-                Ok(error) => return Err(error),
-                Err(error) => return Err(error),
+            Err(error) => match error.downcast_ref::<tessera::error::Error>() {
+                Some(lack) if lack.kind() == Kind::Device => (Vec::new(), Some(lack.to_string())),
+                _ => return Err(error),
             },
         };
         let flops = (command == "fma").then_some(ceiling::FLOPS);

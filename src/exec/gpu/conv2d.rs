@@ -260,16 +260,18 @@ fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
             ConvVariant::SAME_BITS.into_iter().filter(|&v| fits(gpu, v, p)).collect();
         if fitting.len() > 1 { tune::fastest(gpu, &fitting, p, shape) } else { None }
     });
-    let wanted = wanted.unwrap_or_else(|| usual(&gpu.device));
-    if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
+    wanted_or_fitting(gpu, wanted, p)
 }
 
-/// What computes `p`, a product of matrices that are both made on the device: a rule decides.
+/// What computes `p`, a product of matrices that are both made on the device: as [`choose`], but that nothing is measured.
 pub(super) fn for_product(gpu: &Gpu, p: &Conv2d) -> ConvVariant {
-    let wanted = gpu.conv.unwrap_or_else(|| match fits(gpu, ConvVariant::Cooperative, p) {
-        true => ConvVariant::Cooperative,
-        false => usual(&gpu.device),
-    });
+    let matrices = Some(ConvVariant::Cooperative).filter(|&variant| fits(gpu, variant, p));
+    wanted_or_fitting(gpu, gpu.conv.or(matrices), p)
+}
+
+/// The variant that is `wanted`, or the usual one; where it does not fit, the one that always does.
+fn wanted_or_fitting(gpu: &Gpu, wanted: Option<ConvVariant>, p: &Conv2d) -> ConvVariant {
+    let wanted = wanted.unwrap_or_else(|| usual(&gpu.device));
     if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
 }
 
@@ -283,9 +285,9 @@ pub(super) fn block(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> usize {
 pub(super) struct Place {
     /// Whether the input is enlarged.
     pub(super) up: bool,
-    /// The first pixels.
+    /// The input's first pixel.
     pub(super) first: usize,
-    /// See `first`.
+    /// The result's.
     pub(super) first_result: usize,
 }
 

@@ -308,7 +308,7 @@ mod tests {
     use super::*;
     use crate::{error::Kind, ops::weights::Param};
 
-    /// The best adapter with `weights`, or None and a line that says why. Where an adapter is required, `tests/gpu.rs`
+    /// The best adapter with `weights`, or None and a line that says why. Where an adapter is required, `tests/gpu`
     /// fails without one.
     pub(super) fn gpu(weights: Arc<Weights>) -> Option<Gpu> {
         if !adapters().is_empty() {
