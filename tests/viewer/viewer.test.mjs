@@ -154,7 +154,9 @@ test("a picture of one's own is edited, and what is no picture is told", async (
     await new Promise((resolve) => setTimeout(resolve, 500));
     await route.continue();
   });
-  await page.reload();
+  // A page without a picture in its address asks for the newest.
+  await page.goto("about:blank");
+  await page.goto(`${url}/`);
   await page.getByLabel("Size").locator("option").first().waitFor({ state: "attached" });
   await page.getByLabel("Seed", { exact: true }).fill("31");
   await page.getByLabel("Steps").fill("4");
