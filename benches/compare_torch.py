@@ -41,13 +41,13 @@ from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "train"))
-from tessera_train.arch import Arch, norm_groups  # noqa: E402
-from tessera_train.checkpoint import save_safetensors  # noqa: E402
-from tessera_train.config import Config  # noqa: E402
-from tessera_train.cost import gflop  # noqa: E402
-from tessera_train.decoder import Decoder  # noqa: E402
-from tessera_train.encoder import Encoder  # noqa: E402
-from tessera_train.unet import UNet  # noqa: E402
+from tessera_train.nets.arch import Arch, norm_groups  # noqa: E402
+from tessera_train.export.files import save_safetensors  # noqa: E402
+from tessera_train.training.config import Config  # noqa: E402
+from tessera_train.nets.cost import gflop  # noqa: E402
+from tessera_train.nets.decoder import Decoder  # noqa: E402
+from tessera_train.nets.encoder import Encoder  # noqa: E402
+from tessera_train.nets.unet import UNet  # noqa: E402
 
 # (input channels, output channels, kernel, rows, columns): layers that may see a window of their grid, then such that see all of it.
 CONVOLUTIONS = [

@@ -6,6 +6,15 @@ import argparse
 import importlib
 import sys
 
+from .training import parallel
+
+PACKAGES = {
+    "data": ("prepare", "latents"),
+    "training": ("fit", "autoencoder", "diffusion", "refine"),
+    "export": ("export", "fixtures"),
+    "eval": ("evaluate", "ablate"),
+}
+"""The sub-package that holds the module of each command; `scenery` is a package of its own."""
 COMMANDS = {
     "fit": "train a model on a folder of pictures, all in one",
     "scenery": "make the procedural training pictures",
@@ -23,6 +32,12 @@ PARALLEL = ("autoencoder", "diffusion", "refine")
 """The commands that torchrun may start several times."""
 
 
+def module_of(command: str) -> str:
+    """The full name of the module with the command's `add_arguments` and `run`."""
+    package = next((name for name, commands in PACKAGES.items() if command in commands), None)
+    return f"{__package__}.{package}.{command}" if package else f"{__package__}.{command}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parses the command, loads its module, runs it; returns the exit code: 2 with one line for input that is wrong or
     a disk that is full, 130 when interrupted."""
@@ -35,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="COMMAND --help lists them")
     chosen = parser.parse_args(argv)
-    module, parallel = (importlib.import_module(f".{name}", __package__) for name in (chosen.command, "parallel"))
+    module = importlib.import_module(module_of(chosen.command))
     command = argparse.ArgumentParser(prog=f"tessera_train {chosen.command}", description=COMMANDS[chosen.command])
     module.add_arguments(command)
     arguments = command.parse_args(chosen.arguments)

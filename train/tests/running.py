@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 
 import torch
-
-from tessera_train import loop
-from tessera_train.autoencoder import Task
-from tessera_train.config import Config
-from tessera_train.data import Pictures
+from tessera_train.data.pictures import Pictures
+from tessera_train.training import loop
+from tessera_train.training.autoencoder import Task
+from tessera_train.training.config import Config
 
 
 def train(pictures: Path, out: Path, steps: int, stop_after: int | None = None, config: str = "tiny") -> dict:

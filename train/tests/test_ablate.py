@@ -7,9 +7,8 @@ import math
 
 import pytest
 from pictures import write_array
-
 from tessera_train import __main__ as cli
-from tessera_train.ablate import ABLATIONS, Group, cell, text
+from tessera_train.eval.ablate import ABLATIONS, Group, cell, text
 
 
 def test_every_configuration_is_trained_measured_and_not_repeated(tmp_path, capsys, monkeypatch):

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from pictures import write_files
+from PIL import Image
 from safetensors import safe_open
-
 from tessera_train import __main__ as cli
-from tessera_train import loop
-from tessera_train.arch import Arch
-from tessera_train.config import Config
-from tessera_train.fit import Budget, Settings
+from tessera_train.nets.arch import Arch
+from tessera_train.training import loop
+from tessera_train.training.config import Config
+from tessera_train.training.fit import Budget, Settings
 
 OPTIONS = ["--config", "tiny", "--device", "cpu", "--precision", "f32", "--threads", "1"]
 

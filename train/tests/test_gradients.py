@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tessera_train.nets import blocks
 from torch.autograd import gradcheck
-
-from tessera_train import blocks
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

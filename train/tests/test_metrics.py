@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 from pictures import smooth, write_array
-
 from tessera_train import __main__ as cli
-from tessera_train import fixtures, metrics
-from tessera_train.config import Config
-from tessera_train.data import Pictures
-from tessera_train.networks import Autoencoder
-from tessera_train.unet import UNet
+from tessera_train.data.pictures import Pictures
+from tessera_train.eval import metrics
+from tessera_train.export import fixtures
+from tessera_train.nets.autoencoder import Autoencoder
+from tessera_train.nets.unet import UNet
+from tessera_train.training.config import Config
 from test_weights import exported
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from pictures import write_array
-
 from tessera_train import __main__ as cli
-from tessera_train import latents, loop
-from tessera_train.config import Config
-from tessera_train.data import Pictures
-from tessera_train.networks import Autoencoder
+from tessera_train.data import latents
+from tessera_train.data.pictures import Pictures
+from tessera_train.nets.autoencoder import Autoencoder
+from tessera_train.training import loop
+from tessera_train.training.config import Config
 
 OPTIONS = ["--config", "tiny", "--device", "cpu", "--precision", "f32", "--threads", "1"]
 TOLERANCE = 5e-5
@@ -104,7 +104,7 @@ def test_two_processes_train_the_unet_as_one_does(tmp_path):
 @pytest.mark.parametrize("size", [3, 8])
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, tmp_path, size):
     """By its name, before anything is trained."""
-    from tessera_train import autoencoder, parallel
+    from tessera_train.training import autoencoder, parallel
 
     monkeypatch.setattr(parallel, "size", lambda: size)
     pictures = Pictures.open(write_array(tmp_path / "p"))

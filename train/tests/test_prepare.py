@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from pictures import limited, smooth, write_files
 from PIL import Image, ImageCms
-
 from tessera_train import __main__ as cli
-from tessera_train import prepare as command
-from tessera_train.data import Pictures
-from tessera_train.prepare import prepare
-from tessera_train.reading import Unusable, read
+from tessera_train.data import prepare as command
+from tessera_train.data.image_io import Unusable, read
+from tessera_train.data.pictures import Pictures
+from tessera_train.data.prepare import prepare
 
 W, H = 64, 32
 
@@ -162,7 +161,7 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path, make, reason):
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     """The reason names the limit."""
-    monkeypatch.setattr("tessera_train.reading.MAX_PIXELS", 5000)
+    monkeypatch.setattr("tessera_train.data.image_io.MAX_PIXELS", 5000)
     upright().save(tmp_path / "a.png")
     with pytest.raises(Unusable, match="the limit is 5000"):
         read(tmp_path / "a.png", W, H)

@@ -11,20 +11,20 @@ import torch
 from pictures import write_array
 from running import same, train
 from safetensors.torch import save_file
-
 from tessera_train import __main__ as cli
-from tessera_train import autoencoder, diffusion, dropout, muon, perceptual, sampler, spectral
-from tessera_train.adversarial import Adversary, Discriminators
-from tessera_train.arch import autoencoder_identity
-from tessera_train.autoencoder import place_windows
-from tessera_train.config import Config
-from tessera_train.data import Pictures
-from tessera_train.latents import Latents
-from tessera_train.model import Model
-from tessera_train.networks import Autoencoder
-from tessera_train.precond import Denoiser
-from tessera_train.unet import UNet
-from tessera_train.weights import load_ema, read_ema
+from tessera_train.data.latents import Latents
+from tessera_train.data.pictures import Pictures
+from tessera_train.export.model import Model
+from tessera_train.export.weights import load_ema, read_ema
+from tessera_train.nets import dropout, sampler, spectral
+from tessera_train.nets.arch import autoencoder_identity
+from tessera_train.nets.autoencoder import Autoencoder
+from tessera_train.nets.precond import Denoiser
+from tessera_train.nets.unet import UNet
+from tessera_train.training import autoencoder, diffusion, muon, perceptual
+from tessera_train.training.adversarial import Adversary, Discriminators
+from tessera_train.training.autoencoder import place_windows
+from tessera_train.training.config import Config
 
 EVERYTHING = """
 spectral_norm = true

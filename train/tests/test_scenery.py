@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-
 from tessera_train import scenery
 from tessera_train.scenery import dataset
 

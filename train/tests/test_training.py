@@ -11,16 +11,17 @@ import pytest
 import torch
 from pictures import limited, write_array
 from running import same, train
-
 from tessera_train import __main__ as cli
-from tessera_train import autoencoder, cost, diffusion, fit, fixtures, loop
-from tessera_train.arch import Arch
-from tessera_train.autoencoder import Task, decode_window
-from tessera_train.checkpoint import save_safetensors
-from tessera_train.config import Config, names
-from tessera_train.data import Pictures
-from tessera_train.networks import Autoencoder
-from tessera_train.unet import UNet
+from tessera_train.data.pictures import Pictures
+from tessera_train.export import fixtures
+from tessera_train.export.files import save_safetensors
+from tessera_train.nets import cost
+from tessera_train.nets.arch import Arch
+from tessera_train.nets.autoencoder import Autoencoder
+from tessera_train.nets.unet import UNet
+from tessera_train.training import autoencoder, diffusion, fit, loop
+from tessera_train.training.autoencoder import Task, decode_window
+from tessera_train.training.config import Config, names
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures"
 

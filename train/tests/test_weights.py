@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 from pictures import write_array
-
-from tessera_train import export, fixtures, loop, spectral
-from tessera_train.arch import Arch, autoencoder_identity, unet_identity
-from tessera_train.autoencoder import Task
-from tessera_train.checkpoint import save_safetensors
-from tessera_train.config import Config
-from tessera_train.data import Pictures
-from tessera_train.latents import Latents
-from tessera_train.model import Model
-from tessera_train.networks import Autoencoder
-from tessera_train.unet import UNet
-from tessera_train.weights import exported_alike, load_ema
+from tessera_train.data.latents import Latents
+from tessera_train.data.pictures import Pictures
+from tessera_train.export import export, fixtures
+from tessera_train.export.files import save_safetensors
+from tessera_train.export.model import Model
+from tessera_train.export.weights import exported_alike, load_ema
+from tessera_train.nets import spectral
+from tessera_train.nets.arch import Arch, autoencoder_identity, unet_identity
+from tessera_train.nets.autoencoder import Autoencoder
+from tessera_train.nets.unet import UNet
+from tessera_train.training import loop
+from tessera_train.training.autoencoder import Task
+from tessera_train.training.config import Config
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..rows import RowWriter, check_space
+from ..data.npy_writer import RowWriter, check_space
 from .picture import VERSION, check_seed, check_size, render
 
 ROWS_BETWEEN_SYNCS = 64

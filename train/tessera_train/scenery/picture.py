@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from . import compose, sky as sky_module, terrain
+from . import compose, terrain
+from . import sky as sky_module
 from .noise import SEED_LIMIT, TAU, Draw, ground_tile, lerp, profile, resize, smooth, world
 from .scene import Scene, plan
 

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .noise import TAU, Draw, Spectrum, lerp, smooth
+from .noise import Draw, Spectrum, lerp, smooth
 from .scene import HALF_WIDTH, Scene
 
 ROWS, COLUMNS = 384, 1024

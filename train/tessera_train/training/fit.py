@@ -19,18 +19,19 @@ from pathlib import Path
 
 import torch
 
-from . import autoencoder, diffusion, estimate, latents, loop, prepare, record
-from .arch import autoencoder_identity
-from .checkpoint import replace_file
+from ..data import latents, prepare, provenance
+from ..data.latents import Latents
+from ..data.pictures import Pictures
+from ..export.export import export
+from ..export.files import replace_file
+from ..export.model import Model
+from ..export.weights import load_ema
+from ..nets.arch import autoencoder_identity
+from ..nets.autoencoder import Autoencoder
+from ..scenery.dataset import parse_size
+from . import autoencoder, diffusion, estimate, loop
 from .config import Config, names
-from .data import Pictures
 from .diffusion import save_samples
-from .export import export
-from .latents import Latents
-from .model import Model
-from .networks import Autoencoder
-from .scenery.dataset import parse_size
-from .weights import load_ema
 
 GRID_STEPS = 18
 
@@ -119,17 +120,17 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
     files, _ = prepare.listing(args.folder)
     if not files:
         raise ValueError(f"{args.folder}: no JPEG, PNG, TIFF or WebP in it")
-    known = record.read(run)
+    known = provenance.read(run)
     if known is None:
         print("measuring the speed of this machine", flush=True)
         speed = estimate.measure(config, files, args, device, budget.refines())
         replace_file(run / "config.toml", lambda file: file.write(config.texts[0].encode()))
-        record.write(run, settings | {"threads": torch.get_num_threads(), "speed": speed.as_dict()})
+        provenance.write(run, settings | {"threads": torch.get_num_threads(), "speed": speed.as_dict()})
     else:
         for name, value in settings.items():
             if known.get(name) != value:
                 raise ValueError(f"{run}: was begun with {name} {known.get(name)}, not {value}; choose another --out, or remove it")
-        if known["code"] != record.code_version():
+        if known["code"] != provenance.code_version():
             print(f"{run} was begun by another version of the code; the result may differ from that of one run", flush=True)
         speed = estimate.Speed(**known["speed"])
     count = len(files)

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import precision
-from .arch import Arch, autoencoder_identity
-from .checkpoint import replace_file
-from .config import Config
-from .data import Pictures
-from .loop import choose_device
-from .networks import Autoencoder
-from .rows import RowWriter
-from .weights import load_ema
+from ..export.files import replace_file
+from ..export.weights import load_ema
+from ..nets.arch import Arch, autoencoder_identity
+from ..nets.autoencoder import Autoencoder
+from ..training import precision
+from ..training.config import Config
+from ..training.loop import choose_device
+from .npy_writer import RowWriter
+from .pictures import Pictures
 
 SMALLEST_STD = 1e-4
 

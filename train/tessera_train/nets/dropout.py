@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import parallel
+from ..training import parallel
 
 READINGS = ("resolution", "time", "both")
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from .arch import autoencoder_identity, unet_identity
-from .checkpoint import save_safetensors
-from .config import Config
-from .latents import Latents
-from .networks import Autoencoder
-from .unet import UNet
+from ..data.latents import Latents
+from ..nets.arch import autoencoder_identity, unet_identity
+from ..nets.autoencoder import Autoencoder
+from ..nets.unet import UNet
+from ..training.config import Config
+from .files import save_safetensors
 from .weights import load_ema, read_ema
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .checkpoint import replace_file
+from ..export.files import replace_file
 
 
 def shrink(x: Tensor, width: int) -> Tensor:

@@ -27,12 +27,14 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import cost, muon, parallel, precision, record, spectral
+from ..data import provenance
+from ..export.files import replace_file
+from ..export.weights import CHECKPOINT, exported_alike, read_ema
+from ..nets import cost, spectral
+from ..nets.arch import Arch
+from . import muon, parallel, precision
 from .adversarial import Adversary
-from .arch import Arch
-from .checkpoint import replace_file
 from .config import names
-from .weights import CHECKPOINT, exported_alike, read_ema
 
 
 @dataclass(frozen=True)
@@ -365,9 +367,9 @@ class Loop:
             self.say(f"{parallel.size()} processes")
         if self.progress(self.step) >= 1:
             return 0
-        if self.first and record.read(self.args.out) is None:
+        if self.first and provenance.read(self.args.out) is None:
             arguments = {key: str(value) for key, value in vars(self.args).items()}
-            record.write(self.args.out, {"arguments": arguments, "settings": dataclasses.asdict(self.task.recipe)})
+            provenance.write(self.args.out, {"arguments": arguments, "settings": dataclasses.asdict(self.task.recipe)})
         if self.first and self.args.tensorboard:
             self.board = board(self.args.out)
         if self.dtype is None:

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import blocks
-from .arch import Arch, Decoder, Encoder, EncoderStage, Level, Noise, Stage, UNet
-from .checkpoint import save_safetensors
-from .decoder import Decoder as DecoderNet
-from .encoder import Encoder as EncoderNet
-from .precond import Denoiser
-from .unet import UNet as UNetNet
+from ..nets import blocks
+from ..nets.arch import Arch, Decoder, Encoder, EncoderStage, Level, Noise, Stage, UNet
+from ..nets.decoder import Decoder as DecoderNet
+from ..nets.encoder import Encoder as EncoderNet
+from ..nets.precond import Denoiser
+from ..nets.unet import UNet as UNetNet
+from .files import save_safetensors
 
 Arrays = dict[str, np.ndarray]
 

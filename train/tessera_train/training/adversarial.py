@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import parallel, spectral
+from ..nets import spectral
+from . import parallel
 
 LARGEST_WEIGHT = 1e4
 BAND_GAIN = 8.0

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .arch import Arch, autoencoder_identity, unet_identity
-from .spectral import fold
+from ..nets.arch import Arch, autoencoder_identity, unet_identity
+from ..nets.spectral import fold
 
 CHECKPOINT = "checkpoint.pt"
 

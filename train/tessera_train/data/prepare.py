@@ -21,10 +21,10 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from .checkpoint import replace_file
-from .reading import SUFFIXES, Unusable, read
-from .rows import RowWriter, check_space
-from .scenery.dataset import parse_size
+from ..export.files import replace_file
+from ..scenery.dataset import parse_size
+from .image_io import SUFFIXES, Unusable, read
+from .npy_writer import RowWriter, check_space
 
 VERSION = 1
 ROWS_BETWEEN_SYNCS = 64

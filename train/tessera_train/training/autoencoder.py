@@ -12,18 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import dropout, loop, parallel, sampler, spectral
+from ..data.grid import save_grid, shrink
+from ..data.pictures import Pictures, step_rng
+from ..eval.metrics import decibels
+from ..export.model import Model
+from ..nets import dropout, sampler, spectral
+from ..nets.arch import Arch, autoencoder_identity
+from ..nets.autoencoder import Autoencoder
+from ..nets.decoder import Decoder
+from ..nets.precond import Denoiser
+from . import loop, parallel
 from .adversarial import Adversary
-from .arch import Arch, autoencoder_identity
 from .config import Config
-from .data import Pictures, step_rng
-from .decoder import Decoder
-from .images import save_grid, shrink
-from .metrics import decibels
-from .model import Model
-from .networks import Autoencoder
 from .perceptual import Lpips
-from .precond import Denoiser
 
 REDRAWING_STEPS = 4
 """Of Heun's sampler: redrawing is a part of every training step."""

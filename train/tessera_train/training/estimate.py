@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import autoencoder, diffusion, latents, loop, spectral
+from ..data import latents
+from ..data.image_io import Unusable, read
+from ..data.pictures import Pictures
+from ..export.model import Model
+from ..nets import spectral
+from . import autoencoder, diffusion, loop
 from .config import Config
-from .data import Pictures
-from .model import Model
-from .reading import Unusable, read
 
 TRIED = 5
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import sampler
-from .arch import Arch
-from .latents import Latents
-from .networks import Autoencoder
-from .precond import Denoiser
-from .unet import UNet
+from ..data.latents import Latents
+from ..nets import sampler
+from ..nets.arch import Arch
+from ..nets.autoencoder import Autoencoder
+from ..nets.precond import Denoiser
+from ..nets.unet import UNet
 from .weights import exported
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..data.pictures import Pictures
+from ..export.model import Model
 from . import loop
 from .autoencoder import Task
 from .config import Config
-from .data import Pictures
-from .model import Model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

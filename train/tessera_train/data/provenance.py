@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from . import __version__
-from .checkpoint import replace_file
+from .. import __version__
+from ..export.files import replace_file
 
 RECORD = "run.json"
 

@@ -8,10 +8,10 @@ import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .arch import Arch
+from ..nets.arch import Arch
 
 T = TypeVar("T")
-BUILT_IN = Path(__file__).parent / "configs"
+BUILT_IN = Path(__file__).parent.parent / "configs"
 DEEPEST = 8
 BASES = {"refine": "autoencoder"}
 

@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import dropout, loop, parallel, sampler, spectral
-from .arch import Arch, autoencoder_identity, unet_identity
+from ..data.grid import save_grid, shrink
+from ..data.latents import Latents
+from ..data.pictures import step_rng
+from ..export.weights import load_ema
+from ..nets import dropout, sampler, spectral
+from ..nets.arch import autoencoder_identity, unet_identity
+from ..nets.autoencoder import Autoencoder
+from ..nets.precond import Denoiser, level_sigma
+from ..nets.unet import UNet
+from . import loop, parallel
 from .config import Config
-from .data import step_rng
-from .images import save_grid, shrink
-from .latents import Latents
-from .networks import Autoencoder
-from .precond import Denoiser, level_sigma
-from .unet import UNet
-from .weights import load_ema
 
 
 @dataclass(frozen=True)

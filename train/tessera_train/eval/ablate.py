@@ -19,13 +19,15 @@ from typing import Any
 
 import torch
 
-from . import cost, evaluate, loop
-from .arch import autoencoder_identity
-from .checkpoint import replace_file
-from .config import Config, names
-from .data import Pictures
-from .fit import Budget, Places, Settings, held, repeatable, train
-from .model import Model
+from ..data.pictures import Pictures
+from ..export.files import replace_file
+from ..export.model import Model
+from ..nets import cost
+from ..nets.arch import autoencoder_identity
+from ..training import loop
+from ..training.config import Config, names
+from ..training.fit import Budget, Places, Settings, held, repeatable, train
+from . import evaluate
 
 BASE = "ablation-pyramid"
 ABLATIONS = [BASE, *(name for name in names() if name.startswith("ablation-") and name != BASE)]

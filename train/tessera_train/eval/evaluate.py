@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from . import metrics, record
-from .arch import Arch
-from .checkpoint import replace_file
-from .data import Pictures
-from .images import save_grid, shrink
-from .loop import choose_device
-from .model import Model
+from ..data import provenance
+from ..data.grid import save_grid, shrink
+from ..data.pictures import Pictures
+from ..export.files import replace_file
+from ..export.model import Model
+from ..nets.arch import Arch
+from ..training.loop import choose_device
+from . import metrics
 
 NEIGHBOUR_WIDTH = 32
 VIEW_WIDTH = 192
@@ -234,7 +235,7 @@ much nearer than held-out pictures are would be remembered ones.
 
 def made_by(device: torch.device) -> str:
     """The command that is running, and the code that it runs."""
-    code = record.code_version()
+    code = provenance.code_version()
     command = f"python -m tessera_train {shlex.join(sys.argv[1:])}"
     return f"Made by `{command}`,\ntessera_train {code['tessera_train']} ({code['commit'] or 'no commit'}), torch {code['torch']}, on {device}"
 

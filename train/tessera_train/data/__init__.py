@@ -1,0 +1,1 @@
+"""Pictures and latents on disk: reading, preparing, memory-mapped arrays."""

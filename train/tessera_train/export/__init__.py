@@ -1,0 +1,1 @@
+"""Exported model files: writing, reading, test vectors for the Rust crate."""

@@ -1,0 +1,1 @@
+"""Networks of the pyramid diffusion model and the mathematics around them: Arch, blocks, preconditioning, sampler."""
