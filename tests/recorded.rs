@@ -1,0 +1,238 @@
+//! Recorded pictures: the SHA-256 of latents and pixels in `fixtures/recorded.json` hold, so that a change of the code is
+//! not by accident one of the bits that a seed gives.
+//!
+//! Bits depend on the CPU's kernels (fused multiply-add or not, order of sums) and on the GPU's driver, so each has a record of
+//! its own; one without a record has to come close to the CPU's picture in f32. `TESSERA_RECORD=1` writes what this machine finds into the file.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tessera::{
+    engine::{
+        self, Cancel, Event, denoise,
+        plan::{Plan, Spec, TileSize, Tiling},
+        tiles::Canvas,
+    },
+    exec::{
+        cpu::{Cpu, Kernels},
+        gpu::{Gpu, adapters},
+    },
+    image_in::Picture,
+    image_out::Bits,
+    model::{checkpoint::Checkpoint, sampler::Method},
+    ops::{Ops, cases::Random, weights::Weights},
+};
+
+/// Smallest PSNR in dB of a GPU's picture against the CPU's, both in f32.
+const CLOSE: f64 = 50.0;
+
+/// One combination, and the hashes that it has on each kind of device.
+#[derive(Clone, Deserialize, Serialize)]
+struct Record {
+    /// A fixture, or `default`.
+    model: String,
+    seed: u64,
+    width: usize,
+    height: usize,
+    sampler: String,
+    steps: usize,
+    /// Side in pixels; 0 is the whole picture at once.
+    tile: usize,
+    bits: u32,
+    /// How much of a picture of noise is made anew; null starts from noise alone.
+    strength: Option<f64>,
+    /// By device.
+    hashes: BTreeMap<String, Hashes>,
+}
+
+/// SHA-256, in hexadecimal digits.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+struct Hashes {
+    /// f32, little endian, finest level first, not normalised.
+    latents: String,
+    /// RGB samples, row by row, 16-bit ones little endian.
+    picture: String,
+}
+
+fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/recorded.json")
+}
+
+fn records() -> Vec<Record> {
+    serde_json::from_str(&fs::read_to_string(path()).unwrap()).unwrap()
+}
+
+impl Record {
+    fn model(&self) -> Checkpoint {
+        match self.model.as_str() {
+            "default" => Checkpoint::default_model().unwrap(),
+            name => {
+                Checkpoint::open(&path().with_file_name(format!("{name}.safetensors"))).unwrap()
+            }
+        }
+    }
+
+    fn spec(&self, model: &Checkpoint) -> Spec {
+        Spec {
+            width: self.width,
+            height: self.height,
+            steps: self.steps,
+            method: Method::ALL.into_iter().find(|m| m.name() == self.sampler).unwrap(),
+            tile: if self.tile == 0 { TileSize::Whole } else { TileSize::Pixels(self.tile) },
+            bits: if self.bits == 8 { Bits::Eight } else { Bits::Sixteen },
+            strength: self.strength,
+            ..Spec::new(&model.arch, self.seed)
+        }
+    }
+
+    /// The hashes that `ops` gives, and the picture's samples from 0 to 1.
+    fn run(&self, ops: &mut impl Ops, model: &Checkpoint) -> (Hashes, Vec<f64>) {
+        let spec = self.spec(model);
+        let plan = Plan::new(spec.clone(), &model.arch).unwrap();
+        let (mut silent, cancel) = (|_: Event| {}, Cancel::default());
+        let begin = match self.strength {
+            None => denoise::begin(&plan),
+            Some(_) => {
+                let mut random = Random::new(self.seed + 1000);
+                let samples = random.values(3 * self.width * self.height, 0.1, 0.6);
+                let (width, height) = (self.width as u32, self.height as u32);
+                let picture = Picture { width, height, bits: 8, samples };
+                denoise::begin_from(ops, model, &plan, picture).unwrap()
+            }
+        };
+        let latents =
+            denoise::denoise(ops, &model.arch, &plan, begin, &mut silent, &cancel).unwrap();
+        let latents = denoise::denormalise(model, latents);
+        let mut hash = Sha256::new();
+        for value in latents.iter().flat_map(|latent| &latent.data) {
+            hash.update(value.to_le_bytes());
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let canvas = Canvas::create(dir.path(), self.width, self.height, spec.bits).unwrap();
+        let tiling = Tiling::new(&model.arch, self.width, self.height, spec.tile).unwrap();
+        let canvas =
+            engine::decode(ops, &model.arch, &latents, &tiling, canvas, &mut silent, &cancel)
+                .unwrap();
+        let (bytes, samples): (Vec<u8>, Vec<f64>) = match spec.bits {
+            Bits::Eight => {
+                let samples = canvas.bytes().iter().map(|&v| f64::from(v) / 255.0);
+                (canvas.bytes().to_vec(), samples.collect())
+            }
+            Bits::Sixteen => {
+                let samples = canvas.bytes().chunks_exact(2);
+                let samples = samples.map(|v| u16::from_ne_bytes([v[0], v[1]]));
+                let bytes = samples.clone().flat_map(u16::to_le_bytes);
+                (bytes.collect(), samples.map(|v| f64::from(v) / 65535.0).collect())
+            }
+        };
+        let picture = hex(&Sha256::digest(&bytes));
+        (Hashes { latents: hex(&hash.finalize()), picture }, samples)
+    }
+
+    /// The record as a line, without its hashes.
+    fn name(&self) -> String {
+        let Self { model, seed, width, height, sampler, steps, tile, bits, strength, .. } = self;
+        let edit = strength.map_or(String::new(), |strength| format!(", strength {strength}"));
+        format!(
+            "{model} seed {seed} {width}x{height} {sampler} {steps} steps, tile {tile}, {bits} bits{edit}"
+        )
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Compares what `run` gives for every record with the hashes of `device`; with `TESSERA_RECORD=1` writes them instead.
+/// A record without hashes of `device` is handed to `unknown`, with the samples that were found.
+fn hold<O: Ops>(
+    device: &str,
+    make: impl Fn(Arc<Weights>) -> O,
+    unknown: impl Fn(&Record, &Checkpoint, &[f64]),
+) {
+    /// Tests of one process write the file in turns.
+    static FILE: Mutex<()> = Mutex::new(());
+    let recording = std::env::var("TESSERA_RECORD").is_ok_and(|v| v == "1");
+    let mut found = Vec::new();
+    for record in records() {
+        let model = record.model();
+        let (hashes, samples) = record.run(&mut make(model.weights.clone()), &model);
+        if !recording && !record.hashes.contains_key(device) {
+            unknown(&record, &model, &samples);
+        }
+        found.push(hashes);
+    }
+    if recording {
+        let _lock = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut records = records();
+        for (record, hashes) in records.iter_mut().zip(found) {
+            record.hashes.insert(device.to_owned(), hashes);
+        }
+        let text = serde_json::to_string_pretty(&records).unwrap() + "\n";
+        return fs::write(path(), text).unwrap();
+    }
+    let changed: Vec<_> = (records().iter().zip(&found))
+        .filter(|(record, found)| record.hashes.get(device).is_some_and(|hashes| hashes != *found))
+        .map(|(record, found)| {
+            format!("{}\n  {:?}\n  {found:?}", record.name(), record.hashes[device])
+        })
+        .collect();
+    assert!(
+        changed.is_empty(),
+        "{device}: recorded and found hashes differ:\n{}",
+        changed.join("\n")
+    );
+}
+
+/// The picture of `record` on the CPU, by the best kernels of f32.
+fn on_cpu(record: &Record, model: &Checkpoint) -> Vec<f64> {
+    record.run(&mut Cpu::new(model.weights.clone()), model).1
+}
+
+fn psnr(a: &[f64], b: &[f64]) -> f64 {
+    let squares: f64 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
+    -10.0 * (squares / a.len() as f64).log10()
+}
+
+/// Every kernel of this machine gives its recorded bits; one without a record comes within 60 dB of f32, in
+/// bf16 within 30 dB.
+#[test]
+fn recorded_hashes_hold_on_the_cpu_with_every_kernel() {
+    assert!(records().len() >= 12);
+    for kernels in Kernels::ALL.into_iter().filter(|kernels| kernels.available()) {
+        let least = if kernels.is_bf16() { 30.0 } else { 60.0 };
+        let near = |record: &Record, model: &Checkpoint, samples: &[f64]| {
+            let psnr = psnr(samples, &on_cpu(record, model));
+            println!("{} is not recorded; {}: {psnr:.1} dB", kernels.name(), record.name());
+            assert!(psnr >= least, "{}, {}: {psnr:.1} dB", kernels.name(), record.name());
+        };
+        let device = format!("cpu {}", kernels.name());
+        hold(&device, |weights| Cpu::with_kernels(weights, kernels).unwrap(), near);
+    }
+}
+
+/// A driver that is not recorded comes within [`CLOSE`] dB of the CPU.
+#[test]
+fn recorded_hashes_hold_on_the_gpu() {
+    if adapters().is_empty() {
+        let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
+        assert!(!required, "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
+        return println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
+    }
+    let gpu = Gpu::new(None, Arc::default()).unwrap();
+    let adapter = gpu.adapter();
+    let device = format!("{}, {}, f32", adapter.name, adapter.driver);
+    let near = |record: &Record, model: &Checkpoint, samples: &[f64]| {
+        let psnr = psnr(samples, &on_cpu(record, model));
+        println!("{device} is not recorded; {}: {psnr:.1} dB", record.name());
+        assert!(psnr >= CLOSE, "{device}, {}: {psnr:.1} dB", record.name());
+    };
+    hold(&device, |weights| Gpu::new(None, weights).unwrap(), near);
+}
