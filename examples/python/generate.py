@@ -1,10 +1,10 @@
-"""Orders a picture from a Tessera server, shows its tiles as they arrive, and writes them to a TIFF.
+"""Orders a picture from a Tessera server, collects its tiles as they arrive, and writes them to a TIFF.
 
     python generate.py --seed 7 --size 1024x512 --out picture.tiff
 
-Every tile's CRC32C is checked. If the connection breaks or the server restarts, the stream is asked for again from the
-last event seen, so nothing is lost and nothing is computed twice. The code that speaks to the server is generated from
-`proto/` when the program starts.
+Every tile's CRC32C is checked. If the connection breaks or the server restarts, the stream is requested again from the
+last event received, so nothing is lost and nothing is computed twice. The gRPC stubs are generated from `proto/` when
+the program starts.
 """
 
 import argparse
@@ -26,12 +26,12 @@ import tifffile
 
 PROTO = Path(__file__).resolve().parents[2] / "proto"
 FILES = ["image", "job_service", "model_service"]
-# A raw tile of the largest size, 1024 x 1024 pixels of 6 bytes, and what stands around it.
+# A raw tile of the largest size, 1024 x 1024 pixels of 6 bytes, and the message around it.
 MAX_MESSAGE = 8 << 20
 
 
 def load_stubs(proto):
-    """Compiles the proto files into a temporary folder; gives the modules of job_service.proto: messages and service."""
+    """Compiles the proto files into a temporary folder; returns the modules of job_service.proto: messages and service."""
     from grpc_tools import protoc
 
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,7 @@ CRC32C = crc32c_table()
 
 
 def crc32c(data):
-    """The checksum of a tile. The package `crc32c` does the same a thousand times faster, if it is installed."""
+    """The checksum of a tile. The package `crc32c` computes it a thousand times faster, if it is installed."""
     with contextlib.suppress(ImportError):
         return importlib.import_module("crc32c").crc32c(data)
     crc = 0xFFFFFFFF
@@ -73,7 +73,7 @@ def crc32c(data):
 
 
 def connect(args):
-    """A channel to the server, and the headers that every call carries."""
+    """Returns a channel to the server, and the headers of every call."""
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE),
         ("grpc.keepalive_time_ms", 30_000),
@@ -87,7 +87,7 @@ def connect(args):
 
 
 def events(service, messages, name, headers):
-    """Every event of the job, each once, over as many streams as it takes."""
+    """Yields every event of the job once and in order, over as many streams as are needed."""
     seen, pause = 0, 0.1
     while True:
         options = messages.StreamOptions(without_previews=True)
@@ -101,24 +101,24 @@ def events(service, messages, name, headers):
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.UNAVAILABLE:
                 raise
-            print(f"connection lost, going on after event {seen}: {error.details()}", file=sys.stderr)
-        # Those who were cut off together should not come back together.
+            print(f"connection lost, continuing after event {seen}: {error.details()}", file=sys.stderr)
+        # Random pauses: clients that lost their connections together should not all return together.
         time.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, 4)
 
 
 def samples(tile, bits):
-    """The pixels of a raw tile, once they are known to be whole."""
+    """Returns the pixels of a raw tile after checking its CRC32C."""
     found = crc32c(tile.data)
     if found != tile.crc32c:
         place = f"column {tile.column}, row {tile.row}"
-        raise SystemExit(f"the tile in {place} is damaged: CRC32C {found:08x} in place of {tile.crc32c:08x}")
+        raise SystemExit(f"the tile in {place} is damaged: CRC32C {found:08x} instead of {tile.crc32c:08x}")
     shape = (tile.rect.height, tile.rect.width, 3)
     return np.frombuffer(tile.data, "<u2" if bits == 16 else "u1").reshape(shape)
 
 
 def generate(args):
-    """Orders the picture and collects its tiles; gives the pixels, the description and the receipt."""
+    """Orders the picture and collects its tiles; returns the pixels, the description and the generation metadata."""
     messages, stubs = load_stubs(PROTO)
     channel, headers = connect(args)
     with channel:
@@ -127,7 +127,7 @@ def generate(args):
         spec = messages.JobSpec(
             seed=args.seed, width=width, height=height, steps=args.steps, tile_size=args.tile, bits=args.bits
         )
-        # If the answer is lost the same order may be sent again: one job comes of it.
+        # The request id makes it safe to send the request again: both create the same job.
         order = messages.CreateJobRequest(spec=spec, request_id=str(uuid.uuid4()))
         job = service.CreateJob(order, metadata=headers, timeout=60, wait_for_ready=True).job
         print(f"{job.name}  {job.spec.width} x {job.spec.height}  seed {job.spec.seed}  {job.spec.steps} steps")
@@ -157,12 +157,12 @@ def generate(args):
                 raise SystemExit(f"{job.name} was cancelled")
             elif kind == "finished":
                 if done != tiles:
-                    raise SystemExit(f"{job.name} is finished, but {done} of {tiles} tiles came")
+                    raise SystemExit(f"{job.name} is finished, but {done} of {tiles} tiles arrived")
                 return picture, event.finished.description, json.loads(event.finished.receipt)
 
 
 def write(path, picture, description):
-    """Writes the file under another name first: under its own it is whole or not there."""
+    """Writes the file under a temporary name and renames it, so that it is complete or does not exist."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         tifffile.imwrite(
@@ -175,18 +175,18 @@ def write(path, picture, description):
 
 
 def check(picture, path):
-    """Compares the pixels with those of a file that `tessera generate` or `tessera fetch` made."""
+    """Compares the pixels with those of a file from `tessera generate` or `tessera fetch`."""
     expected = tifffile.imread(path)
     if expected.shape != picture.shape or expected.dtype != picture.dtype:
         raise SystemExit(f"{path} is {expected.shape} {expected.dtype}, not {picture.shape} {picture.dtype}")
     differing = np.count_nonzero((expected != picture).any(axis=2))
     if differing:
         raise SystemExit(f"{differing} pixels differ from {path}")
-    print(f"all {picture.shape[0] * picture.shape[1]} pixels are those of {path}")
+    print(f"all {picture.shape[0] * picture.shape[1]} pixels equal those of {path}")
 
 
 def size(text):
-    """Width and height, as in 2048x1024."""
+    """Parses width and height, as in 2048x1024."""
     try:
         width, height = (int(side) for side in text.split("x"))
     except ValueError:
@@ -195,11 +195,11 @@ def size(text):
 
 
 def main():
-    """Carries out the command line."""
+    """Runs the command line."""
     assert crc32c(b"123456789") == 0xE3069283, "the checksum's check value"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", default="127.0.0.1:50051", help="host and port (default: %(default)s)")
-    parser.add_argument("--ca", metavar="FILE", help="authority of the server's certificate, PEM: turns TLS on")
+    parser.add_argument("--ca", metavar="FILE", help="certificate authority of the server, PEM; enables TLS")
     parser.add_argument("--seed", type=int, default=0, help="key of the noise")
     parser.add_argument("--size", type=size, default=(0, 0), metavar="WxH", help="default: the model's own")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
@@ -213,8 +213,8 @@ def main():
     except grpc.RpcError as error:
         raise SystemExit(f"{error.code().name}: {error.details()}") from None
     except ValueError as error:
-        # A number that its field can't hold, such as a negative one.
-        raise SystemExit(f"the order can't be sent: {error}") from None
+        # A number outside the range of its field, such as a negative one.
+        raise SystemExit(f"the request can't be sent: {error}") from None
     write(args.out, picture, description)
     print(f"{args.out}  {description}  model {receipt['model_sha256'][:12]}")
     if args.check_against:

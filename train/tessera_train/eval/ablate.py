@@ -125,10 +125,11 @@ def text(groups: dict[str, Group], floor: list[float], heads: list[str], seeds: 
 
 {made}.
 
-Each row is the first one without, or with another form of, one part of the recipe; same pictures, steps and batch for all, seeds 0 to
-{seeds - 1}. Mean ± standard deviation over seeds; a star marks a difference from the first row of more than two standard errors, all
-others are within noise, and about one star in twenty is by chance. PSNR and SSIM: higher is better; all others are distances from
-held-out pictures (sliced Wasserstein x 1000 per level, spectrum, colour histogram): lower is better.
+Each row differs from the first one in one part of the recipe; pictures, steps and batch are the same for all, seeds 0
+to {seeds - 1}. Mean ± standard deviation over seeds. A star marks a difference from the first row of more than two standard
+errors; all others are within noise, and about one star in twenty is due to chance. PSNR and SSIM: higher is better. All
+others are distances from held-out pictures (sliced Wasserstein x 1000 per level, spectrum, colour histogram): lower is
+better.
 
 {evaluate.table(["", "parameters, U-Net", "PSNR, dB", "SSIM", *heads], rows)}"""
 

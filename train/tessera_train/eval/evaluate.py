@@ -206,27 +206,27 @@ def report(models: dict[str, Model], reference: Reference, sampling: Sampling, o
 of {sampling.steps} Heun steps. {control}
 ## Reconstruction of held-out pictures
 
-The latents that are not named stand at their mean.
+Latents that are not named are set to their mean.
 
 {table(["latents", "PSNR, dB", "SSIM"], reconstructions(models, reference))}
 ## Samples
 
 Sliced Wasserstein distance (x 1000) per level of the Laplacian pyramid, finest first (Karras et al. 2018, on 7x7 patches);
 mean difference of the radial power spectra; total variation distance of the colour histograms (8 x 8 x 8 cells). All are distances
-from the held-out pictures. The floor is that of as many training pictures as there are samples; beside it stands what the
-AutoEncoder makes of the same pictures, so that what the decoder loses and what the U-Net misses can be told apart.
+from the held-out pictures. The floor is that of as many training pictures as there are samples. The same pictures,
+reconstructed by the AutoEncoder, separate what the decoder loses from what the U-Net misses.
 
 {table(["", *reference.heads()], compared(distances, reference.distances(reference.floor)))}
 ![samples]({out.with_suffix(".samples.png").name})
 
-Radial power spectrum against that of the held-out pictures, in dB, per octave of cycles per shorter side: above 0 is too much,
-below 0 too little.
+Radial power spectrum relative to that of the held-out pictures, in dB, per octave of cycles per shorter side: above 0 is
+too much, below 0 too little.
 
 {table(["", *cycles], [[name, *(f"{x:+.1f}" for x in row)] for name, row in octaves.items()])}
 ## Nearest training pictures
 
 Root mean square difference (of 2) at {NEIGHBOUR_WIDTH} pixels' width to the nearest training picture or its mirror image. Samples
-much nearer than held-out pictures are would be remembered ones.
+that are much nearer than held-out pictures would be memorised ones.
 
 {table(["", "smallest", "median"], near)}
 ![samples, each over its nearest training picture]({out.with_suffix(".neighbours.png").name})
