@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The GPU tests, those of f16 on cooperative matrices with them, where no GPU has any: on the software Vulkan driver of
-# Debian sid (Mesa's lavapipe), which has matrices of 8x8, in a chroot under target/ that is made once. Needs root, on
-# Debian; where the archive, the chroot or the driver's cooperative matrices are not to be had it says so and succeeds. A
-# test that fails is a failure.
+# Runs the GPU tests, including those of f16 on cooperative matrices, on the software Vulkan driver of Debian sid (Mesa's
+# lavapipe), which has matrices of 8x8. The driver is in a chroot under target/ that is made once. Needs root on Debian.
+# Where the archive, the chroot or the driver is not available the script prints "skipped" with the reason and succeeds;
+# a failed test is a failure.
 #   scripts/cooperative.sh [NAME OF TESTS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,14 +21,14 @@ if ! command -v mmdebstrap >/dev/null; then
 fi
 
 if [ ! -e "$root/complete" ]; then
-  # The mirror that this machine uses; a dated one has a list of sid that has run out.
+  # This machine's own mirror. The validity date of a snapshot's package list may have passed.
   mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | grep -v '^ *#' |
     grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' ' || true)
   rm -rf "$root"
   mkdir -p "$(dirname "$root")"
   timeout 300 mmdebstrap --quiet --variant=apt --include=libvulkan1,mesa-vulkan-drivers,vulkan-tools \
     --aptopt='Acquire::Check-Valid-Until "false"' \
-    sid "$root" "${mirror:-http://deb.debian.org/debian}" || { rm -rf "$root"; skip "Debian sid can't be had"; }
+    sid "$root" "${mirror:-http://deb.debian.org/debian}" || { rm -rf "$root"; skip "Debian sid is not available"; }
   touch "$root/complete"
 fi
 
@@ -39,12 +39,12 @@ in_chroot() {
 }
 
 in_chroot vulkaninfo 2>/dev/null >"$root/vulkaninfo.txt" || skip "sid's Vulkan driver does not start"
-grep -q VK_KHR_cooperative_matrix "$root/vulkaninfo.txt" || skip "sid's Vulkan driver has none"
+grep -q VK_KHR_cooperative_matrix "$root/vulkaninfo.txt" || skip "sid's Vulkan driver has no cooperative matrices"
 sed -n 's/^\s*driverInfo\s*= /driver: /p' "$root/vulkaninfo.txt" | head -n 1
 
 program=$(cargo test --release --locked --test gpu --no-run --message-format=json |
   sed -n 's|.*"executable":"\([^"]*/gpu-[^"]*\)".*|\1|p')
 cp "$program" "$root/gpu-tests"
-# Where the tests look for them.
+# The tests read the fixtures at this path.
 rm -rf "${root:?}$PWD" && mkdir -p "$root$PWD/tests" && cp -r tests/fixtures "$root$PWD/tests"
 in_chroot TESSERA_REQUIRE_GPU=1 TESSERA_REQUIRE_COOPERATIVE=1 /gpu-tests --nocapture "$@"
