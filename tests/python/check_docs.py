@@ -201,7 +201,7 @@ def commands(lines: list[str], first: int) -> list[tuple[int, list[str]]]:
 def one_line(text: str, number: int) -> list[tuple[int, list[str]]]:
     """See `commands`."""
     lexer = shlex.shlex(text.replace("$(", " ( "), posix=True, punctuation_chars=True)
-    lexer.commenters = "#"
+    lexer.commenters, lexer.whitespace_split = "#", True
     try:
         words = list(lexer)
     except ValueError:
