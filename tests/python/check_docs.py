@@ -30,6 +30,8 @@ README_LINES = 150
 COLUMNS = 120
 OF_LIMITED_WIDTH = ("docs", "examples")
 """Folders whose documents, with those at the root, have lines of at most COLUMNS; tables are as wide as they need."""
+PHRASES = {"but for": "except", "in place of": "instead of", "whoever": "anyone who", "somebody": "a user", "nobody": "no user"}
+"""Phrases that documents avoid, with the plain word."""
 SEPARATORS = {";", "&", "&&", "|", "||", "(", ")", "\n"}
 
 problems: list[str] = []
@@ -132,6 +134,14 @@ def check_lengths(document: Document) -> None:
     for number, line in enumerate(text, 1):
         if len(line) > COLUMNS and (name == "README.md" or not line.startswith("|")):
             problem(document.path, number, f"has {len(line)} columns; the limit is {COLUMNS}")
+
+
+def check_phrases(document: Document) -> None:
+    """Prose is free of the phrases that house rules replace."""
+    for number, line in document.prose:
+        for phrase, plain in PHRASES.items():
+            if re.search(rf"\b{phrase}\b", line, re.IGNORECASE):
+                problem(document.path, number, f'"{phrase}": write "{plain}"')
 
 
 def check_book(documents: dict[Path, Document]) -> None:
@@ -325,6 +335,7 @@ def main() -> int:
         check_links(document, documents)
         check_paths(document, tops)
         check_lengths(document)
+        check_phrases(document)
         for language, first, lines in document.blocks:
             for number, words in commands(lines, first) if language == "sh" else ():
                 if why := check_command(document, words, tessera, package):
