@@ -34,7 +34,7 @@ def train(pictures: Path, out: Path, steps: int, stop_after: int | None = None, 
 
 
 def same(a: object, b: object) -> bool:
-    """Whether two checkpoints hold the same, tensors bit for bit; what the clock says does not count."""
+    """True if two checkpoints are equal, tensors bit for bit, except for elapsed time."""
     if isinstance(a, dict):
         return set(a) == set(b) and all(same(a[key], b[key]) for key in a if key != "elapsed")
     if isinstance(a, list):

@@ -1,4 +1,4 @@
-"""What the table of ablations promises: same budget, no run twice, means with their spread."""
+"""Promises of the table of ablations: same budget, no run twice, means with their spread."""
 
 from __future__ import annotations
 

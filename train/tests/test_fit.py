@@ -1,4 +1,4 @@
-"""What `fit` promises: from a folder to a model, however often it is killed on the way."""
+"""Promises of `fit`: from a folder to a model, even if it is killed repeatedly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the measures of quality promise, and the report."""
+"""Promises of the measures of quality and of the report."""
 
 from __future__ import annotations
 

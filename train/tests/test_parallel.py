@@ -1,4 +1,4 @@
-"""What training by several processes promises: the weights of one process, one voice, a clear end when one is lost."""
+"""Promises of training by several processes: the weights of one process, output from one, an error when one is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `prepare` promises of a user's pictures, good and bad ones."""
+"""Promises of `prepare` for usable and unusable pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def upright() -> Image.Image:
 
 
 def close(got: np.ndarray, wanted: np.ndarray, most: float = 3.0) -> bool:
-    """Equal but for a mean error per sample of `most` of 255."""
+    """Equal except for a mean error per sample of `most` of 255."""
     return got.shape == wanted.shape and np.abs(got.astype(float) - wanted).mean() <= most
 
 

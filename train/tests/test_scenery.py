@@ -1,4 +1,4 @@
-"""What the scenery generator promises."""
+"""Promises of the scenery generator."""
 
 import argparse
 import json

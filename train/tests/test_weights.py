@@ -1,4 +1,4 @@
-"""What can be started from and exported: run folders and files that `export` wrote, of the same model."""
+"""Promises of starting weights and export: run folders and exported files of the same model are accepted."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def to_tensor(picture: np.ndarray) -> Tensor:
 
 
 def finished(state: Path, count: int) -> int:
-    """How many of `count` rows are finished by what the file `state` says; all of them if there is none."""
+    """Number of finished rows out of `count`, from the file `state`; all if there is no such file."""
     if not state.exists():
         return count
     try:

@@ -1,4 +1,4 @@
-"""What a run folder says about itself, so that its result can be made again: settings, code, seed."""
+"""Provenance of a run folder, so that its result can be reproduced: settings, code, seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RECORD = "run.json"
 
 
 def code_version() -> dict[str, str | None]:
-    """Of this package, its commit if it lies in a git checkout, and what it runs on."""
+    """Versions of this package, of its commit in a git checkout, of PyTorch and of Python."""
     place = Path(__file__).parent
     try:
         git = subprocess.run(["git", "-C", place, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False)

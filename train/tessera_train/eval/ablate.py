@@ -136,10 +136,10 @@ better.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; the same command continues")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; the same command continues them")
     parser.add_argument("--report", type=Path, help="the table, a .md file (default: ablations.md in --out)")
-    parser.add_argument("--configs", nargs="+", default=ABLATIONS, metavar="CONFIG", help="the first is compared with (default: all ablation-*)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument("--configs", nargs="+", default=ABLATIONS, metavar="CONFIG", help="configurations; the first is the reference (default: all ablation-*)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each configuration (default: 3)")
     parser.add_argument("--steps", type=int, help="of each run, shared by both trainings (default: the configuration's)")
     parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")
     parser.add_argument("--save-minutes", type=float, default=3.0, help="between checkpoints (default: 3)")

@@ -1,4 +1,4 @@
-"""Measured quality of an exported model on prepared pictures, as a report in Markdown with two pictures beside it."""
+"""Measures the quality of an exported model on prepared pictures; writes a Markdown report and two pictures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Table = list[list[str]]
 
 @dataclass
 class Summary:
-    """What is kept of a set of pictures: descriptors per pyramid level, and the pictures at a size to look at."""
+    """Statistics of a set of pictures: descriptors per pyramid level, spectrum, colours, and small versions to show."""
 
     descriptors: list[Tensor]
     small: Tensor
@@ -40,8 +40,8 @@ class Summary:
 
     @staticmethod
     def of(pictures: Iterable[Tensor], count: int, seed: int, name: str) -> Summary:
-        """Of `count` pictures [1, 3, H, W], one after the other, so that large ones need not be held together; `name`
-        is for the bar of progress."""
+        """Summarises `count` pictures [1, 3, H, W], one after the other, so that memory holds one large picture at a
+        time; `name` labels the progress bar."""
         rows, small, spectra, colours = [], [], [], []
         for i, picture in enumerate(tqdm(pictures, name, count, unit="picture", disable=None)):
             x = picture.float().cpu().clamp(-1, 1)
@@ -53,7 +53,7 @@ class Summary:
         return Summary(levels, torch.cat(small), torch.stack(spectra).mean(0).log10(), torch.stack(colours).mean(0))
 
     def distances(self, other: Summary, seed: int) -> list[float]:
-        """Sliced Wasserstein per level (times 1000), spectrum in dB, colours: how far this set is from `other`."""
+        """Distances of this set from `other`: sliced Wasserstein per level (times 1000), spectrum in dB, colours."""
         swd = [1000 * metrics.sliced_wasserstein(a, b, seed) for a, b in zip(self.descriptors, other.descriptors)]
         spectrum = float(10 * (self.spectrum - other.spectrum).abs().mean())
         return [*swd, spectrum, float((self.colours - other.colours).abs().sum() / 2)]
@@ -68,7 +68,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many samples of a model are compared, by how many steps of Heun's sampler, how many at a time."""
+    """Settings of sampling: number of samples, steps of Heun's sampler, samples per batch, seed."""
 
     count: int
     steps: int
@@ -76,7 +76,7 @@ class Sampling:
     seed: int
 
     def summary(self, model: Model, name: str) -> Summary:
-        """Of the model's samples."""
+        """Draws samples of the model and summarises them."""
 
         def pictures() -> Iterator[Tensor]:
             for first in range(0, self.count, self.batch):
@@ -87,10 +87,10 @@ class Sampling:
 
 class Reference:
     """Pictures that were not trained on, at a model's size, and the floor: as many training pictures as there are
-    samples, seen as if they were samples."""
+    samples, treated as if they were samples."""
 
     def __init__(self, pictures: Pictures, apart: Pictures | None, arch: Arch, sampling: Sampling) -> None:
-        """Held out are the last of `pictures`, or all of `apart`, a folder of its own."""
+        """The held-out pictures are the last of `pictures`, or all of `apart`, a separate folder."""
         self.pictures, self.size, self.seed = pictures, (arch.width, arch.height), sampling.seed
         self.source = apart or pictures
         self.indices = range(len(apart.rows)) if apart else range(pictures.training, len(pictures.rows))
@@ -102,28 +102,28 @@ class Reference:
         self.floor = self.trained_on("training pictures")
 
     def held_out(self) -> Iterator[Tensor]:
-        """Picture after picture."""
+        """Yields the held-out pictures."""
         return (self.source.whole(i, *self.size) for i in self.indices)
 
     def trained_on(self, name: str, model: Model | None = None) -> Summary:
-        """As many training pictures as there are samples; with a model, what its AutoEncoder makes of them."""
+        """Summarises as many training pictures as there are samples; with a model, their reconstructions by it."""
         pictures = (self.pictures.whole(i, *self.size) for i in self.others)
         if model is not None:
             pictures = (next(model.decode(model.encode(x))) for x in pictures)
         return Summary.of(pictures, len(self.others), self.seed + 1_000_000, name)
 
     def heads(self) -> list[str]:
-        """What the numbers of `distances` are."""
+        """Names of the numbers that `distances` returns."""
         width, height = self.size
         return [*(f"SWD {width >> i}x{height >> i}" for i in range(len(self.truth.descriptors))), "spectrum, dB", "colours"]
 
     def distances(self, summary: Summary) -> list[float]:
-        """Of a set of pictures from the held-out ones."""
+        """Distances of a set of pictures from the held-out ones."""
         return summary.distances(self.truth, self.seed)
 
     def reconstruction(self, model: Model, finest: int) -> tuple[float, float]:
-        """PSNR in dB and SSIM over the held-out pictures with the levels from `finest` on; those finer than it stand at
-        their mean over the training pictures."""
+        """PSNR in dB and SSIM over the held-out pictures with the levels from `finest` on; finer levels are set to their
+        mean over the training pictures."""
         sums = torch.zeros(2, dtype=torch.float64)
         for x in self.held_out():
             z = model.encode(x)
@@ -136,7 +136,7 @@ class Reference:
 
 
 def table(head: list[str], rows: Table) -> str:
-    """A Markdown table."""
+    """Formats a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -153,8 +153,8 @@ def reconstructions(models: dict[str, Model], reference: Reference) -> Table:
 
 
 def neighbours(samples: Tensor, reference: Reference, path: Path) -> Table:
-    """Draws the samples, each over the training picture next to it; rows of the table: distance of samples, and of
-    held-out pictures, which no model has seen, to their nearest training pictures."""
+    """Draws the samples, each above its nearest training picture. Returns rows of a table: distances of samples, and of
+    held-out pictures, to their nearest training pictures."""
     pictures, (width, height) = reference.pictures, reference.size
     tiny_height = max(1, height * NEIGHBOUR_WIDTH // width)
 
@@ -179,7 +179,7 @@ def neighbours(samples: Tensor, reference: Reference, path: Path) -> Table:
 
 
 def compared(values: dict[str, list[float]], floor: list[float]) -> Table:
-    """Rows of distances, the floor's after them, then the first row in units of the floor."""
+    """Rows of distances, then the floor, then the distances in units of the floor."""
     rows = {**values, "training pictures (floor)": floor}
     text = [[name, *(f"{x:.2f}" for x in row[:-1]), f"{row[-1]:.3f}"] for name, row in rows.items()]
     ratios = [[f"{name} / floor", *(f"{x / y:.2f}" if y else "-" for x, y in zip(row, floor))] for name, row in values.items()]
@@ -187,9 +187,9 @@ def compared(values: dict[str, list[float]], floor: list[float]) -> Table:
 
 
 def report(models: dict[str, Model], reference: Reference, sampling: Sampling, out: Path) -> str:
-    """The text about the first model, beside the others; pictures are written beside `out`."""
+    """The report on the first model, compared with the others; pictures are written next to `out`."""
     (_, model), *_ = models.items()
-    made = made_by(model.device)  # before a picture beside `out` changes the tree that the code is of
+    made = made_by(model.device)  # before pictures next to `out` change the state of the checkout
     arch, (width, height) = model.arch, reference.size
     summaries = {name: sampling.summary(each, name) for name, each in models.items()}
     samples = summaries["samples"].small
@@ -234,25 +234,25 @@ that are much nearer than held-out pictures would be memorised ones.
 
 
 def made_by(device: torch.device) -> str:
-    """The command that is running, and the code that it runs."""
+    """The running command and the version of the code."""
     code = provenance.code_version()
     command = f"python -m tessera_train {shlex.join(sys.argv[1:])}"
     return f"Made by `{command}`,\ntessera_train {code['tessera_train']} ({code['commit'] or 'no commit'}), torch {code['torch']}, on {device}"
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those that say what samples are compared with, and how they are made."""
-    parser.add_argument("--pictures", type=Path, required=True, help="folder that scenery or prepare has written")
-    parser.add_argument("--held-out", type=Path, help="a folder of pictures that are not trained on (default: the last of --pictures)")
+    """Adds the arguments for sampling and for the pictures to compare with."""
+    parser.add_argument("--pictures", type=Path, required=True, help="folder written by scenery or prepare")
+    parser.add_argument("--held-out", type=Path, help="folder of pictures that are not trained on (default: the last of --pictures)")
     parser.add_argument("--samples", type=int, default=64, help="number of samples (default: 64)")
-    parser.add_argument("--sample-steps", type=int, default=18, help="of the sampler (default: 18)")
+    parser.add_argument("--sample-steps", type=int, default=18, help="steps of the sampler (default: 18)")
     parser.add_argument("--batch", type=int, default=8, help="samples at a time (default: 8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
 
 def sampling(args: argparse.Namespace, seed: int) -> Sampling:
-    """Of the arguments; ValueError for one that is below 1."""
+    """Reads the arguments; ValueError for one that is below 1."""
     for name in ("samples", "sample_steps", "batch", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -265,8 +265,8 @@ def sampling(args: argparse.Namespace, seed: int) -> Sampling:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--model", type=Path, required=True, help="the exported .safetensors file")
-    parser.add_argument("--control", type=Path, help="another one of the same size, to stand beside it")
-    parser.add_argument("--out", type=Path, required=True, help="the report, a .md file; its pictures lie beside it")
+    parser.add_argument("--control", type=Path, help="another model of the same size, to compare with")
+    parser.add_argument("--out", type=Path, required=True, help="the report, a .md file; its pictures are written next to it")
     parser.add_argument("--seed", type=int, default=0)
     add_sampling_arguments(parser)
 

@@ -153,7 +153,7 @@ def fir_up_zero(x: Tensor) -> Tensor:
 
 
 class FirDown(torch.autograd.Function):
-    """The gradient of `fir_down` is `fir_up_zero` / 4: each is the other's transpose but for the gain. A depthwise
+    """The gradient of `fir_down` is `fir_up_zero` / 4: each is the other's transpose except for the gain. A depthwise
     convolution's own gradient is many times slower."""
 
     @staticmethod

@@ -24,7 +24,7 @@ class ConvNorm(nn.Module):
 
 
 class EncoderStage(nn.Module):
-    """One resolution: entered by `down` (but for the first), joined by the picture through `frgb`, left by `head`."""
+    """One resolution: enters by `down` (except the first), adds the picture through `frgb`, leaves by `head`."""
 
     def __init__(self, cin: int | None, channels: int, blocks: int, latent: int | None) -> None:
         super().__init__()

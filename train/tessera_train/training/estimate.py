@@ -1,4 +1,4 @@
-"""How long a training will take, from single steps on pictures of noise."""
+"""Estimates the duration of a training from single steps on pictures of noise."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Training by the processes of torchrun, which hold the same weights and share every batch in equal parts.
 
 A step's random numbers are drawn for the whole batch in every process, which takes its own rows of them; gradients are
-averaged over all. So the result does not depend on the number of processes, but for the order of sums. Without
+averaged over all. So the result does not depend on the number of processes, except for the order of sums. Without
 torchrun there is one process, and nothing here communicates.
 
-(Not by `DistributedDataParallel`: that stands for one call of one network, and the AutoEncoder's step is many, with an
-adaptive weight between them that is itself made of gradients.)
+(`DistributedDataParallel` is not used: it expects one call of one network, and the AutoEncoder's step makes many, with
+an adaptive weight between them that is computed from gradients.)
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 PATIENCE = timedelta(hours=1)
-"""For a process that is at other work: process 0 while it draws the sample grids."""
+"""Time limit for processes that wait for another one, such as process 0 while it draws sample grids."""
 
 
 def asked() -> bool:
-    """Whether torchrun started this process as one of several."""
+    """True if torchrun started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def rank() -> int:
-    """This process's number; number 0 alone writes files and talks."""
+    """This process's number; only process 0 writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

@@ -1,4 +1,4 @@
-"""Whether bf16 convolutions work on this machine, and whether they are the faster choice."""
+"""Choice of precision: tests whether bf16 convolutions work on this machine and are faster."""
 
 from __future__ import annotations
 
