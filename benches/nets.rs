@@ -158,7 +158,7 @@ fn chain(
 /// Nothing but multiply-adds on the GPU.
 fn fma(cpu_time: bool) -> Result<Vec<f64>, Box<dyn Error>> {
     let ceiling = ceiling::Ceiling::new()?;
-    let failed = |e: wgpu::PollError| tessera::error::Error::device(e.to_string());
+    let failed = |e: wgpu::PollError| tessera::error::Error::device("gpu", e.to_string());
     time(cpu_time, || ceiling.run().map_err(failed))
 }
 
@@ -277,7 +277,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             })
         };
         let open_cpu = |weights| {
-            let lacks = || tessera::error::Error::device("this CPU has no bf16");
+            let lacks = || tessera::error::Error::device("cpu", "no bf16 instructions");
             Cpu::with_kernels(weights, kernels.ok_or_else(lacks)?)
         };
         let outcome = match (command, variant) {

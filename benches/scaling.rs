@@ -135,7 +135,7 @@ fn main() -> Result<()> {
             let sides = word.split_once('x').map(|(w, h)| (w.parse(), h.parse()));
             match sides {
                 Some((Ok(width), Ok(height))) => Ok((width, height)),
-                _ => Err(Error::invalid(format!("{word} is not a size such as 2048x1024"))),
+                _ => Err(Error::invalid("size", word, "a size such as 2048x1024")),
             }
         })
         .collect::<Result<Vec<_>>>()?;

@@ -15,7 +15,7 @@ use image::{
 
 use sha2::{Digest as _, Sha256};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Expected, Kind, Result};
 
 /// How large a picture may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ const WIDEST_PIXEL: u64 = 8;
 /// # Errors
 /// [`Kind::Io`] if it can't be read.
 pub fn sha256(path: &Path) -> Result<String> {
-    let failed = |source| Error::io("can't read", path, source);
+    let failed = |source| Error::io("read", path, source);
     let (mut file, mut hash) = (File::open(path).map_err(failed)?, Sha256::new());
     let mut bytes = vec![0; 1 << 16];
     loop {
@@ -82,20 +82,23 @@ pub fn sha256(path: &Path) -> Result<String> {
 /// file, no JPEG, PNG or TIFF, damaged, cut short, larger than `limits`, or has samples of more
 /// than 16 bits.
 pub fn read(path: &Path, limits: Limits) -> Result<Picture> {
-    let failed = |source| Error::io("can't read", path, source);
-    let bad = |why: String| Error::new(Kind::InvalidImage, format!("{} {why}", path.display()));
+    let failed = |source| Error::io("read", path, source);
+    let bad = |value: String, expected: Expected| {
+        Error::wrong(Kind::InvalidImage, path.display().to_string(), value, expected)
+    };
 
     // The kind is asked of the name first, since opening a pipe would wait for its writer.
     let status = std::fs::metadata(path).map_err(failed)?;
     if !status.is_file() {
-        return Err(bad("is not a regular file".to_owned()));
+        return Err(bad("not a regular file".into(), "a regular file".into()));
     }
     if status.len() == 0 {
-        return Err(bad("is empty".to_owned()));
+        return Err(bad("empty".into(), "a picture".into()));
     }
     let longest = limits.pixels.saturating_mul(WIDEST_PIXEL).saturating_add(WORKING_SPACE);
     if status.len() > longest {
-        return Err(bad(format!("has {} bytes; the limit is {longest}", status.len())));
+        let limit = Expected::at_most(format!("{longest} bytes"));
+        return Err(bad(format!("{} bytes long", status.len()), limit));
     }
     let mut reader = ImageReader::new(BufReader::new(File::open(path).map_err(failed)?))
         .with_guessed_format()
@@ -104,12 +107,12 @@ pub fn read(path: &Path, limits: Limits) -> Result<Picture> {
         Some(ImageFormat::Jpeg) => "JPEG",
         Some(ImageFormat::Png) => "PNG",
         Some(ImageFormat::Tiff) => "TIFF",
-        _ => return Err(bad("is not a JPEG, PNG or TIFF picture".to_owned())),
+        _ => return Err(bad("of another format".into(), "a JPEG, PNG or TIFF picture".into())),
     };
     if format == "JPEG" {
         let mut file = reader.into_inner();
         if !is_complete_jpeg(&mut file).map_err(failed)? {
-            return Err(bad("is cut short: its end marker is missing".to_owned()));
+            return Err(bad("cut short".into(), "a JPEG with its end marker".into()));
         }
         file.rewind().map_err(failed)?;
         reader = ImageReader::with_format(file, ImageFormat::Jpeg);
@@ -120,9 +123,10 @@ pub fn read(path: &Path, limits: Limits) -> Result<Picture> {
             failed(source)
         }
         ImageError::Limits(limit) if limit.kind() == LimitErrorKind::InsufficientMemory => {
-            bad(format!("needs more than {longest} bytes of memory, the limit, to be decoded"))
+            let limit = format!("a picture that is decoded in at most {longest} bytes of memory");
+            bad("too large".into(), limit.into())
         }
-        other => bad(format!("is not a {format} that can be read")).with_source(other),
+        other => bad("damaged".into(), format!("a readable {format}").into()).with_source(other),
     };
     let mut memory = image::Limits::no_limits();
     memory.max_alloc = Some(longest);
@@ -130,17 +134,13 @@ pub fn read(path: &Path, limits: Limits) -> Result<Picture> {
     let mut decoder = reader.into_decoder().map_err(damaged)?;
     let (width, height) = decoder.dimensions();
     if width.max(height) > limits.side {
-        return Err(bad(format!(
-            "is {width}x{height} pixels; the limit for a side is {}",
-            limits.side
-        )));
+        let limit = Expected::at_most(format!("{} pixels a side", limits.side));
+        return Err(bad(format!("{width}x{height} pixels"), limit));
     }
     let pixels = u64::from(width) * u64::from(height);
     if pixels > limits.pixels {
-        return Err(bad(format!(
-            "is {width}x{height}, {pixels} pixels; the limit is {} pixels",
-            limits.pixels
-        )));
+        let limit = Expected::at_most(format!("{} pixels", limits.pixels));
+        return Err(bad(format!("{width}x{height}, {pixels} pixels"), limit));
     }
     let orientation = decoder.orientation().map_err(damaged)?;
     let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
@@ -158,7 +158,8 @@ pub fn read(path: &Path, limits: Limits) -> Result<Picture> {
         DynamicImage::ImageRgb16(p) => to_rgb::<_, 3>(p.as_raw()),
         DynamicImage::ImageRgba16(p) => to_rgb::<_, 4>(p.as_raw()),
         other => {
-            return Err(bad(format!("has samples of {:?}; 8 and 16 bits are read", other.color())));
+            let found = format!("of samples {:?}", other.color());
+            return Err(bad(found, "samples of 8 and 16 bits".into()));
         }
     };
     Ok(Picture { width, height, bits, samples })

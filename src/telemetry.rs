@@ -26,7 +26,10 @@ pub fn start(filter: Option<&str>, collector: Option<&str>) -> Result<Option<Tra
     // The graphics layers warn about many a harmless thing; who wants to see it names them in the filter.
     let filter =
         EnvFilter::try_new(filter.unwrap_or("warn,wgpu_core=error,wgpu_hal=error,naga=error"))
-            .map_err(|e| Error::invalid("TESSERA_LOG can't be read as a filter").with_source(e))?;
+            .map_err(|e| {
+                Error::invalid("TESSERA_LOG", filter.unwrap_or_default(), "a log filter")
+                    .with_source(e)
+            })?;
     let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .without_time()
@@ -41,12 +44,10 @@ pub fn start(filter: Option<&str>, collector: Option<&str>) -> Result<Option<Tra
     let traces = match collector {
         None => None,
         Some(url) => {
-            let message = format!("otlp_endpoint is {url:?}; this build has no feature otlp");
-            return Err(Error::invalid(message));
+            let expected = "no value: this build has no feature otlp";
+            return Err(Error::invalid("otlp_endpoint", format!("{url:?}"), expected));
         }
     };
-    registry
-        .try_init()
-        .map_err(|e| Error::invalid("the log can't be started twice").with_source(e))?;
+    registry.try_init().map_err(|e| Error::internal("installing the log").with_source(e))?;
     Ok(traces)
 }

@@ -46,8 +46,8 @@ impl Parts {
         tensors.max_by_key(|name| self.range(name)).unwrap().clone()
     }
 
-    fn refused(&self, says: &str) {
-        refused(&self.bytes(), says);
+    fn refused(&self, field: &str, value: &str) {
+        refused(&self.bytes(), field, value);
     }
 }
 
@@ -79,10 +79,18 @@ fn error(bytes: &[u8]) -> Error {
     }
 }
 
-fn refused(bytes: &[u8], says: &str) {
+/// The file is refused because of `field`, which has `value`.
+fn refused(bytes: &[u8], field: &str, value: &str) {
     let error = error(bytes);
     assert_eq!(error.kind(), Kind::InvalidModel, "{error}");
-    assert!(error.to_string().contains(says), "{error:?} does not say {says:?}");
+    let fields = error.detail().fields();
+    assert_eq!((&fields["field"], &fields["value"]), (&field.into(), &value.into()), "{error}");
+}
+
+/// The file is refused because its header is no JSON of the right form; the parser says why.
+fn malformed(bytes: &[u8], why: &str) {
+    refused(bytes, "header", "malformed");
+    assert!(error(bytes).report().to_string().contains(why), "{why}");
 }
 
 /// A good file gives back every parameter bit for bit, its statistics and its hash.
@@ -141,7 +149,7 @@ fn hash_is_of_the_whole_file() {
 fn missing_file_is_refused() {
     let error = Checkpoint::open("no/such/model.safetensors".as_ref()).unwrap_err();
     assert_eq!(error.kind(), Kind::Io);
-    assert!(error.to_string().contains("no/such/model.safetensors"), "{error}");
+    assert_eq!(error.detail().fields()["path"], "no/such/model.safetensors");
 }
 
 #[test]
@@ -154,11 +162,13 @@ fn directory_is_refused() {
 #[test]
 fn truncated_file_is_refused() {
     let bytes = good_bytes();
-    refused(&bytes[..0], "0 bytes");
-    refused(&bytes[..7], "7 bytes");
-    refused(&bytes[..100], "header length");
-    refused(&bytes[..header_len(&bytes) + 8], "the file's values at 0");
-    refused(&bytes[..bytes.len() - 1], "the file's values at");
+    let header_len = header_len(&bytes);
+    let end = (bytes.len() - header_len - 8).to_string();
+    refused(&bytes[..0], "file length", "0 bytes");
+    refused(&bytes[..7], "file length", "7 bytes");
+    refused(&bytes[..100], "header length", &header_len.to_string());
+    refused(&bytes[..header_len + 8], "end of the tensors", &end);
+    refused(&bytes[..bytes.len() - 1], "end of the tensors", &end);
 }
 
 /// A file that shrinks after its length was taken is refused.
@@ -171,7 +181,9 @@ fn shrinking_file_is_refused() {
 
 #[test]
 fn longer_file_is_refused() {
-    refused(&[&good_bytes()[..], &[0]].concat(), "the file's values at");
+    let bytes = good_bytes();
+    let end = (bytes.len() - header_len(&bytes) - 8).to_string();
+    refused(&[&bytes[..], &[0]].concat(), "end of the tensors", &end);
 }
 
 /// A header length beyond the file, or beyond the limit, is refused before memory is taken for it.
@@ -180,7 +192,7 @@ fn lying_header_length_is_refused() {
     let mut bytes = good_bytes();
     for lie in [u64::MAX, 1 << 40, bytes.len() as u64 - 7] {
         bytes[..8].copy_from_slice(&lie.to_le_bytes());
-        refused(&bytes, &format!("header length is {lie}"));
+        refused(&bytes, "header length", &lie.to_string());
     }
     struct Endless;
     impl std::io::Read for Endless {
@@ -190,17 +202,17 @@ fn lying_header_length_is_refused() {
         }
     }
     let error = safetensors::Reader::new(Endless, u64::MAX).unwrap_err();
-    assert!(error.to_string().contains("header length"), "{error}");
+    assert_eq!(error.field(), Some("header length"));
 }
 
 #[test]
 fn header_that_is_no_object_is_refused() {
-    refused(&assemble("[]", &[]), "'{'");
-    refused(&assemble(" {}", &[]), "'{'");
-    refused(&assemble("{", &[]), "header");
-    refused(&assemble("{}{}", &[]), "header");
-    refused(&assemble("{\"a\":1}", &[]), "header");
-    refused(&assemble(&"{\"a\":".repeat(100_000), &[]), "header");
+    refused(&assemble("[]", &[]), "header", "not JSON");
+    refused(&assemble(" {}", &[]), "header", "not JSON");
+    malformed(&assemble("{", &[]), "");
+    malformed(&assemble("{}{}", &[]), "");
+    malformed(&assemble("{\"a\":1}", &[]), "");
+    malformed(&assemble(&"{\"a\":".repeat(100_000), &[]), "");
 }
 
 #[test]
@@ -209,7 +221,7 @@ fn overlapping_tensors_are_refused() {
     let name = parts.last();
     let [from, to] = parts.range(&name);
     parts.entry(&name).insert("data_offsets".into(), json!([from - 4, to - 4]));
-    parts.refused("overlap");
+    parts.refused(&format!("tensor {name} start"), &(from - 4).to_string());
 }
 
 #[test]
@@ -219,7 +231,7 @@ fn holes_are_refused() {
     let [from, to] = parts.range(&name);
     parts.entry(&name).insert("data_offsets".into(), json!([from + 4, to + 4]));
     parts.data.extend([0; 4]);
-    parts.refused("hole");
+    parts.refused(&format!("tensor {name} start"), &(from + 4).to_string());
 }
 
 #[test]
@@ -242,13 +254,13 @@ fn duplicate_keys_are_refused() {
     let name = parts.last();
     let entry = serde_json::to_string(&parts.header[&name]).unwrap();
     let again = format!("{{\"{name}\":{entry},{}", &text[1..]);
-    refused(&assemble(&again, &parts.data), &format!("duplicate key {name}"));
+    malformed(&assemble(&again, &parts.data), &format!("duplicate key {name}"));
     let field = text.replacen("\"dtype\":\"F32\"", "\"dtype\":\"F32\",\"dtype\":\"F32\"", 1);
-    refused(&assemble(&field, &parts.data), "duplicate field");
+    malformed(&assemble(&field, &parts.data), "duplicate field");
     let key = text.replacen("\"format\":", "\"format\":\"x\",\"format\":", 1);
-    refused(&assemble(&key, &parts.data), "duplicate key format");
+    malformed(&assemble(&key, &parts.data), "duplicate key format");
     let metadata = format!("{{\"__metadata__\":{{}},{}", &text[1..]);
-    refused(&assemble(&metadata, &parts.data), "duplicate key __metadata__");
+    malformed(&assemble(&metadata, &parts.data), "duplicate key __metadata__");
 }
 
 #[test]
@@ -256,16 +268,18 @@ fn wrong_shape_is_refused() {
     let mut parts = Parts::good();
     let shape = &mut parts.entry("encoder.stem.weight")["shape"];
     shape.as_array_mut().unwrap().swap(0, 1);
-    parts.refused("tensor encoder.stem.weight has shape");
+    let found = shape.to_string().replace(',', ", ");
+    parts.refused("tensor encoder.stem.weight shape", &found);
 }
 
 #[test]
 fn wrong_dtype_is_refused() {
     let mut parts = Parts::good();
     parts.entry("encoder.stem.bias").insert("dtype".into(), "I32".into());
-    parts.refused("I32");
+    malformed(&parts.bytes(), "I32");
     parts.entry("encoder.stem.bias").insert("dtype".into(), "F16".into());
-    parts.refused("tensor encoder.stem.bias");
+    let error = error(&parts.bytes());
+    assert_eq!(error.field(), Some("tensor encoder.stem.bias data_offsets"));
 }
 
 #[test]
@@ -274,7 +288,7 @@ fn non_finite_values_are_refused() {
         let mut parts = Parts::good();
         let at = parts.range("unet.enter.bias")[0] + 8;
         parts.data[at..at + 4].copy_from_slice(&value.to_le_bytes());
-        parts.refused(&format!("tensor unet.enter.bias: value 2 is {value}"));
+        parts.refused("tensor unet.enter.bias[2]", &value.to_string());
     }
 }
 
@@ -284,7 +298,7 @@ fn non_positive_deviation_is_refused() {
     let mut parts = Parts::good();
     let at = parts.range("latents.1.std")[0];
     parts.data[at..at + 4].fill(0);
-    parts.refused("tensor latents.1.std: value 0 is 0");
+    parts.refused("tensor latents.1.std[0]", "0");
 }
 
 #[test]
@@ -294,7 +308,7 @@ fn missing_tensor_is_refused() {
     let from = parts.range(&name)[0];
     parts.header.remove(&name);
     parts.data.truncate(from);
-    parts.refused(&format!("tensor {name} is missing"));
+    parts.refused(&format!("tensor {name}"), "missing");
 }
 
 #[test]
@@ -304,40 +318,40 @@ fn unknown_tensor_is_refused() {
     let entry = json!({"dtype": "F32", "shape": [1], "data_offsets": [end, end + 4]});
     parts.header.insert("decoder.extra".into(), entry);
     parts.data.extend([0; 4]);
-    parts.refused("tensor decoder.extra is unknown");
+    parts.refused("tensor name", "decoder.extra");
 }
 
 #[test]
 fn other_formats_are_refused() {
     let mut parts = Parts::good();
     parts.metadata("format", "pt");
-    parts.refused("format is pt");
+    parts.refused("metadata format", "pt");
     parts.entry("__metadata__").remove("format");
-    parts.refused("format is missing");
+    parts.refused("metadata format", "missing");
     parts.header.remove("__metadata__");
-    parts.refused("format is missing");
+    parts.refused("metadata format", "missing");
 }
 
 #[test]
 fn bad_arch_is_refused() {
     let mut parts = Parts::good();
     parts.entry("__metadata__").remove("arch");
-    parts.refused("arch is missing");
+    parts.refused("metadata arch", "missing");
     let good = serde_json::to_string(&common::small_arch()).unwrap();
-    for (from, to, says) in [
-        ("{", "", "arch"),
-        ("\"version\":1", "\"version\":2", "version is 2"),
-        ("\"name\":", "\"nom\":", "unknown field"),
-        ("\"factor\":16", "\"factor\":12", "factor 12"),
-        ("\"width\":64", "\"width\":65", "width is 65"),
-        ("\"embedding\":8", "\"embedding\":7", "embedding is 7"),
-        ("\"sigma_min\":0.002", "\"sigma_min\":-1.0", "sigma_min is -1"),
-        ("\"shift\":[0.0,", "\"shift\":[", "noise.shift has 2"),
-        ("\"embedding\":8", "\"embedding\":8,\"embedding\":8", "duplicate field"),
+    for (from, to, field, value) in [
+        ("{", "", "arch", "malformed"),
+        ("\"version\":1", "\"version\":2", "arch.version", "2"),
+        ("\"name\":", "\"nom\":", "arch", "malformed"),
+        ("\"factor\":16", "\"factor\":12", "arch.levels.factor", "12"),
+        ("\"width\":64", "\"width\":65", "arch.width", "65"),
+        ("\"embedding\":8", "\"embedding\":7", "arch.unet.embedding", "7"),
+        ("\"sigma_min\":0.002", "\"sigma_min\":-1.0", "arch.noise.sigma_min", "-1"),
+        ("\"shift\":[0.0,", "\"shift\":[", "arch.noise.shift", "2 entries"),
+        ("\"embedding\":8", "\"embedding\":8,\"embedding\":8", "arch", "malformed"),
     ] {
         assert!(good.contains(from), "{from}");
         parts.metadata("arch", good.replacen(from, to, 1));
-        parts.refused(says);
+        parts.refused(field, value);
     }
 }
 
@@ -347,14 +361,15 @@ fn huge_arch_is_refused() {
     let good = serde_json::to_string(&common::small_arch()).unwrap();
     let mut parts = Parts::good();
     parts.metadata("arch", good.replace("\"blocks\":1", "\"blocks\":1000000000"));
-    parts.refused("1000000000 blocks");
+    parts.refused("arch.blocks", "1000000000");
     parts.metadata("arch", good.replace("\"channels\":8", "\"channels\":1000000000000"));
-    parts.refused("1000000000000 channels");
+    parts.refused("arch.channels", "1000000000000");
     let most = good
         .replace("\"blocks\":1", "\"blocks\":64")
         .replace("\"channels\":8", "\"channels\":8192");
     parts.metadata("arch", most);
-    parts.refused("tensor");
+    let error = error(&parts.bytes());
+    assert!(error.field().is_some_and(|field| field.starts_with("tensor")), "{error}");
 }
 
 /// What is written is read back; what can't be is refused before the file is begun.

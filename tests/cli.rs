@@ -263,8 +263,8 @@ fn an_output_that_can_not_be_written_is_refused_before_the_work() {
     fs::create_dir(dir.path().join("directory.tiff")).unwrap();
     let mut cases = vec![
         ("a.jpeg", "a.jpeg"),
-        ("a", "must end in"),
-        ("missing/a.tiff", "does not exist"),
+        ("a", ".tiff, .tif or .png"),
+        ("missing/a.tiff", "existing directory"),
         ("file/a.tiff", "out"),
         ("directory.tiff", "is a directory"),
     ];

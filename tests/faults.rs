@@ -184,7 +184,7 @@ async fn a_second_server_on_the_same_directory_is_refused() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("in use by another process"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no other process uses"));
 }
 
 #[tokio::test]

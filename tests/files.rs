@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 use tessera::{
-    error::{Error, Kind, Result},
+    error::{Detail, Error, Kind, Result},
     image_out::{self, Area, Bits, CLASSIC_LIMIT, Metadata, PixelSource, RawPixels},
     store::Arena,
 };
@@ -267,7 +267,7 @@ impl PixelSource for Failing {
                 buffer.copy_from_slice(&noise.bytes);
                 Ok(())
             }
-            Err(_) => Err(Error::new(self.kind, "no more pixels")),
+            Err(_) => Err(Error::new(self.kind, Detail::Cancelled { operation: "reading".into() })),
         }
     }
 }
@@ -314,11 +314,11 @@ fn an_output_that_can_not_be_written_is_refused_before_the_work() -> Outcome {
         error.map(|e| (e.kind(), e.to_string())).ok_or("not refused")
     };
     for (path, says) in [
-        (directory.path().to_owned(), "is a directory"),
-        (directory.path().join("missing/new.tiff"), "does not exist"),
-        (path.join(".."), "has no name"),
-        (PathBuf::from("/"), "is a directory"),
-        (PathBuf::new(), "has no name"),
+        (directory.path().to_owned(), "it is a directory"),
+        (directory.path().join("missing/new.tiff"), "existing directory"),
+        (path.join(".."), "file name"),
+        (PathBuf::from("/"), "it is a directory"),
+        (PathBuf::new(), "file name"),
     ] {
         let (kind, message) = refused(&path)?;
         assert_eq!(kind, Kind::InvalidArgument, "{message}");
@@ -330,13 +330,13 @@ fn an_output_that_can_not_be_written_is_refused_before_the_work() -> Outcome {
     if cfg!(unix) {
         let (kind, message) = refused(Path::new("/dev/null"))?;
         assert_eq!(kind, Kind::InvalidArgument, "{message}");
-        assert!(message.contains("not a regular file"), "{message}");
+        assert!(message.contains("regular file"), "{message}");
     }
     if cfg!(target_os = "linux") {
         // A directory that not even root can make a file in.
         let (kind, message) = refused(Path::new("/proc/new.tiff"))?;
         assert_eq!(kind, Kind::Io, "{message}");
-        assert!(message.contains("can't make a file in /proc"), "{message}");
+        assert!(message.contains("can't create a file in /proc"), "{message}");
     }
     for name in ["picture", "picture.jpeg", ".tiff"] {
         let picture = Picture::new(4, 4, Bits::Eight);

@@ -60,7 +60,7 @@ fn encoded(
 
 /// Writes `bytes` to a file whose name says nothing about its format, and reads it.
 fn read(directory: &Path, bytes: &[u8]) -> tessera::error::Result<Picture> {
-    let io = |source| Error::io("can't write in", directory, source);
+    let io = |source| Error::io("write in", directory, source);
     let mut file = tempfile::NamedTempFile::new_in(directory).map_err(io)?;
     file.write_all(bytes).map_err(io)?;
     image_in::read(file.path(), Limits { side: 4096, pixels: 1 << 20 })
@@ -252,10 +252,10 @@ fn missing_empty_and_foreign_files_and_directories_are_refused() -> Outcome {
     let folder = image_in::read(directory.path(), Limits::default());
     assert_eq!(folder.err().map(|e| e.kind()), Some(Kind::InvalidImage));
     for (bytes, says) in [
-        (&b""[..], "is empty"),
-        (b"x", "is not a JPEG, PNG or TIFF"),
-        (b"Not a picture, though long enough to be one.", "is not a JPEG, PNG or TIFF"),
-        (b"GIF89a\x01\0\x01\0\0\0\0;", "is not a JPEG, PNG or TIFF"),
+        (&b""[..], "empty"),
+        (b"x", "expected a JPEG, PNG or TIFF"),
+        (b"Not a picture, though long enough to be one.", "expected a JPEG, PNG or TIFF"),
+        (b"GIF89a\x01\0\x01\0\0\0\0;", "expected a JPEG, PNG or TIFF"),
     ] {
         let (kind, message) = refusal(directory.path(), bytes);
         assert_eq!(kind, Some(Kind::InvalidImage), "{message}");

@@ -263,7 +263,7 @@ fn errors_are_handed_on() {
     struct Broken;
     impl Denoise for Broken {
         fn denoise(&mut self, _: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>> {
-            Err(Error::device("lost"))
+            Err(Error::device("gpu", "lost"))
         }
     }
     let schedule = Schedule::new(&noise(), 4);
@@ -274,7 +274,7 @@ fn errors_are_handed_on() {
         assert_eq!(error.unwrap_err().kind(), Kind::Device);
         let mut denoiser = Gaussian { noise: noise(), calls: 0 };
         let stop = |step, _: &[Latent]| match step {
-            2 => Err(Error::new(Kind::Cancelled, "cancelled")),
+            2 => Err(Error::cancelled("the test")),
             _ => Ok(()),
         };
         let error = sample(&mut denoiser, &schedule, method, Churn::NONE, 1, z, stop);

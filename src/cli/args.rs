@@ -49,12 +49,12 @@ pub(super) fn read_picture(path: &Path) -> Result<Picture> {
 }
 
 /// The error with the name of the input file; one that can't be opened is bad input, not a failure of the machine.
-pub(super) fn named_input(error: Error, field: &str, path: &Path) -> Error {
+pub(super) fn named_input(error: Error, field: &'static str, path: &Path) -> Error {
     let kind = match error.kind() {
         Kind::Io => Kind::InvalidArgument,
         kind => kind,
     };
-    Error::new(kind, format!("{field} {}", path.display())).with_source(error)
+    Error::wrong(kind, field, path.display(), "a usable file").with_source(error)
 }
 
 /// Where the work is done.
@@ -98,7 +98,7 @@ impl DeviceArgs {
             (Some(precision), _) => Ok(precision),
             (None, Some(text)) => text
                 .parse()
-                .map_err(|message| Error::invalid(format!("TESSERA_PRECISION: {message}"))),
+                .map_err(|expected: String| Error::invalid("TESSERA_PRECISION", text, expected)),
             (None, None) => Ok(Precision::default()),
         }
     }
@@ -109,7 +109,7 @@ impl DeviceArgs {
             (Some(choice), _) => *choice,
             (None, Some(text)) => text
                 .parse()
-                .map_err(|message| Error::invalid(format!("TESSERA_DEVICE: {message}")))?,
+                .map_err(|expected: String| Error::invalid("TESSERA_DEVICE", text, expected))?,
             (None, None) => Choice::Auto,
         };
         if let Some(threads) = self.threads.or(config.threads) {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::Config,
     engine::{self, Cancel, device::Device, plan::Plan, receipt, tiles::Canvas},
-    error::{Error, Result},
+    error::{Error, Expected, Result},
     image_in::Picture,
     model::checkpoint::Checkpoint,
     ops::Ops,
@@ -183,17 +183,14 @@ fn canvas<O: Ops>(
 /// Seed and file of every picture.
 fn jobs(args: &Args) -> Result<Vec<(u64, PathBuf)>> {
     if !(1..=MAX_COUNT).contains(&args.count) {
-        let (count, nearest) = (args.count, args.count.clamp(1, MAX_COUNT));
-        return Err(Error::invalid(format!(
-            "count is {count}, which is not from 1 to {MAX_COUNT} (nearest: {nearest})"
-        )));
+        let (min, max, nearest) = (1, MAX_COUNT, Some(args.count.clamp(1, MAX_COUNT)));
+        let expected = Expected::Range { min, max, nearest };
+        return Err(Error::invalid("count", args.count, expected));
     }
     if args.picture.sampling.seed.checked_add(args.count - 1).is_none() {
         let (seed, count) = (args.picture.sampling.seed, args.count);
-        return Err(Error::invalid(format!(
-            "seed {seed} with count {count} goes past the largest seed, {}",
-            u64::MAX
-        )));
+        let expected = Expected::at_most(u64::MAX - (count - 1));
+        return Err(Error::invalid("seed", format!("{seed} with count {count}"), expected));
     }
     let seeds = (0..args.count).map(|i| args.picture.sampling.seed + i);
     Ok(match &args.out {

@@ -109,7 +109,7 @@ fn run(command: &Command, progress: &mut Progress) -> Result<()> {
     let cancel = Cancel::default();
     let raised = cancel.clone();
     ctrlc::set_handler(move || raised.cancel())
-        .map_err(|e| Error::new(Kind::Internal, "signals can't be handled").with_source(e))?;
+        .map_err(|e| Error::internal("installing a signal handler").with_source(e))?;
     match command {
         Command::Generate(args) => generate::run(args, &config, progress, &cancel),
         Command::Edit(args) => edit::run(args, &config, progress, &cancel),

@@ -20,7 +20,7 @@ pub(super) fn check(path: &Path) -> Result<Format> {
 pub(super) fn writable(path: &Path) -> Result<()> {
     image_out::preflight(path).map_err(|error| match error.kind() {
         // A place that was named and can't be written to is bad input.
-        Kind::Io => Error::invalid("out can't be written").with_source(error),
+        Kind::Io => Error::invalid("out", path.display(), "a writable path").with_source(error),
         _ => error,
     })
 }
@@ -48,5 +48,5 @@ pub(super) fn write(
 
 /// Length of a file in bytes.
 pub(super) fn length(path: &Path) -> Result<u64> {
-    std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::io("can't read", path, e))
+    std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::io("read", path, e))
 }

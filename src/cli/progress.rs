@@ -63,6 +63,11 @@ struct Line<'a, T: Serialize> {
 struct Failed {
     kind: &'static str,
     message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_seconds: Option<f64>,
+    /// The fields of [`Error::detail`].
+    #[serde(flatten)]
+    fields: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Progress {
@@ -110,7 +115,7 @@ impl Progress {
         }
         match std::io::stdout().lock().write_all(text.as_bytes()) {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(Error::io("can't write to", "standard output", e))
+                Err(Error::io("write to", "standard output", e))
             }
             _ => Ok(()),
         }
@@ -156,8 +161,12 @@ impl Progress {
         if let Some(bar) = self.phase.take().and_then(|phase| phase.bar) {
             bar.abandon();
         }
-        self.json(&Failed { kind: error.kind().name(), message: error.to_string() });
-        complain(&format!("tessera: {error}"));
+        let message = error.report().to_string();
+        let retry_after_seconds = error.retry_after().map(|delay| delay.as_secs_f64());
+        let hint = retry_after_seconds.map(|seconds| format!(" (try again in {seconds} s)"));
+        complain(&format!("tessera: {message}{}", hint.unwrap_or_default()));
+        let (kind, fields) = (error.kind().name(), error.detail().fields());
+        self.json(&Failed { kind, message, retry_after_seconds, fields });
     }
 
     /// Moves the bar of the stretch that is going on.

@@ -17,7 +17,7 @@ use crate::{
     client::{self, Client, Retry, Settings, plain},
     config::{Config, Secret},
     engine::{self, Observer as _},
-    error::{Error, Result},
+    error::{Error, Expected, Result},
 };
 
 /// Largest file of a certificate or key.
@@ -57,7 +57,7 @@ impl ServerArgs {
     pub(super) async fn connect_with(&self, config: &Config, retry: Retry) -> Result<Client> {
         let server = self.server.as_ref().or(config.server.as_ref()).cloned();
         let server = server.unwrap_or_else(|| client::DEFAULT_SERVER.to_owned());
-        let pem = |field: &str, path: &Option<PathBuf>| {
+        let pem = |field: &'static str, path: &Option<PathBuf>| {
             path.as_ref().map(|path| read_pem(field, path)).transpose()
         };
         let settings = Settings {
@@ -86,14 +86,13 @@ impl PatienceArgs {
     }
 }
 
-fn read_pem(field: &str, path: &Path) -> Result<Vec<u8>> {
-    let failed = |e| named_input(Error::io("can't read", path, e), field, path);
+fn read_pem(field: &'static str, path: &Path) -> Result<Vec<u8>> {
+    let failed = |e| named_input(Error::io("read", path, e), field, path);
     let length = std::fs::metadata(path).map_err(failed)?.len();
     if length > MAX_PEM {
-        return Err(Error::invalid(format!(
-            "{field} {} has {length} bytes; the limit is {MAX_PEM}",
-            path.display()
-        )));
+        let limit = Expected::at_most(format!("{MAX_PEM} bytes"));
+        let value = format!("{}, {length} bytes long", path.display());
+        return Err(Error::invalid(field, value, limit));
     }
     std::fs::read(path).map_err(failed)
 }

@@ -17,8 +17,11 @@ use crate::{
     api::{CreateJobRequest, Job, JobSpec, Quote, Sampler},
     client::{self, plain},
     config::Config,
-    engine::{Cancel, plan::TileSize},
-    error::{Error, Result},
+    engine::{
+        Cancel,
+        plan::{MAX_STEPS, MAX_TILE, MIN_TILE, TileSize},
+    },
+    error::{Error, Expected, Result},
     model::sampler::Method,
 };
 
@@ -74,7 +77,7 @@ pub(super) fn run(
     let order = order(args)?;
     let picture = args.edit.as_ref().map(|path| {
         std::fs::read(path)
-            .map_err(|e| args::named_input(Error::io("can't read", path, e), "picture", path))
+            .map_err(|e| args::named_input(Error::io("read", path, e), "picture", path))
     });
     let picture = picture.transpose()?;
     let job = client::run(cancel, async {
@@ -117,26 +120,26 @@ fn report(job: &Job, progress: &mut Progress) -> Result<()> {
 /// What the flags ask for.
 fn order(args: &Args) -> Result<CreateJobRequest> {
     let (picture, sampling) = (&args.picture, &args.picture.sampling);
-    let number = |field: &str, value: usize| {
-        u32::try_from(value)
-            .map_err(|_| Error::invalid(format!("{field} is {value}; the limit is {}", u32::MAX)))
+    let number = |field: &'static str, value: usize| {
+        u32::try_from(value).map_err(|_| Error::invalid(field, value, Expected::at_most(u32::MAX)))
     };
     let (width, height) = match picture.size {
         Some(Size { width: 0, .. } | Size { height: 0, .. }) => {
-            return Err(Error::invalid("size has a side of 0; the least is 1"));
+            return Err(Error::invalid("size", "0 pixels a side", "at least 1"));
         }
         Some(Size { width, height }) => (number("width", width)?, number("height", height)?),
         None => (0, 0),
     };
+    let tiles = || Expected::within(MIN_TILE..=MAX_TILE);
     let tile_size = match sampling.decode.tile {
-        TileSize::Pixels(0) => return Err(Error::invalid("tile is 0; servers take 64 to 1024")),
+        TileSize::Pixels(0) => return Err(Error::invalid("tile", 0, tiles())),
         TileSize::Pixels(pixels) => number("tile", pixels)?,
         TileSize::Whole => {
-            return Err(Error::invalid("tile is whole; servers take 64 to 1024 pixels"));
+            return Err(Error::invalid("tile", "whole", tiles()));
         }
     };
     if sampling.steps == 0 {
-        return Err(Error::invalid("steps is 0, which is not from 1 to 1000 (nearest: 1)"));
+        return Err(Error::invalid("steps", 0, Expected::range(1..=MAX_STEPS, 0)));
     }
     let sampler = match sampling.sampler {
         Method::Dpmpp => Sampler::Dpmpp,
@@ -145,15 +148,14 @@ fn order(args: &Args) -> Result<CreateJobRequest> {
     };
     let deadline = match args.deadline {
         Some(seconds) if !(1..=MAX_DEADLINE).contains(&seconds) => {
-            return Err(Error::invalid(format!(
-                "deadline is {seconds}, which is not from 1 to {MAX_DEADLINE} seconds"
-            )));
+            let expected = format!("from 1 to {MAX_DEADLINE} seconds");
+            return Err(Error::invalid("deadline", seconds, expected));
         }
         Some(seconds) => SystemTime::now().checked_add(Duration::from_secs(seconds)),
         None => None,
     };
     if args.request_id.as_deref() == Some("") {
-        return Err(Error::invalid("request_id is empty; leave it out or give it a character"));
+        return Err(Error::invalid("request_id", "empty", "at least one character"));
     }
     Ok(CreateJobRequest {
         spec: Some(JobSpec {

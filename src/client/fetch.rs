@@ -24,7 +24,7 @@ use crate::{
         ImageFormat, JobEvent, StreamOptions, Tile,
         job_event::{Event, Finished},
     },
-    error::{Error, Kind, Result},
+    error::{Error, Expected, Kind, Result},
     image_out::{self, CLASSIC_LIMIT, Format, Metadata},
 };
 
@@ -89,7 +89,8 @@ impl Client {
         let (column, row) = (tile.column, tile.row);
         let again = self.repeatedly(u32::MAX, || self.try_tile(job, column, row)).await?;
         if layout.index(&again)? != index {
-            return Err(Error::new(Kind::Internal, "the server gave another tile than asked for"));
+            let expected = format!("column {column}, row {row}");
+            return Err(Error::wrong(Kind::Internal, "the server's tile", "another one", expected));
         }
         layout.check(&again)?;
         Ok((index, again.data))
@@ -97,7 +98,7 @@ impl Client {
 }
 
 fn unfinished() -> Error {
-    Error::new(Kind::Internal, "the job's events ended before the picture")
+    Error::wrong(Kind::Internal, "the server's stream", "ended", "the picture's end first")
 }
 
 /// What the picture says of itself.
@@ -105,15 +106,19 @@ fn metadata(finished: Finished, created: Option<SystemTime>) -> Result<Metadata>
     let Finished { receipt, description } = finished;
     for (field, text) in [("receipt", &receipt), ("description", &description)] {
         if text.len() > MAX_METADATA {
-            let message = format!(
-                "the server's {field} has {} bytes; the limit is {MAX_METADATA}",
-                text.len()
-            );
-            return Err(Error::new(Kind::Internal, message));
+            let value = format!("{} bytes long", text.len());
+            let limit = Expected::at_most(format!("{MAX_METADATA} bytes"));
+            return Err(Error::wrong(
+                Kind::Internal,
+                format!("the server's {field}"),
+                value,
+                limit,
+            ));
         }
     }
     let receipt = serde_json::from_str(&receipt).map_err(|error| {
-        Error::new(Kind::Internal, "the server's receipt is not a JSON object").with_source(error)
+        Error::wrong(Kind::Internal, "the server's receipt", "malformed", "a JSON object")
+            .with_source(error)
     })?;
     Ok(Metadata { description, created, receipt })
 }
@@ -156,7 +161,7 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("writer".to_owned())
             .spawn(write)
-            .map_err(|e| Error::new(Kind::Internal, "no thread").with_source(e))?;
+            .map_err(|e| Error::io("start", "a writer thread", e))?;
         Ok(Self { incoming, thread: Some(thread), ended })
     }
 
@@ -164,7 +169,7 @@ impl Writer {
     async fn ended(&mut self) -> Result<()> {
         match (&mut self.ended).await {
             Ok(written) => written,
-            Err(_) => Err(Error::new(Kind::Internal, "the thread that writes the file panicked")),
+            Err(_) => Err(Error::internal("the writer thread panicked")),
         }
     }
 }
@@ -172,7 +177,7 @@ impl Writer {
 impl Drop for Writer {
     /// Ends the thread, if it has not, and waits for it: then its temporary file is gone.
     fn drop(&mut self) {
-        self.incoming.fail(Kind::Cancelled, "cancelled");
+        self.incoming.fail(Error::cancelled("writing the picture"));
         if let Some(thread) = self.thread.take() {
             // A panic of the thread was reported by `ended`.
             let _ = thread.join();

@@ -13,7 +13,7 @@ use crate::{
         plan::{MAX_EXTENT, MAX_TILE, MIN_TILE, Rect},
         tiles::Canvas,
     },
-    error::{Error, Kind, Result},
+    error::{Error, Expected, Kind, Result},
     image_out::{Area, Bits, Metadata, PixelSource, RawPixels},
 };
 
@@ -33,25 +33,27 @@ impl Layout {
     /// # Errors
     /// [`Kind::Internal`] naming the field when the server's answer makes no sense.
     pub(super) fn of(job: &Job) -> Result<Self> {
-        let refused = |field: &str, value: u32, limit: &str| {
-            let message = format!("the server says {field} is {value}, which is not {limit}");
-            Error::new(Kind::Internal, message)
+        let refused = |field: &'static str, value: u32, expected: Expected| {
+            Error::wrong(Kind::Internal, field, value, expected)
         };
         let spec = job.spec.clone().unwrap_or_default();
         for (field, value) in [("width", spec.width), ("height", spec.height)] {
             if !(1..=MAX_EXTENT).contains(&(value as usize)) {
-                return Err(refused(field, value, &format!("from 1 to {MAX_EXTENT}")));
+                return Err(refused(field, value, Expected::within(1..=MAX_EXTENT)));
             }
         }
         let side = spec.tile_size as usize;
         if !(MIN_TILE..=MAX_TILE).contains(&side) {
-            let limit = format!("from {MIN_TILE} to {MAX_TILE}");
-            return Err(refused("tile_size", spec.tile_size, &limit));
+            return Err(refused(
+                "tile_size",
+                spec.tile_size,
+                Expected::within(MIN_TILE..=MAX_TILE),
+            ));
         }
         let bits = match spec.bits {
             8 => Bits::Eight,
             16 => Bits::Sixteen,
-            other => return Err(refused("bits", other, "8 or 16")),
+            other => return Err(refused("bits", other, "8 or 16".into())),
         };
         let layout = Self { width: spec.width as usize, height: spec.height as usize, bits, side };
         for (field, value, expected) in [
@@ -59,7 +61,7 @@ impl Layout {
             ("tile_rows", job.tile_rows, layout.rows()),
         ] {
             if value as usize != expected {
-                return Err(refused(field, value, &expected.to_string()));
+                return Err(refused(field, value, expected.to_string().into()));
             }
         }
         Ok(layout)
@@ -85,23 +87,23 @@ impl Layout {
     /// # Errors
     /// [`Kind::Internal`]: asking again would not help.
     pub(super) fn index(self, tile: &Tile) -> Result<usize> {
-        let refused = |why: &str| {
+        let refused = |part: &str, expected: &'static str| {
             let (column, row) = (tile.column, tile.row);
-            let message = format!("the server's tile in column {column}, row {row} {why}");
-            Err(Error::new(Kind::Internal, message))
+            let field = format!("{part} of the server's tile in column {column}, row {row}");
+            Err(Error::wrong(Kind::Internal, field, "wrong", expected))
         };
         let (column, row) = (tile.column as usize, tile.row as usize);
         if column >= self.columns() || row >= self.rows() || tile.level != 0 {
-            return refused("is not one of the picture");
+            return refused("place", "a tile of the picture");
         }
         let expected = self.rect(column, row);
         let rect = tile.rect.unwrap_or_default();
         let found = [rect.x, rect.y, rect.width, rect.height].map(|v| v as usize);
         if found != [expected.x, expected.y, expected.width, expected.height] {
-            return refused("has the pixels of another one");
+            return refused("rectangle", "the pixels of the tile");
         }
         if tile.format() != ImageFormat::Raw {
-            return refused("is not raw, as it was asked for");
+            return refused("format", "raw samples");
         }
         Ok(row * self.columns() + column)
     }
@@ -113,10 +115,8 @@ impl Layout {
     pub(super) fn check(self, tile: &Tile) -> Result<()> {
         let damaged = |what: &str, found: usize, expected: usize| {
             let (column, row) = (tile.column, tile.row);
-            let message = format!(
-                "the tile in column {column}, row {row} arrived damaged: its {what} is {found} in place of {expected}"
-            );
-            Err(Error::new(Kind::Io, message))
+            let field = format!("{what} of the received tile in column {column}, row {row}");
+            Err(Error::wrong(Kind::Io, field, found, expected.to_string()))
         };
         let rect = self.rect(tile.column as usize, tile.row as usize);
         let expected = rect.width * rect.height * self.bits.pixel_len();
@@ -146,13 +146,13 @@ struct State {
     missing: usize,
     metadata: Option<Metadata>,
     /// Why there will be no more.
-    failure: Option<(Kind, String)>,
+    failure: Option<Error>,
 }
 
 impl State {
     fn check(&self) -> Result<()> {
         match &self.failure {
-            Some((kind, message)) => Err(Error::new(*kind, message.clone())),
+            Some(error) => Err(error.clone()),
             None => Ok(()),
         }
     }
@@ -198,8 +198,8 @@ impl Incoming {
     pub(super) fn finish(&self, metadata: Metadata) -> Result<()> {
         let mut state = self.state();
         if state.missing > 0 {
-            let message = format!("the job is finished, but {} tiles did not come", state.missing);
-            return Err(Error::new(Kind::Internal, message));
+            let field = "missing tiles of the finished job";
+            return Err(Error::wrong(Kind::Internal, field, state.missing, "0"));
         }
         state.metadata = Some(metadata);
         drop(state);
@@ -207,9 +207,9 @@ impl Incoming {
         Ok(())
     }
 
-    /// There will be no more: whoever waits or reads gets an error of this kind.
-    pub(super) fn fail(&self, kind: Kind, message: &str) {
-        self.state().failure.get_or_insert_with(|| (kind, message.to_owned()));
+    /// Ends the picture: pending and later reads get the first `error`.
+    pub(super) fn fail(&self, error: Error) {
+        self.state().failure.get_or_insert(error);
         self.changed.notify_all();
     }
 
@@ -308,7 +308,7 @@ mod tests {
         thread::sleep(Duration::from_millis(30));
         assert!(!reader.is_finished());
         incoming.put(1, vec![2; 36 * 64 * 3])?;
-        let read = reader.join().map_err(|_| Error::new(Kind::Internal, "panicked"))??;
+        let read = reader.join().map_err(|_| Error::internal("a reader panicked"))??;
         assert_eq!(read, [1, 1, 1, 2, 2, 2]);
         Ok(())
     }
@@ -322,9 +322,10 @@ mod tests {
         let writer = thread::spawn(move || writer.metadata().map_err(|e| e.kind()));
         let metadata =
             Metadata { description: String::new(), created: None, receipt: serde_json::Map::new() };
-        assert!(incoming.finish(metadata).is_err_and(|e| e.to_string().contains("4 tiles")));
-        incoming.fail(Kind::Expired, "over");
-        incoming.fail(Kind::Io, "later");
+        let missing = incoming.finish(metadata).err().map(|e| e.detail().fields());
+        assert_eq!(missing.map(|fields| fields["value"].clone()), Some("4".into()));
+        incoming.fail(Error::expired("the job", None));
+        incoming.fail(Error::cancelled("the job"));
         assert!(matches!(reader.join(), Ok(Err(Kind::Expired))));
         assert!(matches!(writer.join(), Ok(Err(Kind::Expired))));
         Ok(())
@@ -346,8 +347,8 @@ mod tests {
         for (field, change) in changes {
             let mut job = job();
             change(&mut job);
-            let message = Layout::of(&job).map_err(|e| e.to_string()).err().unwrap_or_default();
-            assert!(message.contains(field), "{field}: {message}");
+            let error = Layout::of(&job).err();
+            assert_eq!(error.as_ref().and_then(Error::field), Some(field));
         }
     }
 }

@@ -41,7 +41,7 @@ use crate::{
     },
     config::Secret,
     engine::plan::MAX_TILE,
-    error::{Error, Kind, Result},
+    error::{Detail, Error, Expected, Kind, Result},
     jobs::MAX_REQUEST_ID,
 };
 
@@ -124,9 +124,8 @@ fn named(mut order: CreateJobRequest) -> Result<CreateJobRequest> {
     }
     let length = order.request_id.chars().count();
     if length > MAX_REQUEST_ID {
-        return Err(Error::invalid(format!(
-            "request_id has {length} characters; the limit is {MAX_REQUEST_ID}"
-        )));
+        let limit = Expected::at_most(format!("{MAX_REQUEST_ID} characters"));
+        return Err(Error::invalid("request_id", format!("{length} characters long"), limit));
     }
     Ok(order)
 }
@@ -154,10 +153,8 @@ impl Client {
         let Settings { server, token, retry, .. } = settings;
         let endpoint = endpoint(settings)?;
         let bearer = token.as_ref().map(bearer).transpose()?;
-        let channel = endpoint
-            .connect()
-            .await
-            .map_err(|error| status::unreachable(server, "no connection", Some(&error)))?;
+        let channel =
+            endpoint.connect().await.map_err(|error| status::unreachable(server, &error))?;
         let calls = JobServiceClient::with_interceptor(channel, Bearer(bearer))
             .max_decoding_message_size(MAX_MESSAGE);
         Ok(Self { calls, server: server.clone(), retry: *retry })
@@ -289,9 +286,9 @@ impl Client {
 
     /// The error of a server that was waited for in vain, for the last time because of `why`.
     fn given_up(&self, why: &Status) -> Error {
-        let seconds = self.retry.give_up.as_secs_f64();
-        let message = format!("given up after {seconds} s without progress (give_up)");
-        Error::new(Kind::Unavailable, message).with_source(self.error(why))
+        let (operation, limit) = ("retrying without progress".into(), Some(self.retry.give_up));
+        let detail = Detail::Expired { operation, limit };
+        Error::new(Kind::Unavailable, detail).with_source(self.error(why))
     }
 
     fn error(&self, status: &Status) -> Error {
@@ -302,8 +299,8 @@ impl Client {
 /// The address and how to speak to it.
 fn endpoint(settings: &Settings) -> Result<Endpoint> {
     let Settings { server, ca, identity, .. } = settings;
-    let refused =
-        || Error::invalid(format!("server is {server:?}, not an address like {DEFAULT_SERVER}"));
+    let expected = || format!("an address like {DEFAULT_SERVER}");
+    let refused = || Error::invalid("server", format!("{server:?}"), expected());
     let secure = match server.split_once("://") {
         Some(("http", host)) if !host.is_empty() => false,
         Some(("https", host)) if !host.is_empty() => true,
@@ -320,9 +317,8 @@ fn endpoint(settings: &Settings) -> Result<Endpoint> {
     if !secure {
         for (field, given) in [("ca", ca.is_some()), ("cert", identity.is_some())] {
             if given {
-                return Err(Error::invalid(format!(
-                    "{field} is given, but server is {server:?}; certificates need https"
-                )));
+                let value = format!("given for server {server:?}");
+                return Err(Error::invalid(field, value, "an https address as server"));
             }
         }
         if settings.token.is_some() && !is_loopback(endpoint.uri().host().unwrap_or_default()) {
@@ -338,19 +334,17 @@ fn endpoint(settings: &Settings) -> Result<Endpoint> {
         tls = tls.identity(Identity::from_pem(cert, key));
     }
     endpoint = endpoint.tls_config(tls).map_err(|error| {
-        Error::invalid(format!(
-            "ca, cert or key can't be used: {}",
-            status::causes("TLS", Some(&error))
-        ))
+        let cause = status::root_cause(&error);
+        Error::invalid("ca, cert or key", "unusable", "PEM files that fit together")
+            .with_source(cause)
     })?;
     Ok(endpoint)
 }
 
 /// The header that shows `token`.
 fn bearer(token: &Secret) -> Result<MetadataValue<Ascii>> {
-    let refused = || {
-        Error::invalid("token has a space or a character outside ASCII, which a header can't hold")
-    };
+    let refused =
+        || Error::invalid("token", "(secret)", "printable ASCII characters without spaces");
     if !token.reveal().bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(refused());
     }
@@ -425,13 +419,12 @@ mod tests {
     #[test]
     fn addresses_that_can_not_be_used_are_named() {
         for server in ["", "127.0.0.1:50051", "ftp://host", "http://", "https://", "http://a b"] {
-            let message = endpoint(&Settings::new(server)).map(drop).map_err(|e| e.to_string());
-            let message = message.err().unwrap_or_default();
-            assert!(message.contains("server is") && message.contains(DEFAULT_SERVER), "{message}");
+            let error = endpoint(&Settings::new(server)).err();
+            assert_eq!(error.as_ref().and_then(Error::field), Some("server"), "{server}");
         }
         let ca = Settings { ca: Some(b"PEM".to_vec()), ..Settings::new(DEFAULT_SERVER) };
-        let message = endpoint(&ca).map(drop).map_err(|e| e.to_string()).err().unwrap_or_default();
-        assert!(message.contains("ca is given") && message.contains("https"), "{message}");
+        let error = endpoint(&ca).err();
+        assert_eq!(error.as_ref().and_then(Error::field), Some("ca"));
     }
 
     #[test]

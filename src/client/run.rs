@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     engine::Cancel,
-    error::{Error, Kind, Result},
+    error::{Error, Result},
 };
 
 /// How often the flag is looked at.
@@ -13,12 +13,12 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Runs `work` on this thread and returns what it returns; when `cancel` is raised, `work` is dropped first.
 ///
 /// # Errors
-/// [`Kind::Cancelled`] when `cancel` was raised; what `work` returns.
+/// [`Kind::Cancelled`](crate::error::Kind) when `cancel` was raised; what `work` returns.
 pub fn run<T>(cancel: &Cancel, work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| Error::new(Kind::Internal, "no runtime for calls").with_source(e))?;
+        .map_err(|e| Error::io("start", "a runtime for calls", e))?;
     runtime.block_on(async {
         tokio::select! {
             done = work => done,

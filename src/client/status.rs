@@ -3,10 +3,13 @@
 use std::error::Error as StdError;
 
 use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic_types::{ErrorInfo, StatusExt as _};
 
 use super::plain;
-use crate::error::{Error, Kind};
+use crate::{
+    api::ERROR_DOMAIN,
+    error::{Detail, Error, Kind},
+};
 
 /// Whether the same call may succeed later: the server is away, or the connection broke.
 pub(super) fn may_pass(status: &Status) -> bool {
@@ -14,33 +17,46 @@ pub(super) fn may_pass(status: &Status) -> bool {
     status.code() == Code::Unavailable || status.source().is_some()
 }
 
-/// The error that `status` stands for.
+/// The error that `status` stands for: of the fields in its details if they are this API's, else of its message.
 pub(super) fn error(server: &str, status: &Status) -> Error {
-    if status.source().is_some() {
-        return unreachable(server, status.message(), status.source());
+    if let Some(cause) = status.source() {
+        return unreachable(server, cause);
     }
-    Error::new(kind(status.code()), message(server, status))
+    let details = status.get_error_details();
+    let info = details.error_info().filter(|info| info.domain == ERROR_DOMAIN);
+    let reason = |info: &ErrorInfo| {
+        let named = |kind: &Kind| kind.name().eq_ignore_ascii_case(&info.reason);
+        Kind::ALL.into_iter().find(named)
+    };
+    let kind = info.and_then(reason).unwrap_or_else(|| kind(status.code()));
+    let fields = |info: &ErrorInfo| {
+        Detail::from_fields(|name| info.metadata.get(name).map(|value| plain(value)))
+    };
+    let error = Error::new(kind, info.and_then(fields).unwrap_or_else(|| remote(server, status)));
+    match details.retry_info().and_then(|retry| retry.retry_delay) {
+        Some(delay) => error.with_retry_after(delay),
+        None => error,
+    }
 }
 
-/// The error of a server that does not answer.
-pub(super) fn unreachable(
-    server: &str,
-    what: &str,
-    cause: Option<&(dyn StdError + 'static)>,
-) -> Error {
-    Error::new(
-        Kind::Unavailable,
-        format!("server {server} can't be reached: {}", causes(what, cause)),
-    )
+/// A failure of which nothing but a message is known.
+fn remote(server: &str, status: &Status) -> Detail {
+    let message = match plain(status.message()) {
+        empty if empty.is_empty() => status.code().to_string(),
+        message => message,
+    };
+    Detail::Remote { origin: format!("server {server}"), message }
 }
 
-/// `what`, and its innermost cause.
-pub(super) fn causes(what: &str, cause: Option<&(dyn StdError + 'static)>) -> String {
-    let innermost = std::iter::successors(cause, |&error| error.source()).last();
-    match innermost.map(ToString::to_string) {
-        Some(cause) if !what.contains(&cause) => format!("{}: {}", plain(what), plain(&cause)),
-        _ => plain(what),
-    }
+/// The error of a server that does not answer; `cause` is why.
+pub(super) fn unreachable(server: &str, cause: &(dyn StdError + 'static)) -> Error {
+    Error::unavailable(format!("server {server}"), root_cause(cause))
+}
+
+/// The text of an error's innermost cause.
+pub(super) fn root_cause(error: &(dyn StdError + 'static)) -> String {
+    let innermost = std::iter::successors(Some(error), |&error| error.source()).last();
+    plain(&innermost.unwrap_or(error).to_string())
 }
 
 /// The kind of error that a code stands for.
@@ -59,63 +75,40 @@ pub(super) fn kind(code: Code) -> Kind {
     }
 }
 
-/// The server's message with what the details add to it.
-fn message(server: &str, status: &Status) -> String {
-    let mut message = match plain(status.message()) {
-        empty if empty.is_empty() => format!("{server}: {}", status.code()),
-        message => message,
-    };
-    let details = status.get_error_details();
-    let fields = details.bad_request().into_iter().flat_map(|bad| &bad.field_violations);
-    let fields = fields.map(|field| (&field.field, &field.description));
-    let quotas = details.quota_failure().into_iter().flat_map(|quota| &quota.violations);
-    let quotas = quotas.map(|quota| (&quota.subject, &quota.description));
-    let mut notes = Vec::new();
-    for (subject, description) in fields.chain(quotas) {
-        match (status.message().contains(subject), status.message().contains(description)) {
-            (true, true) => {}
-            (false, true) => notes.push(plain(subject)),
-            _ => notes.push(format!("{}: {}", plain(subject), plain(description))),
-        }
-    }
-    if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
-        notes.push(format!("try again in {:.1} s", delay.as_secs_f64()));
-    }
-    if !notes.is_empty() {
-        message.push_str(&format!(" ({})", notes.join("; ")));
-    }
-    message
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::HashMap, time::Duration};
 
     use tonic_types::ErrorDetails;
 
     use super::*;
 
     #[test]
-    fn details_are_told_once() {
+    fn fields_in_the_details_become_those_of_the_error() {
         let mut details = ErrorDetails::new();
-        details.add_bad_request_violation("spec.width", "width is 100, not a multiple of 64");
-        let text = "width is 100, not a multiple of 64";
-        let status = Status::with_error_details(Code::InvalidArgument, text, details);
-        let error = error("server", &status);
-        assert_eq!(error.kind(), Kind::InvalidArgument);
-        assert_eq!(error.to_string(), format!("{text} (spec.width)"));
+        let metadata = [("field", "width"), ("value", "100"), ("expected", "a multiple of 64")];
+        let metadata: HashMap<_, _> = metadata.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        details.set_error_info("INVALID_IMAGE", ERROR_DOMAIN, metadata.clone());
+        let status = Status::with_error_details(Code::InvalidArgument, "some text", details);
+        let found = error("server", &status);
+        assert_eq!((found.kind(), found.field()), (Kind::InvalidImage, Some("width")));
+        assert_eq!(found.to_string(), "width is 100; expected a multiple of 64");
+        let mut details = ErrorDetails::new();
+        details.set_error_info("INVALID_IMAGE", "another.example", metadata);
+        let status = Status::with_error_details(Code::InvalidArgument, "some text", details);
+        let found = error("server", &status);
+        assert_eq!((found.kind(), found.field()), (Kind::InvalidArgument, None));
+        assert_eq!(found.to_string(), "server server: some text");
     }
 
     #[test]
     fn a_full_queue_says_when_to_come_again() {
         let mut details = ErrorDetails::new();
-        details
-            .set_retry_info(Some(Duration::from_millis(2500)))
-            .add_quota_failure_violation("queue", "8 jobs wait");
+        details.set_retry_info(Some(Duration::from_millis(2500)));
         let status = Status::with_error_details(Code::ResourceExhausted, "no room", details);
         let error = error("server", &status);
         assert_eq!(error.kind(), Kind::Exhausted);
-        assert_eq!(error.to_string(), "no room (queue: 8 jobs wait; try again in 2.5 s)");
+        assert_eq!(error.retry_after(), Some(Duration::from_millis(2500)));
     }
 
     #[test]

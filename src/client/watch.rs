@@ -8,7 +8,7 @@ use crate::{
         JobEvent, StreamOptions, WatchJobRequest, WatchJobResponse,
         job_event::{Event, Failed},
     },
-    error::{Error, Kind, Result},
+    error::{Detail, Error, Kind, Result},
 };
 
 /// Watches one job. Made by [`Client::watch`].
@@ -106,15 +106,9 @@ impl Watch {
             return Ok(None);
         }
         if event.sequence != self.last + 1 {
-            return Err(Error::new(
-                Kind::Internal,
-                format!(
-                    "{}: the server sent event {} after event {}",
-                    plain(&self.name),
-                    event.sequence,
-                    self.last
-                ),
-            ));
+            let field = format!("the server's event of {}", plain(&self.name));
+            let expected = (self.last + 1).to_string();
+            return Err(Error::wrong(Kind::Internal, field, event.sequence, expected));
         }
         self.last = event.sequence;
         self.backoff.reset();
@@ -133,9 +127,9 @@ pub fn ended_badly(job: &str, event: &Event) -> Option<Error> {
     match event {
         Event::Failed(Failed { code, message }) => Some(Error::new(
             status::kind(Code::from_i32(*code)),
-            format!("{job} failed: {}", plain(message)),
+            Detail::Remote { origin: format!("{job} failed"), message: plain(message) },
         )),
-        Event::Cancelled(_) => Some(Error::new(Kind::Cancelled, format!("{job} was cancelled"))),
+        Event::Cancelled(_) => Some(Error::cancelled(job)),
         _ => None,
     }
 }

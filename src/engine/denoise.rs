@@ -93,10 +93,8 @@ pub fn begin_from<O: Ops>(
     let found = (picture.width as usize, picture.height as usize);
     let wanted = (plan.spec.width, plan.spec.height);
     if found != wanted {
-        return Err(Error::new(
-            Kind::InvalidImage,
-            format!("picture is {}x{}, not {}x{}", found.0, found.1, wanted.0, wanted.1),
-        ));
+        let [found, wanted] = [found, wanted].map(|(width, height)| format!("{width}x{height}"));
+        return Err(Error::wrong(Kind::InvalidImage, "picture", found, wanted));
     }
     let latents = normalise(model, encode(ops, &model.arch, picture)?);
     Ok(Sampling::edit(&plan.schedule, latents, plan.first_step, plan.spec.seed))

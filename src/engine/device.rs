@@ -34,7 +34,7 @@ impl FromStr for Choice {
             "gpu" => Ok(Self::Gpu(None)),
             _ => match text.strip_prefix("gpu:").map(str::parse) {
                 Some(Ok(index)) => Ok(Self::Gpu(Some(index))),
-                _ => Err(format!("{text:?} is not auto, cpu, gpu or gpu:N")),
+                _ => Err("auto, cpu, gpu or gpu:N".into()),
             },
         }
     }
@@ -63,7 +63,7 @@ impl FromStr for Precision {
             "bf16" => Ok(Self::Bf16),
             "f16" => Ok(Self::F16),
             "auto" => Ok(Self::Auto),
-            _ => Err(format!("{text:?} is not f32, bf16, f16 or auto")),
+            _ => Err("f32, bf16, f16 or auto".into()),
         }
     }
 }
@@ -107,16 +107,11 @@ impl Device {
                 Precision::F32 => None,
                 Precision::Auto => Kernels::faster_bf16(),
                 Precision::F16 => {
-                    return Err(Error::new(
-                        Kind::Device,
-                        "precision is f16, which is for a GPU and not for the CPU: f32, bf16 or auto would do",
-                    ));
+                    return Err(unsupported("f16", "f32, bf16 or auto on the CPU"));
                 }
                 Precision::Bf16 => Some(Kernels::best(true).ok_or_else(|| {
-                    Error::new(
-                        Kind::Device,
-                        "precision is bf16, and this CPU has neither AMX-BF16 nor AVX512-BF16: f32 or auto would do",
-                    )
+                    let expected = "f32 or auto on a CPU without AMX-BF16 and AVX512-BF16";
+                    unsupported("bf16", expected)
                 })?),
             };
             Ok(Self::Cpu(match bf16 {
@@ -125,10 +120,7 @@ impl Device {
             }))
         };
         let gpu = |index, weights| match precision {
-            Precision::Bf16 => Err(Error::new(
-                Kind::Device,
-                "precision is bf16, which is for the CPU and not for a GPU: give cpu as the device",
-            )),
+            Precision::Bf16 => Err(unsupported("bf16", "f32, f16 or auto on a GPU")),
             _ => {
                 let fast = precision == Precision::Auto && gpu::is_fast_in_f16(index);
                 let open =
@@ -144,7 +136,7 @@ impl Device {
                 Some(_) if precision == Precision::Bf16 => cpu(weights),
                 Some(index) if precision == Precision::F16 => gpu(Some(index), weights),
                 Some(index) => gpu(Some(index), weights.clone()).or_else(|error| {
-                    tracing::warn!("{error}; the CPU takes its place");
+                    tracing::warn!("{}; using the CPU instead", error.report());
                     cpu(weights)
                 }),
             },
@@ -176,6 +168,11 @@ impl Device {
     }
 }
 
+/// A precision that the device does not have.
+fn unsupported(precision: &str, expected: &'static str) -> Error {
+    Error::wrong(Kind::Device, "precision", precision, expected)
+}
+
 /// Sets the number of threads of the CPU path, once per process.
 ///
 /// # Errors
@@ -184,7 +181,7 @@ pub fn set_threads(threads: usize) -> Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()
-        .map_err(|e| Error::new(Kind::Internal, "threads can't be started").with_source(e))
+        .map_err(|e| Error::internal("starting the CPU's threads").with_source(e))
 }
 
 /// All devices of this machine.

@@ -62,16 +62,20 @@ impl LatentFile {
     /// [`crate::error::Kind::Io`] when it can't be opened; [`crate::error::Kind::InvalidModel`] when it is damaged, of
     /// another kind, or its latents are not those of the model.
     pub fn read(path: &Path, model: &Checkpoint) -> Result<Self> {
-        let bad = |why: String| Error::model(format!("{}: {why}", path.display()));
-        let within = |e: Error| Error::new(e.kind(), path.display().to_string()).with_source(e);
+        let bad = |field: &str, value: &str, expected: String| {
+            Error::model(format!("{}: {field}", path.display()), value, expected)
+        };
+        let within = |e: Error| {
+            Error::wrong(e.kind(), "latents", path.display(), "a file of latents").with_source(e)
+        };
         let reader = Reader::open(path).map_err(within)?;
         let field = |name: &str| reader.metadata().get(name).map_or("missing", String::as_str);
         if field("format") != FORMAT {
-            return Err(bad(format!("metadata format is {}, not {FORMAT}", field("format"))));
+            return Err(bad("metadata format", field("format"), FORMAT.into()));
         }
         let side = |name| match field(name).parse() {
             Ok(side) if (1..=MAX_EXTENT).contains(&side) => Ok(side),
-            _ => Err(bad(format!("{name} is {}, not from 1 to {MAX_EXTENT}", field(name)))),
+            _ => Err(bad(name, field(name), format!("from 1 to {MAX_EXTENT}"))),
         };
         let (width, height) = (side("width")?, side("height")?);
         let factor = model.arch.coarsest_factor();
@@ -83,15 +87,15 @@ impl LatentFile {
         let wanted: BTreeMap<String, Vec<usize>> =
             expected.iter().enumerate().map(|(l, &s)| (name(l), extents(s).to_vec())).collect();
         if found != wanted {
-            let arch = &model.arch.name;
-            return Err(bad(format!("has latents {found:?}, {arch} needs {wanted:?}")));
+            let (found, arch) = (format!("{found:?}"), &model.arch.name);
+            return Err(bad("latents", &found, format!("{wanted:?} for model {arch}")));
         }
         let mut tensors = reader.read().map_err(within)?.tensors;
         let latents = expected.into_iter().enumerate().map(|(l, shape)| {
             let param = tensors.remove(&name(l));
             param
                 .map(|param| Latent { shape, data: param.data })
-                .ok_or_else(|| bad(format!("{} is missing", name(l))))
+                .ok_or_else(|| bad(&name(l), "missing", format!("shape {shape:?}")))
         });
         Ok(Self { width, height, latents: latents.collect::<Result<_>>()? })
     }

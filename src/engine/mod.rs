@@ -22,7 +22,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     image_in::Picture,
     model::{
         arch::Arch,
@@ -113,10 +113,10 @@ impl Cancel {
     }
 
     /// # Errors
-    /// [`Kind::Cancelled`] once the flag is raised.
+    /// [`Kind::Cancelled`](crate::error::Kind) once the flag is raised.
     pub fn check(&self) -> Result<()> {
         match self.is_cancelled() {
-            true => Err(Error::new(Kind::Cancelled, "cancelled")),
+            true => Err(Error::cancelled("the operation")),
             false => Ok(()),
         }
     }
@@ -125,7 +125,7 @@ impl Cancel {
 /// From a seed to pixels: denoises the latents of `plan`, then decodes them tile by tile into a file in `scratch`.
 ///
 /// # Errors
-/// [`Kind::Cancelled`] when `cancel` was raised; otherwise what the device, the weights or the disk reported.
+/// [`Kind::Cancelled`](crate::error::Kind) when `cancel` was raised; otherwise what the device, the weights or the disk reported.
 pub fn generate<O: Ops>(
     ops: &mut O,
     model: &Checkpoint,
@@ -140,7 +140,7 @@ pub fn generate<O: Ops>(
 /// A variation of `picture`: encodes it, adds as much noise as the plan's strength says, and goes on as [`generate`] does.
 ///
 /// # Errors
-/// As [`generate`]; [`Kind::InvalidImage`] when the picture is not of the plan's size.
+/// As [`generate`]; [`Kind::InvalidImage`](crate::error::Kind) when the picture is not of the plan's size.
 pub fn edit<O: Ops>(
     ops: &mut O,
     model: &Checkpoint,

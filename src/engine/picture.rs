@@ -61,9 +61,11 @@ pub fn encode<O: Ops>(ops: &mut O, arch: &Arch, picture: Picture) -> Result<Vec<
 pub(super) fn check_finite(latent: &Latent, level: usize, doing: &str) -> Result<()> {
     match latent.data.iter().find(|v| !v.is_finite()) {
         None => Ok(()),
-        Some(value) => Err(Error::model(format!(
-            "{doing} gave {value} in latent {level}: the model's weights overflow"
-        ))),
+        Some(value) => Err(Error::model(
+            format!("a value of latent {level} after {doing}"),
+            value,
+            "a finite number: the model's weights overflow",
+        )),
     }
 }
 

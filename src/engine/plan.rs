@@ -4,7 +4,7 @@
 //! that was wrong, its limit and the nearest number that would do.
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Expected, Result},
     exec::trace,
     image_out::Bits,
     model::{arch::Arch, decoder, sampler::Method, schedule::Schedule},
@@ -36,10 +36,7 @@ impl TileSize {
     fn check(self) -> Result<()> {
         match self {
             Self::Pixels(tile) if !(MIN_TILE..=MAX_TILE).contains(&tile) => {
-                let nearest = tile.clamp(MIN_TILE, MAX_TILE);
-                Err(Error::invalid(format!(
-                    "tile is {tile}, which is not from {MIN_TILE} to {MAX_TILE} pixels (nearest: {nearest}) or whole"
-                )))
+                Err(Error::invalid("tile", tile, Expected::range(MIN_TILE..=MAX_TILE, tile)))
             }
             _ => Ok(()),
         }
@@ -228,16 +225,11 @@ impl Plan {
         check_extent("width", spec.width, multiple)?;
         check_extent("height", spec.height, multiple)?;
         if let Some(strength) = spec.strength.filter(|strength| !(0.0..=1.0).contains(strength)) {
-            return Err(Error::invalid(format!(
-                "strength is {strength}, which is not from 0 to 1"
-            )));
+            return Err(Error::invalid("strength", strength, "a number from 0 to 1"));
         }
         if !(1..=MAX_STEPS).contains(&spec.steps) {
-            let nearest = spec.steps.clamp(1, MAX_STEPS);
-            return Err(Error::invalid(format!(
-                "steps is {}, which is not from 1 to {MAX_STEPS} (nearest: {nearest})",
-                spec.steps
-            )));
+            let range = Expected::range(1..=MAX_STEPS, spec.steps);
+            return Err(Error::invalid("steps", spec.steps, range));
         }
         let tiling = Tiling::new(arch, spec.width, spec.height, spec.tile)?;
         let [width, height] =
@@ -290,9 +282,11 @@ impl Plan {
         ];
         for (axis, start, len, extent) in sides {
             if len == 0 || start.checked_add(len).is_none_or(|end| end > extent) {
-                return Err(Error::invalid(format!(
-                    "{field} has {len} pixels from {axis} = {start} on, the picture has {extent}"
-                )));
+                return Err(Error::invalid(
+                    format!("{field}.{axis}"),
+                    format!("{len} pixels from {start}"),
+                    format!("at least 1 pixel, within the picture's {extent}"),
+                ));
             }
         }
         Ok(())
@@ -350,14 +344,13 @@ pub fn latent_shapes(arch: &Arch, width: usize, height: usize) -> Vec<Shape> {
 }
 
 /// Refuses a side of the picture that is not a multiple of `factor` up to [`MAX_EXTENT`].
-fn check_extent(field: &str, value: usize, factor: usize) -> Result<()> {
+fn check_extent(field: &'static str, value: usize, factor: usize) -> Result<()> {
     let most = MAX_EXTENT / factor * factor;
     if value > 0 && value <= most && value.is_multiple_of(factor) {
         return Ok(());
     }
     let nearest =
         (value.min(most).saturating_add(factor / 2) / factor * factor).clamp(factor, most);
-    Err(Error::invalid(format!(
-        "{field} is {value}, which is not a multiple of {factor} from {factor} to {most} pixels (nearest: {nearest})"
-    )))
+    let [of, max, nearest] = [factor, most, nearest].map(|n| n as u64);
+    Err(Error::invalid(field, value, Expected::Multiple { of, max, nearest }))
 }

@@ -120,11 +120,8 @@ fn quantise(value: f32, most: f32) -> f32 {
 pub fn samples(rect: Rect, values: &[f32], bits: Bits) -> Result<Vec<u8>> {
     if let Some(value) = values.iter().find(|v| !v.is_finite()) {
         let Rect { x, y, width, height } = rect;
-        return Err(Error::model(format!(
-            "decoding pixels {x},{y} to {},{} gave {value}: the model's weights overflow",
-            x + width,
-            y + height
-        )));
+        let field = format!("a sample of {width}x{height} pixels at {x},{y}");
+        return Err(Error::model(field, value, "a finite number: the model's weights overflow"));
     }
     Ok(match bits {
         Bits::Eight => values.iter().map(|&v| quantise(v, 255.0) as u8).collect(),

@@ -59,8 +59,9 @@ pub fn local_cost(arch: &Arch, rows: usize, columns: usize) -> Result<Cost> {
 /// When the local stage has an operator of unbounded reach, which no valid `arch` gives it.
 pub fn halo(arch: &Arch) -> Result<usize> {
     let (_, reach) = trace_local(arch, 1, 1)?;
-    let reach =
-        reach.ok_or_else(|| Error::model("decoder: the local stage has no finite reach"))?;
+    let reach = reach.ok_or_else(|| {
+        Error::model("decoder.local_stage.reach", "infinite", "a finite receptive field")
+    })?;
     Ok(reach.div_ceil(arch.finest_factor()))
 }
 
@@ -68,8 +69,11 @@ fn trace_local(arch: &Arch, rows: usize, columns: usize) -> Result<(Cost, Option
     let mut o = Tracer::new();
     let stages = &arch.decoder.stages;
     let stage = stages.get(decoder::local_stages(arch));
-    let channels =
-        stage.ok_or_else(|| Error::model("decoder: no stage at the finest latent"))?.channels;
+    let channels = stage
+        .ok_or_else(|| {
+            Error::model("decoder.stages", stages.len(), "a stage at the finest latent level")
+        })?
+        .channels;
     let h = o.input(Shape::new(1, rows, columns, channels))?;
     let r = o.input(Shape::new(1, rows, columns, 3))?;
     let picture = decoder::local_stage(&mut o, arch, h, r)?;

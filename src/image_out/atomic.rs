@@ -42,16 +42,16 @@ impl AtomicFile {
     /// Those of [`preflight`].
     pub fn create(path: &Path) -> Result<Self> {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let refused = |why: &str| Error::invalid(format!("output file {} {why}", path.display()));
+        let refused = |expected: &'static str| Error::invalid("out", path.display(), expected);
         match fs::metadata(&path) {
-            Ok(there) if there.is_dir() => return Err(refused("is a directory")),
-            Ok(there) if !there.is_file() => return Err(refused("is not a regular file")),
+            Ok(there) if there.is_dir() => return Err(refused("a file: it is a directory")),
+            Ok(there) if !there.is_file() => return Err(refused("a regular file")),
             _ => {}
         }
-        let Some(name) = path.file_name() else { return Err(refused("has no name")) };
+        let Some(name) = path.file_name() else { return Err(refused("a path with a file name")) };
         let directory = directory_of(&path);
         if !directory.is_dir() {
-            return Err(refused("is in a directory that does not exist"));
+            return Err(refused("a file in an existing directory"));
         }
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
@@ -65,7 +65,7 @@ impl AtomicFile {
         }
         let file = builder
             .tempfile_in(directory)
-            .map_err(|source| Error::io("can't make a file in", directory, source))?;
+            .map_err(|source| Error::io("create a file in", directory, source))?;
         Ok(Self { file: BufWriter::with_capacity(1 << 20, file), path })
     }
 
@@ -81,7 +81,7 @@ impl AtomicFile {
     /// [`Kind::Io`](crate::error::Kind::Io); the file is removed then.
     pub fn commit(self) -> Result<()> {
         let Self { file, path } = self;
-        let failed = |source| Error::io("can't write", &path, source);
+        let failed = |source| Error::io("write", &path, source);
         let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
         file.as_file().sync_all().map_err(failed)?;
         file.persist(&path).map_err(|error| failed(error.error))?;

@@ -100,9 +100,11 @@ impl<'a> RawPixels<'a> {
             .checked_mul(height as usize)
             .and_then(|pixels| pixels.checked_mul(bits.pixel_len()));
         if expected != Some(bytes.len()) {
-            return Err(Error::new(
+            return Err(Error::wrong(
                 Kind::Internal,
-                format!("{} bytes given for a picture of {width}x{height} {bits:?}", bytes.len()),
+                "picture bytes",
+                bytes.len(),
+                format!("the size of {width}x{height} {bits:?}"),
             ));
         }
         Ok(Self { bytes, width, height, bits })
@@ -155,10 +157,7 @@ impl Format {
         match ending.to_str() {
             Some("tif" | "tiff") => Ok(Self::Tiff),
             Some("png") => Ok(Self::Png),
-            _ => Err(Error::invalid(format!(
-                "output file {} must end in .tiff, .tif or .png",
-                path.display()
-            ))),
+            _ => Err(Error::invalid("out", path.display(), "a name ending in .tiff, .tif or .png")),
         }
     }
 }
@@ -181,9 +180,8 @@ pub fn write(path: &Path, source: &dyn PixelSource, metadata: &Metadata) -> Resu
 fn check_size(source: &dyn PixelSource, limit: u32) -> Result<()> {
     for (name, value) in [("width", source.width()), ("height", source.height())] {
         if !(1..=limit).contains(&value) {
-            return Err(Error::invalid(format!(
-                "picture {name} is {value}; the limits of the file format are 1 and {limit}"
-            )));
+            let expected = format!("from 1 to {limit}, the limit of the file format");
+            return Err(Error::invalid(name, value, expected));
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use png::{
 };
 
 use super::{Area, AtomicFile, Bits, Metadata, PixelSource, check_size};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// Writes `source` as a PNG to `path`, replacing what is there.
 ///
@@ -20,10 +20,8 @@ use crate::error::{Error, Kind, Result};
 pub fn write_png(path: &Path, source: &dyn PixelSource, metadata: &Metadata) -> Result<()> {
     check_size(source, i32::MAX as u32)?;
     let failed = |error| match error {
-        EncodingError::IoError(source) => Error::io("can't write", path, source),
-        other => {
-            Error::new(Kind::Internal, format!("can't write {}", path.display())).with_source(other)
-        }
+        EncodingError::IoError(source) => Error::io("write", path, source),
+        other => Error::internal(format!("encoding {}", path.display())).with_source(other),
     };
     let mut file = AtomicFile::create(path)?;
     let mut writer =
@@ -40,7 +38,7 @@ pub fn write_png(path: &Path, source: &dyn PixelSource, metadata: &Metadata) -> 
             }
         }
         std::io::Write::write_all(&mut rows, &row)
-            .map_err(|source| Error::io("can't write", path, source))?;
+            .map_err(|source| Error::io("write", path, source))?;
     }
     rows.finish().map_err(failed)?;
     writer.finish().map_err(failed)?;

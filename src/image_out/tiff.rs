@@ -29,7 +29,7 @@ use super::{
     pyramid::{self, Level, Place, ROW, Sample, Tile},
     srgb_profile,
 };
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// Bytes that a classic TIFF can address.
 pub const CLASSIC_LIMIT: u64 = u32::MAX as u64;
@@ -112,10 +112,9 @@ impl Failure {
     fn about(self, path: &Path) -> Error {
         match self {
             Self::Source(error) => error,
-            Self::File(TiffError::IoError(source)) => Error::io("can't write", path, source),
+            Self::File(TiffError::IoError(source)) => Error::io("write", path, source),
             Self::File(other) => {
-                Error::new(Kind::Internal, format!("can't write {}", path.display()))
-                    .with_source(other)
+                Error::internal(format!("encoding {}", path.display())).with_source(other)
             }
         }
     }
@@ -323,5 +322,5 @@ fn pack<T: Sample>(place: Place, tile: &Tile<T>) -> Result<Packed> {
         .write_all(raw)
         .and_then(|()| encoder.finish())
         .map(|bytes| Packed { place, bytes })
-        .map_err(|error| Error::new(Kind::Internal, "can't compress a tile").with_source(error))
+        .map_err(|error| Error::internal("compressing a tile").with_source(error))
 }

@@ -16,7 +16,7 @@ use crate::{
     },
     error::{Error, Kind, Result},
     image_out::{Bits, sync_directory},
-    jobs::{job::Saved, record::Record},
+    jobs::{RETRY_AFTER, job::Saved, record::Record},
     model::sampler::{Latent, Sampling},
     store::{self, Arena, DirectoryLock, Journal},
 };
@@ -118,7 +118,7 @@ impl JobDirectory {
     ) -> Result<()> {
         let name = self.0.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let making = Self(self.0.with_file_name(format!("{UNFINISHED}{name}")));
-        let failed = |e| Error::io("can't make", &self.0, e);
+        let failed = |e| Error::io("create", &self.0, e);
         let made = fs::create_dir(&making.0).map_err(failed).and_then(|()| {
             Journal::create(&making.journal())?.append(&[first.to_bytes()?])?;
             drop(Arena::create_named(&making.arena(), layout.bytes(), lock)?);
@@ -172,7 +172,7 @@ impl JobDirectory {
     /// # Errors
     /// [`Kind::Io`].
     pub fn remove(&self) -> Result<()> {
-        let failed = |e| Error::io("can't remove", &self.0, e);
+        let failed = |e| Error::io("remove", &self.0, e);
         let name = self.0.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let leaving = self.0.with_file_name(format!("{UNFINISHED}{name}.removed"));
         fs::rename(&self.0, &leaving).map_err(failed)?;
@@ -231,7 +231,12 @@ impl Canvas {
                 return Ok(Sampling { step, z, previous: (latents == 2).then(take) });
             }
         }
-        Err(Error::new(Kind::Io, format!("the checkpoint of step {step} is damaged")))
+        Err(Error::wrong(
+            Kind::Io,
+            format!("checkpoint of step {step}"),
+            "damaged",
+            "the bytes of its checksum",
+        ))
     }
 
     /// Writes the samples of tiles and waits until the disk has them; gives their CRC32C, of 16 bits in little-endian
@@ -266,10 +271,9 @@ pub fn little_endian(samples: &[u8], bits: Bits) -> std::borrow::Cow<'_, [u8]> {
 pub(super) fn full_disk(error: Error, needed: u64) -> Error {
     let source = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<std::io::Error>());
     match source.map(std::io::Error::kind) {
-        Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => Error::new(
-            Kind::Exhausted,
-            format!("disk_bytes is {needed}; the server's disk has no room for it"),
-        ),
+        Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
+            Error::exhausted("disk_bytes", needed, None).with_retry_after(RETRY_AFTER)
+        }
         _ => error,
     }
 }

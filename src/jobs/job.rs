@@ -15,7 +15,7 @@ use crate::{
         Cancel,
         plan::{Plan, Rect, Tile},
     },
-    error::{Error, Kind, Result},
+    error::{Error, Expected, Kind, Resource, Result},
     jobs::{
         Quote,
         files::{JobDirectory, Layout},
@@ -247,10 +247,7 @@ impl Job {
         for (field, value, count) in [("column", column, tiling.columns), ("row", row, tiling.rows)]
         {
             if value >= count {
-                return Err(Error::invalid(format!(
-                    "{field} is {value}, which is not from 0 to {}",
-                    count - 1
-                )));
+                return Err(Error::invalid(field, value, Expected::within(0..=count - 1)));
             }
         }
         let index = row * tiling.columns + column;
@@ -263,11 +260,17 @@ impl Job {
     /// [`Kind::NotReady`] when it is not done yet; [`Kind::Io`].
     pub fn read_tile(&self, index: usize) -> Result<(Vec<u8>, u32)> {
         let done = self.state().tiles.get(index).copied().flatten();
-        let crc32c = done.ok_or_else(|| Error::new(Kind::NotReady, "the tile is not done yet"))?;
+        let pending = || Error::not_ready(Resource::Tile, index.to_string(), "pending", "decoded");
+        let crc32c = done.ok_or_else(pending)?;
         let samples = self.directory.read(&self.layout, self.plan.tiling.tiles[index].rect)?;
         let found = crc32c::crc32c(&super::files::little_endian(&samples, self.plan.spec.bits));
         if found != crc32c {
-            return Err(Error::new(Kind::Io, format!("tile {index} is damaged on the disk")));
+            return Err(Error::wrong(
+                Kind::Io,
+                format!("crc32c of tile {index}"),
+                found,
+                crc32c.to_string(),
+            ));
         }
         Ok((samples, crc32c))
     }
@@ -286,7 +289,7 @@ impl Job {
     pub(super) fn need_finished(&self) -> Result<()> {
         match self.state().phase {
             Phase::Finished => Ok(()),
-            _ => Err(Error::new(Kind::NotReady, "the job is not finished")),
+            phase => Err(Error::not_ready(Resource::Job, &self.id, phase.name(), "finished")),
         }
     }
 
@@ -311,7 +314,8 @@ impl Job {
     /// # Errors
     /// [`Kind::NotReady`] when there is none.
     pub fn newest_preview(&self) -> Result<usize> {
-        self.state().preview.ok_or_else(|| Error::new(Kind::NotReady, "there is no preview yet"))
+        let pending = || Error::not_ready(Resource::Preview, &self.id, "pending", "available");
+        self.state().preview.ok_or_else(pending)
     }
 
     /// The PNG of the preview that came with `level`.
@@ -320,7 +324,7 @@ impl Job {
     /// [`Kind::Io`].
     pub fn preview(&self, level: usize) -> Result<Vec<u8>> {
         let path = self.directory.preview(level);
-        std::fs::read(&path).map_err(|e| Error::io("can't read", path, e))
+        std::fs::read(&path).map_err(|e| Error::io("read", path, e))
     }
 
     /// Tells what is looked at: its tiles are decoded first.
@@ -365,7 +369,7 @@ impl Job {
     pub(super) fn abandon(&self, error: &Error) {
         let mut state = self.state();
         if !state.phase.is_last() {
-            let (kind, message) = (error.kind(), error.to_string());
+            let (kind, message) = (error.kind(), error.report().to_string());
             state.take(Record::now(Event::Failed { kind, message }), &self.plan);
             state.journal = None;
             self.newest.send_replace(state.records.len() as u64);

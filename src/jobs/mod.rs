@@ -30,7 +30,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 pub use job::{Job, Phase, Snapshot};
@@ -44,7 +44,7 @@ use crate::{
         device::{Choice, Device, Precision},
         plan::{Plan, Rect, Spec},
     },
-    error::{Error, Kind, Result},
+    error::{Error, Expected, Resource, Result},
     image_out::{self, Area, Bits, Format, Metadata, PixelSource},
     model::checkpoint::Checkpoint,
     store::DirectoryLock,
@@ -55,6 +55,14 @@ use record::{Event, Order, Record, StoredSpec, to_ms};
 
 /// Longest `request_id`.
 pub const MAX_REQUEST_ID: usize = 128;
+
+/// Time after which a client may ask a full or stopping server again.
+pub const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// The error of calls to a server that is shutting down.
+pub fn shutting_down() -> Error {
+    Error::unavailable("the server", "it is shutting down").with_retry_after(RETRY_AFTER)
+}
 
 /// How jobs are kept and worked on.
 #[derive(Clone, Debug)]
@@ -98,18 +106,20 @@ impl Request {
     /// What follows from the request, once nothing in it is wrong; whether there is room for it is not looked at.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] naming field, value and limit.
+    /// [`Kind::InvalidArgument`](crate::error::Kind) naming field, value and limit.
     pub fn plan(&self) -> Result<Plan> {
         if self.spec.strength.is_some() != self.source.is_some() {
-            return Err(Error::invalid(
-                "strength is for pictures that are edited, and they need it",
-            ));
+            let value = if self.source.is_some() { "absent" } else { "given" };
+            let expected = "a value if and only if a picture is edited";
+            return Err(Error::invalid("strength", value, expected));
         }
         let length = self.request_id.chars().count();
         if length > MAX_REQUEST_ID {
-            return Err(Error::invalid(format!(
-                "request_id has {length} characters; the limit is {MAX_REQUEST_ID}"
-            )));
+            return Err(Error::invalid(
+                "request_id",
+                format!("{length} characters long"),
+                Expected::at_most(format!("{MAX_REQUEST_ID} characters")),
+            ));
         }
         let plan = Plan::new(self.spec.clone(), &self.model.arch)?;
         if let Some(rect) = self.viewport {
@@ -160,12 +170,12 @@ impl Jobs {
     /// Takes hold of the directory, reads the jobs in it, opens the devices and lets unfinished jobs go on.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when another process has the directory or a setting is out of range;
-    /// [`Kind::Io`] when it can't be read; [`Kind::Device`] when a device can't be opened.
+    /// [`Kind::InvalidArgument`](crate::error::Kind) when another process has the directory or a setting is out of range;
+    /// [`Kind::Io`](crate::error::Kind) when it can't be read; [`Kind::Device`](crate::error::Kind) when a device can't be opened.
     pub fn open(settings: Settings, models: Models) -> Result<Self> {
         for (field, value) in [("queue", settings.queue), ("active", settings.active)] {
             if value == 0 {
-                return Err(Error::invalid(format!("{field} is 0, the least is 1")));
+                return Err(Error::invalid(field, value, "at least 1"));
             }
         }
         let lock = DirectoryLock::acquire(&settings.directory)?;
@@ -198,7 +208,7 @@ impl Jobs {
             std::thread::Builder::new()
                 .name(format!("engine-{i}"))
                 .spawn(move || worker::run(&shared, device))
-                .map_err(|e| Error::new(Kind::Internal, "no thread").with_source(e))
+                .map_err(|e| Error::io("start", "an engine thread", e))
         });
         let threads = Arc::new(Mutex::new(threads.collect::<Result<_>>()?));
         Ok(Self { shared, threads })
@@ -212,7 +222,7 @@ impl Jobs {
     /// What `spec` would take with `model`; admission goes by the same numbers.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when it can't be made.
+    /// [`Kind::InvalidArgument`](crate::error::Kind) when it can't be made.
     pub fn quote(&self, spec: &Spec, model: &Checkpoint) -> Result<(Plan, Quote)> {
         let plan = Plan::new(spec.clone(), &model.arch)?;
         let quote = self.quote_plan(&plan, model)?;
@@ -226,18 +236,16 @@ impl Jobs {
     /// Queues a job; when this returns it is durable.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when it can't be made; [`Kind::Exhausted`] when it is too large for this server, the
-    /// queue is full or the disk is; [`Kind::Unavailable`] while the server is shutting down; [`Kind::Io`].
+    /// [`Kind::InvalidArgument`](crate::error::Kind) when it can't be made; [`Kind::Exhausted`](crate::error::Kind) when it is too large for this server, the
+    /// queue is full or the disk is; [`Kind::Unavailable`](crate::error::Kind) while the server is shutting down; [`Kind::Io`](crate::error::Kind).
     pub fn create(&self, request: Request) -> Result<Arc<Job>> {
         let plan = request.plan()?;
         let quote = self.quote_plan(&plan, &request.model)?;
         let Request { model, spec, request_id, deadline, viewport, owner, source } = request;
         let memory = self.shared.settings.memory;
         if quote.memory_bytes > memory {
-            return Err(Error::new(
-                Kind::Exhausted,
-                format!("memory_bytes is {}; the server's budget is {memory}", quote.memory_bytes),
-            ));
+            // No later attempt can succeed: the budget is that of an idle device.
+            return Err(Error::exhausted("memory_bytes", quote.memory_bytes, memory));
         }
         let order = Order {
             spec: StoredSpec::from(&spec),
@@ -273,27 +281,28 @@ impl Jobs {
     fn reserve(&self, order: &Order, id: &str) -> Result<Option<Arc<Job>>> {
         let mut table = self.shared.table();
         if table.closed {
-            return Err(Error::new(Kind::Unavailable, "the server is shutting down"));
+            return Err(shutting_down());
         }
         let request_id = &order.request_id;
         if let Some(known) = table.requests.get(request_id).filter(|_| !request_id.is_empty()) {
             return match table.jobs.get(known) {
                 Some(job) if job.order.is_the_same_as(order) => Ok(Some(job.clone())),
-                Some(_) => Err(Error::invalid(format!(
-                    "request_id {request_id:?} was used for another job"
-                ))),
-                None => Err(Error::new(
-                    Kind::Unavailable,
-                    format!("request_id {request_id:?} is being queued by another call"),
+                Some(_) => Err(Error::invalid(
+                    "request_id",
+                    format!("{request_id:?}"),
+                    "an id that no different request has used",
                 )),
+                None => Err(Error::unavailable(
+                    format!("request_id {request_id:?}"),
+                    "another call is creating its job",
+                )
+                .with_retry_after(RETRY_AFTER)),
             };
         }
         let (waiting, queue) = (table.waiting.len() + table.reserved, self.shared.settings.queue);
         if waiting >= queue {
-            return Err(Error::new(
-                Kind::Exhausted,
-                format!("queue holds {waiting} jobs; the limit is {queue}"),
-            ));
+            let error = Error::exhausted("queued_jobs", waiting as u64 + 1, queue as u64);
+            return Err(error.with_retry_after(RETRY_AFTER));
         }
         if !request_id.is_empty() {
             table.requests.insert(request_id.clone(), id.to_owned());
@@ -327,7 +336,7 @@ impl Jobs {
     /// A place for a picture that comes from a client.
     ///
     /// # Errors
-    /// [`Kind::Io`].
+    /// [`Kind::Io`](crate::error::Kind).
     pub fn receive(&self) -> Result<Receiving> {
         Receiving::create(&self.shared.settings.directory)
     }
@@ -335,11 +344,10 @@ impl Jobs {
     /// The job of that name.
     ///
     /// # Errors
-    /// [`Kind::NotFound`].
+    /// [`Kind::NotFound`](crate::error::Kind).
     pub fn get(&self, id: &str) -> Result<Arc<Job>> {
         let job = self.shared.table().jobs.get(id).cloned();
-        let shown: String = id.chars().take(40).collect();
-        job.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no job {shown:?}")))
+        job.ok_or_else(|| Error::not_found(Resource::Job, id))
     }
 
     /// At most `most` jobs after the id `after`, oldest first.
@@ -380,7 +388,7 @@ impl Jobs {
     /// Cancels the job: at once while it waits, else within one step or tile. An ended job stays as it is.
     ///
     /// # Errors
-    /// [`Kind::NotFound`]; [`Kind::Io`].
+    /// [`Kind::NotFound`](crate::error::Kind); [`Kind::Io`](crate::error::Kind).
     pub fn cancel(&self, id: &str) -> Result<Arc<Job>> {
         let job = self.get(id)?;
         job.cancel.cancel();
@@ -397,7 +405,7 @@ impl Jobs {
     /// Cancels the job if it has not ended, and removes it with its pixels.
     ///
     /// # Errors
-    /// [`Kind::NotFound`]; [`Kind::Io`].
+    /// [`Kind::NotFound`](crate::error::Kind); [`Kind::Io`](crate::error::Kind).
     pub fn delete(&self, id: &str) -> Result<()> {
         let job = self.cancel(id)?;
         let mut table = self.shared.table();
@@ -410,7 +418,7 @@ impl Jobs {
     /// The finished picture as a file of `format`, which lies in the job's directory from the first call on.
     ///
     /// # Errors
-    /// [`Kind::NotReady`] while it is not finished; [`Kind::Io`].
+    /// [`Kind::NotReady`](crate::error::Kind) while it is not finished; [`Kind::Io`](crate::error::Kind).
     pub fn picture(&self, job: &Job, format: Format) -> Result<PathBuf> {
         job.need_finished()?;
         let path = job.picture_file(match format {
@@ -493,7 +501,7 @@ impl Shared {
 
     /// A device does not answer any more.
     fn device_failed(&self, error: &Error) {
-        tracing::error!("device: {error}");
+        tracing::error!("device: {}", error.report());
         self.healthy.store(false, Ordering::Relaxed);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Resource, Result},
     model::checkpoint::Checkpoint,
 };
 
@@ -15,15 +15,15 @@ impl Models {
     /// A server's models.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when there is none, or two have one name.
+    /// [`Kind::InvalidArgument`](crate::error::Kind) when there is none, or two have one name.
     pub fn new(models: Vec<Arc<Checkpoint>>) -> Result<Self> {
         if models.is_empty() {
-            return Err(Error::invalid("model is missing: a server needs one at least"));
+            return Err(Error::missing("model", "at least one model"));
         }
         for (i, model) in models.iter().enumerate() {
             let name = &model.arch.name;
             if models[..i].iter().any(|other| other.arch.name == *name) {
-                return Err(Error::invalid(format!("model {name} is given twice")));
+                return Err(Error::invalid("model", name, "models of different names"));
             }
         }
         Ok(Self(models.into()))
@@ -42,12 +42,12 @@ impl Models {
     /// The one called `name`.
     ///
     /// # Errors
-    /// [`Kind::NotFound`].
+    /// [`Kind::NotFound`](crate::error::Kind).
     pub fn named(&self, name: &str) -> Result<&Arc<Checkpoint>> {
-        self.0.iter().find(|model| model.arch.name == name).ok_or_else(|| {
-            let shown: String = name.chars().take(100).collect();
-            Error::new(Kind::NotFound, format!("models/{shown} is not among this server's models"))
-        })
+        self.0
+            .iter()
+            .find(|model| model.arch.name == name)
+            .ok_or_else(|| Error::not_found(Resource::Model, name))
     }
 
     /// The one with this SHA-256.

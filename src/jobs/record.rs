@@ -32,8 +32,7 @@ impl Record {
     /// # Errors
     /// [`Kind::Internal`], which no record gives.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec(self)
-            .map_err(|e| Error::new(Kind::Internal, "a record can't be written").with_source(e))
+        serde_json::to_vec(self).map_err(|e| Error::internal("serialising a record").with_source(e))
     }
 
     /// The record of a journal's payload.
@@ -41,8 +40,9 @@ impl Record {
     /// # Errors
     /// [`Kind::InvalidArgument`] when it is none.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        serde_json::from_slice(bytes)
-            .map_err(|e| Error::invalid("a record can't be read").with_source(e))
+        serde_json::from_slice(bytes).map_err(|e| {
+            Error::invalid("record", "malformed", "a record of this version").with_source(e)
+        })
     }
 }
 
@@ -197,12 +197,14 @@ impl TryFrom<&StoredSpec> for Spec {
             height,
             steps,
             strength,
-            method: method.ok_or_else(|| Error::invalid(format!("sampler is {sampler:?}")))?,
+            method: method.ok_or_else(|| {
+                Error::invalid("sampler", format!("{sampler:?}"), "a known sampler")
+            })?,
             tile: if tile == 0 { TileSize::Whole } else { TileSize::Pixels(tile) },
             bits: match bits {
                 8 => Bits::Eight,
                 16 => Bits::Sixteen,
-                _ => return Err(Error::invalid(format!("bits is {bits}, not 8 or 16"))),
+                _ => return Err(Error::invalid("bits", bits, "8 or 16")),
             },
         })
     }

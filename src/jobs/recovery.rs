@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use crate::{
     engine::plan::{Plan, Spec},
-    error::{Error, Kind, Result},
+    error::{Error, Expected, Kind, Result},
     jobs::{
         Job, Models,
         files::{JobDirectory, UNFINISHED},
@@ -20,7 +20,7 @@ const MAX_LATENT_VALUES: u64 = 1 << 40;
 /// The jobs of a directory. What is left of those that were being made or removed goes away; what can't be read is
 /// reported and left alone.
 pub(super) fn read_jobs(directory: &Path, models: &Models) -> Result<BTreeMap<String, Arc<Job>>> {
-    let failed = |e| Error::io("can't read", directory, e);
+    let failed = |e| Error::io("read", directory, e);
     let mut jobs = BTreeMap::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -37,7 +37,7 @@ pub(super) fn read_jobs(directory: &Path, models: &Models) -> Result<BTreeMap<St
             } else {
                 std::fs::remove_file(&path)
             };
-            removed.map_err(|e| Error::io("can't remove", path, e))?;
+            removed.map_err(|e| Error::io("remove", path, e))?;
         }
         if leftover || !is_directory {
             continue;
@@ -46,7 +46,7 @@ pub(super) fn read_jobs(directory: &Path, models: &Models) -> Result<BTreeMap<St
             Ok(job) => {
                 jobs.insert(name, Arc::new(job));
             }
-            Err(error) => tracing::error!("job {name} can't be read and is left alone: {error}"),
+            Err(error) => tracing::error!("skipping unreadable job {name}: {}", error.report()),
         }
     }
     Ok(jobs)
@@ -77,12 +77,11 @@ pub fn recover(
     let Some(Record { event: Event::Queued { order, compute_us, latent_values }, .. }) =
         records.first()
     else {
-        return Err(Error::invalid("its journal does not begin with the order"));
+        return Err(Error::invalid("journal", "incomplete", "a Queued record first"));
     };
     if *latent_values > MAX_LATENT_VALUES {
-        return Err(Error::invalid(format!(
-            "latent_values is {latent_values}; the limit is {MAX_LATENT_VALUES}"
-        )));
+        let limit = Expected::at_most(MAX_LATENT_VALUES);
+        return Err(Error::invalid("latent_values", latent_values, limit));
     }
     let (order, compute_time) = (order.clone(), Duration::from_micros(*compute_us));
     let model = models.of(&order.model_sha256).unwrap_or(models.first()).clone();

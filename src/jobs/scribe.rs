@@ -206,15 +206,15 @@ fn fail(shared: &Shared, job: &Job, error: &Error) {
     let last = match error.kind() {
         Kind::Cancelled => Event::Cancelled,
         kind => {
-            tracing::error!("job {}: {error}", job.id);
+            tracing::error!("job {}: {}", job.id, error.report());
             if kind == Kind::Device {
                 shared.device_failed(error);
             }
-            Event::Failed { kind, message: error.to_string() }
+            Event::Failed { kind, message: error.report().to_string() }
         }
     };
     if let Err(error) = job.announce(vec![last]) {
-        tracing::error!("job {}: {error}", job.id);
+        tracing::error!("job {}: {}", job.id, error.report());
         job.abandon(&error);
     }
     release(job);
@@ -222,6 +222,6 @@ fn fail(shared: &Shared, job: &Job, error: &Error) {
 
 fn release(job: &Job) {
     if let Err(error) = job.released() {
-        tracing::error!("job {}: {error}", job.id);
+        tracing::error!("job {}: {}", job.id, error.report());
     }
 }

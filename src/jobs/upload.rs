@@ -6,7 +6,7 @@ use tempfile::{NamedTempFile, TempPath};
 
 use crate::{
     engine::plan::MAX_EXTENT,
-    error::{Error, Kind, Result},
+    error::{Error, Expected, Kind, Result},
     image_in::{self, Limits},
     jobs::files::{UNFINISHED, full_disk},
 };
@@ -37,7 +37,7 @@ impl Receiving {
     pub(super) fn create(directory: &Path) -> Result<Self> {
         let prefix = format!("{UNFINISHED}{NAME}");
         let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory);
-        let file = file.map_err(|e| Error::io("can't make a file in", directory, e))?;
+        let file = file.map_err(|e| Error::io("create a file in", directory, e))?;
         Ok(Self { file, bytes: 0 })
     }
 
@@ -48,13 +48,15 @@ impl Receiving {
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.bytes += bytes.len() as u64;
         if self.bytes > MAX_UPLOAD {
-            return Err(Error::new(
+            return Err(Error::wrong(
                 Kind::InvalidImage,
-                format!("picture has more than {MAX_UPLOAD} bytes, the limit"),
+                "picture",
+                format!("more than {MAX_UPLOAD} bytes long"),
+                Expected::at_most(format!("{MAX_UPLOAD} bytes")),
             ));
         }
         let written = self.file.write_all(bytes);
-        written.map_err(|e| full_disk(Error::io("can't write", self.file.path(), e), self.bytes))
+        written.map_err(|e| full_disk(Error::io("write", self.file.path(), e), self.bytes))
     }
 
     /// The whole picture, once all of it is on the disk and can be read.
@@ -64,16 +66,10 @@ impl Receiving {
     /// [`Kind::Io`].
     pub fn finish(self) -> Result<Upload> {
         let (file, path) = self.file.into_parts();
-        let failed = |e| full_disk(Error::io("can't write", &path, e), self.bytes);
+        let failed = |e| full_disk(Error::io("write", &path, e), self.bytes);
         file.sync_all().map_err(failed)?;
-        let picture = image_in::read(&path, LIMITS).map_err(|error| match error.kind() {
-            // The file's name is the server's own affair.
-            Kind::InvalidImage => {
-                let why = error.to_string().replace(&path.display().to_string(), "picture");
-                Error::new(Kind::InvalidImage, why)
-            }
-            _ => error,
-        })?;
+        // The client knows the picture by the name of its field; the path stays inside the server.
+        let picture = image_in::read(&path, LIMITS).map_err(|error| error.with_field("picture"))?;
         let size = (picture.width as usize, picture.height as usize);
         let sha256 = image_in::sha256(&path)?;
         Ok(Upload { path: Arc::new(path), size, sha256 })

@@ -19,7 +19,7 @@ use crate::{
         plan, receipt,
         tiles::{self, TileDecoder},
     },
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     exec::trace,
     jobs::{
         Shared,
@@ -84,17 +84,17 @@ const TOGETHER_FLOPS: u64 = 4_000_000_000;
 /// Whether a job may go on.
 ///
 /// # Errors
-/// [`Kind::Cancelled`] or [`Kind::Expired`].
+/// [`Kind::Cancelled`](crate::error::Kind) or [`Kind::Expired`](crate::error::Kind).
 fn in_time(job: &Job) -> Result<()> {
     job.cancel.check()?;
     if job.order.deadline_ms.is_some_and(|deadline| to_ms(SystemTime::now()) >= deadline) {
-        return Err(Error::new(Kind::Expired, "the job's deadline has passed"));
+        return Err(Error::expired("the job", None));
     }
     Ok(())
 }
 
 fn panicked() -> Error {
-    Error::new(Kind::Internal, "the engine panicked")
+    Error::internal("the engine panicked")
 }
 
 /// Works until the queue is closed. `devices`: one and the same, for every model.
@@ -238,7 +238,7 @@ impl<'a, O: Ops> Worker<'a, O> {
         let together = !company.is_empty()
             && self
                 .together(&mut first, &mut company)
-                .inspect_err(|error| tracing::debug!("a step in common failed: {error}"))
+                .inspect_err(|error| tracing::debug!("a batched step failed: {}", error.report()))
                 .is_ok();
         if together {
             let flops = first.job.quote.step_flops;
@@ -399,7 +399,7 @@ impl<'a, O: Ops> Worker<'a, O> {
     /// What follows a denoising step: previews of levels that have settled, and the news. The operations of the step.
     fn stepped(&mut self, active: &mut Active<O>) -> Result<u64> {
         let Active { job, canvas, work: Work::Denoise(sampling), .. } = active else {
-            return Err(Error::new(Kind::Internal, "a job that decodes has taken a step"));
+            return Err(Error::internal("a decoding job took a denoising step"));
         };
         let last = sampling.step == job.plan.schedule.steps();
         // The levels that settle with the last step are announced with the global stage, which gives their preview.

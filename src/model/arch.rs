@@ -1,6 +1,8 @@
 //! [`Arch`]: the shape of a pyramid diffusion model. A value of this type that came from [`Arch::from_json`] is
 //! consistent: every network can be built from it. The same document is read by `train/tessera_train/arch.py`.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -174,8 +176,9 @@ impl Arch {
     /// # Errors
     /// [`crate::error::Kind::InvalidModel`] when it is not JSON of this form or its parts do not fit together.
     pub fn from_json(text: &str) -> Result<Self> {
-        let arch: Self = serde_json::from_str(text)
-            .map_err(|e| Error::model("arch: not a document of this version").with_source(e))?;
+        let arch: Self = serde_json::from_str(text).map_err(|e| {
+            Error::model("arch", "malformed", "an architecture of this version").with_source(e)
+        })?;
         arch.validate()?;
         Ok(arch)
     }
@@ -242,28 +245,27 @@ impl Arch {
     }
 
     fn validate(&self) -> Result<()> {
-        let need = |ok: bool, message: String| match ok {
+        let need = |ok: bool, field: &str, value: &dyn fmt::Display, expected: String| match ok {
             true => Ok(()),
-            false => Err(Error::model(format!("arch: {message}"))),
+            false => Err(Error::model(format!("arch.{field}"), value, expected)),
         };
-        need(self.version == 1, format!("version is {}, this program reads 1", self.version))?;
+        need(self.version == 1, "version", &self.version, "1".into())?;
         let factors: Vec<usize> = self.finite().iter().map(|level| level.factor).collect();
-        need(!factors.is_empty(), "levels needs at least one with a factor".into())?;
+        need(!factors.is_empty(), "levels", &0, "at least one with a factor".into())?;
         for &f in &factors {
             let ok = f.is_power_of_two() && (2..=MAX_FACTOR).contains(&f);
-            need(ok, format!("levels factor {f} is not a power of two from 2 to {MAX_FACTOR}"))?;
+            need(ok, "levels.factor", &f, format!("a power of two from 2 to {MAX_FACTOR}"))?;
         }
         need(
             factors.is_sorted_by(|a, b| a < b),
-            format!("levels factors {factors:?} do not increase"),
+            "levels.factor",
+            &format!("{factors:?}"),
+            "increasing factors".into(),
         )?;
         let coarsest = self.coarsest_factor();
         for (name, extent) in [("width", self.width), ("height", self.height)] {
             let ok = extent > 0 && extent % coarsest == 0 && extent <= 1 << 20;
-            need(
-                ok,
-                format!("{name} is {extent}, not a multiple of {coarsest} up to {}", 1 << 20),
-            )?;
+            need(ok, name, &extent, format!("a multiple of {coarsest} up to {}", 1 << 20))?;
         }
         let stages = [
             ("encoder", self.encoder.unshuffle, self.encoder.stages.len()),
@@ -273,36 +275,39 @@ impl Arch {
         for (name, first, count) in stages {
             need(
                 first.is_power_of_two() && first <= coarsest,
-                format!("{name} starts at factor {first}, not a power of two up to {coarsest}"),
+                &format!("{name} first factor"),
+                &first,
+                format!("a power of two up to {coarsest}"),
             )?;
             let wanted = (coarsest / first).ilog2() as usize + 1;
             need(
                 count == wanted,
-                format!(
-                    "{name}.stages has {count} entries, factors {first} to {coarsest} need {wanted}"
-                ),
+                &format!("{name}.stages"),
+                &format!("{count} entries"),
+                format!("{wanted} for factors {first} to {coarsest}"),
             )?;
         }
-        need(
-            self.encoder.unshuffle <= factors[0] && self.decoder.shuffle <= factors[0],
-            format!("encoder.unshuffle and decoder.shuffle must be at most {}", factors[0]),
-        )?;
+        for (name, value) in [
+            ("encoder.unshuffle", self.encoder.unshuffle),
+            ("decoder.shuffle", self.decoder.shuffle),
+        ] {
+            need(value <= factors[0], name, &value, format!("at most {}", factors[0]))?;
+        }
         let (first, unshuffle) = (factors[0], self.unet.unshuffle);
         need(
             factors.get(1).is_none_or(|&next| first * unshuffle < next),
-            format!(
-                "unet.unshuffle {unshuffle} takes the finest level, {first}, to the next one's factor"
-            ),
+            "unet.unshuffle",
+            &unshuffle,
+            format!("less than takes the finest level, {first}, to the next one's factor"),
         )?;
         let local = (factors[0] / self.decoder.shuffle).ilog2() as usize;
         for (i, stage) in self.decoder.stages.iter().take(local).enumerate() {
-            need(
-                !stage.attention,
-                format!("decoder.stages[{i}] is in the local stage and can't have attention"),
-            )?;
+            let field = format!("decoder.stages[{i}].attention");
+            need(!stage.attention, &field, &true, "false in the local stage".into())?;
         }
         for (i, stage) in self.unet.stages.iter().enumerate() {
-            need(stage.blocks >= 1, format!("unet.stages[{i}].blocks is 0, at least 1 is needed"))?;
+            let field = format!("unet.stages[{i}].blocks");
+            need(stage.blocks >= 1, &field, &stage.blocks, "at least 1".into())?;
         }
         let widths = (self.levels.iter().map(|l| (l.channels, 0)))
             .chain(self.encoder.stages.iter().map(|s| (s.channels, s.blocks)))
@@ -311,48 +316,34 @@ impl Arch {
             )
             .chain([(self.unet.embedding, 0), (self.unet.global_channels, 0)]);
         for (channels, blocks) in widths {
-            need(
-                (1..=MAX_CHANNELS).contains(&channels),
-                format!("a width of {channels} channels is not from 1 to {MAX_CHANNELS}"),
-            )?;
-            need(
-                blocks <= MAX_BLOCKS,
-                format!("{blocks} blocks in a stage, the limit is {MAX_BLOCKS}"),
-            )?;
+            let ok = (1..=MAX_CHANNELS).contains(&channels);
+            need(ok, "channels", &channels, format!("from 1 to {MAX_CHANNELS}"))?;
+            need(blocks <= MAX_BLOCKS, "blocks", &blocks, format!("at most {MAX_BLOCKS}"))?;
         }
-        need(
-            self.unet.embedding.is_multiple_of(2),
-            format!("unet.embedding is {}, not even", self.unet.embedding),
-        )?;
+        let embedding = self.unet.embedding;
+        need(embedding.is_multiple_of(2), "unet.embedding", &embedding, "an even number".into())?;
         let noise = &self.noise;
         need(
             noise.shift.len() == self.levels.len(),
-            format!(
-                "noise.shift has {} entries for {} levels",
-                noise.shift.len(),
-                self.levels.len()
-            ),
+            "noise.shift",
+            &format!("{} entries", noise.shift.len()),
+            format!("one for each of {} levels", self.levels.len()),
         )?;
         for (name, value) in
             [("sigma_data", noise.sigma_data), ("sigma_min", noise.sigma_min), ("rho", noise.rho)]
         {
-            need(
-                value.is_finite() && value > 0.0,
-                format!("noise.{name} is {value}, not positive"),
-            )?;
+            let field = format!("noise.{name}");
+            need(value.is_finite() && value > 0.0, &field, &value, "a positive number".into())?;
         }
         need(
             noise.sigma_max.is_finite() && noise.sigma_max > noise.sigma_min,
-            format!(
-                "noise.sigma_max is {}, not above sigma_min {}",
-                noise.sigma_max, noise.sigma_min
-            ),
+            "noise.sigma_max",
+            &noise.sigma_max,
+            format!("more than sigma_min, {}", noise.sigma_min),
         )?;
         for &shift in &noise.shift {
-            need(
-                shift.is_finite() && shift.abs() <= 20.0,
-                format!("noise.shift {shift} is not from -20 to 20"),
-            )?;
+            let ok = shift.is_finite() && shift.abs() <= 20.0;
+            need(ok, "noise.shift", &shift, "from -20 to 20".into())?;
         }
         Ok(())
     }

@@ -62,7 +62,7 @@ impl Checkpoint {
         #[cfg(feature = "default-model")]
         return Self::from_bytes(include_bytes!("../../models/scenery.safetensors"));
         #[cfg(not(feature = "default-model"))]
-        Err(Error::invalid("model: this program was built without an embedded model, name a file"))
+        Err(Error::missing("model", "a checkpoint file: this build has no embedded model"))
     }
 
     fn from_reader(reader: Reader<impl Read>) -> Result<Self> {
@@ -70,11 +70,12 @@ impl Checkpoint {
             Some("tessera") => {}
             other => {
                 let found = other.unwrap_or("missing");
-                return Err(Error::model(format!("metadata format is {found}, not tessera")));
+                return Err(Error::model("metadata format", found, "tessera"));
             }
         }
         let text = reader.metadata().get("arch");
-        let arch = Arch::from_json(text.ok_or_else(|| Error::model("metadata arch is missing"))?)?;
+        let missing = || Error::model("metadata arch", "missing", "an architecture");
+        let arch = Arch::from_json(text.ok_or_else(missing)?)?;
         // Before the values are read: a file of another shape costs no memory.
         let expected = params(&arch)?;
         check(&reader, &expected)?;
@@ -93,7 +94,7 @@ impl Checkpoint {
             match stats.std.iter().position(|&v| v <= 0.0) {
                 Some(at) => {
                     let value = stats.std[at];
-                    Err(Error::model(format!("tensor {std}: value {at} is {value}, not positive")))
+                    Err(Error::model(format!("tensor {std}[{at}]"), value, "a positive number"))
                 }
                 None => Ok(stats),
             }
@@ -109,17 +110,22 @@ fn check(reader: &Reader<impl Read>, expected: &[(String, Vec<usize>)]) -> Resul
     let mut found: BTreeMap<&str, &[usize]> = reader.shapes().collect();
     for (name, wanted) in expected {
         match found.remove(name.as_str()) {
-            None => return Err(Error::model(format!("tensor {name} is missing"))),
+            None => {
+                return Err(Error::model(
+                    format!("tensor {name}"),
+                    "missing",
+                    format!("shape {wanted:?}"),
+                ));
+            }
             Some(shape) if shape != wanted.as_slice() => {
-                return Err(Error::model(format!(
-                    "tensor {name} has shape {shape:?}, the architecture needs {wanted:?}"
-                )));
+                let (field, wanted) = (format!("tensor {name} shape"), format!("{wanted:?}"));
+                return Err(Error::model(field, format!("{shape:?}"), wanted));
             }
             Some(_) => {}
         }
     }
     match found.keys().next() {
-        Some(name) => Err(Error::model(format!("tensor {name} is unknown to the architecture"))),
+        Some(name) => Err(Error::model("tensor name", name, "a parameter of the architecture")),
         None => Ok(()),
     }
 }

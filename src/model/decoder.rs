@@ -83,10 +83,10 @@ fn coarse_stages<O: Ops>(
     z: &[O::Tensor],
     finest: usize,
 ) -> Result<(O::Tensor, O::Tensor)> {
-    let [.., last] = z else { return Err(Error::invalid("decoder: no latents")) };
+    let [.., last] = z else { return Err(Error::missing("decoder latents", "one for each level")) };
     if z.len() != arch.levels.len() {
-        let (found, wanted) = (z.len(), arch.levels.len());
-        return Err(Error::invalid(format!("decoder: {found} latents, the model has {wanted}")));
+        let wanted = arch.levels.len().to_string();
+        return Err(Error::invalid("decoder latents", z.len(), wanted));
     }
     let stages = &arch.decoder.stages;
     let width = stages[stages.len() - 1].channels;
@@ -103,7 +103,11 @@ fn coarse_stages<O: Ops>(
     }
     match r {
         Some(r) => Ok((h, r)),
-        None => Err(Error::model("decoder: the architecture has no stage at the finest latent")),
+        None => Err(Error::model(
+            "decoder.stages",
+            arch.decoder.stages.len(),
+            "a stage at the finest latent level",
+        )),
     }
 }
 

@@ -61,7 +61,7 @@ pub fn denoise<O: Ops>(o: &mut O, arch: &Arch, batch: &[Noisy<'_>]) -> Result<Ve
     let Some(first) = batch.first() else { return Ok(Vec::new()) };
     let shapes: Vec<_> = first.z.iter().map(|latent| latent.shape).collect();
     if batch.iter().any(|noisy| !noisy.z.iter().map(|latent| latent.shape).eq(shapes.clone())) {
-        return Err(Error::invalid("denoise: the batch has latents of several shapes"));
+        return Err(Error::invalid("batch", "latents of several shapes", "latents of one shape"));
     }
     let preconds: Vec<_> =
         batch.iter().map(|noisy| Precond::new(&arch.noise, noisy.sigma)).collect();

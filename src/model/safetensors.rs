@@ -20,7 +20,7 @@ use serde::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Expected, Result},
     ops::weights::Param,
 };
 
@@ -89,7 +89,7 @@ impl Reader<BufReader<File>> {
     /// # Errors
     /// [`crate::error::Kind::Io`] when it can't be opened, else as [`Reader::new`].
     pub fn open(path: &Path) -> Result<Self> {
-        let failed = |e| Error::io("can't open", path, e);
+        let failed = |e| Error::io("open", path, e);
         let file = File::open(path).map_err(failed)?;
         let info = file.metadata().map_err(failed)?;
         if !info.is_file() {
@@ -107,18 +107,16 @@ impl<R: Read> Reader<R> {
     pub fn new(mut source: R, len: u64) -> Result<Self> {
         let mut prefix = [0; 8];
         let after_prefix = len.checked_sub(8).ok_or_else(|| {
-            Error::model(format!("file has {len} bytes, a header length alone takes 8"))
+            Error::model("file length", format!("{len} bytes"), "at least 8 bytes")
         })?;
-        fill(&mut source, &mut prefix, "the header length")?;
+        fill(&mut source, &mut prefix, "header length")?;
         let header_len = u64::from_le_bytes(prefix);
         let limit = after_prefix.min(MAX_HEADER);
         if header_len > limit {
-            return Err(Error::model(format!(
-                "header length is {header_len}, the limit is {limit}"
-            )));
+            return Err(Error::model("header length", header_len, Expected::at_most(limit)));
         }
         let mut text = vec![0; header_len as usize];
-        fill(&mut source, &mut text, "the header")?;
+        fill(&mut source, &mut text, "header")?;
         let header = Header::parse(&text)?;
         let entries = check_layout(header.entries, after_prefix - header_len)?;
         let hash = Sha256::new_with_prefix(prefix).chain_update(&text);
@@ -149,9 +147,7 @@ impl<R: Read> Reader<R> {
             let data = entry.dtype.decode(&bytes);
             if let Some(at) = data.iter().position(|v| !v.is_finite()) {
                 let value = data[at];
-                return Err(Error::model(format!(
-                    "tensor {name}: value {at} is {value}, not finite"
-                )));
+                return Err(Error::model(format!("tensor {name}[{at}]"), value, "a finite number"));
             }
             tensors.insert(name, Param { shape: entry.shape, data });
         }
@@ -183,7 +179,7 @@ pub fn read(path: &Path) -> Result<Contents> {
 fn fill(source: &mut impl Read, buffer: &mut [u8], part: &str) -> Result<()> {
     source
         .read_exact(buffer)
-        .map_err(|e| Error::model(format!("file ends or fails within {part}")).with_source(e))
+        .map_err(|e| Error::model(part.to_owned(), "incomplete", "all its bytes").with_source(e))
 }
 
 /// The tensors by position, once their ranges fill `len` bytes exactly and agree with their shapes.
@@ -195,20 +191,20 @@ fn check_layout(entries: BTreeMap<String, Entry>, len: u64) -> Result<Vec<(Strin
         let elements = shape.iter().try_fold(1usize, |a, &b| a.checked_mul(b));
         let bytes = elements.and_then(|n| n.checked_mul(dtype.size())).map(|n| n as u64);
         if bytes.is_none() || to.checked_sub(*from) != bytes {
-            return Err(Error::model(format!(
-                "tensor {name}: bytes {from} to {to} do not hold {dtype:?} {shape:?}"
-            )));
+            return Err(Error::model(
+                format!("tensor {name} data_offsets"),
+                format!("{from} to {to}"),
+                format!("the size of {dtype:?} {shape:?}"),
+            ));
         }
         if *from != end {
-            let what = if *from < end { "an overlap" } else { "a hole" };
-            return Err(Error::model(format!(
-                "tensor {name}: starts at byte {from}, the one before ends at {end}: {what}"
-            )));
+            let expected = format!("{end}, the end of the previous tensor");
+            return Err(Error::model(format!("tensor {name} start"), from, expected));
         }
         end = *to;
     }
     if end != len {
-        return Err(Error::model(format!("tensors end at byte {end}, the file's values at {len}")));
+        return Err(Error::model("end of the tensors", end, format!("{len}, the end of the file")));
     }
     Ok(entries)
 }
@@ -223,10 +219,10 @@ struct Header {
 impl Header {
     fn parse(text: &[u8]) -> Result<Self> {
         if text.first() != Some(&b'{') {
-            return Err(Error::model("header does not start with '{'"));
+            return Err(Error::model("header", "not JSON", "an object of tensors"));
         }
         serde_json::from_slice(text)
-            .map_err(|e| Error::model("header can't be read").with_source(e))
+            .map_err(|e| Error::model("header", "malformed", "an object of tensors").with_source(e))
     }
 }
 
@@ -316,29 +312,25 @@ pub fn write(
     let mut tensors = tensors.to_vec();
     tensors.sort_by_key(|&(name, ..)| name);
     let mut header = serde_json::Map::new();
-    let json = |e: serde_json::Error| Error::invalid("tensors: header").with_source(e);
+    let json = |e: serde_json::Error| Error::internal("serialising a header").with_source(e);
     header.insert("__metadata__".into(), serde_json::to_value(metadata).map_err(json)?);
     let mut end = 0;
     for &(name, shape, data) in &tensors {
         if shape.iter().product::<usize>() != data.len() {
-            return Err(Error::invalid(format!(
-                "tensor {name}: {} values for {shape:?}",
-                data.len()
-            )));
+            let (len, expected) = (data.len(), format!("the size of {shape:?}"));
+            return Err(Error::invalid(format!("tensor {name} values"), len, expected));
         }
         let start = end;
         end += 4 * data.len() as u64;
         let entry = Entry { dtype: Dtype::F32, shape: shape.to_vec(), data_offsets: [start, end] };
         let value = serde_json::to_value(entry).map_err(json)?;
         if header.insert(name.into(), value).is_some() {
-            return Err(Error::invalid(format!("tensor {name} is given twice")));
+            return Err(Error::invalid("tensor name", name, "a name that is used once"));
         }
     }
     let mut text = serde_json::to_vec(&header).map_err(json)?;
     text.resize(text.len().next_multiple_of(8), b' ');
-    let mut put = |bytes: &[u8]| {
-        out.write_all(bytes).map_err(|e| Error::new(Kind::Io, "can't write tensors").with_source(e))
-    };
+    let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(|e| Error::io("write", "tensors", e));
     put(&(text.len() as u64).to_le_bytes())?;
     put(&text)?;
     for (_, _, data) in tensors {

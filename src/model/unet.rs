@@ -114,7 +114,7 @@ fn evaluate<O: Ops>(
 ) -> Result<Vec<O::Tensor>> {
     let levels = arch.levels.len();
     if z.len() != levels {
-        return Err(Error::invalid(format!("unet: {} latents, the model has {levels}", z.len())));
+        return Err(Error::invalid("unet latents", z.len(), format!("{levels}")));
     }
     let (stages, unshuffle) = (&arch.unet.stages, arch.unet.unshuffle);
     let name = |i: usize, part: &str| format!("unet.stages.{i}.{part}");
@@ -174,6 +174,6 @@ fn evaluate<O: Ops>(
             None => rgb = Some(t),
         }
     }
-    let missing = || Error::model("unet: a level has no prediction");
+    let missing = || Error::model("unet.stages", "incomplete", "a stage at every level");
     out.into_iter().map(|prediction| prediction.ok_or_else(missing)).collect()
 }

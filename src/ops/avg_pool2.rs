@@ -1,7 +1,7 @@
 //! Mean of every 2x2.
 
 use super::{Shape, elements, need};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Shape rule: half the rows and columns.
 ///
@@ -9,7 +9,7 @@ use crate::error::Result;
 /// When height or width is odd.
 pub fn output_shape(x: Shape) -> Result<Shape> {
     need(x.h.is_multiple_of(2) && x.w.is_multiple_of(2), || {
-        format!("avg_pool2: {}x{} is odd", x.w, x.h)
+        Error::invalid("avg_pool2 grid", format!("{}x{}", x.w, x.h), "even sides")
     })?;
     Ok(Shape { h: x.h / 2, w: x.w / 2, ..x })
 }

@@ -75,7 +75,11 @@ impl OpCall {
             (Self::SpatialAttention, [q, k, v]) => o.spatial_attention(q, k, v),
             (Self::ChannelAttention, [q, k, v]) => o.channel_attention(q, k, v),
             (Self::Crop(window), [x]) => o.crop(x, *window),
-            _ => Err(Error::invalid(format!("{self:?} does not take {} inputs", inputs.len()))),
+            _ => Err(Error::invalid(
+                format!("inputs of {self:?}"),
+                inputs.len(),
+                "the number that the operator takes",
+            )),
         }
     }
 }

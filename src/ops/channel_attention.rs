@@ -1,14 +1,16 @@
 //! A = softmax over j of (sum over pixels q_i k_j / sqrt N), out_i = sum over j of A_ij v_j; per picture.
 
 use super::{Shape, need, product, spatial_attention::softmax};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Shape rule: the shape that q, k and v have.
 ///
 /// # Errors
 /// When the shapes differ.
 pub fn output_shape(q: Shape, k: Shape, v: Shape) -> Result<Shape> {
-    need(q == k && q == v, || format!("channel_attention: {q:?}, {k:?} and {v:?} differ"))?;
+    need(q == k && q == v, || {
+        Error::invalid("channel_attention q, k, v", format!("{q:?}, {k:?}, {v:?}"), "equal shapes")
+    })?;
     Ok(q)
 }
 

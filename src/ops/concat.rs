@@ -1,7 +1,7 @@
 //! Channels of `a`, then channels of `b`.
 
 use super::{Shape, need};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Shape rule: the common grid with both channel counts added.
 ///
@@ -9,7 +9,7 @@ use crate::error::Result;
 /// When the grids differ.
 pub fn output_shape(a: Shape, b: Shape) -> Result<Shape> {
     need((a.n, a.h, a.w) == (b.n, b.h, b.w), || {
-        format!("concat: grids of {a:?} and {b:?} differ")
+        Error::invalid("concat inputs", format!("{a:?}, {b:?}"), "equal grids")
     })?;
     Ok(a.with_channels(a.c + b.c))
 }

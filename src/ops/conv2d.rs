@@ -1,7 +1,7 @@
 //! Convolution, stride 1, zero padding that keeps the grid; kernel 1 or 3.
 
 use super::{Conv2d, Shape, need, product, weights::Weights};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 impl Conv2d {
     /// Names and shapes of the layer's parameters: weight, bias.
@@ -30,10 +30,10 @@ impl Conv2d {
 pub fn output_shape(x: Shape, p: &Conv2d) -> Result<Shape> {
     let name = &p.name;
     need(matches!(p.kernel, 1 | 3), || {
-        format!("conv2d {name}: kernel {} is not 1 or 3", p.kernel)
+        Error::invalid(format!("conv2d {name} kernel"), p.kernel, "1 or 3")
     })?;
     need(x.c == p.in_channels, || {
-        format!("conv2d {name}: input has {} channels, the layer takes {}", x.c, p.in_channels)
+        Error::invalid(format!("conv2d {name} input channels"), x.c, p.in_channels.to_string())
     })?;
     Ok(x.with_channels(p.out_channels))
 }

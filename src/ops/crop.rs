@@ -1,7 +1,7 @@
 //! A rectangle of the grid.
 
 use super::{Shape, Window, need};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Shape rule: the window's rows and columns.
 ///
@@ -13,7 +13,8 @@ pub fn output_shape(x: Shape, window: Window) -> Result<Shape> {
         count > 0 && from.checked_add(count).is_some_and(|end| end <= extent)
     };
     need(inside(y, h, x.h) && inside(left, w, x.w), || {
-        format!("crop: {window:?} is empty or not inside {} rows and {} columns", x.h, x.w)
+        let inside = format!("not empty and inside {} rows and {} columns", x.h, x.w);
+        Error::invalid("crop window", format!("{window:?}"), inside)
     })?;
     Ok(Shape { h, w, ..x })
 }

@@ -1,7 +1,7 @@
 //! FIR `[1,3,3,1]`/8 per axis at every second pixel, zero-padded (NCSN++, Song et al. 2021).
 
 use super::{Shape, elements, need};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Taps per axis; output i reads inputs 2i-1 .. 2i+2.
 pub const TAPS: [f32; 4] = [0.125, 0.375, 0.375, 0.125];
@@ -12,7 +12,7 @@ pub const TAPS: [f32; 4] = [0.125, 0.375, 0.375, 0.125];
 /// When height or width is odd.
 pub fn output_shape(x: Shape) -> Result<Shape> {
     need(x.h.is_multiple_of(2) && x.w.is_multiple_of(2), || {
-        format!("fir_down2: {}x{} is odd", x.w, x.h)
+        Error::invalid("fir_down2 grid", format!("{}x{}", x.w, x.h), "even sides")
     })?;
     Ok(Shape { h: x.h / 2, w: x.w / 2, ..x })
 }

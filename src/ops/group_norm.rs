@@ -1,7 +1,7 @@
 //! GroupNorm over (h, w, channels of a group), then SiLU if asked for.
 
 use super::{GroupNorm, Shape, elements, need, silu, weights::Weights};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Added to the variance under the root.
 pub const EPS: f32 = 1e-6;
@@ -30,10 +30,11 @@ impl GroupNorm {
 pub fn output_shape(x: Shape, p: &GroupNorm) -> Result<Shape> {
     let name = &p.name;
     need(x.c == p.channels, || {
-        format!("group_norm {name}: input has {} channels, the layer takes {}", x.c, p.channels)
+        Error::invalid(format!("group_norm {name} input channels"), x.c, p.channels.to_string())
     })?;
     need(p.groups > 0 && p.channels.is_multiple_of(p.groups), || {
-        format!("group_norm {name}: {} groups do not divide {} channels", p.groups, p.channels)
+        let divisor = format!("a divisor of {} channels", p.channels);
+        Error::invalid(format!("group_norm {name} groups"), p.groups, divisor)
     })?;
     Ok(x)
 }

@@ -284,12 +284,14 @@ pub trait Ops: Send {
 /// [`crate::error::Kind::InvalidArgument`].
 pub fn check_upload(shape: Shape, len: usize) -> Result<()> {
     let wanted = [shape.h, shape.w, shape.c].iter().try_fold(shape.n, |a, &b| a.checked_mul(b));
-    need(wanted == Some(len) && len > 0, || format!("tensor: {len} values for {shape:?}"))
+    need(wanted == Some(len) && len > 0, || {
+        Error::invalid("uploaded values", len, format!("the size of {shape:?}, at least 1"))
+    })
 }
 
-/// `Ok` if `ok`, else an error of kind `InvalidArgument` that says `message`.
-pub(crate) fn need(ok: bool, message: impl FnOnce() -> String) -> Result<()> {
-    if ok { Ok(()) } else { Err(Error::invalid(message())) }
+/// `Ok` if `ok`, else `error`.
+pub(crate) fn need(ok: bool, error: impl FnOnce() -> Error) -> Result<()> {
+    if ok { Ok(()) } else { Err(error()) }
 }
 
 /// Product of extents, saturating: what cost rules multiply with.

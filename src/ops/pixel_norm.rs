@@ -1,7 +1,7 @@
 //! Per-pixel RMS norm over channels with a gain, then SiLU if asked for. Its reach is one pixel: tiles may use it.
 
 use super::{PixelNorm, Shape, elements, need, silu, weights::Weights};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Added to the mean square under the root.
 pub const EPS: f32 = 1e-6;
@@ -28,7 +28,8 @@ impl PixelNorm {
 /// When the input's channels don't fit.
 pub fn output_shape(x: Shape, p: &PixelNorm) -> Result<Shape> {
     need(x.c == p.channels, || {
-        format!("pixel_norm {}: input has {} channels, the layer takes {}", p.name, x.c, p.channels)
+        let field = format!("pixel_norm {} input channels", p.name);
+        Error::invalid(field, x.c, p.channels.to_string())
     })?;
     Ok(x)
 }

@@ -1,7 +1,7 @@
 //! Depth to space, the inverse of [`super::pixel_unshuffle`].
 
 use super::{Shape, need};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Shape rule: [n, h r, w r, c / r^2].
 ///
@@ -9,7 +9,7 @@ use crate::error::Result;
 /// When `r` is 0 or its square does not divide the channels.
 pub fn output_shape(x: Shape, r: usize) -> Result<Shape> {
     need(r > 0 && r <= x.c && x.c.is_multiple_of(r * r), || {
-        format!("pixel_shuffle: {} channels are not a multiple of {r} squared", x.c)
+        Error::invalid("pixel_shuffle channels", x.c, format!("a multiple of {r} squared"))
     })?;
     Ok(Shape { n: x.n, h: x.h * r, w: x.w * r, c: x.c / (r * r) })
 }

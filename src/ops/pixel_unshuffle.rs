@@ -1,7 +1,7 @@
 //! Space to depth: channel c r^2 + dy r + dx of the output is channel c at offset (dy, dx) of the r x r cell.
 
 use super::{Shape, need};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Shape rule: [n, h/r, w/r, c r^2].
 ///
@@ -9,7 +9,8 @@ use crate::error::Result;
 /// When `r` is 0 or does not divide height and width.
 pub fn output_shape(x: Shape, r: usize) -> Result<Shape> {
     need(r > 0 && x.h.is_multiple_of(r) && x.w.is_multiple_of(r), || {
-        format!("pixel_unshuffle: {}x{} is not a multiple of {r}", x.w, x.h)
+        let multiple = format!("sides that are multiples of {r}");
+        Error::invalid("pixel_unshuffle grid", format!("{}x{}", x.w, x.h), multiple)
     })?;
     Ok(Shape { n: x.n, h: x.h / r, w: x.w / r, c: x.c * r * r })
 }

@@ -1,7 +1,7 @@
 //! x * (1 + scale) + shift with a scale and a shift per channel, then SiLU if asked for.
 
 use super::{Shape, elements, need, silu};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Shape rule: the shape of `x`; `pair` is [n or 1, 1, 1, 2C].
 ///
@@ -10,7 +10,8 @@ use crate::error::Result;
 pub fn output_shape(x: Shape, pair: Shape) -> Result<Shape> {
     let fits = (pair.n == 1 || pair.n == x.n) && (pair.h, pair.w, pair.c) == (1, 1, 2 * x.c);
     need(fits, || {
-        format!("scale_shift: pair {pair:?} does not fit {x:?}, it needs [n, 1, 1, 2c]")
+        let expected = format!("[n, 1, 1, 2c] for input {x:?}");
+        Error::invalid("scale_shift pair", format!("{pair:?}"), expected)
     })?;
     Ok(x)
 }

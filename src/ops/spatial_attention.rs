@@ -1,14 +1,16 @@
 //! softmax over pixels of (q k^T / sqrt C), applied to v; one head, per picture.
 
 use super::{Shape, need, product};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Shape rule: the shape that q, k and v have.
 ///
 /// # Errors
 /// When the shapes differ.
 pub fn output_shape(q: Shape, k: Shape, v: Shape) -> Result<Shape> {
-    need(q == k && q == v, || format!("spatial_attention: {q:?}, {k:?} and {v:?} differ"))?;
+    need(q == k && q == v, || {
+        Error::invalid("spatial_attention q, k, v", format!("{q:?}, {k:?}, {v:?}"), "equal shapes")
+    })?;
     Ok(q)
 }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, elements};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// What a traced network costs. Numbers saturate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -112,7 +112,11 @@ impl Tracer {
     fn tensor(&self, shape: Shape, reach: Option<usize>) -> Result<Tensor> {
         let bytes = bytes_of(shape);
         if bytes == 0 || bytes > 1 << 52 {
-            return Err(Error::invalid(format!("tensor {shape:?} has {bytes} bytes")));
+            return Err(Error::invalid(
+                format!("bytes of tensor {shape:?}"),
+                bytes,
+                format!("from 1 to {}", 1u64 << 52),
+            ));
         }
         let alive = self.memory.alive.fetch_add(bytes, Relaxed).saturating_add(bytes);
         self.memory.peak.fetch_max(alive, Relaxed);
@@ -147,7 +151,9 @@ impl Tracer {
         self.cost.bytes = self.cost.bytes.saturating_add(bytes);
         match self.known.get(&name) {
             Some(&at) if self.cost.params[at].1 == shape => Ok(()),
-            Some(_) => Err(Error::model(format!("parameter {name} is used with two shapes"))),
+            Some(_) => {
+                Err(Error::model(format!("parameter {name}"), "used with two shapes", "one shape"))
+            }
             None => {
                 self.known.insert(name.clone(), self.cost.params.len());
                 self.cost.params.push((name, shape));
@@ -170,8 +176,8 @@ impl Ops for Tracer {
     }
 
     /// Always an error: there are no values.
-    fn download(&mut self, x: &Tensor) -> Result<Vec<f32>> {
-        Err(Error::new(Kind::Internal, format!("trace: {:?} has no values", x.shape)))
+    fn download(&mut self, _: &Tensor) -> Result<Vec<f32>> {
+        Err(Error::internal("a traced tensor has no values to download"))
     }
 
     fn scalar(&mut self, name: &str) -> Result<f32> {

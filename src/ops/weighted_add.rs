@@ -1,14 +1,16 @@
 //! wa * a + wb * b, elementwise: residual sums and mixtures.
 
 use super::{Shape, elements, need};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Shape rule: the shape that both have.
 ///
 /// # Errors
 /// When the shapes differ.
 pub fn output_shape(a: Shape, b: Shape) -> Result<Shape> {
-    need(a == b, || format!("weighted_add: {a:?} and {b:?} differ"))?;
+    need(a == b, || {
+        Error::invalid("weighted_add inputs", format!("{a:?}, {b:?}"), "equal shapes")
+    })?;
     Ok(a)
 }
 

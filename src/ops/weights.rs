@@ -23,13 +23,12 @@ impl Weights {
     /// # Errors
     /// [`crate::error::Kind::InvalidModel`] when it is missing or has another shape.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<&Param> {
-        let param =
-            self.0.get(name).ok_or_else(|| Error::model(format!("parameter {name} is missing")))?;
+        let wanted = || format!("shape {shape:?}");
+        let missing = || Error::model(format!("parameter {name}"), "missing", wanted());
+        let param = self.0.get(name).ok_or_else(missing)?;
         if param.shape != shape {
-            let found = &param.shape;
-            return Err(Error::model(format!(
-                "parameter {name} has shape {found:?}, the architecture needs {shape:?}"
-            )));
+            let found = format!("of shape {:?}", param.shape);
+            return Err(Error::model(format!("parameter {name}"), found, wanted()));
         }
         Ok(param)
     }

@@ -25,8 +25,9 @@ use tonic::Status;
 
 use crate::{
     engine::plan::Spec,
-    error::{Error, Kind, Result},
-    jobs::Jobs,
+    error::{Error, Result},
+    jobs::{Jobs, RETRY_AFTER},
+    service::{convert, http::reply::Failure},
 };
 
 /// A client that may call. Travels with its requests as an extension.
@@ -52,10 +53,11 @@ impl Tokens {
     /// [`crate::error::Kind::InvalidArgument`] naming the line and what is wrong with it.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| {
-            Error::invalid(format!("token file {} can't be read", path.display())).with_source(e)
+            Error::invalid("tokens", path.display(), "a readable file").with_source(e)
         })?;
-        Self::parse(&text)
-            .map_err(|e| Error::invalid(format!("token file {}", path.display())).with_source(e))
+        Self::parse(&text).map_err(|e| {
+            Error::invalid("tokens", path.display(), "a file of tokens").with_source(e)
+        })
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -64,14 +66,13 @@ impl Tokens {
             lines.map(|(i, line)| (i + 1, line.split('#').next().unwrap_or_default().trim()));
         let clients = lines.filter(|(_, line)| !line.is_empty()).map(|(number, line)| {
             client(line).ok_or_else(|| {
-                Error::invalid(format!(
-                    "line {number} is not: name, 64 hexadecimal digits, [jobs], [pixels]"
-                ))
+                let expected = "NAME HASH [JOBS] [PIXELS], HASH of 64 hexadecimal digits";
+                Error::invalid(format!("line {number}"), "malformed", expected)
             })
         });
         let clients = clients.collect::<Result<Vec<_>>>()?;
         if clients.is_empty() {
-            return Err(Error::invalid("there is no client in it"));
+            return Err(Error::missing("client", "at least one line"));
         }
         Ok(Self(clients))
     }
@@ -120,30 +121,30 @@ pub(super) async fn check(
             next.run(request).await
         }
         None => {
-            let why = match token {
-                None => "a bearer token is needed",
+            let error = Error::unauthenticated(match token {
+                None => "a bearer token is required",
                 Some(_) => "the bearer token is unknown",
-            };
+            });
             if is_grpc(&request) {
-                return grpc(Status::unauthenticated(why));
+                return grpc(convert::status(&error));
             }
             let header = [(header::WWW_AUTHENTICATE, "Bearer")];
-            (StatusCode::UNAUTHORIZED, header, why).into_response()
+            (header, Failure::from(error)).into_response()
         }
     }
 }
 
 /// Refuses what is beyond a client's own limits.
 pub(super) fn check_limits(client: &Client, spec: &Spec, jobs: &Jobs) -> Result<()> {
-    let full = |text| Err(Error::new(Kind::Exhausted, text));
     let pixels = spec.width as u64 * spec.height as u64;
     if let Some(limit) = client.pixels.filter(|&limit| pixels > limit) {
-        return full(format!("pixels is {pixels}; the limit of {} is {limit}", client.name));
+        return Err(Error::exhausted("pixels", pixels, limit));
     }
     let waiting = jobs.waiting(Some(&client.name));
     match client.queue.filter(|&limit| waiting >= limit) {
         Some(limit) => {
-            full(format!("queue holds {waiting} jobs of {}; the limit is {limit}", client.name))
+            let error = Error::exhausted("queued_jobs", waiting as u64 + 1, limit as u64);
+            Err(error.with_retry_after(RETRY_AFTER))
         }
         None => Ok(()),
     }
@@ -182,12 +183,13 @@ pub(super) async fn check_host(
     match authority {
         None => next.run(request).await,
         Some(Some(authority)) if hosts.know(authority.host()) => next.run(request).await,
-        Some(_) => {
-            let why = "the server is not known by this name; --host adds one";
+        Some(authority) => {
+            let name = authority.map_or_else(|| "malformed".to_owned(), |name| name.to_string());
+            let error = Error::invalid("host", name, "a name of this server (see --host)");
             if is_grpc(&request) {
-                return grpc(Status::permission_denied(why));
+                return grpc(Status::permission_denied(error.to_string()));
             }
-            (StatusCode::MISDIRECTED_REQUEST, why).into_response()
+            Failure::from(error).with_status(StatusCode::MISDIRECTED_REQUEST)
         }
     }
 }
@@ -236,9 +238,7 @@ mod tests {
         for line in lines {
             assert!(Tokens::parse(line).is_err(), "{line}");
         }
-        let error = Tokens::parse(&format!("a {hash}\nb {hash} 1 2 3"))
-            .map(drop)
-            .map_err(|e| e.to_string());
-        assert!(error.is_err_and(|message| message.contains("line 2")));
+        let error = Tokens::parse(&format!("a {hash}\nb {hash} 1 2 3")).err();
+        assert_eq!(error.as_ref().and_then(Error::field), Some("line 2"));
     }
 }

@@ -1,9 +1,6 @@
 //! Between the API's messages and the domain's types; errors to statuses with details.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -11,7 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use crate::{
     api,
     engine::plan::{Rect, STRENGTH, Spec, TileSize},
-    error::{Error, Kind, Result},
+    error::{Detail, Error, Kind, Resource, Result},
     image_out::Bits,
     jobs::{self, Job, Models, Phase, Quote, Upload, record},
     model::{arch::Arch, checkpoint::Checkpoint, sampler::Method},
@@ -21,9 +18,6 @@ use crate::{
 const JOBS: &str = "jobs/";
 /// Prefix of the names of models.
 const MODELS: &str = "models/";
-
-/// How long a client should wait before it asks a full server again.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// The code of a kind of failure.
 pub(super) fn code(kind: Kind) -> Code {
@@ -40,39 +34,77 @@ pub(super) fn code(kind: Kind) -> Code {
     }
 }
 
-/// What a client may know of a failure: of those inside the server, only that there was one.
-pub(super) fn message(kind: Kind, message: &str) -> String {
+/// True for failures inside the server, whose fields and causes are logged and not sent.
+fn is_private(kind: Kind) -> bool {
+    matches!(kind, Kind::Io | Kind::Internal | Kind::Device)
+}
+
+/// The message that a client gets about a failure described by `text`.
+pub(super) fn public_message(kind: Kind, text: &str) -> String {
     match kind {
         Kind::Io => "the server's disk failed".to_owned(),
         Kind::Internal => "the server failed".to_owned(),
         Kind::Device => "the server's device failed".to_owned(),
-        _ => message.to_owned(),
+        _ => text.to_owned(),
     }
 }
 
-/// A failure as a client gets it.
+/// The fields of an error that a client gets.
+pub(super) fn public_fields(error: &Error) -> serde_json::Map<String, serde_json::Value> {
+    if is_private(error.kind()) { Default::default() } else { error.detail().fields() }
+}
+
+/// Type and full name of a resource in `ResourceInfo` and `PreconditionFailure`.
+fn resource_name(resource: Resource, name: &str) -> (&'static str, String) {
+    match resource {
+        Resource::Job => ("tessera.v1.Job", format!("{JOBS}{name}")),
+        Resource::Model => ("tessera.v1.Model", format!("{MODELS}{name}")),
+        Resource::Tile => ("tessera.v1.Tile", name.to_owned()),
+        _ => ("tessera.v1.Preview", name.to_owned()),
+    }
+}
+
+/// The gRPC status of an error. Its details are made from the error's fields: `ErrorInfo` has all of them, `BadRequest`,
+/// `QuotaFailure`, `ResourceInfo` and `PreconditionFailure` have those that they are for, and `RetryInfo` is there if a
+/// later attempt may succeed.
 pub(super) fn status(error: &Error) -> Status {
     let (kind, code) = (error.kind(), code(error.kind()));
-    let text = message(kind, &error.to_string());
-    // Messages about a field begin with its name.
-    let field = text.split_whitespace().next().unwrap_or_default().to_owned();
+    let report = error.report().to_string();
+    if is_private(kind) {
+        tracing::error!("a call failed: {report}");
+    }
+    let text = public_message(kind, &report);
     let mut details = ErrorDetails::new();
-    match code {
-        Code::InvalidArgument => {
-            details.add_bad_request_violation(field, text.clone());
+    let metadata: HashMap<String, String> = public_fields(error)
+        .into_iter()
+        .map(|(name, value)| match value {
+            serde_json::Value::String(text) => (name, text),
+            other => (name, other.to_string()),
+        })
+        .collect();
+    details.set_error_info(kind.name().to_ascii_uppercase(), api::ERROR_DOMAIN, metadata);
+    if let Some(delay) = error.retry_after() {
+        details.set_retry_info(Some(delay));
+    }
+    if !is_private(kind) {
+        match error.detail() {
+            Detail::Invalid { field, .. } => {
+                details.add_bad_request_violation(field.as_ref(), error.to_string());
+            }
+            Detail::Exhausted { resource, .. } => {
+                details.add_quota_failure_violation(resource.as_ref(), error.to_string());
+            }
+            Detail::NotFound { resource, name } => {
+                let (kind, name) = resource_name(*resource, name);
+                details.set_resource_info(kind, name, "", error.to_string());
+            }
+            Detail::State { resource, name, required, .. } => {
+                let (_, name) = resource_name(*resource, name);
+                let required = required.to_ascii_uppercase();
+                details.add_precondition_failure_violation(required, name, error.to_string());
+            }
+            _ => {}
         }
-        Code::ResourceExhausted => {
-            details.add_quota_failure_violation(field, text.clone());
-            details.set_retry_info(Some(RETRY));
-        }
-        Code::Unavailable => {
-            details.set_retry_info(Some(RETRY));
-        }
-        Code::NotFound => {
-            details.set_resource_info("tessera.v1.Job", field, "", text.clone());
-        }
-        Code::Internal => tracing::error!("a call failed: {error}"),
-        _ => {}
     }
     Status::with_error_details(code, text, details)
 }
@@ -84,12 +116,7 @@ pub(super) fn job_id(name: &str) -> Result<&str> {
 
 fn id<'a>(name: &'a str, prefix: &str) -> Result<&'a str> {
     let id = name.strip_prefix(prefix).filter(|id| !id.is_empty() && !id.contains('/'));
-    id.ok_or_else(|| Error::invalid(format!("name is {:?}, which is not {prefix}ID", short(name))))
-}
-
-/// What a message shows of a client's text: a status travels in headers, whose length is limited.
-fn short(text: &str) -> String {
-    text.chars().take(100).collect()
+    id.ok_or_else(|| Error::invalid("name", format!("{name:?}"), format!("{prefix}ID")))
 }
 
 /// The model that a client names; the first one if it names none.
@@ -135,7 +162,7 @@ pub(super) fn edit(
     let (width, height) = source.size();
     for (field, asked, own) in [("width", asked.width, width), ("height", asked.height, height)] {
         if asked != 0 && asked as usize != own {
-            return Err(Error::invalid(format!("{field} is {asked}; the picture's is {own}")));
+            return Err(Error::invalid(field, asked, format!("{own}, the picture's own")));
         }
     }
     let mut request = request(message, owner, models)?;
@@ -159,17 +186,14 @@ pub(super) fn spec(message: &api::JobSpec, model: &Checkpoint) -> Result<Spec> {
     spec.bits = match message.bits {
         0 | 8 => Bits::Eight,
         16 => Bits::Sixteen,
-        bits => return Err(Error::invalid(format!("bits is {bits}, which is not 8 or 16"))),
+        bits => return Err(Error::invalid("bits", bits, "8 or 16")),
     };
     spec.method = match api::Sampler::try_from(message.sampler) {
         Ok(api::Sampler::Unspecified | api::Sampler::Dpmpp) => Method::Dpmpp,
         Ok(api::Sampler::Heun) => Method::Heun,
         Ok(api::Sampler::Ddim) => Method::Ddim,
         Err(_) => {
-            return Err(Error::invalid(format!(
-                "sampler is {}, which is unknown",
-                message.sampler
-            )));
+            return Err(Error::invalid("sampler", message.sampler, "a number of enum Sampler"));
         }
     };
     Ok(spec)
@@ -246,7 +270,7 @@ pub(super) fn job_message(job: &Job) -> api::Job {
         tiles_done: now.tiles_done as u32,
         tile_columns: tiling.columns as u32,
         tile_rows: tiling.rows as u32,
-        error: now.error.map(|(kind, text)| message(kind, &text)).unwrap_or_default(),
+        error: now.error.map(|(kind, text)| public_message(kind, &text)).unwrap_or_default(),
         quote: Some(quote_message(&job.quote, tiling.tiles.len(), &job.plan.notices)),
         viewport: now.viewport.map(rect_message),
     }
@@ -272,9 +296,8 @@ pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
 }
 
 /// A time from a message.
-fn time(field: &str, message: prost_types::Timestamp) -> Result<SystemTime> {
-    SystemTime::try_from(message)
-        .map_err(|_| Error::invalid(format!("{field} is {message}, which is no time")))
+fn time(field: &'static str, message: prost_types::Timestamp) -> Result<SystemTime> {
+    SystemTime::try_from(message).map_err(|_| Error::invalid(field, message, "a time after 1970"))
 }
 
 /// The model as a message.

@@ -14,9 +14,9 @@ use tokio::sync::Semaphore;
 
 use crate::{
     api::{self, ImageFormat},
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     image_out::Bits,
-    jobs::{Job, files::little_endian},
+    jobs::{self, Job, files::little_endian},
     service::convert,
 };
 
@@ -48,15 +48,14 @@ impl Encoder {
     /// The message of a finished tile.
     ///
     /// # Errors
-    /// [`Kind::NotReady`] while it is not finished; [`Kind::Io`].
+    /// [`Kind::NotReady`](crate::error::Kind) while it is not finished; [`Kind::Io`](crate::error::Kind).
     pub(super) async fn tile(
         self: &Arc<Self>,
         job: &Arc<Job>,
         index: usize,
         format: ImageFormat,
     ) -> Result<api::Tile> {
-        let stopped = || Error::new(Kind::Unavailable, "the server is shutting down");
-        let _place = self.places.acquire().await.map_err(|_| stopped())?;
+        let _place = self.places.acquire().await.map_err(|_| jobs::shutting_down())?;
         let (encoder, job) = (self.clone(), job.clone());
         let work = move || {
             let (data, crc32c) = encoder.data(&job, index, format)?;
@@ -73,7 +72,7 @@ impl Encoder {
         };
         tokio::task::spawn_blocking(work)
             .await
-            .map_err(|e| Error::new(Kind::Internal, "encoding a tile").with_source(e))?
+            .map_err(|e| Error::internal("encoding a tile").with_source(e))?
     }
 
     fn data(&self, job: &Job, index: usize, format: ImageFormat) -> Result<(Vec<u8>, u32)> {
@@ -111,7 +110,7 @@ impl Encoder {
 /// RGB samples in the machine's byte order as a file of `format`.
 ///
 /// # Errors
-/// [`Kind::Internal`] when the encoder fails.
+/// [`Kind::Internal`](crate::error::Kind) when the encoder fails.
 pub(super) fn encode(
     samples: &[u8],
     width: u32,
@@ -141,6 +140,6 @@ pub(super) fn encode(
         }
         _ => PngEncoder::new(&mut out).write_image(samples, width, height, color),
     };
-    written.map_err(|e| Error::new(Kind::Internal, "a tile can't be encoded").with_source(e))?;
+    written.map_err(|e| Error::internal("encoding a tile").with_source(e))?;
     Ok(out.into_inner())
 }

@@ -11,7 +11,7 @@ use crate::{
         self, edit_picture_request::Part, job_service_server::JobService,
         model_service_server::ModelService,
     },
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     jobs::{Job, Jobs},
     service::{
         access::{self, Client},
@@ -117,15 +117,13 @@ impl JobService for Calls {
         let mut parts = request.into_inner();
         let first = parts.message().await?.and_then(|message| message.part);
         let Some(Part::Job(order)) = first else {
-            return Err(wrong(Error::invalid("job is missing: the first message carries it")));
+            return Err(wrong(Error::missing("job", "an order in the first message")));
         };
         // A stream that breaks off must not leave half a picture for a whole one: its error ends the data.
         let data = parts.map(|message| match message.map(|message| message.part) {
             Ok(Some(Part::Data(data))) => Ok(data),
-            Ok(_) => Err(Error::invalid("data is missing: all messages but the first carry it")),
-            Err(status) => {
-                Err(Error::new(Kind::Cancelled, "the stream broke off").with_source(status))
-            }
+            Ok(_) => Err(Error::missing("data", "bytes in every message after the first")),
+            Err(status) => Err(Error::cancelled("the upload").with_source(status)),
         });
         let job = self.uploads.edit(client, order, data).await.map_err(wrong)?;
         Ok(Response::new(api::EditPictureResponse { job: self.message(&job) }))
@@ -264,7 +262,7 @@ impl ModelService for Calls {
     ) -> Answer<api::GetModelResponse> {
         let name = &request.get_ref().name;
         if name.is_empty() {
-            return Err(wrong(Error::invalid("name is empty")));
+            return Err(wrong(Error::missing("name", "models/ID")));
         }
         let model = convert::model(name, self.jobs.models()).map_err(wrong)?;
         Ok(Response::new(api::GetModelResponse { model: Some(convert::model_message(model)) }))

@@ -23,7 +23,7 @@ mod download;
 mod iiif;
 mod order;
 mod pyramid;
-mod reply;
+pub(in crate::service) mod reply;
 mod scene;
 mod views;
 
@@ -34,20 +34,20 @@ use axum::{
     extract::{Path, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, header},
     middleware,
-    response::{IntoResponse, Response},
+    response::Response,
     routing::{get, post},
 };
 use tokio::sync::Semaphore;
 use tokio_stream::StreamExt as _;
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Kind, Resource, Result},
     image_out::Format,
-    jobs::{Job, Jobs},
+    jobs::{self, Job, Jobs},
     service::{access::Client, upload::Uploads},
 };
 use pyramid::{Place, SIDE};
-use reply::{Body, Failure};
+use reply::Failure;
 use scene::{Encoding, Scene};
 use views::Views;
 
@@ -134,11 +134,10 @@ impl Site {
         places: &Semaphore,
         task: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let failed = |e| Error::new(Kind::Internal, "the server is stopping").with_source(e);
-        let _place = places.acquire().await.map_err(failed)?;
+        let _place = places.acquire().await.map_err(|_| jobs::shutting_down())?;
         tokio::task::spawn_blocking(task)
             .await
-            .map_err(|e| Error::new(Kind::Internal, "a picture's thread ended").with_source(e))?
+            .map_err(|e| Error::internal("a picture's thread panicked").with_source(e))?
     }
 
     /// Composes and encodes a part of a job's picture; `what` names it within the job.
@@ -200,8 +199,8 @@ async fn deep_zoom_tile(
 ) -> Answer {
     let job = site.jobs.get(&id)?;
     let place = name.strip_suffix(".png").and_then(|name| name.split_once('_'));
-    let (column, row) = place
-        .ok_or_else(|| Error::invalid("the name of a tile is its column, _, its row and .png"))?;
+    let (column, row) =
+        place.ok_or_else(|| Error::invalid("name", format!("{name:?}"), "COLUMN_ROW.png"))?;
     let place = Place {
         level: number("level", &level)?,
         column: number("column", column)?,
@@ -224,13 +223,20 @@ async fn edit(State(uploads): State<Uploads>, request: Request) -> Answer {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     // Browsers let pages of other hosts send texts and forms unasked, pictures not.
     if !kind.is_some_and(|kind| kind.starts_with("image/")) {
-        return Err(Error::invalid("content-type is not that of a picture (image/...)").into());
+        let error = match kind {
+            Some(kind) => {
+                Error::invalid("content-type", kind, "image/jpeg, image/png or image/tiff")
+            }
+            None => Error::missing("content-type", "image/jpeg, image/png or image/tiff"),
+        };
+        return Err(error.into());
     }
     let client = request.extensions().get::<Client>().cloned();
     let order = order::parse(request.uri().query().unwrap_or_default())?;
-    let data = request.into_body().into_data_stream().map(|bytes| {
-        bytes.map_err(|e| Error::invalid("picture: the connection broke off").with_source(e))
-    });
+    let data = request
+        .into_body()
+        .into_data_stream()
+        .map(|bytes| bytes.map_err(|e| Error::cancelled("the upload").with_source(e)));
     let job = uploads.edit(client, order, data).await?;
     let name = serde_json::json!({ "name": format!("jobs/{}", job.id) });
     Ok(reply::created(&format!("/jobs/{}/image.dzi", job.id), name.to_string()))
@@ -242,8 +248,9 @@ async fn preview(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Answe
     let read = move || job.preview(job.newest_preview()?);
     match Site::work(&site.work, read).await {
         Ok(bytes) => Ok(reply::fleeting("image/png", bytes)),
+        // To an image element a preview that is pending is one that does not exist.
         Err(error) if error.kind() == Kind::NotReady => {
-            Err(Error::new(Kind::NotFound, error.to_string()).into())
+            Err(Error::not_found(Resource::Preview, id).into())
         }
         Err(error) => Err(error.into()),
     }
@@ -278,15 +285,8 @@ async fn picture(
 }
 
 /// A number as it stands in an address: digits and nothing else.
-fn number(field: &str, text: &str) -> Result<usize> {
+fn number(field: &'static str, text: &str) -> Result<usize> {
     let digits = (1..=9).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
     let value = if digits { text.parse().ok() } else { None };
-    value.ok_or_else(|| Error::invalid(format!("{field} is not a number of 1 to 9 digits")))
-}
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        let (status, text) = self.parts();
-        (status, [(header::CACHE_CONTROL, "no-store")], Body::from(text + "\n")).into_response()
-    }
+    value.ok_or_else(|| Error::invalid(field, format!("{text:?}"), "a number of 1 to 9 digits"))
 }

@@ -32,7 +32,7 @@ use crate::{
         DESCRIPTORS, job_service_server::JobServiceServer, model_service_server::ModelServiceServer,
     },
     engine::Cancel,
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     jobs::Jobs,
     service::upload::Uploads,
 };
@@ -80,7 +80,7 @@ pub struct Settings {
 /// stop at their last durable step or tile. `ready` hears the URL once the port is open.
 ///
 /// # Errors
-/// [`Kind::InvalidArgument`] when a setting can't be used; [`Kind::Io`] when the port can't be opened.
+/// [`Kind::InvalidArgument`](crate::error::Kind) when a setting can't be used; [`Kind::Io`](crate::error::Kind) when the port can't be opened.
 pub fn serve(
     settings: &Settings,
     jobs: Jobs,
@@ -88,10 +88,8 @@ pub fn serve(
     ready: impl FnOnce(&str) -> Result<()>,
 ) -> Result<()> {
     if !settings.listen.ip().is_loopback() && settings.tls.is_none() && !settings.insecure {
-        return Err(Error::invalid(format!(
-            "listen is {}, which others can reach: give TLS or allow it without (--insecure)",
-            settings.listen
-        )));
+        let expected = "a loopback address, unless --tls-cert or --insecure is given";
+        return Err(Error::invalid("listen", settings.listen, expected));
     }
     let tls = settings.tls.as_ref().map(tls_config).transpose()?;
     let tokens = settings.tokens.as_deref().map(Tokens::read).transpose()?;
@@ -99,7 +97,7 @@ pub fn serve(
         .enable_all()
         .thread_name("service")
         .build()
-        .map_err(|e| Error::new(Kind::Internal, "no threads for the service").with_source(e))?;
+        .map_err(|e| Error::io("start", "the service's threads", e))?;
     let served = runtime.block_on(run(settings, tls, tokens, jobs.clone(), cancel, ready));
     jobs.close();
     // Watchers that did not go within the grace are cut off: they come back with their last sequence.
@@ -115,8 +113,7 @@ async fn run(
     cancel: &Cancel,
     ready: impl FnOnce(&str) -> Result<()>,
 ) -> Result<()> {
-    let failed =
-        |e| Error::new(Kind::Io, format!("can't listen on {}", settings.listen)).with_source(e);
+    let failed = |e| Error::io("listen on", settings.listen.to_string(), e);
     let listener = TcpListener::bind(settings.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let (stop, stopping) = watch::channel(false);
@@ -124,7 +121,7 @@ async fn run(
     let (health, health_service) = tonic_health::server::health_reporter();
     let uploads = Uploads::new(jobs.clone());
     let calls = grpc::Calls::new(jobs.clone(), uploads.clone(), stopping.clone());
-    let reflection = |e| Error::new(Kind::Internal, "reflection").with_source(e);
+    let reflection = |e| Error::internal("building the reflection service").with_source(e);
     let describe = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -163,9 +160,9 @@ async fn run(
         .max_concurrent_streams(MAX_STREAMS);
     let scheme = if tls.is_some() { "https" } else { "http" };
     if let Some(tls) = tls {
-        server = server
-            .tls_config(tls)
-            .map_err(|e| Error::invalid("TLS files can't be used").with_source(e))?;
+        server = server.tls_config(tls).map_err(|e| {
+            Error::invalid("tls", "unusable", "a certificate and its key as PEM").with_source(e)
+        })?;
     }
     ready(&format!("{scheme}://{address}"))?;
 
@@ -191,7 +188,7 @@ async fn run(
     let truth = tokio::spawn(truth);
     tokio::select! {
         served = serving => {
-            served.map_err(|e| Error::new(Kind::Io, "the service ended").with_source(e))?;
+            served.map_err(|e| Error::internal("serving connections").with_source(e))?;
         }
         () = stopped => tracing::warn!("calls that did not end in {GRACE:?} are cut off"),
     }
@@ -231,7 +228,7 @@ async fn tell_health(
 fn tls_config(tls: &Tls) -> Result<ServerTlsConfig> {
     let read = |path: &PathBuf| {
         std::fs::read(path).map_err(|e| {
-            Error::invalid(format!("TLS file {} can't be read", path.display())).with_source(e)
+            Error::invalid("tls", path.display(), "a readable PEM file").with_source(e)
         })
     };
     let identity = Identity::from_pem(read(&tls.certificate)?, read(&tls.key)?);

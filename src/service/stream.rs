@@ -10,7 +10,7 @@ use crate::{
     api::{self, ImageFormat, job_event},
     error::{Error, Kind, Result},
     jobs::{
-        Job, Jobs,
+        self, Job, Jobs,
         record::{Event, Record},
     },
     service::{convert, encode::Encoder},
@@ -44,11 +44,11 @@ impl TryFrom<Option<api::StreamOptions>> for View {
 }
 
 /// A format of a request; RAW if none is given.
-pub(super) fn format(value: i32, field: &str) -> Result<ImageFormat> {
+pub(super) fn format(value: i32, field: &'static str) -> Result<ImageFormat> {
     match ImageFormat::try_from(value) {
         Ok(ImageFormat::Unspecified) => Ok(ImageFormat::Raw),
         Ok(format) => Ok(format),
-        Err(_) => Err(Error::invalid(format!("{field} is {value}, which is unknown"))),
+        Err(_) => Err(Error::invalid(field, value, "a number of enum ImageFormat")),
     }
 }
 
@@ -83,7 +83,7 @@ impl Watcher {
                     tracing::info!("job {}: its client is gone", job.id);
                     let cancelled = tokio::task::spawn_blocking(move || jobs.cancel(&job.id));
                     if let Ok(Err(error)) = cancelled.await {
-                        tracing::warn!("a job whose client is gone can't be cancelled: {error}");
+                        tracing::warn!("cancelling an abandoned job: {}", error.report());
                     }
                 }
                 Err(Gone::Client) => {}
@@ -119,8 +119,7 @@ impl Watcher {
                 // Asked for what lies behind the last event.
                 return Ok(());
             }
-            let stopped =
-                || Gone::Failed(Error::new(Kind::Unavailable, "the server is shutting down"));
+            let stopped = || Gone::Failed(jobs::shutting_down());
             if waits {
                 tokio::select! {
                     changed = newest.changed() => changed.map_err(|_| stopped())?,
@@ -178,7 +177,7 @@ impl Watcher {
             }
             Event::Failed { kind, message } => Message::Failed(job_event::Failed {
                 code: convert::code(kind).into(),
-                message: convert::message(kind, &message),
+                message: convert::public_message(kind, &message),
             }),
             Event::Cancelled => Message::Cancelled(job_event::Cancelled {}),
         };
@@ -207,10 +206,15 @@ pub(super) async fn preview(job: &Arc<Job>, level: usize) -> Result<api::Preview
     let read = job.clone();
     let data = tokio::task::spawn_blocking(move || read.preview(level))
         .await
-        .map_err(|e| Error::new(Kind::Internal, "reading a preview").with_source(e))??;
+        .map_err(|e| Error::internal("reading a preview").with_source(e))??;
     let header = image::ImageReader::with_format(Cursor::new(&data), image::ImageFormat::Png);
-    let (width, height) = (header.into_dimensions())
-        .map_err(|e| Error::new(Kind::Io, "a preview can't be read").with_source(e))?;
+    let (width, height) =
+        (header.into_dimensions()).map_err(|e| damaged_preview().with_source(e))?;
     let format = ImageFormat::Png.into();
     Ok(api::Preview { level: level as u32, width, height, format, data })
+}
+
+/// The error of a preview whose file is not a PNG.
+pub(super) fn damaged_preview() -> Error {
+    Error::wrong(Kind::Io, "preview", "damaged", "a readable PNG")
 }

@@ -7,8 +7,8 @@ use tokio_stream::{Stream, StreamExt as _};
 
 use crate::{
     api::CreateJobRequest,
-    error::{Error, Kind, Result},
-    jobs::{Job, Jobs},
+    error::{Error, Result},
+    jobs::{self, Job, Jobs},
     service::{
         access::{self, Client},
         convert,
@@ -39,22 +39,19 @@ impl Uploads {
     /// Takes a picture in, and queues the job that edits it.
     ///
     /// # Errors
-    /// What the stream gives; [`Kind::InvalidArgument`] and [`Kind::InvalidImage`] for what is wrong with order and picture;
-    /// [`Kind::Expired`] when the client falls silent; those of [`Jobs::create`].
+    /// What the stream gives; [`Kind::InvalidArgument`](crate::error::Kind) and [`Kind::InvalidImage`](crate::error::Kind) for what is wrong with order and picture;
+    /// [`Kind::Expired`](crate::error::Kind) when the client falls silent; those of [`Jobs::create`].
     pub(super) async fn edit<B: AsRef<[u8]> + Send + 'static>(
         &self,
         client: Option<Client>,
         order: CreateJobRequest,
         mut data: impl Stream<Item = Result<B>> + Unpin,
     ) -> Result<Arc<Job>> {
-        let stopping = |e| Error::new(Kind::Unavailable, "the server is stopping").with_source(e);
+        let stopping = |_| jobs::shutting_down();
         let _place = self.places.acquire().await.map_err(stopping)?;
         let jobs = self.jobs.clone();
         let mut receiving = blocking(move || jobs.receive()).await?;
-        let silent = |_| {
-            let why = format!("picture: nothing came for {} s", SILENCE.as_secs());
-            Error::new(Kind::Expired, why)
-        };
+        let silent = |_| Error::expired("waiting for the picture's next bytes", Some(SILENCE));
         while let Some(bytes) = tokio::time::timeout(SILENCE, data.next()).await.map_err(silent)? {
             let bytes = bytes?;
             receiving = blocking(move || {
@@ -83,6 +80,6 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|e| Error::new(Kind::Internal, "a call panicked").with_source(e))
+        .map_err(|e| Error::internal("a call panicked").with_source(e))
         .flatten()
 }

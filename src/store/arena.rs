@@ -12,7 +12,7 @@ use bytemuck::NoUninit;
 use memmap2::MmapMut;
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     store::DirectoryLock,
 };
 
@@ -56,16 +56,16 @@ impl Arena {
     /// 0 or more than can be mapped.
     pub fn create(directory: &Path, len: u64) -> Result<Self> {
         check_len(len)?;
-        let failed = |action: String| move |source| Error::io(&action, directory, source);
+        let failed = |action: String| move |source| Error::io(action, directory, source);
         let file = tempfile::tempfile_in(directory)
-            .map_err(failed("can't make a working file in".to_owned()))?;
+            .map_err(failed("create a working file in".to_owned()))?;
         allocate(&file, len)
-            .map_err(failed(format!("can't allocate {len} bytes of working space in")))?;
+            .map_err(failed(format!("allocate {len} bytes of working space in")))?;
         // SAFETY: the file has no name and its only descriptor dies at the end of this function,
         // so nothing can shorten or change it while it is mapped; its blocks are allocated, so
         // that a write can't fail for want of space.
         let map = unsafe { MmapMut::map_mut(&file) }
-            .map_err(failed(format!("can't map {len} bytes of working space in")))?;
+            .map_err(failed(format!("map {len} bytes of working space in")))?;
         Ok(Self { map })
     }
 
@@ -77,12 +77,12 @@ impl Arena {
     pub fn create_named(path: &Path, len: u64, _lock: &DirectoryLock) -> Result<Self> {
         check_len(len)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
-        let file = file.map_err(|e| Error::io("can't make", path, e))?;
+        let file = file.map_err(|e| Error::io("create", path, e))?;
         let made = allocate(&file, len).and_then(|()| file.sync_all());
         made.and_then(|()| map_owned(&file)).map(|map| Self { map }).map_err(|e| {
             // What is left of it would only be in the way.
             let _ = std::fs::remove_file(path);
-            Error::io(&format!("can't allocate {len} bytes for"), path, e)
+            Error::io(format!("allocate {len} bytes for"), path, e)
         })
     }
 
@@ -94,12 +94,12 @@ impl Arena {
     /// damaged, and is not mapped.
     pub fn open_named(path: &Path, len: u64, _lock: &DirectoryLock) -> Result<Self> {
         check_len(len)?;
-        let failed = |e| Error::io("can't open", path, e);
+        let failed = |e| Error::io("open", path, e);
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
         let found = file.metadata().map_err(failed)?.len();
         if found != len {
-            let why = format!("it has {found} bytes in place of {len}");
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, why)));
+            let field = format!("length of {}", path.display());
+            return Err(Error::wrong(Kind::Io, field, found, format!("{len} bytes")));
         }
         // A file with holes would be a signal on a full disk; allocating again is free where there are none.
         allocate_holes(&file, len).map_err(failed)?;
@@ -114,7 +114,7 @@ impl Arena {
     pub fn sync(&self, range: Range<usize>) -> Result<()> {
         self.map
             .flush_range(range.start, range.len())
-            .map_err(|e| Error::io("can't sync", "the arena", e))
+            .map_err(|e| Error::io("sync", "the arena", e))
     }
 
     /// All bytes.
@@ -147,13 +147,11 @@ impl Arena {
             || row_len > stride
             || rows.checked_mul(row_len) != Some(bytes.len())
         {
-            return Err(Error::new(
-                crate::error::Kind::Internal,
-                format!(
-                    "{} bytes don't fit {rect:?} of an arena of {} bytes",
-                    bytes.len(),
-                    self.map.len()
-                ),
+            return Err(Error::wrong(
+                Kind::Internal,
+                "arena write",
+                format!("{} bytes to {rect:?}", bytes.len()),
+                format!("a rectangle of as many bytes within {}", self.map.len()),
             ));
         }
         let target = self.map[offset..].chunks_mut(stride);
@@ -172,7 +170,7 @@ impl Arena {
 ///
 /// [`Kind::Io`](crate::error::Kind::Io) if it can't be opened or ends before the rectangle.
 pub fn read_rect(path: &Path, rect: Rect) -> Result<Vec<u8>> {
-    let failed = |e| Error::io("can't read", path, e);
+    let failed = |e| Error::io("read", path, e);
     let mut file = File::open(path).map_err(failed)?;
     let mut bytes = vec![0; rect.row_len * rect.rows];
     for (row, to) in bytes.chunks_exact_mut(rect.row_len.max(1)).enumerate() {
@@ -186,10 +184,8 @@ pub fn read_rect(path: &Path, rect: Rect) -> Result<Vec<u8>> {
 fn check_len(len: u64) -> Result<()> {
     let mappable = usize::try_from(len).is_ok_and(|n| n <= isize::MAX as usize);
     if len == 0 || !mappable {
-        return Err(Error::invalid(format!(
-            "arena length is {len} bytes; the limits are 1 and {}",
-            isize::MAX
-        )));
+        let expected = format!("from 1 to {} bytes", isize::MAX);
+        return Err(Error::invalid("arena length", len, expected));
     }
     Ok(())
 }

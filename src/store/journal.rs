@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Expected, Result};
 
 /// First bytes of every journal: name and version of the format.
 pub const MAGIC: [u8; 8] = *b"TSRJRNL1";
@@ -52,7 +52,7 @@ impl Journal {
     /// # Errors
     /// [`Kind::Io`](crate::error::Kind::Io).
     pub fn create(path: &Path) -> Result<Self> {
-        let failed = |e| Error::io("can't make", path, e);
+        let failed = |e| Error::io("create", path, e);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -70,12 +70,12 @@ impl Journal {
     /// [`Kind::Io`](crate::error::Kind::Io) when it can't be read or mended;
     /// [`Kind::InvalidArgument`](crate::error::Kind::InvalidArgument) when it is no journal of this version.
     pub fn open(path: &Path) -> Result<(Self, Recovered)> {
-        let failed = |e| Error::io("can't read", path, e);
+        let failed = |e| Error::io("read", path, e);
         let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
         let (records, len) = scan(&bytes).ok_or_else(|| {
-            Error::invalid(format!("{} is no journal of this version", path.display()))
+            Error::invalid("journal", path.display(), "a journal of this version")
         })?;
         let torn_bytes = (bytes.len() - len) as u64;
         let mut journal = Self {
@@ -106,10 +106,11 @@ impl Journal {
         for (sequence, payload) in (self.sequence + 1..).zip(payloads) {
             let payload = payload.as_ref();
             if payload.len() > MAX_PAYLOAD {
-                let len = payload.len();
-                return Err(Error::new(
+                return Err(Error::wrong(
                     crate::error::Kind::Internal,
-                    format!("a record of {len} bytes; the limit is {MAX_PAYLOAD}"),
+                    "record length",
+                    payload.len(),
+                    Expected::at_most(MAX_PAYLOAD),
                 ));
             }
             encode(&mut bytes, sequence, payload);
@@ -120,7 +121,7 @@ impl Journal {
         self.file
             .write_all(&bytes)
             .and_then(|()| self.file.sync_data())
-            .map_err(|e| Error::io("can't write", &self.path, e))?;
+            .map_err(|e| Error::io("write", &self.path, e))?;
         self.torn = false;
         self.len += bytes.len() as u64;
         self.sequence += payloads.len() as u64;
@@ -129,7 +130,7 @@ impl Journal {
 
     /// Cuts off what a failed write left, and goes to the end.
     fn mend(&mut self) -> Result<()> {
-        let failed = |e| Error::io("can't mend", &self.path, e);
+        let failed = |e| Error::io("repair", &self.path, e);
         if self.torn {
             self.file.set_len(self.len).and_then(|()| self.file.sync_data()).map_err(failed)?;
             self.torn = false;

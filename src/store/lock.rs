@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// Name of the file that is locked.
 const NAME: &str = "lock";
@@ -22,19 +22,20 @@ impl DirectoryLock {
     /// Makes the directory if it is missing, and takes hold of it.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when another process has it; [`Kind::Io`] when it can't be made or written to.
+    /// [`Kind::InvalidArgument`](crate::error::Kind) when another process has it; [`Kind::Io`](crate::error::Kind) when it can't be made or written to.
     pub fn acquire(directory: &Path) -> Result<Self> {
-        fs::create_dir_all(directory).map_err(|e| Error::io("can't make", directory, e))?;
+        fs::create_dir_all(directory).map_err(|e| Error::io("create", directory, e))?;
         let path = directory.join(NAME);
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(|e| Error::io("can't make", &path, e))?;
+        let file = file.map_err(|e| Error::io("create", &path, e))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { directory: directory.to_owned(), _file: file }),
-            Err(TryLockError::WouldBlock) => Err(Error::new(
-                Kind::InvalidArgument,
-                format!("directory {} is in use by another process", directory.display()),
+            Err(TryLockError::WouldBlock) => Err(Error::invalid(
+                "directory",
+                directory.display(),
+                "a directory that no other process uses",
             )),
-            Err(TryLockError::Error(e)) => Err(Error::io("can't lock", path, e)),
+            Err(TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
         }
     }
 
@@ -53,8 +54,8 @@ mod tests {
         let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
         let inner = dir.path().join("a/b");
         let held = DirectoryLock::acquire(&inner)?;
-        let second = DirectoryLock::acquire(&inner).err().map(|e| e.to_string());
-        assert!(second.is_some_and(|message| message.contains("in use")));
+        let second = DirectoryLock::acquire(&inner).err();
+        assert_eq!(second.as_ref().and_then(Error::field), Some("directory"));
         drop(held);
         DirectoryLock::acquire(&inner).map(drop)
     }

@@ -12,7 +12,7 @@ use tracing::Subscriber;
 use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_subscriber::{EnvFilter, Layer, registry::LookupSpan};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// What is traced: the spans of this crate.
 const SPANS: &str = "off,tessera=info";
@@ -30,27 +30,30 @@ pub(super) fn start<S>(url: &str) -> Result<(impl Layer<S> + use<S>, Exporter)>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    let unusable = || format!("otlp_endpoint is {url:?}, not a URL like http://127.0.0.1:4317");
+    let unusable = || {
+        let expected = "a URL like http://127.0.0.1:4317";
+        Error::invalid("otlp_endpoint", format!("{url:?}"), expected)
+    };
     if !url.starts_with("http://") {
-        return Err(Error::invalid(unusable()));
+        return Err(unusable());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("otlp")
         .enable_all()
         .build()
-        .map_err(|e| Error::new(Kind::Internal, "no thread for traces").with_source(e))?;
+        .map_err(|e| Error::io("start", "a thread for traces", e))?;
     let exporter = {
         let _inside = runtime.enter();
         SpanExporter::builder().with_tonic().with_endpoint(url).build()
     };
-    let exporter = exporter.map_err(|e| Error::invalid(unusable()).with_source(e))?;
+    let exporter = exporter.map_err(|e| unusable().with_source(e))?;
     let provider = SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
         .with_resource(Resource::builder().with_service_name(env!("CARGO_PKG_NAME")).build())
         .build();
     let filter = EnvFilter::try_new(SPANS)
-        .map_err(|e| Error::new(Kind::Internal, "the filter of spans").with_source(e))?;
+        .map_err(|e| Error::internal("building the filter of spans").with_source(e))?;
     let tracer: SdkTracer = provider.tracer(env!("CARGO_PKG_NAME"));
     let layer = OpenTelemetryLayer::new(tracer).with_filter(filter);
     Ok((layer, Exporter { provider, _runtime: runtime }))

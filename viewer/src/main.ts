@@ -169,7 +169,8 @@ async function editPicture(picture: File): Promise<void> {
     const answer = await fetch(`/jobs?${query}`, sent);
     if (answer.status === 401) throw new ConnectError("a bearer token is needed", Code.Unauthenticated);
     if (!answer.ok) {
-      say(`The picture can't be edited: ${(await answer.text()).trim()}.`);
+      const { detail } = (await answer.json()) as { detail: string };
+      say(`The picture can't be edited: ${detail}.`);
       return;
     }
     const { name } = (await answer.json()) as { name: string };

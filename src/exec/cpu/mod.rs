@@ -28,7 +28,7 @@ use pulp::Arch;
 use winograd::Squares;
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     exec,
     ops::{self, Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
 };
@@ -216,11 +216,11 @@ impl Cpu {
     /// The same with the instructions `kernels`.
     ///
     /// # Errors
-    /// [`Kind::Device`] when this machine does not have them.
+    /// [`Kind::Device`](crate::error::Kind) when this machine does not have them.
     pub fn with_kernels(weights: Arc<Weights>, kernels: Kernels) -> Result<Self> {
-        let mode = kernels.mode().ok_or_else(|| {
-            Error::new(Kind::Device, format!("this CPU does not have {}", kernels.name()))
-        })?;
+        let mode = kernels
+            .mode()
+            .ok_or_else(|| Error::device("cpu", format!("no {} instructions", kernels.name())))?;
         Ok(Self { kernels, mode, ..Self::new(weights) })
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use super::device::Device;
 use crate::{
-    error::{Error, Result},
+    error::{Detail, Error, Kind, Result},
     ops::{Shape, product},
 };
 
@@ -134,9 +134,9 @@ impl Pool {
 pub(super) fn check_size(device: &Device, bytes: u64, what: &str) -> Result<()> {
     let (limit, name) = (device.max_tensor_bytes(), &device.info.name);
     if bytes > limit {
-        return Err(Error::device(format!(
-            "{what} needs {bytes} bytes, the limit of one buffer on {name} is {limit}"
-        )));
+        let resource = format!("buffer_bytes of {what} on {name}").into();
+        let detail = Detail::Exhausted { resource, needed: bytes, limit: Some(limit) };
+        return Err(Error::new(Kind::Device, detail));
     }
     Ok(())
 }

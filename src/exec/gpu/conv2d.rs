@@ -11,7 +11,7 @@ use super::{
     tune, winograd, word,
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, Expected, Result},
     exec,
     ops::{Conv2d, Shape, conv2d},
 };
@@ -116,8 +116,8 @@ impl ConvVariant {
     /// [`crate::error::Kind::InvalidArgument`] naming those that there are.
     pub fn from_name(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|variant| variant.name() == name).ok_or_else(|| {
-            let all = Self::ALL.map(Self::name).join(", ");
-            Error::invalid(format!("convolution variant {name:?} is none of {all}"))
+            let names = Expected::one_of(Self::ALL.map(Self::name));
+            Error::invalid("convolution", format!("{name:?}"), names)
         })
     }
 }

@@ -1,11 +1,12 @@
 //! Adapters, the choice among them, and the device with what has gone wrong on it.
 
 use std::{
+    borrow::Cow,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// What an adapter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +189,11 @@ fn max_tensor_bytes(limits: &wgpu::Limits) -> u64 {
     limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(MAX_TENSOR_BYTES)
 }
 
+/// A device in errors: its selector and name.
+fn label(index: usize, name: &str) -> String {
+    format!("gpu:{index} ({name})")
+}
+
 /// What went wrong on a device outside of the call that caused it.
 #[derive(Debug, Default)]
 struct Faults {
@@ -229,16 +235,17 @@ impl Device {
         let infos: Vec<AdapterInfo> = found.iter().map(|(info, _)| info.clone()).collect();
         let index = index.or_else(|| best(&infos)).unwrap_or(0);
         if index >= found.len() {
-            return Err(Error::device(format!("gpu:{index} does not exist; {}", listing(&infos))));
+            return Err(Error::device(
+                format!("gpu:{index}"),
+                format!("no such device; {}", listing(&infos)),
+            ));
         }
         let (info, adapter) = found.swap_remove(index);
         let limits = adapter.limits();
         let matrix = if f16 { Some(matrix(&adapter)) } else { None };
         let matrix = matrix.transpose().map_err(|lack| {
-            Error::device(format!(
-                "precision is f16, which gpu:{index} ({}) can't compute: {lack}; f32 or auto would do",
-                info.name
-            ))
+            let expected = format!("f32 or auto on {}: {lack}", label(index, &info.name));
+            Error::wrong(Kind::Device, "precision", "f16", expected)
         })?;
         let usual =
             adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE);
@@ -266,7 +273,7 @@ impl Device {
         });
         let (device, queue) = pollster::block_on(request).map_err(|e| {
             let all = listing(&infos);
-            Error::device(format!("gpu:{index} ({}) can't be opened; {all}", info.name))
+            Error::device(label(index, &info.name), format!("can't be opened; {all}"))
                 .with_source(e)
         })?;
         let faults = Arc::new(Mutex::new(Faults::default()));
@@ -288,18 +295,22 @@ impl Device {
         max_tensor_bytes(&self.limits)
     }
 
+    /// An error of kind [`crate::error::Kind::Device`] that names this device.
+    pub(super) fn error(&self, problem: impl Into<Cow<'static, str>>) -> Error {
+        Error::device(label(self.info.index, &self.info.name), problem)
+    }
+
     /// Reports what has gone wrong since the last look.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`] when the device was lost (from then on, always) or an error was not caught.
     pub(super) fn check(&self) -> Result<()> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        let AdapterInfo { index, name, .. } = &self.info;
         if let Some(why) = &faults.lost {
-            return Err(Error::device(format!("gpu:{index} ({name}) was lost: {why}")));
+            return Err(self.error(format!("the device was lost: {why}")));
         }
         match faults.error.take() {
-            Some(why) => Err(Error::device(format!("gpu:{index} ({name}) failed: {why}"))),
+            Some(why) => Err(self.error(why)),
             None => Ok(()),
         }
     }
@@ -325,10 +336,7 @@ impl Device {
         self.check()?;
         match first {
             None => Ok(made),
-            Some(e) => {
-                let AdapterInfo { index, name, .. } = &self.info;
-                Err(Error::device(format!("gpu:{index} ({name}) failed: {}", explain(&e))))
-            }
+            Some(e) => Err(self.error(explain(&e))),
         }
     }
 
@@ -345,8 +353,7 @@ impl Device {
             Ok(Ok(_)) => self.check(),
             failed => {
                 self.check()?;
-                let AdapterInfo { index, name, .. } = &self.info;
-                let error = Error::device(format!("gpu:{index} ({name}) did not finish its work"));
+                let error = self.error("waiting for submitted work failed");
                 Err(match failed {
                     Ok(Err(e)) => error.with_source(e),
                     _ => error,

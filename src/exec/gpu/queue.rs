@@ -13,7 +13,7 @@ use super::{
     pipelines::{Constants, Operator, Params},
 };
 use crate::{
-    error::{Error, Result},
+    error::{Detail, Error, Kind, Result},
     ops::{Download, Shape},
 };
 
@@ -125,9 +125,10 @@ impl Gpu {
         let rows = count.div_ceil(most);
         if rows > most {
             let name = &self.device.info.name;
-            return Err(Error::device(format!(
-                "{count} workgroups are needed, the limit of {name} is {most} squared"
-            )));
+            let resource = format!("workgroups on {name}").into();
+            let limit = Some(most * most);
+            let detail = Detail::Exhausted { resource, needed: count, limit };
+            return Err(Error::new(Kind::Device, detail));
         }
         // Both are at most `most`, a u32.
         Ok((count.div_ceil(rows.max(1)) as u32, rows as u32))
@@ -225,9 +226,7 @@ impl Gpu {
         Ok(Download::later(move || {
             device.wait(Some(submission))?;
             let view = buffer.slice(..).get_mapped_range().map_err(|e| {
-                let name = &device.info.name;
-                Error::device(format!("a result of {size} bytes on {name} can't be read"))
-                    .with_source(e)
+                device.error(format!("a result of {size} bytes can't be read")).with_source(e)
             })?;
             let values = bytemuck::pod_collect_to_vec(&view[..]);
             drop(view);

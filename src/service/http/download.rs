@@ -27,7 +27,7 @@ const PIECE: u64 = 256 * 1024;
 /// # Errors
 /// [`crate::error::Kind::Io`].
 pub(super) fn open(path: &Path) -> Result<(File, u64)> {
-    let failed = |e| Error::io("can't read", path, e);
+    let failed = |e| Error::io("read", path, e);
     let file = File::open(path).map_err(failed)?;
     let len = file.metadata().map_err(failed)?.len();
     Ok((file, len))

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     engine::plan::Rect,
-    error::{Error, Kind, Result},
+    error::{Error, Resource, Result},
 };
 
 /// Longest side of a whole picture that is sent in one piece.
@@ -75,13 +75,18 @@ pub(super) async fn image(
     let job = site.jobs.get(&id)?;
     let pyramid = Scene::pyramid(&job);
     if rotation != "0" {
-        return Err(Error::invalid("rotation must be 0").into());
+        return Err(Error::invalid("rotation", format!("{rotation:?}"), "0").into());
     }
     let encoding = match name.split_once('.') {
         Some(("default" | "color", "jpg")) => Encoding::Jpeg,
         Some(("default" | "color", "png")) => Encoding::Png,
         _ => {
-            return Err(Error::invalid("quality must be default, and format jpg or png").into());
+            return Err(Error::invalid(
+                "quality.format",
+                format!("{name:?}"),
+                "default.jpg or default.png",
+            )
+            .into());
         }
     };
     let part = asked(pyramid, &region, &size)?;
@@ -95,7 +100,9 @@ pub(super) async fn image(
 
 /// What region and size name together.
 fn asked(pyramid: Pyramid, region: &str, size: &str) -> Result<Part> {
-    let unlisted = || Error::new(Kind::NotFound, "info.json lists no such region and size");
+    // info.json lists the regions and sizes that there are.
+    let name = format!("{region}/{size}");
+    let unlisted = || Error::not_found(Resource::Tile, name);
     let size = match size {
         "max" => None,
         _ => Some(numbers::<2>("size", size)?),
@@ -130,12 +137,12 @@ fn asked(pyramid: Pyramid, region: &str, size: &str) -> Result<Part> {
 }
 
 /// Exactly `N` numbers with commas between them.
-fn numbers<const N: usize>(field: &str, text: &str) -> Result<[usize; N]> {
+fn numbers<const N: usize>(field: &'static str, text: &str) -> Result<[usize; N]> {
     let numbers = text.split(',').map(|text| number(field, text)).collect::<Result<Vec<_>>>()?;
     let found = numbers.len();
     numbers
         .try_into()
-        .map_err(|_| Error::invalid(format!("{field} has {found} numbers; it takes {N}")))
+        .map_err(|_| Error::invalid(field, format!("{found} numbers"), format!("{N} numbers")))
 }
 
 /// Scheme and host by which the client reached the server. Taken only if it looks like one: it goes into the answer.
@@ -155,6 +162,7 @@ fn origin(uri: &Uri, headers: &HeaderMap) -> String {
 #[allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
+    use crate::error::Kind;
 
     #[test]
     fn listed_regions_and_sizes_are_found_and_others_are_not() {

@@ -16,7 +16,7 @@ pub(super) fn parse(query: &str) -> Result<CreateJobRequest> {
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (field, value) = pair.split_once('=').unwrap_or((pair, ""));
         if seen.contains(&field) {
-            return Err(Error::invalid(format!("{} stands twice", short(field))));
+            return Err(Error::invalid(field.to_owned(), "given twice", "one value"));
         }
         seen.push(field);
         match field {
@@ -34,7 +34,9 @@ pub(super) fn parse(query: &str) -> Result<CreateJobRequest> {
             }
             "request_id" if value.bytes().all(is_plain) => request_id = value.to_owned(),
             "request_id" => return Err(unreadable(field, value)),
-            other => return Err(Error::invalid(format!("{} is no field", short(other)))),
+            other => {
+                return Err(Error::invalid(other.to_owned(), "unknown", "a field of JobSpec"));
+            }
         }
     }
     Ok(CreateJobRequest { spec: Some(spec), request_id, ..Default::default() })
@@ -50,11 +52,7 @@ fn number<T: FromStr>(field: &str, value: &str) -> Result<T> {
 }
 
 fn unreadable(field: &str, value: &str) -> Error {
-    Error::invalid(format!("{field} is {:?}, which can't be read", short(value)))
-}
-
-fn short(text: &str) -> String {
-    text.chars().take(40).collect()
+    Error::invalid(field.to_owned(), format!("{value:?}"), "a value of the field's type")
 }
 
 #[cfg(test)]
@@ -78,8 +76,8 @@ mod tests {
             ("colour=red", "colour"),
             ("width", "width"),
         ] {
-            let error = parse(query).map(drop).map_err(|error| error.to_string());
-            assert!(error.is_err_and(|message| message.starts_with(field)), "{query}");
+            let error = parse(query).err();
+            assert_eq!(error.as_ref().and_then(Error::field), Some(field), "{query}");
         }
     }
 }

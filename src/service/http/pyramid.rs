@@ -6,7 +6,7 @@
 
 use crate::{
     engine::plan::Rect,
-    error::{Error, Kind, Result},
+    error::{Error, Resource, Result},
 };
 
 /// Side of a tile in pixels.
@@ -53,21 +53,16 @@ impl Pyramid {
     /// The pixels of its level that a tile covers.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] when there is no such tile.
+    /// [`Kind::NotFound`](crate::error::Kind) when there is no such tile.
     pub(super) fn area(self, place: Place) -> Result<Rect> {
         let Place { level, column, row } = place;
-        let missing = |field, value, last| {
-            Error::new(Kind::NotFound, format!("{field} is {value}; the last one is {last}"))
+        let exists = level <= self.last() && {
+            let (columns, rows) = self.tiles(level);
+            column < columns && row < rows
         };
-        if level > self.last() {
-            return Err(missing("level", level, self.last()));
-        }
-        let (columns, rows) = self.tiles(level);
-        if column >= columns {
-            return Err(missing("column", column, columns - 1));
-        }
-        if row >= rows {
-            return Err(missing("row", row, rows - 1));
+        if !exists {
+            let name = format!("level {level}, column {column}, row {row}");
+            return Err(Error::not_found(Resource::Tile, name));
         }
         let (width, height) = self.size(level);
         let (x, y) = (column * SIDE, row * SIDE);
@@ -100,6 +95,7 @@ impl Pyramid {
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
+    use crate::error::Kind;
 
     #[test]
     fn levels_are_those_of_deep_zoom() {

@@ -9,14 +9,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use crate::error::{Error, Kind};
+use crate::{
+    error::{Error, Kind},
+    service::convert,
+};
 
 /// For final pixels: a job's id is never used again, and its picture never changes.
 const FOREVER: &str = "private, max-age=31536000, immutable";
 
 /// An error on its way to a client.
 #[derive(Debug)]
-pub(super) struct Failure(Error);
+pub(in crate::service) struct Failure(Error);
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -25,25 +28,54 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// Status and text; errors that are not the client's are only logged.
-    pub(super) fn parts(&self) -> (StatusCode, String) {
-        let status = match self.0.kind() {
+    /// The HTTP status of the error.
+    fn status(&self) -> StatusCode {
+        match self.0.kind() {
             Kind::InvalidArgument | Kind::InvalidImage => StatusCode::BAD_REQUEST,
-            Kind::Expired => StatusCode::REQUEST_TIMEOUT,
+            Kind::Expired | Kind::Cancelled => StatusCode::REQUEST_TIMEOUT,
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::NotReady => StatusCode::CONFLICT,
             Kind::Exhausted => StatusCode::TOO_MANY_REQUESTS,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
-            _ => {
-                tracing::error!("http: {}", self.0);
-                return (
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "the server failed; its log says why".into(),
-                );
-            }
-        };
-        (status, self.0.to_string())
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The error as problem details (RFC 9457): the standard members, then `kind` and the error's fields.
+    pub(in crate::service) fn with_status(&self, status: StatusCode) -> Response {
+        let Self(error) = self;
+        let report = error.report().to_string();
+        if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {
+            tracing::error!("http: {report}");
+        }
+        let mut problem = convert::public_fields(error);
+        for (name, value) in [
+            ("type", "about:blank".into()),
+            ("title", status.canonical_reason().unwrap_or_default().into()),
+            ("status", status.as_u16().into()),
+            ("detail", convert::public_message(error.kind(), &report).into()),
+            ("kind", error.kind().name().into()),
+        ] {
+            problem.insert(name.to_owned(), value);
+        }
+        let headers = [
+            (header::CONTENT_TYPE, "application/problem+json"),
+            (header::CACHE_CONTROL, "no-store"),
+        ];
+        let text = serde_json::Value::Object(problem).to_string() + "\n";
+        let mut response = (status, headers, text).into_response();
+        if let Some(delay) = error.retry_after() {
+            let seconds = delay.as_secs_f64().ceil() as u64;
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        self.with_status(self.status())
     }
 }
 
@@ -86,17 +118,40 @@ pub(super) fn fleeting(kind: &str, body: impl Into<Body>) -> Response {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use axum::http::HeaderValue;
 
     use super::*;
 
-    #[test]
-    fn errors_of_the_server_say_nothing_of_its_inside() {
+    async fn problem(error: Error) -> (StatusCode, HeaderMap, serde_json::Value) {
+        let response = Failure(error).into_response();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        (status, headers, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[tokio::test]
+    async fn errors_of_the_server_say_nothing_of_its_inside() {
         let inside = std::io::Error::other("secret");
-        let (status, text) = Failure(Error::io("can't read", "/srv/jobs/x", inside)).parts();
+        let (status, _, problem) = problem(Error::io("read", "/srv/jobs/x", inside)).await;
         assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        let text = problem.to_string();
         assert!(!text.contains("/srv") && !text.contains("secret"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn problem_json_has_the_fields_of_the_error() {
+        let (status, headers, found) = problem(Error::invalid("width", 100, "64")).await;
+        assert_eq!((status, found["status"].as_u64()), (StatusCode::BAD_REQUEST, Some(400)));
+        assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
+        assert_eq!((&found["field"], &found["value"]), (&"width".into(), &"100".into()));
+        assert_eq!(found["kind"], "invalid_argument");
+        assert!(!headers.contains_key(header::RETRY_AFTER));
+        let full = Error::exhausted("queued_jobs", 9, 8);
+        let (_, headers, found) = problem(full.with_retry_after(crate::jobs::RETRY_AFTER)).await;
+        assert_eq!(headers[header::RETRY_AFTER], "5");
+        assert_eq!((&found["needed"], &found["limit"]), (&9.into(), &8.into()));
     }
 
     #[test]

@@ -19,9 +19,10 @@ use super::{
 };
 use crate::{
     engine::plan::Rect,
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     image_out::Bits,
     jobs::{Job, Phase},
+    service::stream::damaged_preview,
 };
 
 /// Bytes of a pixel: red, green, blue, and 255 where there is one.
@@ -105,7 +106,7 @@ impl Block {
     /// The bytes of a file.
     ///
     /// # Errors
-    /// [`Kind::Internal`], which no block gives.
+    /// [`Kind::Internal`](crate::error::Kind), which no block gives.
     pub(super) fn encode(&self, encoding: Encoding) -> Result<Vec<u8>> {
         let solid = self.pixels.chunks_exact(PIXEL).all(|pixel| pixel[3] == 255);
         let rgb = || -> Vec<u8> {
@@ -131,8 +132,7 @@ impl Block {
                 }
             }
         };
-        written
-            .map_err(|e| Error::new(Kind::Internal, "a tile can't be encoded").with_source(e))?;
+        written.map_err(|e| Error::internal("encoding a tile").with_source(e))?;
         Ok(out)
     }
 }
@@ -145,12 +145,10 @@ impl Preview {
     /// Reads a PNG.
     ///
     /// # Errors
-    /// [`Kind::Io`] when it is none.
+    /// [`Kind::Io`](crate::error::Kind) when it is none.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
         let read = image::ImageReader::with_format(Cursor::new(bytes), ImageFormat::Png).decode();
-        let picture = read
-            .map_err(|e| Error::new(Kind::Io, "a preview can't be read").with_source(e))?
-            .into_rgba8();
+        let picture = read.map_err(|e| damaged_preview().with_source(e))?.into_rgba8();
         let (width, height) = (picture.width() as usize, picture.height() as usize);
         let mut chain = vec![Block { width, height, pixels: picture.into_raw() }];
         while let Some(last) = chain.last().filter(|last| last.width.max(last.height) > 1) {
@@ -250,7 +248,7 @@ impl Scene {
     /// The pixels of a tile, and whether they are final.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] when there is no such tile; [`Kind::Io`].
+    /// [`Kind::NotFound`](crate::error::Kind) when there is no such tile; [`Kind::Io`](crate::error::Kind).
     pub(super) fn tile(&mut self, views: &Views, place: Place) -> Result<(Arc<Block>, bool)> {
         let area = self.pyramid.area(place)?;
         let decoded = self.decoded(self.pyramid.under(place.level, area));
