@@ -4,8 +4,9 @@
 //! `cargo bench --bench serve`, or `cargo bench --bench serve -- streaming` or `load` for a part of it
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a failed measurement ends the benchmark")]
 
-#[path = "../tests/common/server.rs"]
-mod server;
+#[allow(dead_code, reason = "not all helpers are for this benchmark")]
+#[path = "../tests/common/mod.rs"]
+mod common;
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use server::{Server, create, picture, spec, watch};
+use common::server::{Server, create, picture, spec, watch};
 use tessera::api::{
     self, JobEvent, JobSpec, job_event::Event, job_service_client::JobServiceClient,
 };

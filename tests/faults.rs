@@ -1,18 +1,21 @@
 //! What survives: the server is killed at random moments, its disk is full, its files are damaged, another one wants them.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 
-#[path = "common/server.rs"]
-mod server;
+#[allow(dead_code, reason = "not all helpers are for these tests")]
+mod common;
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command, sync::Arc, time::Duration};
 
-use server::{Server, create, model_path, picture, spec, watch};
+use common::{
+    command::Dir,
+    model,
+    server::{Server, create, picture, spec, watch},
+};
 use tessera::{
     api::{self, JobSpec, JobState, job_event::Event},
     engine::device::{Choice, Precision},
     image_out::Format,
     jobs::{Jobs, Models, Phase, Settings},
-    model::checkpoint::Checkpoint,
     ops::cases::Random,
     store::journal,
 };
@@ -31,8 +34,7 @@ fn open(directory: &Path) -> Jobs {
         queue: 100,
         active: 4,
     };
-    let model = Arc::new(Checkpoint::open(&model_path()).unwrap());
-    Jobs::open(settings, Models::new(vec![model]).unwrap()).unwrap()
+    Jobs::open(settings, Models::new(vec![Arc::new(model("net-a"))]).unwrap()).unwrap()
 }
 
 /// Every job's picture file, by its seed, once all have finished.
@@ -176,15 +178,10 @@ async fn a_server_that_is_asked_to_stop_goes_on_at_its_next_start() {
 
 #[tokio::test]
 async fn a_second_server_on_the_same_directory_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Dir::new();
     let _first = Server::start(dir.path(), &[]);
-    let output = Command::new(env!("CARGO_BIN_EXE_tessera"))
-        .args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu", "--jobs"])
-        .arg(dir.path())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("no other process uses"));
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--jobs", "."];
+    dir.run(&serve).ended(2, &["no other process uses"]);
 }
 
 #[tokio::test]

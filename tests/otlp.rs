@@ -2,17 +2,19 @@
 #![cfg(all(feature = "otlp", unix))]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 
-#[path = "common/server.rs"]
-mod server;
+#[allow(dead_code, reason = "not all helpers are for these tests")]
+mod common;
 
 use std::{
     net::SocketAddr,
-    process::Command,
     sync::{Arc, Mutex},
 };
 
+use common::{
+    command::Dir,
+    server::{Server, create, spec, watch},
+};
 use prost::Message;
-use server::{Server, create, spec, watch};
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status, server::UnaryService};
 
@@ -113,12 +115,6 @@ async fn a_collector_hears_of_every_step_and_tile_of_a_job() {
 
 #[test]
 fn an_address_that_is_none_is_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_tessera"))
-        .args(["serve", "--listen", "127.0.0.1:0", "--otlp-endpoint", "here", "--jobs"])
-        .arg(dir.path())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("otlp_endpoint is \"here\""));
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--otlp-endpoint", "here", "--jobs", "."];
+    Dir::new().refused(&serve, &["otlp_endpoint is \"here\""]);
 }

@@ -1,19 +1,49 @@
-//! What several integration tests use: small architectures, seeded weights, comparison.
-#![allow(dead_code, reason = "every test binary uses its own part")]
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
+//! Helpers of the integration tests: models, the built program, its server, the GPU, comparisons.
 
+pub(crate) mod command;
+pub(crate) mod engine;
+pub(crate) mod gpu;
 pub(crate) mod parity;
+pub(crate) mod recorded;
+pub(crate) mod server;
+pub(crate) mod stub;
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tessera::{
-    exec::gpu::adapters,
-    model::{arch::Arch, params::params},
+    model::{arch::Arch, checkpoint::Checkpoint, params::params},
     ops::{
         cases::Random,
         weights::{Param, Weights},
     },
 };
+
+/// The path of the file `name` in `tests/fixtures`.
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// The random, tiny model `name` of `tests/fixtures`.
+pub(crate) fn model(name: &str) -> Checkpoint {
+    let path = fixture(&format!("{name}.safetensors"));
+    Checkpoint::open(&path).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// Peak signal-to-noise ratio in dB of samples from 0 to 1.
+pub(crate) fn psnr(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let squares: f64 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
+    -10.0 * (squares / a.len() as f64).log10()
+}
+
+/// Samples of 16 bits in the machine's byte order, from 0 to 1.
+pub(crate) fn unit16(bytes: &[u8]) -> Vec<f64> {
+    let sample = |v: &[u8]| f64::from(u16::from_ne_bytes([v[0], v[1]])) / 65535.0;
+    bytes.chunks_exact(2).map(sample).collect()
+}
 
 /// Three levels and the 1x1 one, every optional part present, thin.
 pub(crate) fn small_arch() -> Arch {
@@ -49,15 +79,4 @@ pub(crate) fn random_weights(arch: &Arch, seed: u64) -> Arc<Weights> {
         weights.insert(name, Param { shape, data });
     }
     Arc::new(weights)
-}
-
-/// Whether there is an adapter; without one, a line that says so. With `TESSERA_REQUIRE_GPU=1` a missing one is a failure.
-pub(crate) fn has_gpu() -> bool {
-    let found = !adapters().is_empty();
-    if !found {
-        let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
-        assert!(!required, "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
-        println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
-    }
-    found
 }

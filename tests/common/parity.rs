@@ -1,6 +1,6 @@
 //! Comparison of any interpreter with the fixtures: `make` builds one from a model's parameters.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -8,7 +8,6 @@ use tessera::{
     model::{
         arch::{AttentionRatio, Norm},
         block::{Block, Resample, sc_attention},
-        checkpoint::Checkpoint,
         decoder, encoder, precond, safetensors,
         sampler::{Latent, Noisy},
         unet,
@@ -20,6 +19,8 @@ use tessera::{
     },
 };
 
+use super::{fixture, model};
+
 /// A file of fixtures.
 struct Fixture {
     tensors: BTreeMap<String, Param>,
@@ -28,7 +29,8 @@ struct Fixture {
 
 impl Fixture {
     fn read(name: &str) -> Self {
-        let contents = safetensors::read(&path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let path = fixture(&format!("{name}.safetensors"));
+        let contents = safetensors::read(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
         let cases = contents.metadata.get("cases");
         let cases = cases.map_or(Vec::new(), |text| serde_json::from_str(text).unwrap());
         Self { tensors: contents.tensors, cases }
@@ -59,10 +61,6 @@ impl Fixture {
         }
         Arc::new(weights)
     }
-}
-
-fn path(name: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.safetensors"))
 }
 
 fn upload<O: Ops>(o: &mut O, latents: &[Latent]) -> Vec<O::Tensor> {
@@ -197,7 +195,7 @@ pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
 /// Encoder, both stages of the decoder, U-Net and preconditioned denoiser of whole models.
 pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
     for net in ["net-a", "net-b", "net-c", "net-d", "net-e", "net-f"] {
-        let model = Checkpoint::open(&path(net)).unwrap_or_else(|e| panic!("{net}: {e}"));
+        let model = model(net);
         let (arch, io) = (&model.arch, Fixture::read(&format!("{net}.io")));
         let mut o = make(model.weights.clone());
         let o = &mut o;

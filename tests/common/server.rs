@@ -1,10 +1,8 @@
 //! The built program's server as a child process, and a client of it.
-#![allow(dead_code, reason = "every test binary uses its own part")]
-
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -15,10 +13,7 @@ use tessera::api::{
 };
 use tonic::{Status, transport::Channel};
 
-/// The model that these tests make pictures with: random, tiny, sizes in multiples of 16.
-pub(crate) fn model_path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/net-a.safetensors")
-}
+use super::fixture;
 
 /// `tessera serve`, killed when the value goes.
 pub(crate) struct Server {
@@ -27,14 +22,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it on `jobs` with more `flags`; waits until it listens.
+    /// Starts it on `jobs` with the model `net-a`, one thread and more `flags`; waits until it listens.
     pub(crate) fn start(jobs: &Path, flags: &[&str]) -> Self {
         Self::start_by(&[], jobs, flags)
     }
 
     /// Starts it by way of `wrapper`.
     pub(crate) fn start_by(wrapper: &[&str], jobs: &Path, flags: &[&str]) -> Self {
-        let model = model_path();
+        let model = fixture("net-a.safetensors");
         let own = ["--threads", "1", "--model", model.to_str().unwrap()];
         Self::start_with(wrapper, jobs, &[&own, flags].concat())
     }

@@ -1,7 +1,5 @@
 //! A server that is told what to say: one job, its events, and all that may go wrong on the way to a client; and a proxy that
 //! cuts connections.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
-
 use std::{
     fs,
     io::{Read as _, Write as _},

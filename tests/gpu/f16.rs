@@ -1,6 +1,6 @@
 //! Products in f16 on cooperative matrices: convolutions and attention beside the reference, a picture beside the one in f32.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tessera::{
     engine::{
@@ -9,7 +9,7 @@ use tessera::{
     },
     error::Kind,
     exec::{
-        gpu::{Gpu, adapters, is_fast_in_f16},
+        gpu::{AdapterInfo, Gpu, adapters, is_fast_in_f16},
         reference::Reference,
     },
     image_out::Bits,
@@ -21,7 +21,13 @@ use tessera::{
     },
 };
 
-use crate::{DEVICE, gpu, layer_error, layers};
+use crate::{
+    common::{
+        gpu::{Turn, adapter, gpu},
+        psnr, unit16,
+    },
+    layer_error, layers,
+};
 
 /// Largest relative L2 error of a convolution in f16. Rounding to f16 changes a factor by at most 2^-11 of itself, so a product
 /// by at most 2^-10, and in the mean of many by about 2^-12; sums are f32.
@@ -31,18 +37,11 @@ pub(super) const F16_TOLERANCE: f64 = 1.0 / 1024.0;
 const F16_SIGN: f64 = 1e-5;
 
 /// Number of the first adapter with cooperative matrices, or None and a line that says why.
-pub(super) fn cooperative() -> Option<(usize, MutexGuard<'static, ()>)> {
-    let lock = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
-    let index = adapters().into_iter().find(|adapter| adapter.matrix.is_some()).map(|a| a.index);
-    if index.is_none() {
-        let required = std::env::var("TESSERA_REQUIRE_COOPERATIVE").is_ok_and(|v| v == "1");
-        assert!(
-            !required,
-            "TESSERA_REQUIRE_COOPERATIVE=1, but no adapter has cooperative matrices"
-        );
-        println!("skipped: no adapter of this machine has cooperative matrices");
-    }
-    Some((index?, lock))
+pub(super) fn cooperative() -> Option<(usize, Turn)> {
+    let matrix = |adapter: &AdapterInfo| adapter.matrix.is_some();
+    let what = "adapter with cooperative matrices";
+    let (adapter, turn) = adapter(what, "TESSERA_REQUIRE_COOPERATIVE", matrix)?;
+    Some((adapter.index, turn))
 }
 
 /// In f16 every convolution of the table and every layer of the default model and of the largest configuration comes out as
@@ -115,15 +114,13 @@ fn a_picture_in_f16_is_near_the_one_in_f32_and_the_same_in_tiles() {
         let (silent, cancel) = (&mut |_: Event| {}, Cancel::default());
         let canvas =
             engine::generate(&mut gpu, &model, &plan, folder.path(), silent, &cancel).unwrap();
-        let sample = |b: &[u8]| f64::from(u16::from_ne_bytes([b[0], b[1]])) / 65535.0;
-        canvas.bytes().chunks_exact(2).map(sample).collect()
+        unit16(canvas.bytes())
     };
     let f16 = || Gpu::with_f16(Some(index), model.weights.clone()).unwrap();
     let whole = picture(f16(), TileSize::Whole);
     assert!(picture(f16(), TileSize::Pixels(200)) == whole);
     let exact = picture(Gpu::new(Some(index), model.weights.clone()).unwrap(), TileSize::Whole);
-    let squares: f64 = exact.iter().zip(&whole).map(|(a, b)| (a - b) * (a - b)).sum();
-    let psnr = -10.0 * (squares / whole.len() as f64).log10();
+    let psnr = psnr(&exact, &whole);
     println!("{psnr:.1} dB");
     assert!((45.0..120.0).contains(&psnr), "{psnr} dB");
 }

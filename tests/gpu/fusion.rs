@@ -1,6 +1,6 @@
 //! What is done inside a convolution changes no bit of what is done after it.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use tessera::{
     error::Result,
@@ -17,8 +17,9 @@ use tessera::{
 
 use crate::{
     TOLERANCE,
+    common::{gpu::gpu, model},
     f16::{F16_TOLERANCE, cooperative},
-    gpu, weights,
+    weights,
 };
 
 /// The GPU without fusion: every result is read, so computed, before the next operator.
@@ -187,8 +188,7 @@ fn fusion_with_a_convolution_changes_no_bit() {
 fn fusion_changes_no_bit_of_a_network() {
     let Some((gpu, _lock)) = gpu(Arc::default()) else { return };
     drop(gpu);
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let model = Checkpoint::open(&fixtures.join("net-a.safetensors")).unwrap();
+    let model = model("net-a");
     let open = || Gpu::new(None, model.weights.clone()).unwrap();
     for (batch, times) in [(1, 1), (2, 2)] {
         let fused = network_bits(&mut open(), &model, batch, times);

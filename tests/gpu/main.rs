@@ -5,18 +5,17 @@
 //! without it where `TESSERA_REQUIRE_COOPERATIVE=1` (`scripts/cooperative.sh` runs them on a software driver).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed test panics")]
 
+#[allow(dead_code, reason = "not all helpers are for these tests")]
 #[path = "../common/mod.rs"]
 mod common;
+mod engine;
 mod f16;
 mod fusion;
+mod recorded;
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeSet, fs, sync::Arc};
 
-use common::parity;
+use common::{gpu::gpu, parity};
 use f16::cooperative;
 use tessera::{
     error::Kind,
@@ -34,18 +33,6 @@ use tessera::{
 
 /// Largest relative L2 error of an operator against the reference.
 const TOLERANCE: f64 = 1e-4;
-
-/// One device at a time: software drivers take all cores for one.
-static DEVICE: Mutex<()> = Mutex::new(());
-
-/// The best adapter with `weights`, or None and a line that says why.
-fn gpu(weights: Arc<Weights>) -> Option<(Gpu, MutexGuard<'static, ()>)> {
-    let lock = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
-    if !common::has_gpu() {
-        return None;
-    }
-    Some((Gpu::new(None, weights).unwrap(), lock))
-}
 
 fn weights(params: impl IntoIterator<Item = (String, Vec<usize>)>, seed: u64) -> Arc<Weights> {
     let mut random = Random::new(seed);

@@ -1,70 +1,20 @@
 //! The command line as a user meets it: results, progress, exit codes, and what every bad input is told.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 use std::{
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
 use serde_json::Value;
-use tempfile::TempDir;
-use tessera::exec::{cpu::Kernels, gpu};
+use tessera::exec::cpu::Kernels;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
-/// The command, on the CPU, with the model `net-a` and without this process's settings.
-fn tessera() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
-    for name in ["TESSERA_DEVICE", "TESSERA_PRECISION", "TESSERA_THREADS", "TESSERA_LOG"] {
-        command.env_remove(name);
-    }
-    command.env("TESSERA_MODEL", fixture("net-a.safetensors")).env("TESSERA_DEVICE", "cpu");
-    command
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn run(dir: &Path, args: &[&str]) -> Output {
-    tessera().current_dir(dir).args(args).output().unwrap()
-}
-
-/// Runs what must succeed; gives standard output.
-fn succeeds(dir: &Path, args: &[&str]) -> String {
-    let output = run(dir, args);
-    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-/// Runs what must be refused as bad input, with every one of `words` in the message, leaving `dir` as it was.
-fn refused(dir: &Path, args: &[&str], words: &[&str]) {
-    let before = names(dir);
-    let output = run(dir, args);
-    let message = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
-    for word in words {
-        assert!(message.contains(word), "{args:?} should say {word:?}: {message}");
-    }
-    assert_eq!(names(dir), before, "{args:?} left something behind");
-}
-
-/// Everything in `dir`, hidden files too.
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap();
-    let mut names: Vec<_> =
-        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-fn events(stdout: &str) -> Vec<Value> {
-    stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
-}
+use crate::common::{
+    command::{Dir, events},
+    fixture,
+    gpu::any_adapter,
+};
 
 fn of_kind<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
     events.iter().filter(|e| e["event"] == kind).collect()
@@ -82,26 +32,26 @@ fn small<'a>(more: &[&'a str]) -> Vec<&'a str> {
 
 #[test]
 fn generate_writes_a_picture_of_the_size_asked_for_and_says_so() {
-    let dir = TempDir::new().unwrap();
-    let stdout = succeeds(dir.path(), &small(&["--seed", "7", "--out", "a.tiff"]));
+    let dir = Dir::new();
+    let stdout = dir.succeeds(&small(&["--seed", "7", "--out", "a.tiff"]));
     assert!(stdout.contains("a.tiff") && stdout.contains("64 x 48"), "{stdout}");
-    assert_eq!(pixels(&dir.path().join("a.tiff")).dimensions(), (64, 48));
-    assert_eq!(names(dir.path()), ["a.tiff"]);
+    assert_eq!(pixels(&dir.join("a.tiff")).dimensions(), (64, 48));
+    assert_eq!(dir.names(), ["a.tiff"]);
 }
 
 #[test]
 fn without_out_the_file_is_named_after_the_seed() {
-    let dir = TempDir::new().unwrap();
-    succeeds(dir.path(), &small(&["--seed", "12"]));
-    assert_eq!(names(dir.path()), ["tessera-12.tiff"]);
+    let dir = Dir::new();
+    dir.succeeds(&small(&["--seed", "12"]));
+    assert_eq!(dir.names(), ["tessera-12.tiff"]);
 }
 
 #[test]
 fn the_same_seed_gives_the_same_picture_and_another_seed_another() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let picture = |name: &str, args: &[&str]| {
-        succeeds(dir.path(), &small(&[args, &["--out", name]].concat()));
-        pixels(&dir.path().join(name))
+        dir.succeeds(&small(&[args, &["--out", name]].concat()));
+        pixels(&dir.join(name))
     };
     let first = picture("a.png", &["--seed", "7", "--threads", "1"]);
     assert!(first == picture("b.tiff", &["--seed", "7", "--threads", "2"]));
@@ -111,13 +61,13 @@ fn the_same_seed_gives_the_same_picture_and_another_seed_another() {
 
 #[test]
 fn a_picture_is_the_same_file_whatever_the_number_of_threads() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     for name in ["a.tiff", "a.png"] {
         let file = |threads: &str| {
             let args = ["--seed", "7", "--threads", threads, "--out", name, "--json"];
-            let started = succeeds(dir.path(), &small(&args));
+            let started = dir.succeeds(&small(&args));
             assert!(started.contains(&format!("CPU, {threads} thread")), "{started}");
-            fs::read(dir.path().join(name)).unwrap()
+            fs::read(dir.join(name)).unwrap()
         };
         assert!(file("1") == file("2"), "{name}");
     }
@@ -125,13 +75,13 @@ fn a_picture_is_the_same_file_whatever_the_number_of_threads() {
 
 #[test]
 fn sixteen_bits_are_written_as_such_and_agree_with_eight() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     for (bits, name) in [("8", "8.png"), ("16", "16.png"), ("16", "16.tiff")] {
-        succeeds(dir.path(), &small(&["--bits", bits, "--out", name]));
+        dir.succeeds(&small(&["--bits", bits, "--out", name]));
     }
-    let eight = pixels(&dir.path().join("8.png"));
+    let eight = pixels(&dir.join("8.png"));
     for name in ["16.png", "16.tiff"] {
-        let sixteen = image::open(dir.path().join(name)).unwrap();
+        let sixteen = image::open(dir.join(name)).unwrap();
         assert_eq!(sixteen.color(), image::ColorType::Rgb16);
         for (a, b) in eight.iter().zip(sixteen.into_rgb16().iter()) {
             assert!((f64::from(*a) - f64::from(*b) / 257.0).abs() <= 0.5 + 1e-6);
@@ -141,18 +91,18 @@ fn sixteen_bits_are_written_as_such_and_agree_with_eight() {
 
 #[test]
 fn a_batch_is_numbered_and_its_pictures_are_those_of_its_seeds() {
-    let dir = TempDir::new().unwrap();
-    succeeds(dir.path(), &small(&["--seed", "5", "--count", "3", "--out", "out.png"]));
-    assert_eq!(names(dir.path()), ["out-0001.png", "out-0002.png", "out-0003.png"]);
-    succeeds(dir.path(), &small(&["--seed", "7", "--out", "single.png"]));
-    assert!(pixels(&dir.path().join("out-0003.png")) == pixels(&dir.path().join("single.png")));
+    let dir = Dir::new();
+    dir.succeeds(&small(&["--seed", "5", "--count", "3", "--out", "out.png"]));
+    assert_eq!(dir.names(), ["out-0001.png", "out-0002.png", "out-0003.png"]);
+    dir.succeeds(&small(&["--seed", "7", "--out", "single.png"]));
+    assert!(pixels(&dir.join("out-0003.png")) == pixels(&dir.join("single.png")));
 }
 
 #[test]
 fn json_events_are_complete_numbered_and_alone_on_standard_output() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let args = small(&["--tile", "64", "--seed", "9", "--json", "--out", "a.tiff"]);
-    let events = events(&succeeds(dir.path(), &args));
+    let events = events(&dir.succeeds(&args));
     for (i, event) in events.iter().enumerate() {
         assert_eq!(event["sequence"], i + 1);
     }
@@ -172,15 +122,15 @@ fn json_events_are_complete_numbered_and_alone_on_standard_output() {
     assert_eq!((&tiles[0]["width"], &tiles[0]["height"]), (&64.into(), &48.into()));
     let last = events.last().unwrap();
     assert_eq!(last["event"], "finished");
-    assert_eq!(last["bytes"], fs::metadata(dir.path().join("a.tiff")).unwrap().len());
+    assert_eq!(last["bytes"], fs::metadata(dir.join("a.tiff")).unwrap().len());
 }
 
 #[test]
 fn the_file_says_what_it_was_made_from() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let args = small(&["--seed", "41", "--sampler", "ddim", "--json", "--out", "a.tiff"]);
-    let events = events(&succeeds(dir.path(), &args));
-    let file = fs::read(dir.path().join("a.tiff")).unwrap();
+    let events = events(&dir.succeeds(&args));
+    let file = fs::read(dir.join("a.tiff")).unwrap();
     let file = String::from_utf8_lossy(&file);
     let hash = events[0]["model_sha256"].as_str().unwrap();
     for entry in ["<t:seed>41<", "<t:steps>3<", "<t:sampler>ddim<", hash, env!("CARGO_PKG_VERSION")]
@@ -191,9 +141,9 @@ fn the_file_says_what_it_was_made_from() {
 
 #[test]
 fn away_from_a_terminal_progress_is_plain_lines_on_standard_error() {
-    let dir = TempDir::new().unwrap();
-    let output = run(dir.path(), &small(&["--out", "a.tiff"]));
-    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    let dir = Dir::new();
+    let ran = dir.run(&small(&["--out", "a.tiff"]));
+    let (stdout, stderr) = (&ran.stdout, &ran.stderr);
     assert!(!stderr.contains(['\x1b', '\r']) && !stdout.contains(['\x1b', '\r']), "{stderr}");
     assert!(stderr.contains("denoise") && stderr.contains("decode"), "{stderr}");
     assert!(stderr.lines().count() < 10, "{stderr}");
@@ -202,29 +152,24 @@ fn away_from_a_terminal_progress_is_plain_lines_on_standard_error() {
 
 #[test]
 fn flags_take_precedence_over_the_environment() {
-    let dir = TempDir::new().unwrap();
-    let mut command = tessera();
-    command.current_dir(dir.path()).env("TESSERA_MODEL", "missing").env("TESSERA_DEVICE", "none");
+    let dir = Dir::new();
+    let mut command = dir.command();
+    command.env("TESSERA_MODEL", "missing").env("TESSERA_DEVICE", "none");
     command.args(["generate", "--steps", "1", "--size", "32x32", "--device", "cpu", "--model"]);
-    let output = command.arg(fixture("net-c.safetensors")).output().unwrap();
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    dir.finish(command.arg(fixture("net-c.safetensors"))).ended(0, &[]);
     for (name, value) in [
         ("TESSERA_DEVICE", "none"),
         ("TESSERA_PRECISION", "none"),
         ("TESSERA_THREADS", "0"),
         ("TESSERA_LOG", "a=b=c"),
     ] {
-        let mut command = tessera();
-        command.current_dir(dir.path()).env(name, value);
-        let output = command.args(small(&[])).output().unwrap();
-        assert_eq!(output.status.code(), Some(2));
-        assert!(text(&output.stderr).contains(name), "{}", text(&output.stderr));
+        dir.finish(dir.command().env(name, value).args(small(&[]))).ended(2, &[name]);
     }
 }
 
 #[test]
 fn impossible_numbers_are_refused_with_field_value_limit_and_nearest() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let largest_seed = u64::MAX.to_string();
     let cases: &[(&[&str], &[&str])] = &[
         (&["--size", "0x64"], &["width", "0", "16384", "nearest: 16"]),
@@ -252,15 +197,15 @@ fn impossible_numbers_are_refused_with_field_value_limit_and_nearest() {
         (&["--precision", "f8"], &["precision", "f8", "f32, bf16, f16 or auto"]),
     ];
     for (args, words) in cases {
-        refused(dir.path(), &[&["generate", "--out", "a.tiff"], *args].concat(), words);
+        dir.refused(&[&["generate", "--out", "a.tiff"], *args].concat(), words);
     }
 }
 
 #[test]
 fn an_output_that_can_not_be_written_is_refused_before_the_work() {
-    let dir = TempDir::new().unwrap();
-    fs::write(dir.path().join("file"), "").unwrap();
-    fs::create_dir(dir.path().join("directory.tiff")).unwrap();
+    let dir = Dir::new();
+    fs::write(dir.join("file"), "").unwrap();
+    fs::create_dir(dir.join("directory.tiff")).unwrap();
     let mut cases = vec![
         ("a.jpeg", "a.jpeg"),
         ("a", ".tiff, .tif or .png"),
@@ -273,60 +218,45 @@ fn an_output_that_can_not_be_written_is_refused_before_the_work() {
         cases.push(("/proc/a.tiff", "/proc"));
     }
     for (out, word) in cases {
-        refused(dir.path(), &small(&["--out", out]), &[word]);
-        refused(dir.path(), &["reconstruct", "file", out], &[word]);
+        dir.refused(&small(&["--out", out]), &[word]);
+        dir.refused(&["reconstruct", "file", out], &[word]);
     }
 }
 
 #[test]
 fn a_batch_checks_every_output_before_the_first_picture() {
-    let dir = TempDir::new().unwrap();
-    fs::create_dir(dir.path().join("a-0002.tiff")).unwrap();
-    refused(dir.path(), &small(&["--count", "2", "--out", "a.tiff"]), &["a-0002.tiff"]);
-}
-
-/// Runs the command where no file can grow past `blocks` of 512 bytes, as on a disk that is full.
-#[cfg(unix)]
-fn on_a_full_disk(dir: &Path, blocks: usize, args: &[&str]) -> Output {
-    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
-    let template = tessera();
-    let mut command = Command::new("/bin/sh");
-    for (name, value) in template.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command.current_dir(dir).arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_tessera")).args(args);
-    command.output().unwrap()
+    let dir = Dir::new();
+    fs::create_dir(dir.join("a-0002.tiff")).unwrap();
+    dir.refused(&small(&["--count", "2", "--out", "a.tiff"]), &["a-0002.tiff"]);
 }
 
 #[cfg(unix)]
 #[test]
 fn a_full_disk_is_an_error_that_leaves_nothing_behind() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     // 64 x 48 pixels need 9216 bytes of working space, more than the first limit; 16 x 16 need 768, which fits the
     // second, but the file with its profile and its metadata does not.
     for (blocks, size) in [(8, "64x48"), (2, "16x16")] {
         for out in ["a.tiff", "a.png"] {
             let args = ["generate", "--steps", "1", "--size", size, "--out", out];
-            let output = on_a_full_disk(dir.path(), blocks, &args);
-            let message = text(&output.stderr);
-            assert_eq!(output.status.code(), Some(1), "{size} {out}: {message}");
-            assert!(message.contains("can't"), "{message}");
-            assert_eq!(names(dir.path()), [""; 0], "{size} {out}");
+            // No file can grow past that many blocks of 512 bytes, as on a disk that is full.
+            let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+            let words = ["/bin/sh", "-c", &script, env!("CARGO_BIN_EXE_tessera")];
+            let ran = dir.finish(dir.command_by(&words).args(args));
+            ran.ended(1, &["can't"]);
+            assert_eq!(ran.names, [""; 0], "{ran}");
         }
     }
 }
 
 #[test]
 fn a_file_that_was_there_survives_a_failure_and_is_replaced_by_a_success() {
-    let dir = TempDir::new().unwrap();
-    let path = dir.path().join("a.png");
+    let dir = Dir::new();
+    let path = dir.join("a.png");
     fs::write(&path, "before").unwrap();
-    refused(dir.path(), &small(&["--tile", "1", "--out", "a.png"]), &["tile"]);
+    dir.refused(&small(&["--tile", "1", "--out", "a.png"]), &["tile"]);
     assert_eq!(fs::read(&path).unwrap(), b"before");
-    succeeds(dir.path(), &small(&["--out", "a.png"]));
+    dir.succeeds(&small(&["--out", "a.png"]));
     assert_eq!(pixels(&path).dimensions(), (64, 48));
 }
 
@@ -345,7 +275,7 @@ fn changed(name: &str, change: impl FnOnce(&mut Value)) -> Vec<u8> {
 
 #[test]
 fn a_checkpoint_that_is_missing_truncated_or_mismatched_is_refused() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let whole = fs::read(fixture("net-a.safetensors")).unwrap();
     let rename = |header: &mut Value| {
         let header = header.as_object_mut().unwrap();
@@ -372,36 +302,36 @@ fn a_checkpoint_that_is_missing_truncated_or_mismatched_is_refused() {
         ("nan", nan, "NaN"),
     ];
     for (name, bytes, word) in cases {
-        fs::write(dir.path().join(name), bytes).unwrap();
-        refused(dir.path(), &small(&["--model", name]), &[word]);
-        refused(dir.path(), &["inspect", name], &[word]);
+        fs::write(dir.join(name), bytes).unwrap();
+        dir.refused(&small(&["--model", name]), &[word]);
+        dir.refused(&["inspect", name], &[word]);
     }
-    refused(dir.path(), &small(&["--model", "missing"]), &["model", "missing"]);
-    refused(dir.path(), &small(&["--model", "."]), &["model"]);
+    dir.refused(&small(&["--model", "missing"]), &["model", "missing"]);
+    dir.refused(&small(&["--model", "."]), &["model"]);
 }
 
 #[test]
 fn a_picture_that_can_not_be_read_is_refused() {
-    let dir = TempDir::new().unwrap();
-    succeeds(dir.path(), &small(&["--out", "whole.png"]));
-    let whole = fs::read(dir.path().join("whole.png")).unwrap();
-    fs::write(dir.path().join("half.png"), &whole[..whole.len() / 2]).unwrap();
-    fs::write(dir.path().join("words.jpg"), "not a picture").unwrap();
-    fs::write(dir.path().join("empty.tiff"), "").unwrap();
+    let dir = Dir::new();
+    dir.succeeds(&small(&["--out", "whole.png"]));
+    let whole = fs::read(dir.join("whole.png")).unwrap();
+    fs::write(dir.join("half.png"), &whole[..whole.len() / 2]).unwrap();
+    fs::write(dir.join("words.jpg"), "not a picture").unwrap();
+    fs::write(dir.join("empty.tiff"), "").unwrap();
     for name in ["half.png", "words.jpg", "empty.tiff", "missing.png", "."] {
-        refused(dir.path(), &["reconstruct", name, "out.png"], &[name]);
-        refused(dir.path(), &["encode", name, "out.safetensors"], &[name]);
+        dir.refused(&["reconstruct", name, "out.png"], &[name]);
+        dir.refused(&["encode", name, "out.safetensors"], &[name]);
     }
 }
 
 #[test]
 fn reconstruct_keeps_odd_sizes_and_prints_the_psnr() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let picture =
         image::RgbImage::from_fn(53, 37, |x, y| image::Rgb([(x * 4) as u8, (y * 6) as u8, 99]));
-    picture.save(dir.path().join("in.png")).unwrap();
-    let stdout = succeeds(dir.path(), &["reconstruct", "in.png", "out.png"]);
-    let out = pixels(&dir.path().join("out.png"));
+    picture.save(dir.join("in.png")).unwrap();
+    let stdout = dir.succeeds(&["reconstruct", "in.png", "out.png"]);
+    let out = pixels(&dir.join("out.png"));
     assert_eq!(out.dimensions(), (53, 37));
     let error: f64 =
         picture.iter().zip(out.iter()).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum();
@@ -411,108 +341,104 @@ fn reconstruct_keeps_odd_sizes_and_prints_the_psnr() {
 
 #[test]
 fn edit_keeps_the_size_and_says_what_it_changed_and_how_much() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let picture = image::RgbImage::from_fn(53, 31, |x, y| image::Rgb([x as u8, y as u8, 90]));
-    picture.save(dir.path().join("in.png")).unwrap();
+    picture.save(dir.join("in.png")).unwrap();
     let flags = ["--seed", "3", "--steps", "4", "--json"];
     for (strength, steps) in [("0", 0), ("0.5", 2), ("1", 4)] {
         let args = [&["edit", "in.png", "out.png", "--strength", strength], &flags[..]].concat();
-        let events = events(&succeeds(dir.path(), &args));
+        let events = events(&dir.succeeds(&args));
         assert_eq!(of_kind(&events, "step").len(), steps, "{strength}");
         let strength: f64 = strength.parse().unwrap();
         assert_eq!(of_kind(&events, "started")[0]["strength"], strength);
-        assert_eq!(pixels(&dir.path().join("out.png")).dimensions(), (53, 31));
+        assert_eq!(pixels(&dir.join("out.png")).dimensions(), (53, 31));
     }
     for (strength, words) in [("1.01", ["strength", "1.01"]), ("-1", ["strength", "-1"])] {
         let args = ["edit", "in.png", "new.png", "--strength", strength];
-        refused(dir.path(), &args, &words);
+        dir.refused(&args, &words);
     }
-    refused(dir.path(), &["edit", "gone.png", "new.png"], &["gone.png"]);
+    dir.refused(&["edit", "gone.png", "new.png"], &["gone.png"]);
 }
 
 #[test]
 fn encode_then_decode_is_reconstruct() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let picture =
         image::RgbImage::from_fn(70, 45, |x, y| image::Rgb([(x * 3) as u8, 7, (y * 5) as u8]));
-    picture.save(dir.path().join("in.png")).unwrap();
-    succeeds(dir.path(), &["reconstruct", "in.png", "one.png"]);
-    succeeds(dir.path(), &["encode", "in.png", "latents.safetensors"]);
-    succeeds(dir.path(), &["decode", "latents.safetensors", "two.png", "--tile", "64"]);
-    assert!(pixels(&dir.path().join("one.png")) == pixels(&dir.path().join("two.png")));
+    picture.save(dir.join("in.png")).unwrap();
+    dir.succeeds(&["reconstruct", "in.png", "one.png"]);
+    dir.succeeds(&["encode", "in.png", "latents.safetensors"]);
+    dir.succeeds(&["decode", "latents.safetensors", "two.png", "--tile", "64"]);
+    assert!(pixels(&dir.join("one.png")) == pixels(&dir.join("two.png")));
     // Latents of one model do not fit another.
     let other = fixture("net-b.safetensors");
     let args = ["decode", "latents.safetensors", "b.png", "--model", other.to_str().unwrap()];
-    refused(dir.path(), &args, &["latent"]);
-    refused(dir.path(), &["decode", "in.png", "c.png"], &["in.png"]);
-    refused(dir.path(), &["decode", "missing", "c.png"], &["missing"]);
+    dir.refused(&args, &["latent"]);
+    dir.refused(&["decode", "in.png", "c.png"], &["in.png"]);
+    dir.refused(&["decode", "missing", "c.png"], &["missing"]);
     let weights = fixture("net-a.safetensors");
-    refused(dir.path(), &["decode", weights.to_str().unwrap(), "c.png"], &["latents"]);
+    dir.refused(&["decode", weights.to_str().unwrap(), "c.png"], &["latents"]);
 }
 
 #[test]
 fn inspect_counts_what_the_file_holds() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let path = fixture("net-a.safetensors");
     let path = path.to_str().unwrap();
-    let report = events(&succeeds(dir.path(), &["inspect", path, "--json"])).remove(0);
+    let report = events(&dir.succeeds(&["inspect", path, "--json"])).remove(0);
     let file = fs::read(path).unwrap();
     let data = file.len() - 8 - u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     assert_eq!(report["parameters"], data / 4, "the fixture is f32");
     assert_eq!(report["levels"].as_array().unwrap().len(), 3);
     assert!(report["step_flops"].as_u64().unwrap() > 0 && report["halo"].as_u64().unwrap() > 0);
-    let table = succeeds(dir.path(), &["inspect", path]);
+    let table = dir.succeeds(&["inspect", path]);
     assert!(table.contains(report["sha256"].as_str().unwrap()), "{table}");
 }
 
 #[test]
 fn devices_lists_the_cpu_and_marks_one_device() {
-    let dir = TempDir::new().unwrap();
-    let report = events(&succeeds(dir.path(), &["devices", "--json"])).remove(0);
+    let dir = Dir::new();
+    let report = events(&dir.succeeds(&["devices", "--json"])).remove(0);
     let devices = report["devices"].as_array().unwrap();
     assert!(devices.iter().any(|d| d["selector"] == "cpu"));
     assert_eq!(devices.iter().filter(|d| d["auto"] == true).count(), 1);
     // A software GPU is never the one.
     assert!(devices.iter().all(|d| d["auto"] == false || d["software"] == false));
-    assert!(succeeds(dir.path(), &["devices"]).contains("cpu"));
+    assert!(dir.succeeds(&["devices"]).contains("cpu"));
 }
 
 /// On a machine without a desktop no driver's complaint about that is in what is printed.
 #[test]
 fn a_machine_without_a_desktop_is_nothing_to_complain_of() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
+    let dir = Dir::new();
+    let mut command = dir.command();
     command.arg("devices").env_remove("XDG_RUNTIME_DIR").env_remove("NODEVICE_SELECT");
-    let output = command.output().unwrap();
-    assert_eq!(text(&output.stderr), "");
-    assert!(output.status.success());
+    let ran = dir.finish(&mut command);
+    assert_eq!(ran.stderr, "", "{ran}");
+    assert!(ran.status.success(), "{ran}");
 }
 
 #[test]
 fn a_gpu_that_is_not_there_is_an_error_that_names_what_is() {
-    let dir = TempDir::new().unwrap();
-    let output = run(dir.path(), &small(&["--device", "gpu:99"]));
-    let message = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(message.contains("99") && message.contains("found"), "{message}");
-    assert_eq!(names(dir.path()), [""; 0]);
+    let dir = Dir::new();
+    dir.fails(&small(&["--device", "gpu:99"]), 1, &["99", "found"]);
 }
 
 /// What was compiled for a GPU lies in the folder that was asked for, nowhere with "none", else in the user's cache folder; a
 /// damaged file changes no pixel and is replaced.
 #[test]
 fn a_gpus_cache_lies_where_it_was_asked_for() {
-    if !gpu::adapters().iter().any(|adapter| adapter.backend == "Vulkan") {
-        println!("skipped: no Vulkan adapter on this machine");
-        return;
+    let Some((adapter, _turn)) = any_adapter() else { return };
+    if adapter.backend != "Vulkan" {
+        return println!("skipped: only Vulkan drivers let out what they compiled");
     }
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let picture = |flags: &[&str]| {
         let arguments = [&["--device", "gpu", "--out", "a.png"], flags].concat();
-        let mut command = tessera();
-        command.current_dir(dir.path()).args(small(&arguments));
-        let output = command.env("XDG_CACHE_HOME", dir.path().join("user")).output().unwrap();
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        fs::read(dir.path().join("a.png")).unwrap()
+        let mut command = dir.command();
+        command.args(small(&arguments)).env("XDG_CACHE_HOME", dir.join("user"));
+        dir.finish(&mut command).ended(0, &[]);
+        fs::read(dir.join("a.png")).unwrap()
     };
     let kept = |folder: &Path| -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).into_iter().flatten();
@@ -521,10 +447,10 @@ fn a_gpus_cache_lies_where_it_was_asked_for() {
     };
     let wanted = picture(&["--gpu-cache", "none"]);
     // The driver may keep files of its own there.
-    assert!(!dir.path().join("user/tessera").exists());
+    assert!(!dir.join("user/tessera").exists());
     assert!(picture(&[]) == wanted);
-    assert_eq!(kept(&dir.path().join("user/tessera")).len(), 1);
-    let folder = dir.path().join("kernels");
+    assert_eq!(kept(&dir.join("user/tessera")).len(), 1);
+    let folder = dir.join("kernels");
     assert!(picture(&["--gpu-cache", "kernels"]) == wanted);
     let [file] = &kept(&folder)[..] else { panic!("{:?}", kept(&folder)) };
     let whole = fs::read(file).unwrap();
@@ -537,11 +463,11 @@ fn a_gpus_cache_lies_where_it_was_asked_for() {
 /// faster; f16 is not for the CPU.
 #[test]
 fn the_precision_is_a_choice_that_the_receipt_names() {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let picture = |precision: &str| {
         let flags = ["--device", "cpu", "--precision", precision, "--out", "a.tiff"];
-        let output = run(dir.path(), &small(&flags));
-        output.status.success().then(|| fs::read(dir.path().join("a.tiff")).unwrap())
+        let ran = dir.run(&small(&flags));
+        ran.status.success().then(|| fs::read(dir.join("a.tiff")).unwrap())
     };
     let names = |file: &[u8], text: &str| file.windows(text.len()).any(|w| w == text.as_bytes());
     let exact = picture("f32").unwrap();
@@ -560,9 +486,8 @@ fn the_precision_is_a_choice_that_the_receipt_names() {
 
 #[test]
 fn failures_too_are_events() {
-    let dir = TempDir::new().unwrap();
-    let output = run(dir.path(), &small(&["--tile", "1", "--json"]));
-    let events = events(&text(&output.stdout));
+    let dir = Dir::new();
+    let events = events(&dir.run(&small(&["--tile", "1", "--json"])).stdout);
     let last = events.last().unwrap();
     assert_eq!((&last["event"], &last["kind"]), (&"failed".into(), &"invalid_argument".into()));
     assert!(last["message"].as_str().unwrap().contains("tile"));
@@ -572,9 +497,9 @@ fn failures_too_are_events() {
 #[test]
 fn interrupted_work_ends_with_130_and_leaves_nothing_behind() {
     for signal in ["-INT", "-TERM"] {
-        let dir = TempDir::new().unwrap();
-        let mut command = tessera();
-        command.current_dir(dir.path()).args(["generate", "--json", "--steps", "1000"]);
+        let dir = Dir::new();
+        let mut command = dir.command();
+        command.args(["generate", "--json", "--steps", "1000"]);
         command.args(["--size", "512x512", "--out", "a.tiff"]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -585,6 +510,6 @@ fn interrupted_work_ends_with_130_and_leaves_nothing_behind() {
         let last = lines.last().unwrap().unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(130));
         assert!(last.contains("\"cancelled\""), "{last}");
-        assert_eq!(names(dir.path()), [""; 0]);
+        assert_eq!(dir.names(), [""; 0]);
     }
 }

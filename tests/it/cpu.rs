@@ -1,12 +1,8 @@
 //! The promises of the native CPU interpreter, with all kernels that the machine has: the reference's values, at every
 //! place and with any number of threads the same bits.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
-
-mod common;
 
 use std::sync::Arc;
 
-use common::parity;
 use tessera::{
     exec::{
         cpu::{ConvVariant, Cpu, Kernels, Tensor},
@@ -18,6 +14,8 @@ use tessera::{
         weights::{Param, Weights},
     },
 };
+
+use crate::common::parity;
 
 /// Largest relative L2 error in f32.
 const TOLERANCE: f64 = 1e-5;

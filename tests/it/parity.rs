@@ -1,11 +1,9 @@
 //! The interpreters against the networks' definition in PyTorch: the fixtures hold inputs and outputs of every operator,
 //! block and net, computed there in f64.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 
-mod common;
-
-use common::parity;
 use tessera::{exec::reference::Reference, ops::cases};
+
+use crate::common::parity;
 
 /// Largest relative L2 error of the reference: its sums are f64, its results f32.
 const REFERENCE: f64 = 1e-5;

@@ -398,7 +398,7 @@ fn run_in_full_directory(wrapper: &[&str], shell: &str, directory: &Path) -> Out
         .arg(format!("{shell} && exec \"$@\""))
         .arg("sh")
         .arg(std::env::current_exe()?)
-        .args(["--ignored", "--exact", "in_a_full_directory"])
+        .args(["--ignored", "--exact", "files::in_a_full_directory"])
         .env(FULL_DIRECTORY, directory)
         .output()?;
     let said = String::from_utf8_lossy(&output.stdout);

@@ -1,6 +1,5 @@
 //! What schedule, noise and samplers promise, checked where the answer is known: published vectors of the generator, and
 //! a Gaussian, whose denoiser and whose flow have closed forms.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 
 use tessera::{
     error::{Error, Kind, Result},

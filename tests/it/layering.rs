@@ -1,8 +1,6 @@
 //! The layering of ARCHITECTURE.md, as a test: a module imports from a lower rank or from itself; the device, the
 //! terminal, the map and the environment are each named in one place only.
 
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
-
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,13 +1,12 @@
 //! The tracer's promises: its halo makes tiles equal the whole, its costs follow the sizes.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
-
-mod common;
 
 use tessera::{
     exec::{reference::Reference, trace},
     model::decoder,
     ops::{Conv2d, Ops, Shape, Window, cases::Random},
 };
+
+use crate::common;
 
 /// The pixels of columns `inner` of a picture decoded from columns `outer` of the finest grid.
 fn decode(outer: std::ops::Range<usize>, inner: std::ops::Range<usize>) -> Vec<f32> {

@@ -1,8 +1,7 @@
 //! The fuzzers' entry functions, driven on a stable toolchain by seeded changes of valid bytes: nothing panics, every error
 //! is of a kind that blames the bytes, and enough gets through to reach what lies behind the parsers.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
-#[path = "../fuzz/entries.rs"]
+#[path = "../../fuzz/entries.rs"]
 mod entries;
 
 use prost::Message as _;
@@ -11,9 +10,11 @@ use tessera::{
     engine::plan::Spec,
     error::Kind,
     jobs::record::{Event, Order, Record, StoredSpec},
-    model::{arch::Arch, checkpoint::Checkpoint},
+    model::arch::Arch,
     store::Journal,
 };
+
+use crate::common::model;
 
 /// Changed inputs for every entry function.
 const CASES: usize = 4000;
@@ -93,8 +94,7 @@ fn drive(seeds: &[Vec<u8>], entry: fn(&[u8]) -> bool) {
 }
 
 fn arch() -> Arch {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    Checkpoint::open(&path.join("tests/fixtures/net-a.safetensors")).unwrap().arch
+    model("net-a").arch
 }
 
 fn requests() -> Vec<Vec<u8>> {

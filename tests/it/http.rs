@@ -1,8 +1,7 @@
 //! HTTP's promises, on the router itself: pictures that are being made can be looked at, final ones are those of the file,
 //! and every address has an answer.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -18,10 +17,11 @@ use tessera::{
     },
     image_out::Bits,
     jobs::{self, Job, Jobs, Models, Phase, Settings},
-    model::checkpoint::Checkpoint,
     service::http,
 };
 use tower::ServiceExt as _;
+
+use crate::common;
 
 /// Jobs with a random model: of `sizes` in multiples of 16 for net-a, of 4 for net-b.
 struct Site {
@@ -32,8 +32,7 @@ struct Site {
 
 impl Site {
     fn open(model: &str, devices: Vec<Choice>) -> Self {
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-        let model = Checkpoint::open(&fixtures.join(format!("{model}.safetensors"))).unwrap();
+        let model = common::model(model);
         let directory = tempfile::tempdir().unwrap();
         let settings = Settings {
             directory: directory.path().to_owned(),

@@ -1,14 +1,13 @@
-//! Recorded pictures: the SHA-256 of latents and pixels in `fixtures/recorded.json` hold, so that a change of the code is
-//! not by accident one of the bits that a seed gives.
+//! Recorded pictures: `tests/fixtures/recorded.json` holds the SHA-256 of latents and pixels of some combinations, so that the
+//! bits that a seed gives do not change by accident.
 //!
-//! Bits depend on the CPU's kernels (fused multiply-add or not, order of sums) and on the GPU's driver, so each has a record of
-//! its own; one without a record has to come close to the CPU's picture in f32. `TESSERA_RECORD=1` writes what this machine finds into the file.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
+//! Bits depend on the CPU's kernels (fused multiply-add or not, precision) and on the GPU's driver, so each has a record of its
+//! own; one without a record has to come close to the CPU's picture in f32. `TESSERA_RECORD=1` writes what this machine finds
+//! into the file.
 
 use std::{
     collections::BTreeMap,
     fs,
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -20,22 +19,18 @@ use tessera::{
         plan::{Plan, Spec, TileSize, Tiling},
         tiles::Canvas,
     },
-    exec::{
-        cpu::{Cpu, Kernels},
-        gpu::{Gpu, adapters},
-    },
+    exec::cpu::Cpu,
     image_in::Picture,
     image_out::Bits,
     model::{checkpoint::Checkpoint, sampler::Method},
     ops::{Ops, cases::Random, weights::Weights},
 };
 
-/// Smallest PSNR in dB of a GPU's picture against the CPU's, both in f32.
-const CLOSE: f64 = 50.0;
+use super::{fixture, model};
 
 /// One combination, and the hashes that it has on each kind of device.
 #[derive(Clone, Deserialize, Serialize)]
-struct Record {
+pub(crate) struct Record {
     /// A fixture, or `default`.
     model: String,
     seed: u64,
@@ -52,7 +47,7 @@ struct Record {
     hashes: BTreeMap<String, Hashes>,
 }
 
-/// SHA-256, in hexadecimal digits.
+/// SHA-256, in lowercase hexadecimal digits.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 struct Hashes {
     /// f32, little endian, finest level first, not normalised.
@@ -61,21 +56,16 @@ struct Hashes {
     picture: String,
 }
 
-fn path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/recorded.json")
-}
-
-fn records() -> Vec<Record> {
-    serde_json::from_str(&fs::read_to_string(path()).unwrap()).unwrap()
+/// All records.
+pub(crate) fn records() -> Vec<Record> {
+    serde_json::from_str(&fs::read_to_string(fixture("recorded.json")).unwrap()).unwrap()
 }
 
 impl Record {
     fn model(&self) -> Checkpoint {
         match self.model.as_str() {
             "default" => Checkpoint::default_model().unwrap(),
-            name => {
-                Checkpoint::open(&path().with_file_name(format!("{name}.safetensors"))).unwrap()
-            }
+            name => model(name),
         }
     }
 
@@ -136,8 +126,8 @@ impl Record {
         (Hashes { latents: hex(&hash.finalize()), picture }, samples)
     }
 
-    /// The record as a line, without its hashes.
-    fn name(&self) -> String {
+    /// The combination in words.
+    pub(crate) fn name(&self) -> String {
         let Self { model, seed, width, height, sampler, steps, tile, bits, strength, .. } = self;
         let edit = strength.map_or(String::new(), |strength| format!(", strength {strength}"));
         format!(
@@ -152,7 +142,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Compares what `run` gives for every record with the hashes of `device`; with `TESSERA_RECORD=1` writes them instead.
 /// A record without hashes of `device` is handed to `unknown`, with the samples that were found.
-fn hold<O: Ops>(
+pub(crate) fn hold<O: Ops>(
     device: &str,
     make: impl Fn(Arc<Weights>) -> O,
     unknown: impl Fn(&Record, &Checkpoint, &[f64]),
@@ -176,7 +166,7 @@ fn hold<O: Ops>(
             record.hashes.insert(device.to_owned(), hashes);
         }
         let text = serde_json::to_string_pretty(&records).unwrap() + "\n";
-        return fs::write(path(), text).unwrap();
+        return fs::write(fixture("recorded.json"), text).unwrap();
     }
     let changed: Vec<_> = (records().iter().zip(&found))
         .filter(|(record, found)| record.hashes.get(device).is_some_and(|hashes| hashes != *found))
@@ -192,47 +182,6 @@ fn hold<O: Ops>(
 }
 
 /// The picture of `record` on the CPU, by the best kernels of f32.
-fn on_cpu(record: &Record, model: &Checkpoint) -> Vec<f64> {
+pub(crate) fn on_cpu(record: &Record, model: &Checkpoint) -> Vec<f64> {
     record.run(&mut Cpu::new(model.weights.clone()), model).1
-}
-
-fn psnr(a: &[f64], b: &[f64]) -> f64 {
-    let squares: f64 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
-    -10.0 * (squares / a.len() as f64).log10()
-}
-
-/// Every kernel of this machine gives its recorded bits; one without a record comes within 60 dB of f32, in
-/// bf16 within 30 dB.
-#[test]
-fn recorded_hashes_hold_on_the_cpu_with_every_kernel() {
-    assert!(records().len() >= 12);
-    for kernels in Kernels::ALL.into_iter().filter(|kernels| kernels.available()) {
-        let least = if kernels.is_bf16() { 30.0 } else { 60.0 };
-        let near = |record: &Record, model: &Checkpoint, samples: &[f64]| {
-            let psnr = psnr(samples, &on_cpu(record, model));
-            println!("{} is not recorded; {}: {psnr:.1} dB", kernels.name(), record.name());
-            assert!(psnr >= least, "{}, {}: {psnr:.1} dB", kernels.name(), record.name());
-        };
-        let device = format!("cpu {}", kernels.name());
-        hold(&device, |weights| Cpu::with_kernels(weights, kernels).unwrap(), near);
-    }
-}
-
-/// A driver that is not recorded comes within [`CLOSE`] dB of the CPU.
-#[test]
-fn recorded_hashes_hold_on_the_gpu() {
-    if adapters().is_empty() {
-        let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
-        assert!(!required, "TESSERA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
-        return println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
-    }
-    let gpu = Gpu::new(None, Arc::default()).unwrap();
-    let adapter = gpu.adapter();
-    let device = format!("{}, {}, f32", adapter.name, adapter.driver);
-    let near = |record: &Record, model: &Checkpoint, samples: &[f64]| {
-        let psnr = psnr(samples, &on_cpu(record, model));
-        println!("{device} is not recorded; {}: {psnr:.1} dB", record.name());
-        assert!(psnr >= CLOSE, "{device}, {}: {psnr:.1} dB", record.name());
-    };
-    hold(&device, |weights| Gpu::new(None, weights).unwrap(), near);
 }

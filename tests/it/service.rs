@@ -1,8 +1,4 @@
 //! The service's promises, on the built program: streams that resume, fairness, limits, and an answer to everything.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
-
-#[path = "common/server.rs"]
-mod server;
 
 use std::{
     io::{Read as _, Write as _},
@@ -10,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use server::{Server, answer, create, order, picture, spec, wait, watch};
 use tessera::api::{
     self, GenerateRequest, JobSpec, JobState, Rect, StreamOptions, job_event::Event,
     job_service_client::JobServiceClient, model_service_client::ModelServiceClient,
@@ -18,6 +13,11 @@ use tessera::api::{
 use tonic::{Code, metadata::MetadataValue, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
+
+use crate::common::{
+    command::Dir,
+    server::{Server, answer, create, order, picture, spec, wait, watch},
+};
 
 #[tokio::test]
 async fn a_stream_that_is_cut_anywhere_goes_on_by_its_sequence() {
@@ -473,12 +473,5 @@ async fn standard_clients_find_health_reflection_and_models() {
 
 #[test]
 fn addresses_that_others_can_reach_need_tls_or_consent() {
-    let dir = tempfile::tempdir().unwrap();
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tessera"))
-        .args(["serve", "--listen", "0.0.0.0:0", "--device", "cpu", "--jobs"])
-        .arg(dir.path())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--insecure"));
+    Dir::new().refused(&["serve", "--listen", "0.0.0.0:0", "--jobs", "."], &["--insecure"]);
 }

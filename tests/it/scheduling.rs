@@ -1,19 +1,19 @@
 //! What the service promises about turns, on the built program: jobs share a device, what is looked at comes first, and what
 //! there is no room or time for is refused.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
-
-mod common;
-#[path = "common/server.rs"]
-mod server;
 
 use std::time::{Duration, SystemTime};
 
-use server::{Server, answer, create, model_path, order, picture, spec, state, wait, watch};
 use tessera::api::{
     self, JobSpec, JobState, Rect, job_event::Event, model_service_client::ModelServiceClient,
 };
 use tonic::Code;
 use tonic_types::StatusExt as _;
+
+use crate::common::{
+    fixture,
+    gpu::any_adapter,
+    server::{Server, answer, create, order, picture, spec, state, wait, watch},
+};
 
 #[tokio::test]
 async fn a_small_job_is_not_stuck_behind_large_ones() {
@@ -75,7 +75,7 @@ async fn small_jobs_of_one_size_take_their_steps_together() {
 /// what can't be finished any more fails.
 #[tokio::test]
 async fn several_models_are_served_side_by_side() {
-    let other = model_path().with_file_name("net-c.safetensors");
+    let other = fixture("net-c.safetensors");
     let other = ["--model", other.to_str().unwrap()];
     let (dir, alone) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut server = Server::start(dir.path(), &other);
@@ -209,9 +209,7 @@ async fn a_full_queue_is_exhausted_and_later_has_room() {
 /// its own tiles, every one, and they are those of the CPU.
 #[tokio::test]
 async fn jobs_that_share_a_gpu_get_their_own_tiles() {
-    if !common::has_gpu() {
-        return;
-    }
+    let Some((_, _turn)) = any_adapter() else { return };
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = Server::start(dir.path(), &["--device", "gpu", "--active", "3"]);
     let (mut client, mut jobs) = (server.client().await, Vec::new());

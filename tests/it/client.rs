@@ -1,17 +1,10 @@
 //! The client's promises: whatever becomes of the connection, a fetched file is the file, or there is none.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
-
-#[path = "common/server.rs"]
-mod server;
-#[path = "common/stub.rs"]
-mod stub;
 
 use std::{
     fs,
     io::{BufRead as _, BufReader},
     net::SocketAddr,
-    path::Path,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,8 +13,6 @@ use std::{
 };
 
 use serde_json::Value;
-use server::{Server, model_path, noise};
-use stub::{Made, NAME, Proxy, Stub};
 use tessera::{
     api::{
         JobEvent, StreamOptions,
@@ -33,6 +24,12 @@ use tessera::{
 };
 use tonic::Code;
 
+use crate::common::{
+    command::{Dir, events, names},
+    server::{Server, noise},
+    stub::{Made, NAME, Proxy, Stub},
+};
+
 async fn client(address: SocketAddr) -> Client {
     patient(address, Duration::from_secs(60)).await
 }
@@ -42,11 +39,6 @@ async fn patient(address: SocketAddr, give_up: Duration) -> Client {
     let retry = Retry { first: Duration::from_millis(2), most: Duration::from_millis(50), give_up };
     let settings = Settings { retry, ..Settings::new(format!("http://{address}")) };
     Client::connect(&settings).await.unwrap()
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 /// Fetches what must fail; gives the error. Nothing is left, and a file that was there stays.
@@ -178,7 +170,7 @@ async fn a_server_that_stays_away_is_given_up() {
         let watches = stub.watches.lock().unwrap().clone();
         assert!(watches.len() > 2 && watches.iter().all(|&after| after == 0), "{watches:?}");
     }
-    assert_eq!(names(dir.path()), [] as [String; 0]);
+    assert_eq!(names(dir.path()), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -211,7 +203,7 @@ async fn a_fetch_that_is_dropped_leaves_nothing() {
     let work = client.fetch(NAME, &path, None, &mut seen);
     assert!(tokio::time::timeout(Duration::from_millis(500), work).await.is_err());
     assert_eq!(count, 12);
-    assert_eq!(names(dir.path()), [] as [String; 0]);
+    assert_eq!(names(dir.path()), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -228,47 +220,11 @@ async fn a_watch_from_behind_the_end_is_over() {
     assert_eq!(watch.last_sequence(), last);
 }
 
-/// The command, without this process's settings.
-fn tessera(dir: &Path, url: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
-    for name in ["TESSERA_DEVICE", "TESSERA_THREADS", "TESSERA_LOG", "TESSERA_TOKEN"] {
-        command.env_remove(name);
-    }
-    command.env("TESSERA_MODEL", model_path()).env("TESSERA_SERVER", url).current_dir(dir);
-    command
-}
-
-fn run(dir: &Path, url: &str, args: &[&str]) -> Output {
-    tessera(dir, url).args(args).output().unwrap()
-}
-
-/// Runs what must succeed; gives standard output.
-fn succeeds(dir: &Path, url: &str, args: &[&str]) -> String {
-    let output = run(dir, url, args);
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{args:?}: {complaint}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Runs what must fail with exit code `code`, and every one of `words` in the message.
-fn refused(dir: &Path, url: &str, args: &[&str], code: i32, words: &[&str]) {
-    let output = run(dir, url, args);
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {complaint}");
-    for word in words {
-        assert!(complaint.contains(word), "{args:?} should say {word:?}: {complaint}");
-    }
-}
-
-fn events(text: &str) -> Vec<Value> {
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
 #[test]
 fn fetch_is_generate_to_the_byte() {
-    let (dir, jobs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (dir, server) = (dir.path(), Server::start(jobs.path(), &[]));
-    let url = &server.url;
+    let jobs = tempfile::tempdir().unwrap();
+    let server = Server::start(jobs.path(), &[]);
+    let dir = Dir::new().with_server(&server.url);
     for (flags, out) in [
         (vec!["--seed", "7", "--tile", "64"], "eight.tiff"),
         (vec!["--seed", "8", "--bits", "16", "--sampler", "heun"], "sixteen.tiff"),
@@ -276,12 +232,12 @@ fn fetch_is_generate_to_the_byte() {
     ] {
         let common = ["--size", "256x256", "--steps", "2"];
         let flags = [&common, flags.as_slice()].concat();
-        let job = succeeds(dir, url, &[&["submit"], flags.as_slice()].concat());
-        let fetched = succeeds(dir, url, &["fetch", job.trim(), "--out", out]);
+        let job = dir.succeeds(&[&["submit"], flags.as_slice()].concat());
+        let fetched = dir.succeeds(&["fetch", job.trim(), "--out", out]);
         assert!(fetched.contains("256 x 256"), "{fetched}");
         let local = format!("local-{out}");
         let generate = ["generate", "--device", "cpu", "--threads", "1", "--out", &local];
-        succeeds(dir, url, &[&generate, flags.as_slice()].concat());
+        dir.succeeds(&[&generate, flags.as_slice()].concat());
         let (fetched, local) = (fs::read(dir.join(out)), fs::read(dir.join(local)));
         assert!(fetched.unwrap() == local.unwrap(), "{out} differs");
     }
@@ -289,23 +245,23 @@ fn fetch_is_generate_to_the_byte() {
     noise(7, 149, 67).save(dir.join("in.png")).unwrap();
     let flags = ["--strength", "0.6", "--seed", "9", "--steps", "5", "--tile", "64"];
     let submit = [&["submit", "--edit", "in.png"], &flags[..]].concat();
-    let job = succeeds(dir, url, &submit);
-    succeeds(dir, url, &["fetch", job.trim(), "--out", "edited.tiff"]);
+    let job = dir.succeeds(&submit);
+    dir.succeeds(&["fetch", job.trim(), "--out", "edited.tiff"]);
     let edit = ["edit", "in.png", "local.tiff", "--device", "cpu", "--threads", "1"];
-    succeeds(dir, url, &[&edit, &flags[..]].concat());
+    dir.succeeds(&[&edit, &flags[..]].concat());
     let (fetched, local) = (fs::read(dir.join("edited.tiff")), fs::read(dir.join("local.tiff")));
     assert!(fetched.unwrap() == local.unwrap());
     fs::write(dir.join("no.png"), "no picture").unwrap();
-    refused(dir, url, &["submit", "--edit", "no.png"], 2, &["JPEG, PNG or TIFF"]);
-    refused(dir, url, &["submit", "--edit", "gone.png"], 2, &["gone.png"]);
-    refused(dir, url, &["submit", "--edit", "in.png", "--size", "96x64"], 2, &["width", "149"]);
+    dir.fails(&["submit", "--edit", "no.png"], 2, &["JPEG, PNG or TIFF"]);
+    dir.fails(&["submit", "--edit", "gone.png"], 2, &["gone.png"]);
+    dir.fails(&["submit", "--edit", "in.png", "--size", "96x64"], 2, &["width", "149"]);
 
     // The size is the model's own if none is given, and events say so.
-    let submitted = events(&succeeds(dir, url, &["submit", "--steps", "1", "--json"])).remove(0);
+    let submitted = events(&dir.succeeds(&["submit", "--steps", "1", "--json"])).remove(0);
     assert_eq!((&submitted["event"], &submitted["width"]), (&"submitted".into(), &96.into()));
     let job = submitted["job"].as_str().unwrap();
     let args = ["fetch", job, "--out", "own.png", "--json"];
-    let lines = events(&succeeds(dir, url, &args));
+    let lines = events(&dir.succeeds(&args));
     let names: Vec<_> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
     assert_eq!((names[0], names[1]), ("queued", "started"));
     assert_eq!(names[names.len() - 2..], ["finished", "fetched"]);
@@ -315,14 +271,15 @@ fn fetch_is_generate_to_the_byte() {
 
 #[test]
 fn fetch_outlives_the_server_and_ends_with_the_same_bytes() {
-    let (dir, jobs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let dir = dir.path();
+    let jobs = tempfile::tempdir().unwrap();
     let mut server = Server::start(jobs.path(), &[]);
     let address = |server: &Server| server.url.trim_start_matches("http://").parse().unwrap();
     let proxy = Proxy::start(address(&server), usize::MAX);
     let spec = ["--seed", "5", "--size", "512x512", "--steps", "40", "--tile", "64"];
-    let job = succeeds(dir, &proxy.url(), &[&["submit"], spec.as_slice()].concat());
-    let mut fetch = tessera(dir, &proxy.url())
+    let dir = Dir::new().with_server(&proxy.url());
+    let job = dir.succeeds(&[&["submit"], spec.as_slice()].concat());
+    let mut fetch = dir
+        .command()
         .args(["fetch", job.trim(), "--out", "a.tiff", "--json"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -349,97 +306,97 @@ fn fetch_outlives_the_server_and_ends_with_the_same_bytes() {
     assert_eq!(sequences, (1..=sequences.len() as u64).collect::<Vec<_>>());
     assert_eq!((steps, tiles), (40, 64));
     let generate = ["generate", "--device", "cpu", "--threads", "1", "--out", "local.tiff"];
-    succeeds(dir, "", &[&generate, spec.as_slice()].concat());
+    dir.succeeds(&[&generate, spec.as_slice()].concat());
     assert!(fs::read(dir.join("a.tiff")).unwrap() == fs::read(dir.join("local.tiff")).unwrap());
 }
 
 #[test]
 fn jobs_are_submitted_once_watched_listed_cancelled_and_deleted() {
-    let (dir, jobs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (dir, server) = (dir.path(), Server::start(jobs.path(), &[]));
-    let url = &server.url;
+    let jobs = tempfile::tempdir().unwrap();
+    let server = Server::start(jobs.path(), &[]);
+    let dir = Dir::new().with_server(&server.url);
     let small = ["submit", "--size", "64x32", "--steps", "2", "--request-id", "mine"];
-    let job = succeeds(dir, url, &[&small[..], &["--model", "net-a"]].concat());
+    let job = dir.succeeds(&[&small[..], &["--model", "net-a"]].concat());
     let job = job.trim();
     assert!(job.starts_with("jobs/"), "{job}");
-    assert_eq!(succeeds(dir, url, &small).trim(), job);
+    assert_eq!(dir.succeeds(&small).trim(), job);
     let other = ["submit", "--size", "64x32", "--steps", "3", "--request-id", "mine"];
-    refused(dir, url, &other, 2, &["request_id", "mine"]);
+    dir.fails(&other, 2, &["request_id", "mine"]);
 
-    let watched = succeeds(dir, url, &["watch", job]);
+    let watched = dir.succeeds(&["watch", job]);
     assert!(watched.contains("finished") && watched.contains("seed 0"), "{watched}");
-    let all = events(&succeeds(dir, url, &["watch", job, "--json"]));
-    let rest = events(&succeeds(dir, url, &["watch", job, "--after", "2", "--json"]));
+    let all = events(&dir.succeeds(&["watch", job, "--json"]));
+    let rest = events(&dir.succeeds(&["watch", job, "--after", "2", "--json"]));
     let sequence = |line: &Value| line["job_sequence"].as_u64().unwrap();
     let (all, rest): (Vec<_>, Vec<_>) =
         (all.iter().map(sequence).collect(), rest.iter().map(sequence).collect());
     assert_eq!(all[2..], rest);
-    assert_eq!(succeeds(dir, url, &["watch", job, "--after", "1000", "--json"]), "");
+    assert_eq!(dir.succeeds(&["watch", job, "--after", "1000", "--json"]), "");
 
     let long = ["submit", "--size", "2048x2048", "--steps", "1000"];
-    let long = succeeds(dir, url, &long);
+    let long = dir.succeeds(&long);
     let long = long.trim();
-    let table = succeeds(dir, url, &["jobs"]);
+    let table = dir.succeeds(&["jobs"]);
     let lines: Vec<_> = table.lines().collect();
     assert!(lines[0].starts_with("JOB") && lines[0].contains("PROGRESS"), "{table}");
     assert!(lines[1].starts_with(job) && lines[1].contains("finished"), "{table}");
     assert!(lines[2].starts_with(long) && lines[2].contains("2048 x 2048"), "{table}");
-    let report = events(&succeeds(dir, url, &["jobs", "--json"])).remove(0);
+    let report = events(&dir.succeeds(&["jobs", "--json"])).remove(0);
     assert_eq!(report["jobs"][1]["steps"], 1000);
 
     let id = long.trim_start_matches("jobs/");
-    assert!(succeeds(dir, url, &["cancel", id]).contains("cancelled"));
-    refused(dir, url, &["watch", long], 130, &["cancelled"]);
-    refused(dir, url, &["fetch", long, "--out", "a.tiff"], 130, &["cancelled"]);
-    assert!(succeeds(dir, url, &["delete", long]).contains("deleted"));
+    assert!(dir.succeeds(&["cancel", id]).contains("cancelled"));
+    dir.fails(&["watch", long], 130, &["cancelled"]);
+    dir.fails(&["fetch", long, "--out", "a.tiff"], 130, &["cancelled"]);
+    assert!(dir.succeeds(&["delete", long]).contains("deleted"));
     for args in [&["watch", long][..], &["cancel", long], &["fetch", long, "--out", "a.tiff"]] {
-        refused(dir, url, args, 1, &["does not exist"]);
+        dir.fails(args, 1, &["does not exist"]);
     }
-    assert_eq!(names(dir), [] as [String; 0]);
+    assert_eq!(dir.names(), [""; 0]);
 }
 
 #[test]
 fn bad_flags_are_named_and_an_absent_server_too() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    let nobody = "http://127.0.0.1:9";
-    refused(dir, nobody, &["jobs"], 1, &["http://127.0.0.1:9", "unavailable", "refused"]);
-    refused(dir, nobody, &["jobs", "--server", "here"], 2, &["server", "here", "http://"]);
-    refused(dir, nobody, &["jobs", "--ca", "missing.pem"], 2, &["ca", "missing.pem"]);
-    refused(dir, nobody, &["jobs", "--token", "ä"], 2, &["token", "ASCII"]);
+    let nobody = Dir::new().with_server("http://127.0.0.1:9");
+    nobody.fails(&["jobs"], 1, &["http://127.0.0.1:9", "unavailable", "refused"]);
+    nobody.fails(&["jobs", "--server", "here"], 2, &["server", "here", "http://"]);
+    nobody.fails(&["jobs", "--ca", "missing.pem"], 2, &["ca", "missing.pem"]);
+    nobody.fails(&["jobs", "--token", "ä"], 2, &["token", "ASCII"]);
     for (flags, words) in [
         (["--tile", "whole"], &["tile", "whole", "1024"]),
         (["--steps", "0"], &["steps", "0", "1000"]),
         (["--deadline", "0"], &["deadline", "0", "seconds"]),
         (["--size", "0x64"], &["size", "0", "1"]),
     ] {
-        refused(dir, nobody, &[&["submit"], flags.as_slice()].concat(), 2, words);
+        nobody.fails(&[&["submit"], flags.as_slice()].concat(), 2, words);
     }
     let fetch = |out: &'static str| ["fetch", "1", "--out", out];
-    refused(dir, nobody, &fetch("a.gif"), 2, &["a.gif", ".tiff"]);
-    refused(dir, nobody, &fetch("no/a.tiff"), 2, &["no/a.tiff", "existing directory"]);
+    nobody.fails(&fetch("a.gif"), 2, &["a.gif", ".tiff"]);
+    nobody.fails(&fetch("no/a.tiff"), 2, &["no/a.tiff", "existing directory"]);
+    assert_eq!(nobody.names(), [""; 0]);
 
     let jobs = tempfile::tempdir().unwrap();
     let server = Server::start(jobs.path(), &[]);
-    let url = &server.url;
+    let dir = Dir::new().with_server(&server.url);
     let submit = |size: &'static str| ["submit", "--size", size];
-    refused(dir, url, &submit("100x64"), 2, &["width", "100", "16"]);
-    refused(dir, url, &submit("16400x64"), 2, &["width", "16400", "16384"]);
-    refused(dir, url, &["submit", "--tile", "5000"], 2, &["tile", "5000", "1024"]);
-    refused(dir, url, &["watch", "jobs/../etc"], 2, &["name"]);
-    refused(dir, url, &["submit", "--model", "other"], 1, &["model", "other"]);
-    refused(dir, url, &["submit", "--model", "../x"], 2, &["name", "../x"]);
-    assert_eq!(names(dir), [] as [String; 0]);
+    dir.fails(&submit("100x64"), 2, &["width", "100", "16"]);
+    dir.fails(&submit("16400x64"), 2, &["width", "16400", "16384"]);
+    dir.fails(&["submit", "--tile", "5000"], 2, &["tile", "5000", "1024"]);
+    dir.fails(&["watch", "jobs/../etc"], 2, &["name"]);
+    dir.fails(&["submit", "--model", "other"], 1, &["model", "other"]);
+    dir.fails(&["submit", "--model", "../x"], 2, &["name", "../x"]);
+    assert_eq!(dir.names(), [""; 0]);
 }
 
 #[cfg(unix)]
 #[test]
 fn ctrl_c_leaves_nothing_behind() {
-    let (dir, jobs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (dir, server) = (dir.path(), Server::start(jobs.path(), &[]));
-    let spec = ["submit", "--size", "512x512", "--steps", "1000"];
-    let job = succeeds(dir, &server.url, &spec);
-    let mut fetch = tessera(dir, &server.url)
+    let jobs = tempfile::tempdir().unwrap();
+    let server = Server::start(jobs.path(), &[]);
+    let dir = Dir::new().with_server(&server.url);
+    let job = dir.succeeds(&["submit", "--size", "512x512", "--steps", "1000"]);
+    let mut fetch = dir
+        .command()
         .args(["fetch", job.trim(), "--out", "a.tiff", "--json"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -452,7 +409,7 @@ fn ctrl_c_leaves_nothing_behind() {
     let asked = Command::new("kill").args(["-INT", &fetch.id().to_string()]).status().unwrap();
     assert!(asked.success());
     assert_eq!(fetch.wait().unwrap().code(), Some(130));
-    assert_eq!(names(dir), [] as [String; 0]);
+    assert_eq!(dir.names(), [""; 0]);
 }
 
 #[test]
@@ -460,8 +417,7 @@ fn tls_client_certificates_and_tokens_are_shown_to_who_asks_for_them() {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     use sha2::Digest as _;
 
-    let (dir, jobs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (dir, jobs) = (dir.path(), jobs.path());
+    let dir = Dir::new();
     let mut authority = CertificateParams::new([]).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority_key = KeyPair::generate().unwrap();
@@ -481,21 +437,20 @@ fn tls_client_certificates_and_tokens_are_shown_to_who_asks_for_them() {
     let (cert, key) = (path("server.pem"), path("server.key"));
     let (ca, tokens) = (path("ca.pem"), path("tokens"));
     let flags = ["--tls-cert", &cert, "--tls-key", &key, "--client-ca", &ca, "--tokens", &tokens];
-    let server = Server::start(jobs, &flags);
-    let url = &server.url;
-    assert!(url.starts_with("https://"), "{url}");
+    let jobs = tempfile::tempdir().unwrap();
+    let server = Server::start(jobs.path(), &flags);
+    assert!(server.url.starts_with("https://"), "{}", server.url);
+    let dir = dir.with_server(&server.url);
     let shown = ["--ca", "ca.pem", "--cert", "client.pem", "--key", "client.key"];
     let all = [&shown[..], &["--token", "open"]].concat();
     let with = |flags: &[&'static str]| [&["jobs"], flags].concat();
-    assert!(succeeds(dir, url, &with(&all)).starts_with("JOB"));
-    let by_environment =
-        tessera(dir, url).env("TESSERA_TOKEN", "open").args(with(&shown)).output().unwrap();
-    assert!(by_environment.status.success());
-    refused(dir, url, &with(&shown), 1, &["token"]);
-    refused(dir, url, &with(&[&shown[..], &["--token", "close"]].concat()), 1, &["token"]);
+    assert!(dir.succeeds(&with(&all)).starts_with("JOB"));
+    dir.finish(dir.command().env("TESSERA_TOKEN", "open").args(with(&shown))).ended(0, &[]);
+    dir.fails(&with(&shown), 1, &["token"]);
+    dir.fails(&with(&[&shown[..], &["--token", "close"]].concat()), 1, &["token"]);
     // No certificate, and an authority that did not sign the server's.
-    refused(dir, url, &with(&["--ca", "ca.pem", "--token", "open"]), 1, &["unavailable"]);
+    dir.fails(&with(&["--ca", "ca.pem", "--token", "open"]), 1, &["unavailable"]);
     let stranger = ["--ca", "client.pem", "--cert", "client.pem", "--key", "client.key"];
-    refused(dir, url, &with(&stranger), 1, &["unavailable", "certificate"]);
-    refused(dir, url, &with(&["--ca", "tokens"]), 1, &["unavailable"]);
+    dir.fails(&with(&stranger), 1, &["unavailable", "certificate"]);
+    dir.fails(&with(&["--ca", "tokens"]), 1, &["unavailable"]);
 }

@@ -1,9 +1,6 @@
 //! The engine's promises, over the interpreters: tiles equal the whole, seeds decide, cancelling works.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 
-mod common;
-
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use tessera::{
     engine::{
@@ -16,24 +13,22 @@ use tessera::{
     error::{Error, Kind, Result},
     exec::{
         cpu::{Cpu, Kernels},
-        gpu::Gpu,
         reference::Reference,
     },
     image_in::Picture,
     image_out::Bits,
     model::{
         arch::Arch,
-        checkpoint::Checkpoint,
         decoder,
-        sampler::{Latent, Method, Sampling},
+        sampler::{Latent, Method},
     },
     ops::{Ops, cases::Random, weights::Weights},
 };
 
-fn model(name: &str) -> Checkpoint {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    Checkpoint::open(&dir.join(format!("{name}.safetensors"))).unwrap()
-}
+use crate::common::{
+    engine::{generate, generate_on, spec, together_equals_alone},
+    model, psnr, unit16,
+};
 
 fn random_latents(arch: &Arch, width: usize, height: usize, seed: u64) -> Vec<Latent> {
     let mut random = Random::new(seed);
@@ -162,35 +157,10 @@ fn a_picture_in_bf16_is_within_45_db_of_the_one_in_f32() {
         let mut cpu = Cpu::with_kernels(model.weights.clone(), kernels).unwrap();
         let found = generate_on(&mut cpu, &model, spec.clone());
         let wanted = generate(&model, spec);
-        let samples = |bytes: &[u8]| -> Vec<f64> {
-            let pairs = bytes.chunks_exact(2);
-            pairs.map(|v| f64::from(u16::from_ne_bytes([v[0], v[1]])) / 65535.0).collect()
-        };
-        let (found, wanted) = (samples(&found), samples(&wanted));
-        let squares: f64 = found.iter().zip(&wanted).map(|(a, b)| (a - b) * (a - b)).sum();
-        let psnr = -10.0 * (squares / found.len() as f64).log10();
+        let psnr = psnr(&unit16(&found), &unit16(&wanted));
         eprintln!("{net}: {psnr:.1} dB");
         assert!(psnr >= 45.0, "{net}: {psnr:.1} dB");
     }
-}
-
-fn spec(model: &Checkpoint, seed: u64, tile: TileSize, bits: Bits) -> Spec {
-    let spec = Spec::new(&model.arch, seed);
-    Spec { width: 208, height: 144, steps: 4, tile, bits, ..spec }
-}
-
-fn generate_on(ops: &mut impl Ops, model: &Checkpoint, spec: Spec) -> Vec<u8> {
-    let plan = Plan::new(spec, &model.arch).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let mut silent = |_: Event| {};
-    engine::generate(ops, model, &plan, dir.path(), &mut silent, &Cancel::default())
-        .unwrap()
-        .bytes()
-        .to_vec()
-}
-
-fn generate(model: &Checkpoint, spec: Spec) -> Vec<u8> {
-    generate_on(&mut Cpu::new(model.weights.clone()), model, spec)
 }
 
 #[test]
@@ -219,52 +189,11 @@ fn the_seed_decides_and_nothing_else_does() {
     }
 }
 
-/// Pictures that differ in seed, number of steps and how many of them are done share the network's runs; each gets the
-/// latents that it gets alone, bit for bit.
-fn together_equals_alone<O: Ops>(make: impl Fn(Arc<Weights>) -> O) {
-    for net in ["net-a", "net-d", "net-f"] {
-        let model = model(net);
-        let (arch, cancel) = (&model.arch, Cancel::default());
-        let mut ops = make(model.weights.clone());
-        for method in Method::ALL {
-            let plan = |(seed, steps)| {
-                let spec = spec(&model, seed, TileSize::Whole, Bits::Eight);
-                Plan::new(Spec { method, steps, ..spec }, arch).unwrap()
-            };
-            let plans = [(1, 3), (2, 3), (3, 5)].map(plan);
-            let start =
-                |plan: &Plan| Sampling::start(&plan.schedule, &plan.latents, plan.spec.seed);
-            let mut alone: Vec<_> = plans.iter().map(start).collect();
-            let mut together = alone.clone();
-            // The second is a step ahead, so the three end at different times.
-            for samplings in [&mut alone, &mut together] {
-                denoise::step(&mut ops, arch, &plans[1], &mut samplings[1], &cancel).unwrap();
-            }
-            for _ in 0..5 {
-                let on_way = |(plan, at): &(&Plan, &mut Sampling)| at.step < plan.schedule.steps();
-                for (plan, at) in plans.iter().zip(&mut alone).filter(on_way) {
-                    denoise::step(&mut ops, arch, plan, at, &cancel).unwrap();
-                }
-                let mut members: Vec<_> = plans.iter().zip(&mut together).filter(on_way).collect();
-                denoise::step_together(&mut ops, arch, &mut members, &cancel).unwrap();
-                assert_eq!(together, alone, "{net} {method:?}");
-            }
-        }
-    }
-}
-
 #[test]
 fn steps_taken_together_are_those_taken_alone_on_the_cpu() {
     together_equals_alone(Reference::new);
     for kernels in Kernels::ALL.into_iter().filter(|kernels| kernels.available()) {
         together_equals_alone(|weights| Cpu::with_kernels(weights, kernels).unwrap());
-    }
-}
-
-#[test]
-fn steps_taken_together_are_those_taken_alone_on_the_gpu() {
-    if gpu(Arc::default()).is_some() {
-        together_equals_alone(|weights| gpu(weights).unwrap());
     }
 }
 
@@ -494,28 +423,4 @@ fn weights_that_overflow_are_an_error_and_not_a_picture() {
     let error = outcome.err().unwrap();
     assert_eq!(error.kind(), Kind::InvalidModel);
     assert!(error.to_string().contains("overflow"), "{error}");
-}
-
-/// The best adapter with `weights`, if there is one.
-fn gpu(weights: Arc<Weights>) -> Option<Gpu> {
-    common::has_gpu().then(|| Gpu::new(None, weights).unwrap())
-}
-
-#[test]
-fn the_gpu_gives_the_cpus_picture_within_50_db_and_tiles_it_the_same() {
-    let model = model("net-a");
-    let Some(mut gpu) = gpu(model.weights.clone()) else { return };
-    let bits = Bits::Sixteen;
-    let cpu = generate(&model, spec(&model, 7, TileSize::Whole, bits));
-    let whole = generate_on(&mut gpu, &model, spec(&model, 7, TileSize::Whole, bits));
-    let tiled = generate_on(&mut gpu, &model, spec(&model, 7, TileSize::Pixels(64), bits));
-    assert!(whole == tiled);
-    let samples = |bytes: &[u8]| -> Vec<f64> {
-        let sample = |b: &[u8]| f64::from(u16::from_ne_bytes([b[0], b[1]])) / 65535.0;
-        bytes.chunks_exact(2).map(sample).collect()
-    };
-    let (a, b) = (samples(&cpu), samples(&whole));
-    let error: f64 = a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum();
-    let psnr = -10.0 * (error / a.len() as f64).log10();
-    assert!(psnr >= 50.0, "{psnr} dB");
 }

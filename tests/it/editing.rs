@@ -1,8 +1,4 @@
 //! What the service promises to those who send a picture to be edited.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
-
-#[path = "common/server.rs"]
-mod server;
 
 use std::{
     io::{Read as _, Write as _},
@@ -10,10 +6,11 @@ use std::{
     time::Duration,
 };
 
-use server::{Server, create, noise, order, picture, spec, watch};
 use tessera::api::{self, JobSpec, edit_picture_request::Part, job_event::Event};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+
+use crate::common::server::{Server, create, noise, order, picture, spec, watch};
 
 /// The messages that order the editing of the picture in `file`.
 fn sending(spec: JobSpec, file: &[u8]) -> Vec<api::EditPictureRequest> {

@@ -1,14 +1,13 @@
 //! What the checkpoint loader promises: good files load exactly, and every kind of bad file is refused with a message that
 //! says what is wrong, before its sizes are believed.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
-
-mod common;
 
 use serde_json::{Map, Value, json};
 use tessera::{
     error::{Error, Kind},
     model::{checkpoint::Checkpoint, params::params, safetensors},
 };
+
+use crate::common;
 
 /// A file in parts, to be damaged before it is put together.
 struct Parts {

@@ -1,5 +1,4 @@
 //! Every shader is valid on every backend and declares what the executor binds.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed test panics")]
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -1,0 +1,26 @@
+//! The integration tests that need neither a GPU (`tests/gpu`) nor a server that is killed (`tests/faults.rs`), one module a
+//! subject; `tests/common` holds their helpers. A test's name begins with its subject and says what it promises.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+#[allow(dead_code, reason = "not all helpers are for these tests")]
+#[path = "../common/mod.rs"]
+mod common;
+
+mod checkpoint;
+mod cli;
+mod client;
+mod cpu;
+mod editing;
+mod engine;
+mod files;
+mod fuzz;
+mod http;
+mod layering;
+mod parity;
+mod pictures_in;
+mod recorded;
+mod sampler;
+mod scheduling;
+mod service;
+mod shaders;
+mod trace;
