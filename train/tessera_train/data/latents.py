@@ -31,17 +31,20 @@ from .npy_writer import RowWriter
 from .pictures import Pictures
 
 SMALLEST_STD = 1e-4
+LABELS = "labels.npy"
 
 
 @dataclass(frozen=True)
 class Latents:
-    """An open folder. `mean`, `std`: per level [C], f32."""
+    """An open folder. `mean`, `std`: per level [C], f32; `labels`: int64 [entries, labels of the Arch], 0 where a picture has none,
+    else 1 + the index of the value."""
 
     arch: Arch
     levels: list[np.ndarray]
     held_out: int
     mean: list[Tensor]
     std: list[Tensor]
+    labels: np.ndarray
 
     @staticmethod
     def open(folder: Path) -> "Latents":
@@ -49,7 +52,12 @@ class Latents:
         doc = json.loads((folder / "latents.json").read_text())
         arch = Arch.from_json(json.dumps(doc["arch"]))
         levels = [np.load(folder / f"level.{i}.npy", mmap_mode="r") for i in range(len(arch.levels))]
-        return Latents(arch, levels, doc["held_out"], *([torch.tensor(x) for x in doc[key]] for key in ("mean", "std")))
+        statistics = [[torch.tensor(x) for x in doc[key]] for key in ("mean", "std")]
+        path = folder / LABELS
+        labels = np.load(path) if path.exists() else np.zeros((len(levels[0]), len(arch.labels)), np.int64)
+        if labels.shape != (len(levels[0]), len(arch.labels)):
+            raise ValueError(f"{path}: is {labels.shape}, must be {(len(levels[0]), len(arch.labels))}")
+        return Latents(arch, levels, doc["held_out"], *statistics, labels)
 
     @property
     def training(self) -> int:
@@ -70,7 +78,7 @@ class Latents:
 
     def scales(self, z: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Per level of `z` (std / sigma_data, mean), each [1, C, 1, 1]."""
-        sd = self.arch.noise.sigma_data
+        sd = self.arch.sigma_data
         return [(std.to(x).view(1, -1, 1, 1) / sd, mean.to(x).view(1, -1, 1, 1)) for x, mean, std in zip(z, self.mean, self.std)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,9 @@ from ..data.latents import Latents
 from ..nets import sampler
 from ..nets.arch import Arch
 from ..nets.autoencoder import Autoencoder
+from ..nets.decoder import Place
 from ..nets.precond import Denoiser
+from ..nets.sampler import Guidance
 from ..nets.unet import UNet
 from .weights import exported
 
@@ -24,7 +27,8 @@ class Model:
 
     arch: Arch
     autoencoder: Autoencoder
-    unet: UNet
+    unets: tuple[UNet, ...]
+    """One for each group of levels, in the order of denoising."""
     latents: Latents
     device: torch.device
 
@@ -33,25 +37,34 @@ class Model:
         """Reads the exported file."""
         tensors, arch, _ = exported(file)
         tensors = {name: x.float() for name, x in tensors.items()}
-        autoencoder, unet = Autoencoder(arch), UNet(arch)
+        autoencoder, unets = Autoencoder(arch), [UNet(arch, group) for group in range(len(arch.groups))]
         autoencoder.load_state_dict({n: x for n, x in tensors.items() if n.startswith(("encoder.", "decoder."))})
-        unet.load_state_dict({n.removeprefix("unet."): x for n, x in tensors.items() if n.startswith("unet.")})
-        for net in (autoencoder, unet):
+        for group, unet in enumerate(unets):
+            prefix = arch.prefix(group)
+            unet.load_state_dict({n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)})
+        for net in (autoencoder, *unets):
             net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         mean, std = ([tensors[f"latents.{i}.{key}"] for i in range(len(arch.levels))] for key in ("mean", "std"))
-        return Model(arch, autoencoder, unet, Latents(arch, [], 0, mean, std), device)
+        rows = tensors["labels.rows"].numpy().astype(np.int64) if "labels.rows" in tensors else np.zeros((0, len(arch.labels)), np.int64)
+        return Model(arch, autoencoder, tuple(unets), Latents(arch, [], 0, mean, std, rows), device)
 
     @torch.no_grad()
-    def sample(self, count: int, steps: int, seed: int) -> list[Tensor]:
-        """Latents of `count` samples by EDM's Heun sampler, not normalised, finest first."""
+    def sample(
+        self, count: int, steps: int, seed: int, labels: Tensor | None = None, scale: float = 1.0, size: tuple[int, int] | None = None
+    ) -> list[Tensor]:
+        """Latents of `count` samples by EDM's Heun sampler, not normalised, finest first; `labels` int64 [count, labels] as in
+        `Context`, with guidance of `scale`."""
         torch.manual_seed(seed)
-        return self.latents.raw(sampler.latents(Denoiser(self.arch, self.unet), self.arch, count, steps, self.device))
+        labels = None if labels is None else labels.to(self.device)
+        denoisers = [Denoiser(unet) for unet in self.unets]
+        return self.latents.raw(sampler.latents(denoisers, self.arch, count, steps, labels, Guidance(scale), size))
 
     @torch.no_grad()
-    def decode(self, z: list[Tensor]) -> Iterator[Tensor]:
-        """Picture after picture [1, 3, H, W], not clamped."""
+    def decode(self, z: list[Tensor], seed: int = 0) -> Iterator[Tensor]:
+        """Picture after picture [1, 3, H, W], not clamped; picture i with the decoder's noise of `seed` + i."""
         for i in range(len(z[0])):
-            yield self.autoencoder.decoder([x[i : i + 1] for x in z])
+            place = Place(torch.tensor([seed + i], device=self.device))
+            yield self.autoencoder.decoder([x[i : i + 1] for x in z], place)
 
     @torch.no_grad()
     def encode(self, picture: Tensor) -> list[Tensor]:

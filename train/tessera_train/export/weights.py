@@ -55,25 +55,30 @@ def exported(file: Path) -> tuple[dict[str, Tensor], Arch, dict[str, Any]]:
 def exported_weights(file: Path, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The part of an exported file that calls itself `identity`, in f32, and its training's numbers."""
     tensors, arch, trained = exported(file)
-    parts = {
-        autoencoder_identity(arch): ("autoencoder", ("encoder.", "decoder.")),
-        unet_identity(arch): ("diffusion", ("unet.",)),
-    }
+    parts = {autoencoder_identity(arch): ("autoencoder", ("encoder.", "decoder."))}
+    for group in range(len(arch.groups)):
+        parts[unet_identity(arch, group)] = (trained_section(arch, group), (arch.prefix(group),))
     if identity not in parts:
         raise SystemExit(f"{file} is of another model than the configuration's")
     section, prefixes = parts[identity]
-    weights = {name.removeprefix("unet."): x.float() for name, x in tensors.items() if name.startswith(prefixes)}
+    prefix = "" if section == "autoencoder" else prefixes[0]
+    weights = {name.removeprefix(prefix): x.float() for name, x in tensors.items() if name.startswith(prefixes)}
     return weights, {key: value for key, value in trained.get(section, {}).items() if key != "elapsed"}
 
 
-def exported_alike(file: Path, net: nn.Module) -> dict[str, Tensor]:
-    """What an exported file of another model holds for the plain network `net`: the tensors of equal name and shape, in
-    f32. ValueError if they are less than half of it."""
+def trained_section(arch: Arch, group: int) -> str:
+    """The name of a group's training in the metadata of an exported file."""
+    return "diffusion" if arch.version == 1 else f"diffusion.{arch.groups[group].name}"
+
+
+def exported_alike(file: Path, net: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of an exported file of another model that have the name (after `prefix`) and shape of one of the plain network
+    `net`, in f32. ValueError if they are less than half of it."""
     tensors, _, _ = exported(file)
     own = net.state_dict()
     found = {
         name: x.float()
-        for name, x in ((n.removeprefix("unet."), x) for n, x in tensors.items())
+        for name, x in ((n.removeprefix(prefix), x) for n, x in tensors.items() if n.startswith(prefix))
         if name in own and own[name].shape == x.shape
     }
     share = sum(x.numel() for x in found.values()) / max(1, sum(x.numel() for x in own.values()))

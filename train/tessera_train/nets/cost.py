@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .arch import Arch
 from .decoder import Decoder
 from .encoder import Encoder
-from .unet import UNet
+from .unet import Context, UNet
 
 
 def gflop(f: Callable[[], object]) -> float:
@@ -27,9 +27,10 @@ def millions(module: nn.Module) -> float:
 
 
 def describe(arch: Arch) -> str:
-    """Lines of parameters and GFLOP per picture of the trained size; nothing is computed."""
+    """Lines of parameters and GFLOP per picture of the default size; nothing is computed."""
     with torch.device("meta"):
-        encoder, decoder, unet = Encoder(arch), Decoder(arch), UNet(arch)
+        encoder, decoder = Encoder(arch), Decoder(arch)
+        unets = [UNet(arch, group) for group in range(len(arch.groups))]
         picture = torch.empty(1, 3, arch.height, arch.width)
         grids = zip(arch.levels, arch.grids(arch.width, arch.height))
         z = [torch.empty(1, level.channels, h, w) for level, (h, w) in grids]
@@ -37,7 +38,11 @@ def describe(arch: Arch) -> str:
     rows = [
         ("encoder", encoder, gflop(lambda: encoder(picture))),
         ("decoder", decoder, gflop(lambda: decoder(z))),
-        ("U-Net", unet, gflop(lambda: unet(z, c_noise))),
     ]
+    for group, unet in zip(arch.groups, unets):
+        first, last = group.levels[0], group.levels[-1] + 1
+        context = Context(tuple(z[last:]))
+        name = "U-Net" if len(unets) == 1 else f"U-Net of {group.name}"
+        rows.append((name, unet, gflop(lambda: unet(z[first:last], c_noise, context))))
     size = f"at {arch.width}x{arch.height}"
     return "\n".join(f"{name}: {millions(net):.2f} M parameters, {cost:.1f} GFLOP {size}" for name, net, cost in rows)

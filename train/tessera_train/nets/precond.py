@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .arch import Arch, Noise
+from .arch import Noise
 from .blocks import at_least_f32
+from .unet import Context, UNet
 
 
 def level_sigma(noise: Noise, level: int, sigma: Tensor) -> Tensor:
@@ -17,18 +18,18 @@ def level_sigma(noise: Noise, level: int, sigma: Tensor) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """D(z; sigma) per level = c_skip z + c_out F(c_in z; c_noise), c_noise = ln(shared sigma) / 4."""
+    """D(z; sigma) per level of a group = c_skip z + c_out F(c_in z; c_noise), c_noise = ln(shared sigma) / 4."""
 
-    def __init__(self, arch: Arch, unet: nn.Module) -> None:
+    def __init__(self, unet: UNet) -> None:
         super().__init__()
-        self.noise, self.unet = arch.noise, unet
+        self.noise, self.unet = unet.shape.group.noise, unet
 
-    def forward(self, z: list[Tensor], sigma: Tensor) -> list[Tensor]:
-        """`z`: noisy normalised latents; `sigma` [N]: the shared one."""
+    def forward(self, z: list[Tensor], sigma: Tensor, context: Context = Context()) -> list[Tensor]:
+        """`z`: noisy normalised latents of the group, finest first; `sigma` [N]: the shared one."""
         sd = self.noise.sigma_data
         sigmas = [level_sigma(self.noise, level, sigma).view(-1, 1, 1, 1) for level in range(len(z))]
         scaled = [x / torch.sqrt(s**2 + sd**2) for x, s in zip(z, sigmas)]
-        raw = self.unet(scaled, torch.log(sigma) / 4)
+        raw = self.unet(scaled, torch.log(sigma) / 4, context)
         return [
             x * (sd**2 / (s**2 + sd**2)) + at_least_f32(f) * (s * sd / torch.sqrt(s**2 + sd**2))
             for x, s, f in zip(z, sigmas, raw)

@@ -1,14 +1,30 @@
-"""EDM's deterministic Heun sampler (Karras et al. 2022, algorithm 1) with a sigma of its own for every level."""
+"""EDM's deterministic Heun sampler (Karras et al. 2022, algorithm 1) with a sigma of its own for every level, group by group."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .arch import Arch, Noise
 from .precond import Denoiser
+from .unet import Context
+
+Denoise = Callable[[list[Tensor], Tensor], list[Tensor]]
+"""Noisy normalised latents of a group and the shared sigma [N] to denoised ones."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans 2022) by `scale` while the shared sigma is in (`low`, `high`] (Kynkaanniemi et al.
+    2024, arXiv 2404.07724); 1 is no guidance."""
+
+    scale: float = 1.0
+    low: float = 0.0
+    high: float = math.inf
 
 
 def schedule(noise: Noise, steps: int, start: float | None = None) -> list[float]:
@@ -24,16 +40,15 @@ def level_sigmas(noise: Noise, sigma: float) -> list[float]:
     return [s if s >= noise.sigma_min else 0.0 for s in shifted]
 
 
-def heun(denoiser: Denoiser, z: list[Tensor], sigmas: list[float]) -> list[Tensor]:
+def heun(denoise: Denoise, noise: Noise, z: list[Tensor], sigmas: list[float]) -> list[Tensor]:
     """Normalised latents from the noisy ones `z` [N, C, h, w] per level, which have the noise of the first of the shared
     `sigmas`; the last of these is 0."""
-    noise = denoiser.noise
 
     def slopes(z: list[Tensor], sigma: float) -> list[Tensor]:
         """dz/ds per level; 0 for settled ones."""
         shared = torch.full((z[0].shape[0],), sigma, device=z[0].device)
         levels = level_sigmas(noise, sigma)
-        return [(x - d) / s if s else torch.zeros_like(x) for x, d, s in zip(z, denoiser(z, shared), levels)]
+        return [(x - d) / s if s else torch.zeros_like(x) for x, d, s in zip(z, denoise(z, shared), levels)]
 
     for now, following in zip(sigmas, sigmas[1:]):
         change = [b - a for a, b in zip(level_sigmas(noise, now), level_sigmas(noise, following))]
@@ -49,15 +64,73 @@ def heun(denoiser: Denoiser, z: list[Tensor], sigmas: list[float]) -> list[Tenso
     return z
 
 
-def latents(denoiser: Denoiser, arch: Arch, count: int, steps: int, device: torch.device) -> list[Tensor]:
-    """`count` samples: normalised latents of the trained size, from noise of torch's generator."""
-    sigmas = schedule(arch.noise, steps)
-    levels = zip(arch.levels, arch.grids(arch.width, arch.height), level_sigmas(arch.noise, sigmas[0]))
-    return heun(denoiser, [torch.randn(count, level.channels, h, w, device=device) * s for level, (h, w), s in levels], sigmas)
+def guided(denoiser: Denoiser, context: Context, guidance: Guidance) -> Denoise:
+    """The denoiser in its context, guided away from the one without labels. Both evaluations are one batch."""
+
+    def denoise(z: list[Tensor], sigma: Tensor) -> list[Tensor]:
+        if guidance.scale == 1 or context.labels is None or not guidance.low < float(sigma[0]) <= guidance.high:
+            return denoiser(z, sigma, context)
+        n = len(sigma)
+        labels = torch.cat([context.labels, torch.zeros_like(context.labels)])
+        both = replace(context, labels=labels, condition=tuple(torch.cat([x, x]) for x in context.condition))
+        denoised = denoiser([torch.cat([x, x]) for x in z], torch.cat([sigma, sigma]), both)
+        return [torch.lerp(d[n:], d[:n], guidance.scale) for d in denoised]
+
+    return denoise
 
 
-def redrawn(denoiser: Denoiser, z: list[Tensor], sigma: float, steps: int) -> list[Tensor]:
-    """Normalised latents `z` with noise of the shared `sigma`, and without it again: what the noise has covered is the
-    denoiser's own then (SDEdit, Meng et al. 2022)."""
-    levels = level_sigmas(denoiser.noise, sigma)
-    return heun(denoiser, [x + s * torch.randn_like(x) for x, s in zip(z, levels)], schedule(denoiser.noise, steps, sigma))
+def start(arch: Arch, group: int, count: int, sigma: float, size: tuple[int, int], device: torch.device) -> list[Tensor]:
+    """Noise of torch's generator for `count` pictures of `size`: the latents of a group at the shared `sigma`."""
+    its, grids = arch.groups[group], arch.grids(*size)
+    sigmas = level_sigmas(its.noise, sigma)
+    return [torch.randn(count, arch.levels[i].channels, *grids[i], device=device) * s for i, s in zip(its.levels, sigmas)]
+
+
+def sample_group(
+    denoiser: Denoiser,
+    arch: Arch,
+    group: int,
+    coarser: Sequence[Tensor],
+    labels: Tensor | None,
+    count: int,
+    steps: int,
+    guidance: Guidance,
+    size: tuple[int, int],
+) -> list[Tensor]:
+    """Normalised latents of a group for the `coarser` levels' (finest first; none for the first group)."""
+    noise, device = arch.groups[group].noise, next(denoiser.parameters()).device
+    sigmas = schedule(noise, steps)
+    denoise = guided(denoiser, Context(tuple(coarser), labels), guidance)
+    return heun(denoise, noise, start(arch, group, count, sigmas[0], size, device), sigmas)
+
+
+def latents(
+    denoisers: Sequence[Denoiser],
+    arch: Arch,
+    count: int,
+    steps: int | Sequence[int],
+    labels: Tensor | None = None,
+    guidance: Guidance = Guidance(),
+    size: tuple[int, int] | None = None,
+) -> list[Tensor]:
+    """`count` samples: normalised latents of `size` (the default one if None), finest first; `steps` for every group, or a
+    number for each. Guidance is for the first group: what it settles carries the labels to the others."""
+    per_group = [steps] * len(denoisers) if isinstance(steps, int) else list(steps)
+    z: list[Tensor] = []
+    for group, denoiser in enumerate(denoisers):
+        its = guidance if group == 0 else Guidance()
+        z = sample_group(denoiser, arch, group, z, labels, count, per_group[group], its, size or arch.sizes[0]) + z
+    return z
+
+
+def redrawn(denoisers: Sequence[Denoiser], z: list[Tensor], sigma: float, steps: int) -> list[Tensor]:
+    """Normalised latents `z` with noise of the shared `sigma`, and without it again: the denoiser replaces the detail that the
+    noise has covered (SDEdit, Meng et al. 2022). Group by group, each at most from its own largest sigma."""
+    out: list[Tensor] = []
+    for denoiser in denoisers:
+        its = denoiser.unet.shape.group
+        start_sigma = min(sigma, its.noise.sigma_max)
+        noisy = [z[i] + s * torch.randn_like(z[i]) for i, s in zip(its.levels, level_sigmas(its.noise, start_sigma))]
+        denoise = guided(denoiser, Context(tuple(out)), Guidance())
+        out = heun(denoise, its.noise, noisy, schedule(its.noise, steps, start_sigma)) + out
+    return out

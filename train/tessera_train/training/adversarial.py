@@ -61,10 +61,11 @@ def mean(numbers: list[Tensor]) -> Tensor:
 
 class Adversary:
     """The discriminators, their optimiser at `rate` times the decoder's learning rate, and the windows that they are to
-    tell apart."""
+    tell apart; with a `replay` buffer of that many earlier pictures of the decoder."""
 
-    def __init__(self, width: int, levels: int, rate: float, device: torch.device) -> None:
-        self.rate = rate
+    def __init__(self, width: int, levels: int, rate: float, device: torch.device, replay: int = 0) -> None:
+        self.rate, self.replay = rate, replay
+        self.buffer: list[Tensor] = []
         self.net = Discriminators(width, levels).to(device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.AdamW(self.net.parameters(), betas=(0.5, 0.9), weight_decay=0.0)
         self.on = False
@@ -82,6 +83,8 @@ class Adversary:
         """Gradients of the discriminators on the windows of the last `generator_loss`; returns its hinge loss."""
         target, out = self.windows
         self.windows = None
+        if self.replay:
+            out = self.replayed(out)
         self.net.requires_grad_(True)
         self.optimizer.zero_grad(set_to_none=True)
         real, made = ([F.relu(1 - sign * x) for x in self.net(windows)] for sign, windows in ((1, target), (-1, out)))
@@ -89,6 +92,20 @@ class Adversary:
         loss.backward()
         parallel.mean_gradients(self.net.parameters())
         return float(loss.detach())
+
+    def replayed(self, out: Tensor) -> Tensor:
+        """`out` with half of its windows exchanged for buffered ones, once the buffer is full; draws from torch's generator."""
+        half = len(out) // 2
+        if self.buffer and self.buffer[0].shape != out.shape[1:]:  # another phase of the training
+            self.buffer = []
+        if len(self.buffer) < self.replay:
+            self.buffer += list(out.to(torch.float16).cpu())[: self.replay - len(self.buffer)]
+            return out
+        places = torch.randperm(self.replay)[:half].tolist()
+        old = torch.stack([self.buffer[i] for i in places]).to(out) if places else out[:0]
+        for i, window in zip(places, out[:half].to(torch.float16).cpu()):
+            self.buffer[i] = window
+        return torch.cat([old, out[half:]])
 
     def step(self, rate: float) -> None:
         """Applies the gradients, `rate` being the decoder's learning rate."""
@@ -98,9 +115,10 @@ class Adversary:
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "buffer": self.buffer}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """From the checkpoint."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.buffer = state.get("buffer", [])

@@ -19,13 +19,15 @@ from ..export.model import Model
 from ..nets import dropout, sampler, spectral
 from ..nets.arch import Arch, autoencoder_identity
 from ..nets.autoencoder import Autoencoder
-from ..nets.decoder import Decoder
+from ..nets.decoder import Decoder, Place
 from ..nets.precond import Denoiser
-from . import loop, parallel
+from . import loop, parallel, texture
 from .adversarial import Adversary
 from .config import Config
 from .perceptual import Lpips
 
+SLICES = 16
+"""Directions a step of the patches' distance."""
 REDRAWING_STEPS = 4
 """Of Heun's sampler: redrawing is a part of every training step."""
 
@@ -66,7 +68,20 @@ class Settings(loop.Recipe):
     from the safetensors file `lpips_weights`.
     `redrawn`, for `[refine]`: share of a batch whose latents get noise, of a shared sigma between `redrawn_from` and
     `redrawn_to`, and are denoised by the U-Net again: the adversary sees what samples look like, and the decoder learns to give
-    them texture. There is no picture that they should be equal to, so the other losses leave them out."""
+    them texture. There is no picture that they should be equal to, so the other losses leave them out.
+
+    `supervision`: weight of the L1 distance of the RGB stream of every global stage from the picture averaged down (0: none); with
+    it the coarse levels hold layout and colour (the paper's output skip, figure 5). `log_variance`: where the posterior's
+    log-variance starts; 0 is a deviation of 1, from which it moves by about 1e-3 a step.
+    `encoder_until`: share of the budget after which the encoder stays as it is, so that U-Nets can be trained on its latents while
+    the decoder is trained on.
+    `texture`, `patches`: weights of `texture.power` and `texture.patches` on the `texture_bands` finest bands, from the share
+    `texture_from` of the budget on; the paired losses then hold the coarser bands and, with the weight `paired` (1: as before),
+    the finest ones.
+    `equivariance`: weight of the L1 distance of the picture decoded from the finest latent averaged down by two, the coarser
+    ones zero, from the decoded picture averaged down (Kouzelis et al. 2025, arXiv 2502.09509); 0: none.
+    `replay`: pictures of the decoder that the adversary remembers, half of each of its batches (0: none; Shrivastava et al.
+    2017)."""
 
     phases: list[dict] = field(default_factory=list)
     kl: float = 1e-6
@@ -83,6 +98,16 @@ class Settings(loop.Recipe):
     redrawn: float = 0.0
     redrawn_from: float = 0.1
     redrawn_to: float = 5.0
+    encoder_until: float = 1.0
+    supervision: float = 0.0
+    log_variance: float = 0.0
+    texture: float = 0.0
+    patches: float = 0.0
+    texture_from: float = 0.5
+    texture_bands: int = 3
+    paired: float = 1.0
+    equivariance: float = 0.0
+    replay: int = 0
 
 
 def local_halo(arch: Arch) -> int:
@@ -95,26 +120,30 @@ def local_halo(arch: Arch) -> int:
     return reach
 
 
-def decode_window(decoder: Decoder, h: Tensor, r: Tensor, top: int, left: int, rows: int, columns: int) -> Tensor:
-    """The pixels of a window of the finest latent's grid: local stage on the window and its halo, cropped."""
+def decode_window(
+    decoder: Decoder, h: Tensor, r: Tensor, top: int, left: int, rows: int, columns: int, seeds: Tensor | None = None
+) -> Tensor:
+    """The pixels of a window of the finest latent's grid: local stage on the window and its halo, cropped. `seeds` [N] of the
+    pictures' noise, 0 if None."""
     halo, factor = local_halo(decoder.arch), decoder.arch.levels[0].factor
     y, x = max(0, top - halo), max(0, left - halo)
     cut = (..., slice(y, top + rows + halo), slice(x, left + columns + halo))
-    out = decoder.local_stage(h[cut], r[cut])
+    seeds = torch.zeros(len(h), dtype=torch.int64, device=h.device) if seeds is None else seeds
+    out = decoder.local_stage(h[cut], r[cut], Place(seeds, y, x))
     y, x = (top - y) * factor, (left - x) * factor
     return out[..., y : y + rows * factor, x : x + columns * factor]
 
 
-def pyramid_l1(difference: Tensor, bands: int) -> Tensor:
-    """Sum over `bands` bands of the Laplacian pyramid of the mean absolute value; the pyramid is linear, so the
-    difference's bands are the bands' differences."""
+def pyramid_l1(difference: Tensor, bands: int, finest: int = 0, weight: float = 1.0) -> Tensor:
+    """Sum over `bands` bands of the Laplacian pyramid of the mean absolute value, the `finest` of them by `weight`; the pyramid
+    is linear, so the difference's bands are the bands' differences."""
     total = difference.new_zeros(())
-    for _ in range(bands - 1):
+    for k in range(bands - 1):
         if min(difference.shape[2:]) < 2:
             break
         low = F.avg_pool2d(difference, 2)
-        total = total + (difference - F.interpolate(low, difference.shape[2:], mode="nearest")).abs().mean()
-        difference = low
+        band = (difference - F.interpolate(low, difference.shape[2:], mode="nearest")).abs().mean()
+        total, difference = total + (weight if k < finest else 1.0) * band, low
     return total + difference.abs().mean()
 
 
@@ -125,6 +154,16 @@ def place_windows(rng: np.random.Generator, size: int, extent: int, shape: tuple
     return rng.integers(-beyond, size - extent + beyond + 1, shape).clip(0, size - extent)
 
 
+def supervision(streams: list[Tensor], pictures: Tensor, own: Tensor) -> Tensor:
+    """Mean over the RGB `streams` of their L1 distance from `pictures` [N, 3, H, W] averaged down to their grids; of the
+    pictures that `own` [N] marks."""
+    total = pictures.new_zeros(())
+    for stream in streams:
+        wanted = F.avg_pool2d(pictures, pictures.shape[3] // stream.shape[3])
+        total = total + ((stream.float() - wanted) * own.view(-1, 1, 1, 1)).abs().mean()
+    return total / len(streams)
+
+
 def channel_std(z: Tensor) -> Tensor:
     """Standard deviation of every channel [1, C, 1, 1] of z [N, C, h, w]; 0 where there is one value only."""
     return z.float().var((0, 2, 3), unbiased=False, keepdim=True).sqrt()
@@ -133,13 +172,15 @@ def channel_std(z: Tensor) -> Tensor:
 @dataclass
 class Batch:
     """Pictures [N, 3, H, W]; how many of the finest levels each has zeroed; the shared sigma from which its latents are
-    redrawn, 0 where they are its own; windows (picture, top, left) of `extent` (rows, columns) of the finest latent's grid."""
+    redrawn, 0 where they are its own; windows (picture, top, left) of `extent` (rows, columns) of the finest latent's grid;
+    int64 seeds [N] of the decoder's noise."""
 
     pictures: Tensor
     zeroed: list[int]
     redrawn: list[float]
     windows: list[tuple[int, int, int]]
     extent: tuple[int, int]
+    seeds: Tensor
 
 
 class Task:
@@ -164,21 +205,24 @@ class Task:
             raise ValueError(f"{config.path}: [{section}] redrawn is for [refine], with adversarial above 0")
         if not (0 <= r.redrawn < 1 and 0 < r.redrawn_from <= r.redrawn_to):
             raise ValueError(f"{config.path}: redrawn must be from 0 to below 1, 0 < redrawn_from <= redrawn_to")
-        self.model = Autoencoder(self.arch)
+        if not 0 <= r.texture_bands < r.bands:
+            raise ValueError(f"{config.path}: texture_bands is {r.texture_bands}, must be from 0 to bands - 1, {r.bands - 1}")
+        self.textured = False
+        self.model = Autoencoder(self.arch, r.log_variance)
         if r.spectral_norm and whole is None:
             spectral.normalise(spectral.all_convolutions(self.model.encoder))
         self.model.encoder.requires_grad_(whole is None)
         adversary = r.adversarial_width, r.adversarial_levels, r.adversarial_rate
-        self.adversary = Adversary(*adversary, device) if r.adversarial else None
+        self.adversary = Adversary(*adversary, device, r.replay) if r.adversarial else None
         self.lpips = Lpips(Path(r.lpips_weights)).to(device) if r.lpips else None
-        self.identity = autoencoder_identity(self.arch)
+        self.identity, self.prefix = autoencoder_identity(self.arch), ""
 
     def redraw(self, z: list[Tensor], sigma: float) -> list[Tensor]:
         """Latents [1, C, h, w] per level, redrawn from the shared `sigma`."""
         latents = self.whole.latents
         with torch.no_grad():
-            denoiser = Denoiser(self.arch, self.whole.unet)
-            return latents.raw(sampler.redrawn(denoiser, latents.normalise(z), sigma, REDRAWING_STEPS))
+            denoisers = [Denoiser(unet) for unet in self.whole.unets]
+            return latents.raw(sampler.redrawn(denoisers, latents.normalise(z), sigma, REDRAWING_STEPS))
 
     def parts_to_compile(self) -> list[nn.Module]:
         return [self.model.encoder, *self.model.decoder.stages]
@@ -186,6 +230,9 @@ class Task:
     def begin(self, progress: float) -> None:
         if self.whole is None:
             dropout.apply(self.model.encoder, self.recipe.dropout, self.recipe.dropout_over, progress)
+        if self.whole is None:
+            self.model.encoder.requires_grad_(progress < self.recipe.encoder_until or self.recipe.encoder_until >= 1)
+        self.textured = bool(self.recipe.texture or self.recipe.patches) and progress >= self.recipe.texture_from
         if self.adversary is not None:
             self.adversary.on = progress >= self.recipe.adversarial_from
 
@@ -206,13 +253,14 @@ class Task:
         own = phase.own()
         windows = [(n, int(y), int(x)) for n, places in enumerate(zip(tops[own], lefts[own])) for y, x in zip(*places)]
         pictures, redrawn = torch.cat([read() for read in drawn[own]]), [float(sigma) for sigma in sigmas[own]]
-        return Batch(pictures, [int(k) for k in zeroed[own]], redrawn, windows, (rows, columns))
+        seeds = torch.from_numpy(rng.integers(0, 2**63, phase.batch)[own])
+        return Batch(pictures, [int(k) for k in zeroed[own]], redrawn, windows, (rows, columns), seeds)
 
     def loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
         device = next(self.model.parameters()).device
         pictures = batch.pictures.to(device).contiguous(memory_format=torch.channels_last)
         z, kl = [], pictures.new_zeros(())
-        with torch.set_grad_enabled(self.whole is None):
+        with torch.set_grad_enabled(self.model.encoder.stem.weight.requires_grad):
             moments = self.model.encoder(pictures)
         amount = None
         if self.recipe.latent_noise:
@@ -232,17 +280,30 @@ class Task:
                 drawn = self.redraw([mean[n : n + 1].float() for mean, _ in moments], sigma)
                 for x, y in zip(z, drawn):
                     x[n] = y[0]
-        h, r = self.model.decoder.global_stage(z)
+        seeds, numbers = batch.seeds.to(device), {}
+        h, streams = self.model.decoder.streams(z, Place(seeds))
+        r = streams[-1]
         (rows, columns), factor, outs, targets = batch.extent, self.arch.levels[0].factor, [], []
         for n, y, x in batch.windows:
-            outs.append(decode_window(self.model.decoder, h[n : n + 1], r[n : n + 1], y, x, rows, columns).float())
+            window = h[n : n + 1], r[n : n + 1], y, x, rows, columns, seeds[n : n + 1]
+            outs.append(decode_window(self.model.decoder, *window).float())
             targets.append(pictures[n : n + 1, :, y * factor : (y + rows) * factor, x * factor : (x + columns) * factor])
         out, target = torch.cat(outs), torch.cat(targets)
         own = torch.tensor([batch.redrawn[n] == 0 for n, _, _ in batch.windows], device=device).view(-1, 1, 1, 1)
         difference = (out - target) * own
-        l1, bands = difference.abs().mean(), pyramid_l1(difference, self.recipe.bands)
-        numbers = {"l1": l1, "bands": bands, "kl": kl}
-        reconstruction = l1 + bands
+        l1, settings = difference.abs().mean(), self.recipe
+        finest, paired = (settings.texture_bands, settings.paired) if self.textured else (0, 1.0)
+        bands = pyramid_l1(difference, settings.bands, finest, paired)
+        numbers |= {"l1": l1, "bands": bands, "kl": kl}
+        reconstruction = paired * l1 + bands
+        if self.textured:
+            reconstruction = reconstruction + self.texture(torch.where(own, out, target), target, numbers)
+        if settings.supervision:
+            numbers["streams"] = supervision(streams, pictures, torch.tensor(batch.redrawn, device=device) == 0)
+            reconstruction = reconstruction + settings.supervision * numbers["streams"]
+        if settings.equivariance:
+            numbers["equivariance"] = self.equivariance(z, seeds)
+            reconstruction = reconstruction + settings.equivariance * numbers["equivariance"]
         if self.lpips is not None:
             numbers["lpips"] = self.lpips(torch.where(own, out, target), target)
             reconstruction = reconstruction + self.recipe.lpips * numbers["lpips"]
@@ -253,15 +314,39 @@ class Task:
             total = total + self.recipe.adversarial * weight * generator
         return total, len(pictures), {key: float(value.detach()) for key, value in numbers.items()}
 
+    def texture(self, out: Tensor, target: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+        """The weighted losses of texture of windows [N, 3, h, w]; their values go into `numbers`."""
+        bands, total = self.recipe.texture_bands, out.new_zeros(())
+        (a, _), (b, _) = texture.laplacian(out, bands), texture.laplacian(target, bands)
+        if self.recipe.texture:
+            numbers["power"] = texture.power(a, b)
+            total = total + self.recipe.texture * numbers["power"]
+        if self.recipe.patches:
+            directions = parallel.draw((SLICES, 3, texture.PATCH, texture.PATCH), lambda shape: torch.randn(shape, device=out.device))
+            directions = directions / directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            numbers["patches"] = texture.patches(a, b, directions)
+            total = total + self.recipe.patches * numbers["patches"]
+        return total
+
+    def equivariance(self, z: list[Tensor], seeds: Tensor) -> Tensor:
+        """See `Settings.equivariance`: on the finest latent's grid, by the global RGB stream, which is what scales."""
+        decoder, zero = self.model.decoder, [torch.zeros_like(x) for x in z[1:]]
+        _, whole = decoder.streams([z[0], *zero], Place(seeds))
+        half = [F.avg_pool2d(x, 2) if min(x.shape[2:]) > 1 else x for x in (z[0], *zero)]
+        _, small = decoder.streams(half, Place(seeds))
+        return (small[-1] - F.avg_pool2d(whole[-1], 2)).float().abs().mean()
+
     def evaluate(self, ema: nn.Module, picture: Path) -> dict[str, float]:
-        """PSNR over the held-out pictures at the first phase's size; the grid shows four of them, each over its
+        """PSNR over the held-out pictures at the first phase's size, also without the finest level; the grid shows four of them, each over its
         reconstruction, then parts of two at 100 %, originals first."""
         phase, device = self.phases[0], next(ema.parameters()).device
-        originals, results = [], []
+        originals, results, coarse = [], [], []
         for i in range(self.pictures.training, self.pictures.training + self.pictures.held_out):
             x = self.pictures.whole(i, phase.width, phase.height).to(device)
             x = x.contiguous(memory_format=torch.channels_last)
-            results.append(ema.decoder([mean for mean, _ in ema.encoder(x)]).float())
+            z = [mean for mean, _ in ema.encoder(x)]
+            results.append(ema.decoder(z).float())
+            coarse.append(ema.decoder([torch.zeros_like(z[0]), *z[1:]]).float())
             originals.append(x)
         if not originals:
             return {}
@@ -270,7 +355,8 @@ class Task:
         y, x = (a.shape[2] - height) // 2, (a.shape[3] - width) // 2
         details = torch.cat([t[:2, :, y : y + height, x : x + width] for t in (a, b)])
         save_grid(picture, [shrink(a[:4], 512), shrink(b[:4], 512), details])
-        return {"psnr": decibels(float(((a - b.clamp(-1, 1)) / 2).square().mean()))}
+        without = torch.cat(coarse)
+        return {name: decibels(float(((a - x.clamp(-1, 1)) / 2).square().mean())) for name, x in (("psnr", b), ("coarse", without))}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

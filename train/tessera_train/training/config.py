@@ -29,8 +29,11 @@ class Config:
 
     def section(self, name: str, kind: type[T]) -> T:
         """The section `name` as the dataclass `kind`, whose defaults stand for what is left out; in `[refine]` the values of
-        `[autoencoder]` do."""
-        values = self.doc.get(BASES.get(name), {}) | self.doc.get(name, {})
+        `[autoencoder]` do, in `[diffusion.GROUP]` those of `[diffusion]`."""
+        outer, _, inner = name.partition(".")
+        values = self.doc.get(BASES.get(name), {}) | self.doc.get(outer, {})
+        values = {key: value for key, value in values.items() if not isinstance(value, dict)}
+        values |= self.doc.get(outer, {}).get(inner, {}) if inner else {}
         unknown = set(values) - set(kind.__dataclass_fields__)
         if unknown:
             raise ValueError(f"{self.path}: [{name}] has no setting {', '.join(sorted(unknown))}")
@@ -71,8 +74,12 @@ def names() -> list[str]:
 def resize(doc: dict[str, Any], width: int, height: int) -> None:
     """Puts another size into the document of a configuration."""
     arch = doc["arch"]
+    if "sizes" in arch:
+        old, arch["sizes"] = arch["sizes"][0], [[width, height]]
+    else:
+        old = [arch["width"], arch["height"]]
+        arch["width"], arch["height"] = width, height
     coarsest = max(level["factor"] for level in arch["levels"])
     for phase in (phase for section in ("autoencoder", "refine") for phase in doc.get(section, {}).get("phases", [])):
-        for side, new in (("width", width), ("height", height)):
-            phase[side] = max(1, round(phase[side] / arch[side] * new / coarsest)) * coarsest
-    arch["width"], arch["height"] = width, height
+        for side, before, new in (("width", old[0], width), ("height", old[1], height)):
+            phase[side] = max(1, round(phase[side] / before * new / coarsest)) * coarsest

@@ -81,6 +81,8 @@ class Task(Protocol):
     adversary: Adversary | None
     identity: str
     """Text that must be the same when a run is resumed."""
+    prefix: str
+    """The prefix of the model's parameters in an exported file."""
 
     def batch(self, step: int, progress: float) -> Any:
         """The data of a step, on the CPU; a function of its arguments (on accelerators made one step ahead, in a thread)."""
@@ -239,7 +241,7 @@ class Loop:
                     spectral.load_plain(net, weights)
                 self.say(f"weights of {self.args.start}")
             if self.args.adapt:
-                found = exported_alike(self.args.adapt, spectral.folded(self.ema))
+                found = exported_alike(self.args.adapt, spectral.folded(self.ema), self.task.prefix)
                 for net in (self.model, self.ema):
                     spectral.load_plain(net, spectral.fold(net.state_dict()) | found)
                 self.say(f"{sum(x.numel() for x in found.values()) / 1e6:.2f} M numbers of {self.args.adapt}")
