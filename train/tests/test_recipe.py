@@ -200,17 +200,17 @@ def test_muon_has_the_weights_inside_the_network():
 def test_redrawn_latents_keep_what_the_noise_does_not_cover():
     """With the exact denoiser of normal latents: little noise changes little, much noise leaves nothing; the spread stays."""
     arch = Config("tiny").arch
-    sd = arch.noise.sigma_data
+    sd, unet = arch.sigma_data, UNet(arch)
 
     class Exact(Denoiser):
-        def forward(self, z, sigma):
+        def forward(self, z, sigma, context):
             levels = sampler.level_sigmas(self.noise, float(sigma[0]))
             return [x * sd**2 / (sd**2 + s**2) for x, s in zip(z, levels)]
 
     torch.manual_seed(0)
     z = [sd * torch.randn(1, level.channels, 32, 32) for level in arch.levels]
     for sigma, least, most in ((0.05, 0.98, 1.0), (20.0, -0.1, 0.1)):
-        x, y = z[0].flatten(), sampler.redrawn(Exact(arch, None), z, sigma, 16)[0].flatten()
+        x, y = z[0].flatten(), sampler.redrawn([Exact(unet)], z, sigma, 16)[0].flatten()
         assert least < float(torch.corrcoef(torch.stack([x, y]))[0, 1]) < most
         assert abs(float(y.std()) / sd - 1) < 0.15
 
@@ -221,7 +221,7 @@ def whole_model(seed: int = 0) -> Model:
     torch.manual_seed(seed)
     mean, std = ([fill(level.channels) for level in arch.levels] for fill in (torch.zeros, torch.ones))
     nets = [net(arch).eval().requires_grad_(False) for net in (Autoencoder, UNet)]
-    return Model(arch, *nets, Latents(arch, [], 0, mean, std), device)
+    return Model(arch, nets[0], (nets[1],), Latents(arch, [], 0, mean, std, np.zeros((0, 0), np.int64)), device)
 
 
 def test_a_redrawn_picture_is_the_adversarys_alone(tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ def test_refinement_leaves_the_encoder(tmp_path):
     whole = whole_model()
     before = {name: x.half().float() for name, x in whole.autoencoder.state_dict().items()}
     tensors = {name: x.half() for name, x in whole.autoencoder.state_dict().items()}
-    tensors |= {f"unet.{name}": x.half() for name, x in whole.unet.state_dict().items()}
+    tensors |= {f"unet.{name}": x.half() for name, x in whole.unets[0].state_dict().items()}
     for i, (mean, std) in enumerate(zip(whole.latents.mean, whole.latents.std)):
         tensors |= {f"latents.{i}.mean": mean.half(), f"latents.{i}.std": std.half()}
     save_file(tensors, tmp_path / "m.safetensors", {"format": "tessera", "arch": whole.arch.to_json()})
@@ -323,15 +323,16 @@ def test_latents_get_noise_in_units_of_their_channel(tmp_path, monkeypatch):
     moments = [(means, torch.full_like(means, -30.0))]
     task.model.encoder = torch.nn.Identity()
     task.model.encoder.forward = lambda _: moments
+    task.model.encoder.stem = SimpleNamespace(weight=torch.zeros(1, requires_grad=True))
 
     class Seen(Exception):
         pass
 
-    def global_stage(z):
+    def streams(z, place):
         raise Seen(z)
 
-    monkeypatch.setattr(task.model.decoder, "global_stage", global_stage)
-    batch = SimpleNamespace(pictures=torch.zeros(4, 3, 8, 8), zeroed=[0] * 4, redrawn=[0.0] * 4)
+    monkeypatch.setattr(task.model.decoder, "streams", streams)
+    batch = SimpleNamespace(pictures=torch.zeros(4, 3, 8, 8), zeroed=[0] * 4, redrawn=[0.0] * 4, seeds=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(Seen) as seen:
         task.loss(batch)
     noise = ((seen.value.args[0][0] - means) / scales).std((2, 3))
@@ -339,24 +340,25 @@ def test_latents_get_noise_in_units_of_their_channel(tmp_path, monkeypatch):
     assert ((noise.std(1) / noise.mean(1)) < 0.1).all()  # the same in every channel
 
 
-def test_sigmas_of_a_batch_are_spread_and_their_mean_drifts(tmp_path):
+def test_sigmas_of_a_batch_are_spread_and_their_mean_drifts(tmp_path, monkeypatch):
     """Each of N shared sigmas lies in its own N-th of the distribution, whose mean moves by p_drift over the budget."""
     head, section, rest = Config("tiny").texts[0].partition("[diffusion]\n")
     path = tmp_path / "c.toml"
     path.write_text(head + section + "p_drift = -2.0\n" + rest)
-    task = diffusion.Task(Config(str(path)), SimpleNamespace(training=1), None, 0, torch.device("cpu"))
+    task = diffusion.Task(Config(str(path)), [SimpleNamespace(training=1)], None, 0, torch.device("cpu"))
     grids = zip(task.arch.levels, task.arch.grids(task.arch.width, task.arch.height))
     z = [torch.zeros(16, level.channels, *grid) for level, grid in grids]
     for progress in (0.0, 0.5, 1.0):
         task.begin(progress)
         seen = []
 
-        def unet(scaled, c_noise):
+        def forward(scaled, c_noise, context):
             seen.append(4 * c_noise)
             return scaled
 
+        monkeypatch.setattr(task.model, "forward", forward)
         torch.manual_seed(1)
-        task.losses(unet, z, task.p_mean)
+        task.losses(task.model, diffusion.Batch(z, torch.zeros(16, 0, dtype=torch.int64), task.whole(z)), task.p_mean)
         settings = task.recipe
         shares = torch.special.ndtr((seen[0] - settings.p_mean + 2.0 * progress) / settings.p_std)
         assert (shares * 16).floor().tolist() == list(range(16))

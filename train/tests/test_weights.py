@@ -111,7 +111,8 @@ def test_a_training_adapts_another_models_file(tiny, tmp_path):
 def test_another_models_file_is_refused(tiny, tmp_path):
     """Another shape, another kind of file, half a file."""
     arch, autoencoder, unet, file = tiny
-    other = dataclasses.replace(arch, unet=dataclasses.replace(arch.unet, embedding=48))
+    group = arch.groups[0]
+    other = dataclasses.replace(arch, groups=(dataclasses.replace(group, unet=dataclasses.replace(group.unet, embedding=48)),))
     with pytest.raises(SystemExit, match="another model"):
         load_ema(file, UNet(other), unet_identity(other), CPU)
     load_ema(file, Autoencoder(other), autoencoder_identity(other), CPU)  # the AutoEncoder is the same one
@@ -141,12 +142,12 @@ def test_a_blend_lies_between_two_autoencoders(tiny, tmp_path):
     fixtures.Draw("another").fill(other).float()
     second = exported(tmp_path / "other.safetensors", arch, other, unet)
     statistics = [[torch.zeros(level.channels) for level in arch.levels], [torch.ones(level.channels) for level in arch.levels]]
-    latents, out = Latents(arch, [], 0, *statistics), tmp_path / "blend.safetensors"
-    export.export(Config("tiny"), file, file, latents, out, export.Blend(second, 0.25))
+    latents, out = Latents(arch, [], 0, *statistics, np.zeros((0, 0), np.int64)), tmp_path / "blend.safetensors"
+    export.export(Config("tiny"), file, [file], latents, out, export.Blend(second, 0.25))
     blended = Model.open(out, CPU)
     for name, value in blended.autoencoder.state_dict().items():
         mean = 0.75 * autoencoder.state_dict()[name] + 0.25 * other.state_dict()[name]
         assert torch.allclose(value, mean, atol=2e-3, rtol=2e-3), name
-    assert all(torch.equal(value, unet.state_dict()[name].half().float()) for name, value in blended.unet.state_dict().items())
+    assert all(torch.equal(value, unet.state_dict()[name].half().float()) for name, value in blended.unets[0].state_dict().items())
     with pytest.raises(ValueError, match="blend: the share is 1.5, must be from 0 to 1"):
-        export.export(Config("tiny"), file, file, latents, out, export.Blend(second, 1.5))
+        export.export(Config("tiny"), file, [file], latents, out, export.Blend(second, 1.5))

@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from ..nets.autoencoder import Autoencoder
 from ..training import precision
 from ..training.config import Config
 from ..training.loop import choose_device
+from ..scenery.dataset import parse_size
 from .npy_writer import RowWriter
 from .pictures import Pictures
 
@@ -105,15 +106,29 @@ class Moments:
 
 def key_of(arch: Arch, model: Autoencoder, pictures: Pictures, bf16: bool) -> str:
     """Names what the latents are computed from: the encoder's weights, the size, the pictures' number, the precision."""
-    hash = hashlib.sha256(repr((arch.levels, arch.width, arch.height, len(pictures.rows), bf16)).encode())
+    plan = (arch.levels, arch.width, arch.height, arch.labels, len(pictures.rows), bf16)
+    hash = hashlib.sha256(repr(plan).encode() + pictures.labels.rows.tobytes())
     for _, weight in sorted(model.encoder.state_dict().items()):
         hash.update(weight.cpu().contiguous().numpy().tobytes())
     return hash.hexdigest()
 
 
-def write(arch: Arch, model: Autoencoder, pictures: Pictures, out: Path, device: torch.device, bf16: bool) -> None:
-    """Encodes every picture and its mirror image at the trained size into `out`; `latents.json` comes last. Continues
-    what an interrupted call with the same arguments left, and does nothing where it is all there."""
+def write(
+    arch: Arch,
+    model: Autoencoder,
+    pictures: Pictures,
+    out: Path,
+    device: torch.device,
+    bf16: bool,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Encodes every picture and its mirror image at `size` (the default one if None) into `out`; `latents.json` comes last.
+    Continues what an interrupted call with the same arguments left, and does nothing where it is all there. A model of version 2
+    takes the labels of the pictures."""
+    if arch.version >= 2:
+        arch = replace(arch, labels=pictures.labels.schema)
+    if size:
+        arch = replace(arch, sizes=(size,))
     key, done, begun = key_of(arch, model, pictures, bf16), out / "latents.json", out / "begun"
     if done.exists() and json.loads(done.read_text()).get("key") == key:
         return
@@ -146,6 +161,8 @@ def write(arch: Arch, model: Autoencoder, pictures: Pictures, out: Path, device:
                     file.append(row)
         for file in files:
             file.finish()
+    labels = np.repeat(pictures.labels.rows, 2, 0) if arch.labels else np.zeros((2 * count, 0), np.int64)
+    replace_file(out / LABELS, lambda file: np.save(file, labels))
     mean, std = zip(*(statistics(out, level, 2 * pictures.training) for level in range(len(arch.levels))))
     doc = {"arch": json.loads(arch.to_json()), "held_out": pictures.held_out, "key": key, "mean": mean, "std": std}
     replace_file(done, lambda file: file.write(json.dumps(doc).encode()))
@@ -167,6 +184,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command, or an exported file")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
+    parser.add_argument("--size", metavar="WxH", help="of the pictures (default: the configuration's first)")
     parser.add_argument("--precision", choices=("f32", "bf16"), help="default: bf16 where it works")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
@@ -180,4 +198,4 @@ def run(args: argparse.Namespace) -> None:
     model = Autoencoder(arch)
     load_ema(args.autoencoder, model, autoencoder_identity(arch), device)
     bf16 = args.precision == "bf16" or (args.precision is None and precision.bf16_works(device))
-    write(arch, model, Pictures.open(args.pictures), args.out, device, bf16)
+    write(arch, model, Pictures.open(args.pictures), args.out, device, bf16, parse_size(args.size) if args.size else None)

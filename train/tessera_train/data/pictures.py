@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .labels import Labels
+
 HELD_OUT = 16
 
 
@@ -43,10 +45,11 @@ def finished(state: Path, count: int) -> int:
 class Pictures:
     """Rows uint8 [count, height, width, 3]; the last 16 of them (at most a quarter) are held out from training."""
 
-    def __init__(self, rows: np.ndarray, name: str) -> None:
+    def __init__(self, rows: np.ndarray, name: str, labels: Labels | None = None) -> None:
         if rows.ndim != 4 or rows.shape[-1] != 3 or rows.dtype != np.uint8:
             raise ValueError(f"{name}: pictures.npy is {rows.dtype} {rows.shape}, not uint8 [n, h, w, 3]")
         self.rows = rows
+        self.labels = labels or Labels((), np.zeros((len(rows), 0), np.int64))
         self.held_out = min(HELD_OUT, len(self.rows) // 4)
         self.training = len(self.rows) - self.held_out
         if self.training < 1:
@@ -59,7 +62,8 @@ class Pictures:
             rows = np.load(folder / "pictures.npy", mmap_mode="r")
         except FileNotFoundError as error:
             raise ValueError(f"{folder}: no pictures.npy in it; `prepare` or `scenery` write one") from error
-        return Pictures(rows[: finished(folder / "pictures.json", len(rows))], str(folder))
+        rows = rows[: finished(folder / "pictures.json", len(rows))]
+        return Pictures(rows, str(folder), Labels.open(folder, len(rows)))
 
     def window(self, i: int, y: int, x: int, height: int, width: int) -> Tensor:
         """A rectangle of picture `i` as [1, 3, height, width] in [-1, 1]."""

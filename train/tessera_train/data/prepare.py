@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 from ..export.files import replace_file
 from ..scenery.dataset import parse_size
+from . import labels
 from .image_io import SUFFIXES, Unusable, read
+from .labels import Source
 from .npy_writer import RowWriter, check_space
 
 VERSION = 1
@@ -118,7 +120,15 @@ class Journal:
         return open(self.path, "a", buffering=1)
 
 
-def prepare(folder: Path, out: Path, width: int, height: int, threads: int, say: Callable[[str], None] = print) -> int:
+def prepare(
+    folder: Path,
+    out: Path,
+    width: int,
+    height: int,
+    threads: int,
+    say: Callable[[str], None] = print,
+    source: Source | None = None,
+) -> int:
     """Writes the pictures under `folder` into `out`, or continues to; returns how many there are.
 
     ValueError: no usable picture, or `out` holds others. OSError: the disk is full; what is finished so far stays
@@ -130,7 +140,9 @@ def prepare(folder: Path, out: Path, width: int, height: int, threads: int, say:
         raise ValueError(f"{out}: lies within {folder}, must be outside")
     files, skipped = listing(folder)
     plan = unique(folder, files, skipped, threads)
-    key = hashlib.sha256(json.dumps([VERSION, width, height, [name for name, _ in plan]]).encode()).hexdigest()
+    found = [source.of(path) for _, path in plan] if source else None
+    planned = [VERSION, width, height, [name for name, _ in plan], *([found] if found else [])]
+    key = hashlib.sha256(json.dumps(planned).encode()).hexdigest()
     done = out / "pictures.json"
     if done.exists():
         state = json.loads(done.read_text())
@@ -161,6 +173,8 @@ def prepare(folder: Path, out: Path, width: int, height: int, threads: int, say:
         rows.finish()
     used = [shown(path, folder) for (_, path), reason in zip(plan, journal.reasons) if reason is None]
     state = {"version": VERSION, "key": key, "width": width, "height": height, "count": len(used), "finished": len(used), "files": used}
+    if found:
+        labels.write(out, [its for its, reason in zip(found, journal.reasons) if reason is None])
     replace_file(done, lambda file: file.write(json.dumps(state).encode()))
     journal.path.unlink()
     return len(used)
@@ -203,6 +217,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder tree of JPEG, PNG, TIFF or WebP files")
     parser.add_argument("--out", type=Path, required=True, metavar="PICTURES", help="folder to write; an interrupted writing resumes")
     parser.add_argument("--size", default="2048x1024", metavar="WxH", help="width x height of every picture (default 2048x1024)")
+    parser.add_argument("--labels", metavar="SOURCE", help="folders (names of subfolders), json (a file beside each picture) or a CSV file")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="files read at a time (default: one per core)")
 
 
@@ -210,5 +225,6 @@ def run(args: argparse.Namespace) -> None:
     """The command."""
     if args.threads < 1:
         raise ValueError(f"threads is {args.threads}, must be at least 1")
-    count = prepare(args.folder, args.out, *parse_size(args.size), args.threads)
+    source = Source(args.labels, args.folder) if args.labels else None
+    count = prepare(args.folder, args.out, *parse_size(args.size), args.threads, source=source)
     print(f"{args.out}: {count} pictures of {args.size}")

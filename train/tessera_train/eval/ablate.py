@@ -52,7 +52,7 @@ def one_run(
 ) -> dict[str, Any] | int:
     """The measured run of a configuration with the seed of `args`, or the exit code of one that was stopped."""
     arch, name = config.arch, f"{config.arch.name}-{args.seed}"
-    budget = Budget.of(args, config.section("fit", Settings))
+    budget = Budget.of(args, config.section("fit", Settings), len(config.arch.groups))
     how = evaluate.sampling(args, args.seed)
     settings = {
         "configuration": digest(config.doc),
@@ -69,12 +69,12 @@ def one_run(
             if known["settings"].get(key) != value:
                 raise ValueError(f"{path}: was made with {key} {known['settings'].get(key)}, not {value}; choose another --out")
         return known
-    print(f"{name}: {budget.steps[0]} steps of the AutoEncoder, {budget.steps[1]} of the U-Net", flush=True)
+    print(f"{name}: {budget.steps[0]} steps of the AutoEncoder, {' and '.join(map(str, budget.steps[1:-1]))} of the U-Net", flush=True)
     # What the AutoEncoder and its latents depend on, and nothing else.
     first = digest(autoencoder_identity(arch), config.doc["autoencoder"], arch.width, arch.height, settings["budget"], args.precision)
     shared = f"{first}-{args.seed}"
     common = {"autoencoder": args.out / f"autoencoder-{shared}", "latents": args.out / f"latents-{shared}"}
-    places = dataclasses.replace(Places.within(args.out / name, args.out / f"{name}.safetensors"), **common)
+    places = dataclasses.replace(Places.within(args.out / name, config.arch, args.out / f"{name}.safetensors"), **common)
     precisions = (args.precision, args.precision)
     code = train(config, pictures, args, budget, precisions, places, device)
     if code:
@@ -88,9 +88,8 @@ def one_run(
 
 def about(config: Config) -> str:
     """The size of its networks."""
-    encoder, decoder, unet = (line.split(": ")[1].split(" M parameters, ") for line in cost.describe(config.arch).splitlines())
-    millions = sum(float(part[0]) for part in (encoder, decoder, unet))
-    return f"{millions:.2f} M, {unet[1].split(' at')[0]}"
+    parts = cost.parts(config.arch)
+    return f"{sum(part.millions for part in parts):.2f} M, {sum(part.gflop for part in parts[2:]):.1f} GFLOP"
 
 
 def summary(values: list[float]) -> tuple[float, float]:
@@ -160,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         setattr(args, key, value)
     pictures, apart = Pictures.open(args.pictures), Pictures.open(args.held_out) if args.held_out else None
     report = args.report or args.out / "ablations.md"
-    budgets = Budget.of(args, configs[0].section("fit", Settings))
+    budgets = Budget.of(args, configs[0].section("fit", Settings), len(first.groups))
     device = repeatable(loop.choose_device(args.device), budgets)
     groups = {config.arch.name: Group(about(config), []) for config in configs}
     with held(args.out, report):

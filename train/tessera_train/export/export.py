@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from ..data.latents import Latents
-from ..nets.arch import autoencoder_identity, unet_identity
+from ..nets.arch import Arch, autoencoder_identity, unet_identity
 from ..nets.autoencoder import Autoencoder
 from ..nets.unet import UNet
 from ..training.config import Config
 from .files import save_safetensors
-from .weights import load_ema, read_ema
+from .weights import load_ema, read_ema, trained_section
+
+
+MOST_ROWS = 1024
+"""Pictures whose labels a file holds."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +36,21 @@ class Blend:
     share: float
 
 
-def export(config: Config, autoencoder: Path, diffusion: Path, latents: Latents, out: Path, blend: Blend | None = None) -> None:
-    """Writes `out` from the runs `autoencoder` and `diffusion`; `config.arch` names the model."""
+def export(
+    config: Config, autoencoder: Path, diffusion: Sequence[Path], latents: Latents, out: Path, blend: Blend | None = None
+) -> None:
+    """Writes `out` from the runs `autoencoder` and `diffusion`, one for each group of levels; `config.arch` names the model. Its
+    labels, and up to MOST_ROWS pictures' labels for what a user does not ask for, are those of `latents`."""
     arch, cpu = config.arch, torch.device("cpu")
-    first, second = Autoencoder(arch), UNet(arch)
-    trained = {
-        "autoencoder": load_ema(autoencoder, first, autoencoder_identity(arch), cpu),
-        "diffusion": load_ema(diffusion, second, unet_identity(arch), cpu),
-    }
+    if arch.version >= 2:
+        arch = replace(arch, labels=latents.arch.labels)
+    if len(diffusion) != len(arch.groups):
+        names = ", ".join(group.name for group in arch.groups)
+        raise ValueError(f"diffusion: {len(diffusion)} are given, must be {len(arch.groups)}, one for each group of levels: {names}")
+    first, unets = Autoencoder(arch), [UNet(arch, group) for group in range(len(arch.groups))]
+    trained = {"autoencoder": load_ema(autoencoder, first, autoencoder_identity(arch), cpu)}
+    for group, (unet, source) in enumerate(zip(unets, diffusion)):
+        trained[trained_section(arch, group)] = load_ema(source, unet, unet_identity(arch, group), cpu)
     if blend is not None:
         if not 0 <= blend.share <= 1:
             raise ValueError(f"blend: the share is {blend.share}, must be from 0 to 1")
@@ -44,9 +58,25 @@ def export(config: Config, autoencoder: Path, diffusion: Path, latents: Latents,
         with torch.no_grad():
             for name, x in first.state_dict().items():
                 x.lerp_(other[name], blend.share)
-    tensors = dict(first.state_dict()) | {f"unet.{name}": x for name, x in second.state_dict().items()}
+    tensors = dict(first.state_dict())
+    for group, unet in enumerate(unets):
+        tensors |= {f"{arch.prefix(group)}{name}": x for name, x in unet.state_dict().items()}
     for i, (mean, std) in enumerate(zip(latents.mean, latents.std)):
         tensors |= {f"latents.{i}.mean": mean, f"latents.{i}.std": std}
+    if arch.labels:
+        tensors["labels.rows"] = torch.from_numpy(label_rows(latents))
+    write(out, arch, tensors, trained)
+
+
+def label_rows(latents: Latents) -> np.ndarray:
+    """Labels of at most MOST_ROWS training pictures, chosen at random from a fixed seed."""
+    rows = latents.labels[: latents.training : 2]
+    chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
+    return rows[np.sort(chosen)]
+
+
+def write(out: Path, arch: Arch, tensors: Mapping[str, Tensor], trained: Mapping[str, Any]) -> None:
+    """Writes a model's file in f16 and reads its names back. SystemExit if a number is not finite in f16."""
     arrays: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         array = tensor.to(torch.float16).numpy()
@@ -62,7 +92,9 @@ def export(config: Config, autoencoder: Path, diffusion: Path, latents: Latents,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command, or an exported file")
-    parser.add_argument("--diffusion", type=Path, required=True, help="run folder of the diffusion command, or an exported file")
+    parser.add_argument(
+        "--diffusion", type=Path, required=True, nargs="+", help="run folders of the diffusion command, or exported files: one a group"
+    )
     parser.add_argument("--latents", type=Path, required=True, help="folder that the latents command has written")
     parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
     parser.add_argument("--blend", nargs=2, metavar=("AUTOENCODER", "SHARE"), help="mix in this share, 0 to 1, of another run's weights")

@@ -20,11 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nets import blocks
-from ..nets.arch import Arch, Decoder, Encoder, EncoderStage, Level, Noise, Stage, UNet
+from ..nets.arch import Arch, Decoder, Encoder, EncoderStage, Group, Label, Level, Noise, Stage, UNet, joint
 from ..nets.decoder import Decoder as DecoderNet
+from ..nets.decoder import Place
 from ..nets.encoder import Encoder as EncoderNet
+from ..nets.place_noise import place_noise
 from ..nets.precond import Denoiser
+from ..nets.unet import Context
 from ..nets.unet import UNet as UNetNet
+from ..nets.unet import Window
 from .files import save_safetensors
 
 Arrays = dict[str, np.ndarray]
@@ -192,60 +196,142 @@ def block_fixtures() -> tuple[Arrays, dict[str, str]]:
 
 NET_A = Arch(
     name="net-a",
-    width=96,
-    height=64,
+    sizes=((96, 64),),
     levels=(Level(4, 4), Level(16, 6), Level(0, 8)),
     encoder=Encoder(2, (EncoderStage(4, 0), EncoderStage(6, 1), EncoderStage(8, 1), EncoderStage(8, 2))),
     decoder=Decoder(2, "group", (Stage(6, 1), Stage(8, 0), Stage(8, 1, True), Stage(12, 1, True))),
-    unet=UNet(8, 12, (Stage(8, 1), Stage(8, 1, True), Stage(12, 2, True))),
-    noise=Noise(0.5, 0.002, 80.0, 7.0, (0.0, -0.7, -1.4)),
+    groups=(joint(3, UNet(8, 12, (Stage(8, 1), Stage(8, 1, True), Stage(12, 2, True))), Noise(0.5, 0.002, 80.0, 7.0, (0.0, -0.7, -1.4))),),
 )
 NET_B = Arch(
     name="net-b",
-    width=36,
-    height=20,
+    sizes=((36, 20),),
     levels=(Level(2, 3), Level(4, 5)),
     encoder=Encoder(1, (EncoderStage(4, 1), EncoderStage(6, 0), EncoderStage(8, 1))),
     decoder=Decoder(1, "pixel", (Stage(5, 1), Stage(8, 1, True), Stage(10, 2))),
-    unet=UNet(6, 8, (Stage(8, 1, True), Stage(12, 1))),
-    noise=Noise(0.5, 0.002, 80.0, 7.0, (0.0, -0.5)),
+    groups=(joint(2, UNet(6, 8, (Stage(8, 1, True), Stage(12, 1))), Noise(0.5, 0.002, 80.0, 7.0, (0.0, -0.5))),),
     attention_ratio="log",
 )
 NET_C = Arch(
     name="net-c",
-    width=16,
-    height=16,
+    sizes=((16, 16),),
     levels=(Level(4, 3), Level(8, 5), Level(16, 7)),
     encoder=Encoder(4, (EncoderStage(7, 1), EncoderStage(9, 1), EncoderStage(11, 0))),
     decoder=Decoder(4, "group", (Stage(7, 1), Stage(9, 1, True), Stage(11, 1, True))),
-    unet=UNet(6, 8, (Stage(7, 1), Stage(9, 1), Stage(11, 1, True))),
-    noise=Noise(0.5, 0.002, 80.0, 7.0, (0.1, -0.4, -6.0)),
+    groups=(joint(3, UNet(6, 8, (Stage(7, 1), Stage(9, 1), Stage(11, 1, True))), Noise(0.5, 0.002, 80.0, 7.0, (0.1, -0.4, -6.0))),),
     attention_ratio="learned",
 )
 
 NET_D = Arch(
     name="net-d",
-    width=48,
-    height=32,
+    sizes=((48, 32),),
     levels=(Level(2, 3), Level(16, 5)),
     encoder=Encoder(2, (EncoderStage(4, 1), EncoderStage(6, 0), EncoderStage(7, 0), EncoderStage(8, 1))),
     decoder=Decoder(2, "pixel", (Stage(5, 1), Stage(8, 0), Stage(9, 0), Stage(10, 1, True))),
-    unet=UNet(6, 8, (Stage(8, 1), Stage(10, 1, True), Stage(12, 1)), unshuffle=2),
-    noise=Noise(0.5, 0.002, 80.0, 7.0, (0.0, -0.5)),
+    groups=(joint(2, UNet(6, 8, (Stage(8, 1), Stage(10, 1, True), Stage(12, 1)), unshuffle=2), Noise(0.5, 0.002, 80.0, 7.0, (0.0, -0.5))),),
 )
 
 NET_E = Arch(
     name="net-e",
-    width=32,
-    height=16,
+    sizes=((32, 16),),
     levels=(Level(2, 3), Level(8, 4), Level(0, 5)),
     encoder=Encoder(2, (EncoderStage(4, 0), EncoderStage(5, 0), EncoderStage(6, 0))),
     decoder=Decoder(2, "pixel", (Stage(5, 0), Stage(6, 0), Stage(8, 0, True))),
-    unet=UNet(4, 6, (Stage(6, 1), Stage(7, 1), Stage(8, 1, True)), skip="residual"),
-    noise=Noise(0.5, 0.002, 80.0, 7.0, (0.0, -0.5, -0.8)),
+    groups=(joint(3, UNet(4, 6, (Stage(6, 1), Stage(7, 1), Stage(8, 1, True)), skip="residual"), Noise(0.5, 0.002, 80.0, 7.0, (0.0, -0.5, -0.8))),),
     attention_ratio="spatial",
 )
-NET_F = dataclasses.replace(NET_E, name="net-f", unet=dataclasses.replace(NET_E.unet, skip="input"))
+E_GROUP = NET_E.groups[0]
+NET_F = dataclasses.replace(
+    NET_E, name="net-f", groups=(dataclasses.replace(E_GROUP, unet=dataclasses.replace(E_GROUP.unet, skip="input")),)
+)
+
+
+NET_G = Arch(
+    name="net-g",
+    version=2,
+    sizes=((96, 64), (64, 64)),
+    levels=(Level(4, 3), Level(16, 5), Level(32, 4), Level(0, 6)),
+    encoder=Encoder(2, (EncoderStage(4, 0), EncoderStage(6, 1), EncoderStage(7, 0), EncoderStage(8, 1), EncoderStage(8, 0))),
+    decoder=Decoder(
+        2,
+        "pixel",
+        (Stage(5, 1, noise=True), Stage(6, 0, noise=True), Stage(7, 1, noise=True), Stage(8, 1, True), Stage(9, 1, True)),
+        rgb="fir",
+    ),
+    groups=(
+        Group(
+            "layout",
+            (1, 2, 3),
+            UNet(8, 10, (Stage(8, 1, True), Stage(12, 1, True)), coordinates=True),
+            Noise(0.5, 0.01, 80.0, 7.0, (0.0, -0.4, -0.9)),
+        ),
+        Group(
+            "detail",
+            (0,),
+            UNet(6, 1, (Stage(7, 1), Stage(9, 1)), unshuffle=2, norm="pixel", coordinates=True),
+            Noise(0.5, 0.01, 10.0, 7.0, (0.0,)),
+        ),
+    ),
+    labels=(Label("time", ("day", "dusk", "night")), Label("water", ("none", "lake"))),
+)
+SEED = 0x0123_4567_89AB_CDEF
+"""Of the decoder's noise."""
+
+
+def net_of_groups(arch: Arch, sigma: float) -> tuple[tuple[Arrays, dict[str, str]], tuple[Arrays, dict[str, str]]]:
+    """A tiny checkpoint of version 2 and its inputs and outputs: (tensors, metadata) of both files. The decoder's window begins at
+    row 4 and column 8 of the finest latent's grid and reaches its ends; the last group's window at row 4 and column 4 of its first grid."""
+    draw = Draw(arch.name)
+    encoder, decoder = draw.fill(EncoderNet(arch)), draw.fill(DecoderNet(arch))
+    unets = [draw.fill(UNetNet(arch, group)) for group in range(len(arch.groups))]
+    weights = parameters(encoder, "encoder.") | parameters(decoder, "decoder.")
+    for group, unet in enumerate(unets):
+        weights |= parameters(unet, arch.prefix(group))
+    for i, level in enumerate(arch.levels):
+        weights[f"latents.{i}.mean"] = draw.tensor(level.channels).float().numpy()
+        weights[f"latents.{i}.std"] = (draw.tensor(level.channels) / 3).exp().float().numpy()
+    weights["labels.rows"] = draw.rng.integers(0, [1 + len(label.values) for label in arch.labels], (7, len(arch.labels))).astype(np.float32)
+    io: Arrays = {}
+    grids = arch.grids(arch.width, arch.height)
+
+    def put(name: str, tensors: list[Tensor]) -> list[Tensor]:
+        io.update({f"{name}.{i}": nhwc(x) for i, x in enumerate(tensors)})
+        return tensors
+
+    picture = draw.tensor(1, 3, arch.height, arch.width) / 2
+    io["encoder/in"] = nhwc(picture)
+    for i, (mean, log_variance) in enumerate(encoder(picture)):
+        io |= {f"encoder/mean.{i}": nhwc(mean), f"encoder/log_variance.{i}": nhwc(log_variance)}
+    z = put("decoder/in", [draw.tensor(1, level.channels, *grid) for level, grid in zip(arch.levels, grids)])
+    seeds = torch.tensor([SEED])
+    h, r = decoder.global_stage(z, Place(seeds))
+    io |= {"decoder/h": nhwc(h), "decoder/r": nhwc(r), "decoder/out": nhwc(decoder.local_stage(h, r, Place(seeds)))}
+    io["decoder/window"] = nhwc(decoder.local_stage(h[..., 4:, 8:], r[..., 4:, 8:], Place(seeds, 4, 8)))
+    io["noise/0"] = nhwc(place_noise(seeds, 0, 0, 0, 5, 7).double())
+    io["noise/2"] = nhwc(place_noise(seeds, 2, 2**20 + 3, 2**31 - 2, 4, 6).double())
+    level = draw.scalar(sigma)
+    io["sigma"] = nhwc(level.view(1, 1, 1, 1))
+    labels = torch.tensor([[2, 0]])
+    io["labels"] = labels.float().numpy()
+    for group, unet in enumerate(unets):
+        its = arch.groups[group].levels
+        condition = put(f"groups.{group}/condition", [draw.tensor(1, arch.levels[i].channels, *grids[i]) for i in range(its[-1] + 1, len(grids))])
+        noisy = put(f"groups.{group}/in", [draw.tensor(1, arch.levels[i].channels, *grids[i]) for i in its])
+        c_noise = (level.log() / 4).float().double()
+        context = Context(tuple(condition), labels)
+        put(f"groups.{group}/unet", unet(noisy, c_noise, context))
+        put(f"groups.{group}/denoised", Denoiser(unet)(noisy, level, context))
+        put(f"groups.{group}/unlabelled", Denoiser(unet)(noisy, level, Context(tuple(condition))))
+    # A window of the last group: all levels cut to the same place.
+    shape, top, left = unets[-1].shape, 4, 4
+    first = shape.factor(0)
+
+    def cut(x: Tensor, factor: int) -> Tensor:
+        return x[..., top * first // factor :, left * first // factor :] if factor else x
+
+    rows, columns = arch.height // first, arch.width // first
+    context = Context(tuple(cut(x, lv.factor) for x, lv in zip(condition, shape.condition)), labels, Window(top, left, (rows, columns)))
+    put("window", Denoiser(unets[-1])([cut(x, lv.factor) for x, lv in zip(noisy, shape.levels)], level, context))
+    return (weights, {"format": "tessera", "arch": arch.to_json()}), (io, {"seed": f"{SEED}"})
 
 
 def net(arch: Arch, sigma: float) -> tuple[tuple[Arrays, dict[str, str]], tuple[Arrays, dict[str, str]]]:
@@ -275,7 +361,7 @@ def net(arch: Arch, sigma: float) -> tuple[tuple[Arrays, dict[str, str]], tuple[
     io |= {"unet/c_noise": nhwc((level.log() / 4).view(1, 1, 1, 1)), "denoiser/sigma": nhwc(level.view(1, 1, 1, 1))}
     c_noise = torch.from_numpy(io["unet/c_noise"]).double().view(1)
     io |= {f"unet/out.{i}": nhwc(x) for i, x in enumerate(unet(latents("unet/in"), c_noise))}
-    denoised = Denoiser(arch, unet)(latents("denoiser/in"), level)
+    denoised = Denoiser(unet)(latents("denoiser/in"), level)
     io |= {f"denoiser/out.{i}": nhwc(x) for i, x in enumerate(denoised)}
     return (weights, {"format": "tessera", "arch": arch.to_json()}), (io, {})
 
@@ -287,6 +373,7 @@ def write(out: Path) -> None:
         # net-c's sigma puts its coarsest level at the floor sigma_min.
         for arch, sigma in ((NET_A, 1.7), (NET_B, 12.0), (NET_C, 0.3), (NET_D, 2.5), (NET_E, 1.0), (NET_F, 1.0)):
             files[arch.name], files[f"{arch.name}.io"] = net(arch, sigma)
+        files[NET_G.name], files[f"{NET_G.name}.io"] = net_of_groups(NET_G, 1.3)
     for name, (arrays, metadata) in files.items():
         save_safetensors(out / f"{name}.safetensors", arrays, metadata)
 

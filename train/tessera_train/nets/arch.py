@@ -259,6 +259,11 @@ class Arch:
                 need(not stage.attention, f"decoder.stages[{i}] is in the local stage and can't have attention")
         need(self.decoder.global_norm in NORMS, f"decoder.global_norm is {self.decoder.global_norm!r}")
         need(self.decoder.rgb in RGB_RESAMPLING, f"decoder.rgb is {self.decoder.rgb!r}, not one of {', '.join(RGB_RESAMPLING)}")
+        if self.version == 1:
+            plain = self.decoder.rgb == "nearest" and not any(stage.noise for stage in self.decoder.stages)
+            one = len(self.groups) == 1 and len(self.sizes) == 1 and not self.labels
+            unet = self.groups[0].unet
+            need(plain and one and unet.norm == "group" and not unet.coordinates, "version is 1, this model needs version 2")
         need(self.attention_ratio in RATIOS, f"attention_ratio is {self.attention_ratio!r}, not one of {', '.join(RATIOS)}")
         covered = [i for group in reversed(self.groups) for i in group.levels]
         need(covered == list(range(len(self.levels))), f"groups cover levels {covered}, must be each once, coarse groups first")
@@ -268,11 +273,6 @@ class Arch:
         need(len({label.name for label in self.labels}) == len(self.labels), "labels have equal names")
         for label in self.labels:
             need(len(label.values) >= 1 and len(set(label.values)) == len(label.values), f"labels {label.name}: values repeat or are none")
-        if self.version == 1:
-            plain = self.decoder.rgb == "nearest" and not any(stage.noise for stage in self.decoder.stages)
-            one = len(self.groups) == 1 and len(self.sizes) == 1 and not self.labels
-            unet = self.groups[0].unet
-            need(plain and one and unet.norm == "group" and not unet.coordinates, "version is 1, this model needs version 2")
 
     def validate_group(self, index: int, need: Any) -> None:
         """The part of `validate` for one group."""

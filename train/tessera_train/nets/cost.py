@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -26,8 +27,17 @@ def millions(module: nn.Module) -> float:
     return sum(p.numel() for p in module.parameters()) / 1e6
 
 
-def describe(arch: Arch) -> str:
-    """Lines of parameters and GFLOP per picture of the default size; nothing is computed."""
+@dataclass(frozen=True)
+class Part:
+    """A network of a model: 10^6 parameters and 10^9 operations for a picture of the default size."""
+
+    name: str
+    millions: float
+    gflop: float
+
+
+def parts(arch: Arch) -> list[Part]:
+    """Encoder, decoder and the U-Net of each group; nothing is computed."""
     with torch.device("meta"):
         encoder, decoder = Encoder(arch), Decoder(arch)
         unets = [UNet(arch, group) for group in range(len(arch.groups))]
@@ -35,14 +45,18 @@ def describe(arch: Arch) -> str:
         grids = zip(arch.levels, arch.grids(arch.width, arch.height))
         z = [torch.empty(1, level.channels, h, w) for level, (h, w) in grids]
         c_noise = torch.empty(1)
-    rows = [
-        ("encoder", encoder, gflop(lambda: encoder(picture))),
-        ("decoder", decoder, gflop(lambda: decoder(z))),
+    found = [
+        Part("encoder", millions(encoder), gflop(lambda: encoder(picture))),
+        Part("decoder", millions(decoder), gflop(lambda: decoder(z))),
     ]
     for group, unet in zip(arch.groups, unets):
         first, last = group.levels[0], group.levels[-1] + 1
-        context = Context(tuple(z[last:]))
         name = "U-Net" if len(unets) == 1 else f"U-Net of {group.name}"
-        rows.append((name, unet, gflop(lambda: unet(z[first:last], c_noise, context))))
+        found.append(Part(name, millions(unet), gflop(lambda: unet(z[first:last], c_noise, Context(tuple(z[last:]))))))
+    return found
+
+
+def describe(arch: Arch) -> str:
+    """Lines of parameters and GFLOP per picture of the default size."""
     size = f"at {arch.width}x{arch.height}"
-    return "\n".join(f"{name}: {millions(net):.2f} M parameters, {cost:.1f} GFLOP {size}" for name, net, cost in rows)
+    return "\n".join(f"{part.name}: {part.millions:.2f} M parameters, {part.gflop:.1f} GFLOP {size}" for part in parts(arch))

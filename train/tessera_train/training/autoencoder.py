@@ -214,6 +214,7 @@ class Task:
         self.model.encoder.requires_grad_(whole is None)
         adversary = r.adversarial_width, r.adversarial_levels, r.adversarial_rate
         self.adversary = Adversary(*adversary, device, r.replay) if r.adversarial else None
+        self.weighting = None
         self.lpips = Lpips(Path(r.lpips_weights)).to(device) if r.lpips else None
         self.identity, self.prefix = autoencoder_identity(self.arch), ""
 

@@ -32,12 +32,13 @@ class Speed:
     autoencoder_precision: str
     diffusion_precision: str
     autoencoder_step: float
-    diffusion_step: float
+    diffusion_steps: list[float]
+    """For each group of levels."""
     encoding: float
     reading: float
     refine_step: float = 0.0
 
-    def as_dict(self) -> dict[str, float | str]:
+    def as_dict(self) -> dict[str, float | str | list[float]]:
         """For `run.json`."""
         return asdict(self)
 
@@ -68,15 +69,18 @@ def measure(config: Config, files: list[Path], args: argparse.Namespace, device:
     with tempfile.TemporaryDirectory() as folder:
         latents.write(arch, ae, pictures, Path(folder), device, False)
         noise = latents.Latents.open(Path(folder))
-        second = diffusion.Task(config, noise, ae, args.seed, device)
-        run, other = probe(second, args, device)
-        batch = second.batch(0, 0.0)
-        other_step, last = seconds(lambda: step(run, batch), device), 0.0
+        other_steps, unets, other, last = [], [], "f32", 0.0
+        for group in range(len(arch.groups)):
+            second = diffusion.Task(config, [noise], ae, args.seed, device, group)
+            run, other = probe(second, args, device)
+            batch = second.batch(0, 0.0)
+            other_steps.append(seconds(lambda: step(run, batch), device))
+            unets.append(spectral.folded(second.model).eval())
         if refine:
-            whole = Model(arch, ae, spectral.folded(second.model).eval(), noise, device)
+            whole = Model(arch, ae, tuple(unets), noise, device)
             task = autoencoder.Task(config, pictures, args.seed, device, whole)
             last = mean_step(probe(task, args, device)[0], task, device)
-    return Speed(name, other, first, other_step, encoding, reading(files, arch.width, arch.height), last)
+    return Speed(name, other, first, other_steps, encoding, reading(files, arch.width, arch.height), last)
 
 
 def mean_step(run: loop.Loop, task: autoencoder.Task, device: torch.device) -> float:

@@ -14,19 +14,20 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from ..data import latents, prepare, provenance
+from ..data.labels import Source
 from ..data.latents import Latents
 from ..data.pictures import Pictures
 from ..export.export import export
 from ..export.files import replace_file
 from ..export.model import Model
 from ..export.weights import load_ema
-from ..nets.arch import autoencoder_identity
+from ..nets.arch import Arch, autoencoder_identity
 from ..nets.autoencoder import Autoencoder
 from ..scenery.dataset import parse_size
 from . import autoencoder, diffusion, estimate, loop
@@ -38,25 +39,30 @@ GRID_STEPS = 18
 
 @dataclass(frozen=True)
 class Settings:
-    """The section `[fit]`: the AutoEncoder's share of the budget, that of the decoder's refinement (0: none; the U-Net has
-    the rest), and the budget if none is given."""
+    """The section `[fit]`: the AutoEncoder's share of the budget, that of the decoder's refinement (0: none); the U-Nets have the
+    rest, in proportion to `groups` (empty: equal parts); and the budget if none is given."""
 
     share: float = 0.5
     refine: float = 0.0
+    groups: list[float] = field(default_factory=list)
     steps: int | None = None
     minutes: float | None = None
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Of AutoEncoder, U-Net and refinement: steps, or minutes."""
+    """Of AutoEncoder, the U-Net of each group and refinement: steps, or minutes."""
 
-    steps: tuple[int, int, int] | None
-    minutes: tuple[float, float, float] | None
+    steps: tuple[int, ...] | None
+    minutes: tuple[float, ...] | None
 
     @staticmethod
-    def of(args: argparse.Namespace, settings: Settings) -> Budget:
-        """From the command line or else from the configuration."""
+    def of(args: argparse.Namespace, settings: Settings, groups: int = 1) -> Budget:
+        """From the command line or else from the configuration, for a model of so many groups of levels."""
+        shares = settings.groups or [1.0] * groups
+        if len(shares) != groups or min(shares) <= 0:
+            raise ValueError(f"[fit] groups is {settings.groups}, must be {groups} numbers above 0")
+        shares = [share / sum(shares) for share in shares]
         steps, minutes = args.steps, args.minutes
         if steps is None and minutes is None:
             steps, minutes = settings.steps, settings.minutes
@@ -65,24 +71,28 @@ class Budget:
         if min(settings.share, settings.refine) < 0 or settings.share + settings.refine >= 1:
             raise ValueError(f"[fit] share is {settings.share} and refine {settings.refine}, must be at least 0 and together below 1")
         if steps is not None:
-            least = 3 if settings.refine else 2
+            least = 1 + groups + bool(settings.refine)
             if steps < least:
                 raise ValueError(f"steps is {steps}, must be at least {least}")
-            last = min(steps - 2, max(1, round(steps * settings.refine))) if settings.refine else 0
-            first = min(steps - last - 1, max(1, round(steps * settings.share)))
-            return Budget((first, steps - first - last, last), None)
+            last = min(steps - 1 - groups, max(1, round(steps * settings.refine))) if settings.refine else 0
+            first = min(steps - last - groups, max(1, round(steps * settings.share)))
+            rest, own = steps - first - last, []
+            for i, share in enumerate(shares[:-1]):
+                own.append(max(1, min(round((steps - first - last) * share), rest - (groups - 1 - i))))
+                rest -= own[-1]
+            return Budget((first, *own, rest, last), None)
         if minutes <= 0:
             raise ValueError(f"minutes is {minutes}, must be above 0")
-        shares = settings.share, 1 - settings.share - settings.refine, settings.refine
-        return Budget(None, tuple(minutes * share for share in shares))
+        rest = 1 - settings.share - settings.refine
+        return Budget(None, tuple(minutes * x for x in (settings.share, *(rest * share for share in shares), settings.refine)))
 
     def arguments(self, part: int) -> dict[str, float | int | None]:
-        """As the trainings' arguments; part 0 is the AutoEncoder, 1 the U-Net, 2 the refinement."""
+        """As the trainings' arguments; part 0 is the AutoEncoder, 1 and on the U-Nets, -1 the refinement."""
         return {"steps": self.steps and self.steps[part], "minutes": self.minutes and self.minutes[part]}
 
     def refines(self) -> bool:
         """Whether the decoder is refined at all."""
-        return bool((self.steps or self.minutes)[2])
+        return bool((self.steps or self.minutes)[-1])
 
     def left(self, part: int, step: float, out: Path) -> float:
         """Seconds that a training still takes, at `step` seconds a step."""
@@ -116,6 +126,7 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
         "budget": budget.arguments(0) | {"of": "AutoEncoder"},
         "device": device.type,
         "precision": args.precision,
+        "labels": args.labels,
     }
     files, _ = prepare.listing(args.folder)
     if not files:
@@ -138,8 +149,10 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
         "reading pictures": 0.0 if (run / "pictures" / "pictures.json").exists() else count * speed.reading / args.threads,
         "AutoEncoder": budget.left(0, speed.autoencoder_step, run / "autoencoder"),
         "latents": 0.0 if (run / "latents" / "latents.json").exists() else count * speed.encoding,
-        "diffusion": budget.left(1, speed.diffusion_step, run / "diffusion"),
-        "refinement": budget.left(2, speed.refine_step, run / "refine"),
+        "diffusion": sum(
+            budget.left(1 + i, seconds, path) for i, (seconds, path) in enumerate(zip(speed.diffusion_steps, diffusion_folders(run, config.arch)))
+        ),
+        "refinement": budget.left(-1, speed.refine_step, run / "refine"),
     }
     print(f"{count} files of pictures, {config.arch.width}x{config.arch.height}, on {device}: {estimate.sentence(times)}", flush=True)
     return speed
@@ -151,9 +164,11 @@ def run(args: argparse.Namespace) -> int:
     arch, out = config.arch, args.out
     if out.suffix != ".safetensors":
         raise ValueError(f"out is {out}, must end with .safetensors")
+    if args.labels and arch.version == 1:
+        raise ValueError(f"labels: {config.path} is of version 1, which has no labels; choose a configuration of version 2")
     if out.resolve().is_relative_to(args.folder.resolve()):
         raise ValueError(f"{out}: lies within {args.folder}, must be outside")
-    budget = Budget.of(args, config.section("fit", Settings))
+    budget = Budget.of(args, config.section("fit", Settings), len(arch.groups))
     device = repeatable(loop.choose_device(args.device), budget)
     args.threads = args.threads or os.cpu_count() or 1
     args.start = args.adapt = None
@@ -161,9 +176,10 @@ def run(args: argparse.Namespace) -> int:
     with held(folder, out):
         speed = begin(folder, config, args, budget, device)
         loop.describe(arch)
-        prepare.prepare(args.folder, folder / "pictures", arch.width, arch.height, args.threads)
+        source = Source(args.labels, args.folder) if args.labels else None
+        prepare.prepare(args.folder, folder / "pictures", arch.width, arch.height, args.threads, source=source)
         pictures = Pictures.open(folder / "pictures")
-        places = Places.within(folder, out)
+        places = Places.within(folder, arch, out)
         code = train(config, pictures, args, budget, (speed.autoencoder_precision, speed.diffusion_precision), places, device)
         if code:
             return code
@@ -181,16 +197,22 @@ class Places:
 
     autoencoder: Path
     latents: Path
-    diffusion: Path
+    diffusion: tuple[Path, ...]
+    """One for each group of levels."""
     plain: Path
     refine: Path
     out: Path
 
     @staticmethod
-    def within(folder: Path, out: Path) -> Places:
-        """All but the last in `folder`, under their usual names."""
-        names = ("autoencoder", "latents", "diffusion", "plain.safetensors", "refine")
-        return Places(*(folder / name for name in names), out)
+    def within(folder: Path, arch: Arch, out: Path) -> Places:
+        """All except the last in `folder`, under their usual names."""
+        first, others = ("autoencoder", "latents"), ("plain.safetensors", "refine")
+        return Places(*(folder / name for name in first), diffusion_folders(folder, arch), *(folder / name for name in others), out)
+
+
+def diffusion_folders(folder: Path, arch: Arch) -> tuple[Path, ...]:
+    """The run folders of the U-Nets."""
+    return tuple(folder / ("diffusion" if arch.version == 1 else f"diffusion-{group.name}") for group in arch.groups)
 
 
 def train(
@@ -212,15 +234,16 @@ def train(
     model = Autoencoder(arch)
     load_ema(places.autoencoder, model, autoencoder_identity(arch), device)
     latents.write(arch, model, pictures, places.latents, device, precisions[0] == "bf16")
-    own = part(args, budget, 1, places.diffusion, precisions[1])
-    loop.prepare(own)
     stored = Latents.open(places.latents)
-    code = loop.Loop(diffusion.Task(config, stored, model, args.seed, device), own, device).run()
-    if code:
-        return code
+    for group, folder in enumerate(places.diffusion):
+        own = part(args, budget, 1 + group, folder, precisions[1])
+        loop.prepare(own)
+        code = loop.Loop(diffusion.Task(config, [stored], model, args.seed, device, group), own, device).run()
+        if code:
+            return code
     export(config, places.autoencoder, places.diffusion, stored, places.plain if budget.refines() else places.out)
     if budget.refines():
-        own = argparse.Namespace(**vars(part(args, budget, 2, places.refine, precisions[0])) | {"start": places.plain})
+        own = argparse.Namespace(**vars(part(args, budget, -1, places.refine, precisions[0])) | {"start": places.plain})
         loop.prepare(own)
         whole = Model.open(places.plain, device)
         code = loop.Loop(autoencoder.Task(config, pictures, args.seed, device, whole), own, device).run()
@@ -246,5 +269,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder tree of JPEG, PNG, TIFF or WebP files")
     parser.add_argument("--config", default="scenery", help=f"{', '.join(names())} or a TOML file (default: scenery)")
+    parser.add_argument("--labels", metavar="SOURCE", help="folders (names of subfolders), json (a file beside each picture) or a CSV file")
     parser.add_argument("--size", metavar="WxH", help="of the model's pictures (default: the configuration's)")
     loop.add_common_arguments(parser, "the model, a .safetensors file; the run folder lies beside it")

@@ -35,6 +35,7 @@ from ..nets.arch import Arch
 from . import muon, parallel, precision
 from .adversarial import Adversary
 from .config import names
+from .weighting import Weighting
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Task(Protocol):
     model: nn.Module
     recipe: Recipe
     adversary: Adversary | None
+    weighting: Weighting | None
     identity: str
     """Text that must be the same when a run is resumed."""
     prefix: str
@@ -185,6 +187,7 @@ class Loop:
         self.stop_signal = 0
         self.bar: tqdm | None = None
         self.board: Any = None
+        self.weighting = task.weighting
         for net in task.parts_to_compile() if args.compile else ():
             net.compile()
 
@@ -224,6 +227,7 @@ class Loop:
             "identity": self.task.identity,
             "parts": self.parts(),
             "adversary": self.task.adversary and self.task.adversary.state(),
+            "weighting": self.weighting.mean if self.weighting is not None else None,
         }
         try:
             replace_file(path, lambda file: torch.save(state, file))
@@ -254,6 +258,8 @@ class Loop:
                 raise SystemExit(f"{path} was trained with {name} {not value}, the configuration says {value}; choose another --out")
         if self.task.adversary is not None:
             self.task.adversary.load_state(state["adversary"])
+        if self.weighting is not None and state.get("weighting") is not None:
+            self.weighting.mean = state["weighting"]
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         for optimizer, its in zip(self.optimizers, state["optimizers"]):
