@@ -68,19 +68,23 @@ class Summary:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of sampling: number of samples, steps of Heun's sampler, samples per batch, seed."""
+    """Settings of sampling: number of samples, steps of Heun's sampler, samples per batch, seed, scale of the guidance. Labels, where
+    a model has them, are those of random training pictures."""
 
     count: int
     steps: int
     batch: int
     seed: int
+    guidance: float = 1.0
 
     def summary(self, model: Model, name: str) -> Summary:
         """Draws samples of the model and summarises them."""
 
         def pictures() -> Iterator[Tensor]:
             for first in range(0, self.count, self.batch):
-                yield from model.decode(model.sample(min(self.batch, self.count - first), self.steps, self.seed + first))
+                count, seed = min(self.batch, self.count - first), self.seed + first
+                labels = model.draw_labels(count, seed)
+                yield from model.decode(model.sample(count, self.steps, seed, labels, self.guidance), seed)
 
         return Summary.of(pictures(), self.count, self.seed + 2_000_000, name)
 
@@ -203,7 +207,7 @@ def report(models: dict[str, Model], reference: Reference, sampling: Sampling, o
     return f"""# {arch.name}, {width}x{height}
 
 {made}: {reference.pictures.training} training pictures, {len(reference.indices)} held out, {sampling.count} samples
-of {sampling.steps} Heun steps. {control}
+of {sampling.steps} Heun steps, guidance {sampling.guidance:g}. {control}
 ## Reconstruction of held-out pictures
 
 Latents that are not named are set to their mean.
@@ -246,6 +250,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out", type=Path, help="folder of pictures that are not trained on (default: the last of --pictures)")
     parser.add_argument("--samples", type=int, default=64, help="number of samples (default: 64)")
     parser.add_argument("--sample-steps", type=int, default=18, help="steps of the sampler (default: 18)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="scale of the guidance by labels (default: 1, none)")
     parser.add_argument("--batch", type=int, default=8, help="samples at a time (default: 8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
@@ -259,7 +264,7 @@ def sampling(args: argparse.Namespace, seed: int) -> Sampling:
             raise ValueError(f"{name} is {value}, must be at least 1")
     if args.threads:
         torch.set_num_threads(args.threads)
-    return Sampling(args.samples, args.sample_steps, args.batch, seed)
+    return Sampling(args.samples, args.sample_steps, args.batch, seed, args.guidance)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -59,6 +59,13 @@ class Model:
         denoisers = [Denoiser(unet) for unet in self.unets]
         return self.latents.raw(sampler.latents(denoisers, self.arch, count, steps, labels, Guidance(scale), size))
 
+    def draw_labels(self, count: int, seed: int) -> Tensor | None:
+        """Labels int64 [count, labels] of random training pictures; None for a model without labels."""
+        rows = self.latents.labels
+        if not len(rows):
+            return None
+        return torch.from_numpy(rows[np.random.default_rng(seed).integers(len(rows), size=count)])
+
     @torch.no_grad()
     def decode(self, z: list[Tensor], seed: int = 0) -> Iterator[Tensor]:
         """Picture after picture [1, 3, H, W], not clamped; picture i with the decoder's noise of `seed` + i."""

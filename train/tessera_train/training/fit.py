@@ -32,7 +32,7 @@ from ..nets.autoencoder import Autoencoder
 from ..scenery.dataset import parse_size
 from . import autoencoder, diffusion, estimate, loop
 from .config import Config, names
-from .diffusion import save_samples
+from .diffusion import SAMPLES, save_samples
 
 GRID_STEPS = 18
 
@@ -185,7 +185,8 @@ def run(args: argparse.Namespace) -> int:
             return code
         whole = Model.open(out, device)
         with torch.no_grad():
-            save_samples(out.with_suffix(".png"), whole.autoencoder.decoder, whole.sample(8, GRID_STEPS, args.seed))
+            labels = whole.draw_labels(SAMPLES, args.seed)
+            save_samples(out.with_suffix(".png"), whole.autoencoder.decoder, whole.sample(SAMPLES, GRID_STEPS, args.seed, labels))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; samples of it in {out.with_suffix('.png')}")
     return 0
 
