@@ -12,7 +12,7 @@ PACKAGES = {
     "data": ("prepare", "latents"),
     "training": ("fit", "autoencoder", "diffusion", "refine"),
     "export": ("export", "fixtures"),
-    "eval": ("evaluate", "ablate"),
+    "eval": ("reader", "evaluate", "ablate"),
 }
 """The sub-package that holds the module of each command; `scenery` is a package of its own."""
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     "diffusion": "train the U-Net on latents",
     "refine": "train the decoder on, against what the U-Net makes",
     "export": "write one safetensors of everything",
+    "reader": "train the network by which evaluate reads labels",
     "evaluate": "measure an exported model on held-out pictures",
     "ablate": "measure what each part of the recipe is worth",
     "fixtures": "write the test vectors that tie this package to the Rust crate",

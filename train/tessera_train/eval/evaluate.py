@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from ..export.model import Model
 from ..nets.arch import Arch
 from ..training.loop import choose_device
 from . import metrics
+from .reader import Reader, frechet, met
 
 NEIGHBOUR_WIDTH = 32
 VIEW_WIDTH = 192
@@ -37,20 +39,31 @@ class Summary:
     small: Tensor
     spectrum: Tensor
     colours: Tensor
+    features: Tensor
+    """[count, features] of the reader; empty without one."""
+    read: Tensor
+    """int64 [count, labels] that the reader read; empty without one."""
 
     @staticmethod
-    def of(pictures: Iterable[Tensor], count: int, seed: int, name: str) -> Summary:
+    def of(pictures: Iterable[Tensor], count: int, seed: int, name: str, reader: Reader | None = None) -> Summary:
         """Summarises `count` pictures [1, 3, H, W], one after the other, so that memory holds one large picture at a
         time; `name` labels the progress bar."""
         rows, small, spectra, colours = [], [], [], []
+        features, read = [torch.zeros(0, 0)], [torch.zeros(0, 0, dtype=torch.int64)]
         for i, picture in enumerate(tqdm(pictures, name, count, unit="picture", disable=None)):
             x = picture.float().cpu().clamp(-1, 1)
             rows.append([metrics.descriptors(level, seed + i) for level in metrics.laplacian(x)])
             small.append(shrink(x, VIEW_WIDTH))
             spectra.append(10 ** metrics.power_spectrum(x))
             colours.append(metrics.colour_histogram(x))
+            if reader is not None:
+                for found, its in zip((features, read), reader.read(x)):
+                    found.append(its)
         levels = [torch.cat(level) for level in zip(*rows)]
-        return Summary(levels, torch.cat(small), torch.stack(spectra).mean(0).log10(), torch.stack(colours).mean(0))
+        spectrum, histogram = torch.stack(spectra).mean(0).log10(), torch.stack(colours).mean(0)
+        if reader is not None:
+            features, read = features[1:], read[1:]
+        return Summary(levels, torch.cat(small), spectrum, histogram, torch.cat(features), torch.cat(read))
 
     def distances(self, other: Summary, seed: int) -> list[float]:
         """Distances of this set from `other`: sliced Wasserstein per level (times 1000), spectrum in dB, colours."""
@@ -77,24 +90,34 @@ class Sampling:
     seed: int
     guidance: float = 1.0
 
-    def summary(self, model: Model, name: str) -> Summary:
+    def labels(self, model: Model) -> Tensor | None:
+        """int64 [count, labels] that `summary`'s samples are asked for; None for a model without labels."""
+        first = range(0, self.count, self.batch)
+        drawn = [model.draw_labels(min(self.batch, self.count - i), self.seed + i) for i in first]
+        return None if drawn[0] is None else torch.cat(drawn)
+
+    def summary(self, model: Model, name: str, reader: Reader | None = None) -> Summary:
         """Draws samples of the model and summarises them."""
+        labels = self.labels(model)
 
         def pictures() -> Iterator[Tensor]:
             for first in range(0, self.count, self.batch):
                 count, seed = min(self.batch, self.count - first), self.seed + first
-                labels = model.draw_labels(count, seed)
-                yield from model.decode(model.sample(count, self.steps, seed, labels, self.guidance), seed)
+                own = None if labels is None else labels[first : first + count]
+                yield from model.decode(model.sample(count, self.steps, seed, own, self.guidance), seed)
 
-        return Summary.of(pictures(), self.count, self.seed + 2_000_000, name)
+        return Summary.of(pictures(), self.count, self.seed + 2_000_000, name, reader)
 
 
 class Reference:
     """Pictures that were not trained on, at a model's size, and the floor: as many training pictures as there are
     samples, treated as if they were samples."""
 
-    def __init__(self, pictures: Pictures, apart: Pictures | None, arch: Arch, sampling: Sampling) -> None:
+    def __init__(
+        self, pictures: Pictures, apart: Pictures | None, arch: Arch, sampling: Sampling, reader: Reader | None = None
+    ) -> None:
         """The held-out pictures are the last of `pictures`, or all of `apart`, a separate folder."""
+        self.reader = reader
         self.pictures, self.size, self.seed = pictures, (arch.width, arch.height), sampling.seed
         self.source = apart or pictures
         self.indices = range(len(apart.rows)) if apart else range(pictures.training, len(pictures.rows))
@@ -102,7 +125,7 @@ class Reference:
             raise ValueError(f"pictures: {pictures.training} of them, at least 4 are needed to hold one out")
         order = torch.randperm(pictures.training, generator=torch.Generator().manual_seed(self.seed))
         self.others = [int(i) for i in order[: sampling.count]]
-        self.truth = Summary.of(self.held_out(), len(self.indices), self.seed, "held-out pictures")
+        self.truth = Summary.of(self.held_out(), len(self.indices), self.seed, "held-out pictures", reader)
         self.floor = self.trained_on("training pictures")
 
     def held_out(self) -> Iterator[Tensor]:
@@ -114,7 +137,7 @@ class Reference:
         pictures = (self.pictures.whole(i, *self.size) for i in self.others)
         if model is not None:
             pictures = (next(model.decode(model.encode(x))) for x in pictures)
-        return Summary.of(pictures, len(self.others), self.seed + 1_000_000, name)
+        return Summary.of(pictures, len(self.others), self.seed + 1_000_000, name, self.reader)
 
     def heads(self) -> list[str]:
         """Names of the numbers that `distances` returns."""
@@ -195,7 +218,7 @@ def report(models: dict[str, Model], reference: Reference, sampling: Sampling, o
     (_, model), *_ = models.items()
     made = made_by(model.device)  # before pictures next to `out` change the state of the checkout
     arch, (width, height) = model.arch, reference.size
-    summaries = {name: sampling.summary(each, name) for name, each in models.items()}
+    summaries = {name: sampling.summary(each, name, reference.reader) for name, each in models.items()}
     samples = summaries["samples"].small
     summaries["training pictures, reconstructed"] = reference.trained_on("reconstructions", model)
     distances = {name: reference.distances(each) for name, each in summaries.items()}
@@ -227,13 +250,41 @@ Radial power spectrum relative to that of the held-out pictures, in dB, per octa
 too much, below 0 too little.
 
 {table(["", *cycles], [[name, *(f"{x:+.1f}" for x in row)] for name, row in octaves.items()])}
-## Nearest training pictures
+{labels_read(models, summaries, reference, sampling)}## Nearest training pictures
 
 Root mean square difference (of 2) at {NEIGHBOUR_WIDTH} pixels' width to the nearest training picture or its mirror image. Samples
 that are much nearer than held-out pictures would be memorised ones.
 
 {table(["", "smallest", "median"], near)}
 ![samples, each over its nearest training picture]({out.with_suffix(".neighbours.png").name})
+"""
+
+
+def labels_read(models: dict[str, Model], summaries: dict[str, Summary], reference: Reference, sampling: Sampling) -> str:
+    """The section on labels and on the distance in the reader's features; empty without a reader."""
+    reader = reference.reader
+    if reader is None:
+        return ""
+    rows = []
+    held_out = reference.source.labels
+    known = torch.from_numpy(held_out.rows[list(reference.indices)]) if held_out.schema == reader.schema else None
+    distance = {name: frechet(each.features, reference.truth.features) for name, each in summaries.items()}
+    floor = frechet(reference.floor.features, reference.truth.features)
+    for name, summary in {**summaries, "training pictures (floor)": reference.floor}.items():
+        model = models.get(name)
+        asked = sampling.labels(model) if model is not None and model.arch.labels == reader.schema else None
+        shares = met(summary.read, asked) if asked is not None else [math.nan] * len(reader.schema)
+        far = distance.get(name, floor)
+        rows.append([name, f"{far:.3f}", f"{far / floor:.2f}", *("-" if math.isnan(x) else f"{x:.0%}" for x in shares)])
+    if known is not None:
+        shares = met(reference.truth.read, known)
+        rows.append(["held-out pictures", "0", "0", *("-" if math.isnan(x) else f"{x:.0%}" for x in shares)])
+    return f"""## Labels
+
+Frechet distance from the held-out pictures in the features of a network that reads labels (`tessera_train reader`), and the share of
+samples in which that network reads the label they were asked for; for held-out pictures, the share that it reads right.
+
+{table(["", "Frechet distance", "of the floor", *(label.name for label in reader.schema)], rows)}
 """
 
 
@@ -272,6 +323,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="the exported .safetensors file")
     parser.add_argument("--control", type=Path, help="another model of the same size, to compare with")
     parser.add_argument("--out", type=Path, required=True, help="the report, a .md file; its pictures are written next to it")
+    parser.add_argument("--reader", type=Path, help="file that the reader command has written: labels met, and a distance of whole scenes")
     parser.add_argument("--seed", type=int, default=0)
     add_sampling_arguments(parser)
 
@@ -287,7 +339,8 @@ def run(args: argparse.Namespace) -> None:
         if (other.width, other.height) != (first.width, first.height):
             raise ValueError(f"control: is of {other.width}x{other.height}, must be of {first.width}x{first.height}")
     apart = Pictures.open(args.held_out) if args.held_out else None
-    reference = Reference(Pictures.open(args.pictures), apart, first, how)
+    reader = Reader.open(args.reader) if args.reader else None
+    reference = Reference(Pictures.open(args.pictures), apart, first, how, reader)
     text = report(models, reference, how, args.out)
     replace_file(args.out, lambda file: file.write(text.encode()))
     print(text)
