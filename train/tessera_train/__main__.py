@@ -6,8 +6,6 @@ import argparse
 import importlib
 import sys
 
-from .training import parallel
-
 PACKAGES = {
     "data": ("prepare", "latents"),
     "training": ("fit", "autoencoder", "diffusion", "refine"),
@@ -52,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="COMMAND --help lists them")
     chosen = parser.parse_args(argv)
     module = importlib.import_module(module_of(chosen.command))
+    parallel = importlib.import_module(f"{__package__}.training.parallel")
     command = argparse.ArgumentParser(prog=f"tessera_train {chosen.command}", description=COMMANDS[chosen.command])
     module.add_arguments(command)
     arguments = command.parse_args(chosen.arguments)
