@@ -28,8 +28,9 @@ def labelled(folder: Path, count: int) -> Path:
     return folder
 
 
-def test_reader_learns_labels_and_reads_them_from_its_file(tmp_path):
+def test_reader_learns_labels_and_reads_them_from_its_file(tmp_path, monkeypatch):
     """Both labels of pictures that are held out, at another size than they are stored in."""
+    monkeypatch.setattr("tessera_train.eval.reader.SIDE", 32)
     folder, out = labelled(tmp_path / "p", 80), tmp_path / "r.safetensors"
     assert cli.main(["reader", "--pictures", str(folder), "--out", str(out), "--steps", "30", "--threads", "1"]) == 0
     reader, pictures = Reader.open(out), Pictures.open(folder)
