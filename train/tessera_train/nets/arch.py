@@ -278,27 +278,28 @@ class Arch:
         """The part of `validate` for one group."""
         shape = self.shape(index)
         group, unet = shape.group, shape.group.unet
-        name = "unet" if self.version == 1 else f"groups[{index}]"
-        need(bool(shape.finite), f"{name}: needs a level with a factor")
+        prefix = "" if self.version == 1 else f"groups[{index}]."
+        name = f"{prefix}unet"
+        need(bool(shape.finite), f"{prefix}levels needs one with a factor")
         factors = [level.factor for level in shape.finite]
         last = shape.factor(len(unet.stages) - 1)
         exact = last == factors[-1] if self.version == 1 or shape.has_global else last >= factors[-1]
-        need(exact, f"{name}: stages end at factor {last}, levels at {factors[-1]}")
-        need(last <= self.coarsest_factor, f"{name}: stages end at factor {last}, above the model's coarsest, {self.coarsest_factor}")
+        need(exact, f"{name}.stages end at factor {last}, levels at {factors[-1]}")
+        need(last <= self.coarsest_factor, f"{name}.stages end at factor {last}, above the model's coarsest, {self.coarsest_factor}")
         need(
             len(factors) == 1 or factors[0] * unet.unshuffle < factors[1],
-            f"{name}: unshuffle {unet.unshuffle} takes the finest level, {factors[0]}, to the next one's factor",
+            f"{name}.unshuffle {unet.unshuffle} takes the finest level, {factors[0]}, to the next one's factor",
         )
-        need(unet.skip in SKIPS, f"{name}: skip is {unet.skip!r}, not one of {', '.join(SKIPS)}")
-        need(unet.norm in NORMS, f"{name}: norm is {unet.norm!r}, not one of {', '.join(NORMS)}")
-        need(not any(stage.noise for stage in unet.stages), f"{name}: stages can't have noise inputs")
+        need(unet.skip in SKIPS, f"{name}.skip is {unet.skip!r}, not one of {', '.join(SKIPS)}")
+        need(unet.norm in NORMS, f"{name}.norm is {unet.norm!r}, not one of {', '.join(NORMS)}")
+        need(not any(stage.noise for stage in unet.stages), f"{name}.stages can't have noise inputs")
         if unet.norm == "pixel":
-            need(not any(stage.attention for stage in unet.stages), f"{name}: norm is pixel, its stages can't have attention")
-            need(not shape.has_global, f"{name}: norm is pixel, the 1x1 level can't be in it")
-        need(len(group.noise.shift) == len(group.levels), f"{name}: noise.shift needs one number per level")
-        need(group.noise.sigma_data == self.sigma_data, f"{name}: noise.sigma_data differs from the first group's")
+            need(not any(stage.attention for stage in unet.stages), f"{name}.norm is pixel, its stages can't have attention")
+            need(not shape.has_global, f"{name}.norm is pixel, the 1x1 level can't be in it")
+        need(len(group.noise.shift) == len(group.levels), f"{prefix}noise.shift needs one number per level")
+        need(group.noise.sigma_data == self.sigma_data, f"{prefix}noise.sigma_data differs from the first group's")
         first = shape.condition[0].factor if shape.condition else 0
-        need(not first or first >= shape.factor(0), f"{name}: unshuffle takes the first stage beyond the next coarser level")
+        need(not first or first >= shape.factor(0), f"{name}.unshuffle takes the first stage beyond the next coarser level")
 
     def to_json(self) -> str:
         """The document that travels in the checkpoint's metadata."""
@@ -355,6 +356,8 @@ def from_document(doc: dict[str, Any]) -> Arch:
     try:
         its = dict(doc)
         version = its.get("version", 1)
+        if version not in VERSIONS:
+            raise ValueError(f"arch: version is {version!r}, this program reads {' and '.join(map(str, VERSIONS))}")
         its["levels"] = tuple(Level(**x) for x in its["levels"])
         encoder, decoder = its["encoder"], its["decoder"]
         its["encoder"] = Encoder(**{**encoder, "stages": tuple(EncoderStage(**x) for x in encoder["stages"])})
