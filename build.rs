@@ -1,10 +1,14 @@
-//! Compiles `proto/` to Rust, with its descriptors for reflection.
+//! Compiles `proto/` to Rust, with its descriptors for reflection, for the feature `service`.
 
-use std::{env, fs, path::PathBuf};
+#[cfg(not(feature = "service"))]
+fn main() {}
 
-use protox::prost::Message as _;
-
+#[cfg(feature = "service")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    use std::{env, fs, path::PathBuf};
+
+    use protox::prost::Message as _;
+
     let files = [
         "proto/tessera/v1/image.proto",
         "proto/tessera/v1/job_service.proto",

@@ -1,33 +1,64 @@
-//! Tessera: ultra-high-resolution image synthesis with a pyramid of latents.
+//! Tessera: images of up to 16384 pixels a side from a diffusion model over a pyramid of latents.
+//!
+//! ```
+//! use tessera::engine::{self, Cancel, Event, plan::{Plan, Spec}, receipt};
+//! use tessera::{exec::cpu::Cpu, image_out, model::checkpoint::Checkpoint};
+//!
+//! # fn main() -> tessera::error::Result<()> {
+//! let model = Checkpoint::open("tests/fixtures/net-a.safetensors".as_ref())?;
+//! let plan = Plan::new(Spec { steps: 4, ..Spec::new(&model.arch, 7) }, &model.arch)?;
+//! let mut ops = Cpu::new(model.weights.clone());
+//! let (folder, cancel) = (std::env::temp_dir(), Cancel::default());
+//! let mut observer = |event: Event| eprintln!("{event:?}");
+//! let canvas = engine::generate(&mut ops, &model, &plan, &folder, &mut observer, &cancel)?;
+//! let metadata = receipt::generated(&model, "CPU", &plan.spec, None);
+//! image_out::write(&folder.join("seed-7.png"), &canvas.source(&cancel), &metadata)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Features
+//!
+//! All are on by default. Without any of them the library generates on the CPU from a checkpoint file, as above.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `service` | jobs that survive a crash, the service over gRPC and HTTP, its client: `jobs`, `api`, `service`, `client` |
+//! | `cli` | the command `tessera`: `cli`, `telemetry` |
+//! | `gpu` | the GPU backend: `exec::gpu`, `engine::device::Device::Gpu` |
+//! | `default-model` | the embedded model: [`Checkpoint::default_model`](model::checkpoint::Checkpoint::default_model) |
+//! | `otlp` (off by default) | traces for an OpenTelemetry collector |
 //!
 //! # The layers
 //!
-//! A module imports from those above it in this list, or from itself; `tests/layering.rs` enforces it.
+//! A module imports only from those above it in this list, or from itself; `tests/layering.rs` enforces it.
 //!
-//! 1. [`error`], [`config`], [`telemetry`]: what everything stands on.
-//! 2. [`model::arch`] and [`ops`]: the shape of a model, and the operators that networks are written in.
-//! 3. [`model`]: the networks, once, generic over [`ops::Ops`]; samplers, schedule, noise, checkpoints. [`store`],
-//!    [`image_in`], [`image_out`]: bytes and pictures.
-//! 4. [`exec`]: interpreters of the operators: naive reference, native CPU, GPU, and a tracer that only counts.
+//! 1. [`error`], [`config`], `telemetry`: errors, settings, log.
+//! 2. [`model::arch`] and [`ops`]: the architecture of a model, and the operator set.
+//! 3. [`model`]: the networks, generic over [`ops::Ops`]; samplers, schedule, noise, checkpoints. [`store`], [`image_in`],
+//!    [`image_out`]: files and pictures.
+//! 4. [`exec`]: the backends of the operators: naive reference, CPU, GPU.
 //! 5. [`engine`]: one image.
-//! 6. [`jobs`]: many images: queue, admission, and what survives a crash.
-//! 7. [`api`]: the messages of the service.
-//! 8. [`client`]: calls to the service, and pictures fetched from it.
-//! 9. [`cli`]: the command line.
+//! 6. `jobs`: many images: queue, admission, and recovery after a crash. `api`: the messages of the service.
+//! 7. `service`, and `client` for calls to it.
+//! 8. `cli`: the command line.
 //!
-//! # The journey of one image
+//! # From a seed to a file
 //!
-//! 1. [`cli`] reads the flags into a [`engine::plan::Spec`]; [`engine::plan::Plan`] turns it and the model's
-//!    [`model::arch::Arch`] into grids, steps, tiles and bytes, and refuses the impossible.
+//! 1. [`engine::plan::Plan`] turns a [`engine::plan::Spec`] and the model's [`model::arch::Arch`] into grids, steps, tiles and
+//!    bytes, and refuses what can't be made.
 //! 2. [`engine::device`] opens the device with the checkpoint's weights ([`model::checkpoint`]).
-//! 3. [`engine::denoise`] samples the latents: per step one evaluation of [`model::unet`] (two with Heun). Coarse levels
+//! 3. [`engine::denoise`] samples the latents: one evaluation of [`model::unet`] per step, two with Heun. Coarse levels
 //!    settle first.
 //! 4. [`engine::tiles`] runs the decoder's global stage once, then its local stage tile by tile into a memory-mapped
 //!    [`store::Arena`].
 //! 5. [`image_out`] reads the arena and writes the file: temporary name, sync, rename.
 
+#[cfg(feature = "service")]
 pub mod api;
+#[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "service")]
 pub mod client;
 pub mod config;
 pub mod engine;
@@ -35,9 +66,12 @@ pub mod error;
 pub mod exec;
 pub mod image_in;
 pub mod image_out;
+#[cfg(feature = "service")]
 pub mod jobs;
 pub mod model;
 pub mod ops;
+#[cfg(feature = "service")]
 pub mod service;
 pub mod store;
+#[cfg(feature = "cli")]
 pub mod telemetry;

@@ -15,7 +15,13 @@ use super::{
 };
 use crate::{
     config::Config,
-    engine::{self, Cancel, device::Device, plan::Plan, receipt, tiles::Canvas},
+    engine::{
+        self, Cancel,
+        device::{Device, with_ops},
+        plan::Plan,
+        receipt,
+        tiles::Canvas,
+    },
     error::{Error, Expected, Result},
     image_in::Picture,
     model::checkpoint::Checkpoint,
@@ -144,10 +150,9 @@ pub(super) fn one(
     ));
     let scratch = &output::directory(path);
     let (picture, source) = given.unzip();
-    let canvas = match device {
-        Device::Cpu(ops) => canvas(ops, model, plan, picture, scratch, progress, cancel),
-        Device::Gpu(ops) => canvas(ops.as_mut(), model, plan, picture, scratch, progress, cancel),
-    }?;
+    let canvas = with_ops!(device, ops => {
+        canvas(ops, model, plan, picture, scratch, progress, cancel)
+    })?;
     progress.busy("write");
     let metadata = receipt::generated(model, &name, spec, source.as_deref());
     let bytes = output::write(path, &canvas, metadata, config, cancel)?;

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::Config,
     engine::{
-        self, Cancel, device::Device, latents::LatentFile, picture, plan::Tiling, receipt,
+        self, Cancel, device::with_ops, latents::LatentFile, picture, plan::Tiling, receipt,
         tiles::Canvas,
     },
     error::Result,
@@ -98,10 +98,7 @@ pub(super) fn encode(
     });
     progress.say(&format!("{}  {width} x {height}  on {on}", args.input.display()));
     progress.busy("encode");
-    let latents = match &mut device {
-        Device::Cpu(ops) => picture::encode(ops, &model.arch, picture),
-        Device::Gpu(ops) => picture::encode(ops.as_mut(), &model.arch, picture),
-    }?;
+    let latents = with_ops!(&mut device, ops => picture::encode(ops, &model.arch, picture))?;
     cancel.check()?;
     LatentFile { width, height, latents }.write(&args.out, &model)?;
     let bytes = output::length(&args.out)?;
@@ -132,12 +129,9 @@ pub(super) fn decode(
     progress.say(&format!("{}  {width} x {height}  on {on}", args.input.display()));
     let canvas = Canvas::create(&output::directory(&args.out), width, height, args.decode.bits)?;
     let arch = &model.arch;
-    let canvas = match &mut device {
-        Device::Cpu(ops) => engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel),
-        Device::Gpu(ops) => {
-            engine::decode(ops.as_mut(), arch, &latents, &tiling, canvas, progress, cancel)
-        }
-    }?;
+    let canvas = with_ops!(&mut device, ops => {
+        engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel)
+    })?;
     progress.busy("write");
     let description = format!("decoded by {}", model.arch.name);
     let metadata = receipt::decoded(&model, &name, (width, height), description);

@@ -6,18 +6,26 @@
 mod args;
 mod devices;
 mod edit;
+#[cfg(feature = "service")]
 mod fetch;
 mod generate;
 mod inspect;
+#[cfg(feature = "service")]
 mod jobs;
 mod latents;
 mod output;
 mod progress;
 mod reconstruct;
+#[cfg(feature = "service")]
 mod serve;
+#[cfg(feature = "service")]
 mod server;
+#[cfg(feature = "service")]
+mod service;
+#[cfg(feature = "service")]
 mod submit;
 mod text;
+#[cfg(feature = "service")]
 mod watch;
 
 use std::process::ExitCode;
@@ -49,13 +57,9 @@ enum Command {
     Decode(latents::DecodeArgs),
     Inspect(inspect::Args),
     Devices(devices::Args),
-    Serve(Box<serve::Args>),
-    Submit(submit::Args),
-    Watch(watch::Args),
-    Fetch(fetch::Args),
-    Jobs(jobs::ListArgs),
-    Cancel(jobs::CancelArgs),
-    Delete(jobs::DeleteArgs),
+    #[cfg(feature = "service")]
+    #[command(flatten)]
+    Service(service::Command),
 }
 
 impl Command {
@@ -69,22 +73,16 @@ impl Command {
             Self::Decode(args) => args.progress.json,
             Self::Inspect(args) => args.progress.json,
             Self::Devices(args) => args.progress.json,
-            Self::Serve(args) => args.progress.json,
-            Self::Submit(args) => args.progress.json,
-            Self::Watch(args) => args.progress.json,
-            Self::Fetch(args) => args.progress.json,
-            Self::Jobs(args) => args.progress.json,
-            Self::Cancel(args) => args.progress.json,
-            Self::Delete(args) => args.progress.json,
+            #[cfg(feature = "service")]
+            Self::Service(command) => command.progress().json,
         }
     }
-}
 
-impl Command {
-    /// Where spans go.
+    /// URL of the collector that gets the spans.
     fn collector(&self) -> Option<&str> {
         match self {
-            Self::Serve(args) => args.otlp_endpoint.as_deref(),
+            #[cfg(feature = "service")]
+            Self::Service(command) => command.collector(),
             _ => None,
         }
     }
@@ -118,13 +116,8 @@ fn run(command: &Command, progress: &mut Progress) -> Result<()> {
         Command::Decode(args) => latents::decode(args, &config, progress, &cancel),
         Command::Inspect(args) => inspect::run(args, &config, progress),
         Command::Devices(args) => devices::run(args, progress),
-        Command::Serve(args) => serve::run(args, &config, progress, &cancel),
-        Command::Submit(args) => submit::run(args, &config, progress, &cancel),
-        Command::Watch(args) => watch::run(args, &config, progress, &cancel),
-        Command::Fetch(args) => fetch::run(args, &config, progress, &cancel),
-        Command::Jobs(args) => jobs::list(args, &config, progress, &cancel),
-        Command::Cancel(args) => jobs::cancel(args, &config, progress, &cancel),
-        Command::Delete(args) => jobs::delete(args, &config, progress, &cancel),
+        #[cfg(feature = "service")]
+        Command::Service(command) => command.run(&config, progress, &cancel),
     }
 }
 

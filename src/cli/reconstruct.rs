@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    engine::{self, Cancel, device::Device, picture, plan::Tiling, receipt, tiles::Canvas},
+    engine::{self, Cancel, device::with_ops, picture, plan::Tiling, receipt, tiles::Canvas},
     error::Result,
 };
 
@@ -82,14 +82,9 @@ pub(super) fn run(
     let canvas = Canvas::create(&output::directory(&args.out), width, height, args.decode.bits)?;
     let (arch, original) = (&model.arch, picture.clone());
     progress.busy("encode");
-    let canvas = match &mut device {
-        Device::Cpu(ops) => {
-            engine::reconstruct(ops, arch, picture, &tiling, canvas, progress, cancel)
-        }
-        Device::Gpu(ops) => {
-            engine::reconstruct(ops.as_mut(), arch, picture, &tiling, canvas, progress, cancel)
-        }
-    }?;
+    let canvas = with_ops!(&mut device, ops => {
+        engine::reconstruct(ops, arch, picture, &tiling, canvas, progress, cancel)
+    })?;
     let psnr = picture::psnr(&original, &canvas);
     progress.busy("write");
     let description = format!("reconstruction by {}", model.arch.name);

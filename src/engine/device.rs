@@ -1,24 +1,30 @@
-//! Which device: what was asked for, what there is, and the interpreter of [`Ops`](crate::ops::Ops) that follows.
+//! Devices: their list, the choice among them, and opening one as a backend of [`Ops`](crate::ops::Ops).
 
 use std::{path::Path, str::FromStr, sync::Arc};
 
 use serde::Serialize;
 
+#[cfg(feature = "gpu")]
+use crate::exec::gpu::{self, AdapterInfo, AdapterKind, Gpu};
 use crate::{
     error::{Error, Kind, Result},
-    exec::{
-        cpu::{Cpu, Kernels},
-        gpu::{self, AdapterInfo, AdapterKind, Gpu},
-    },
+    exec::cpu::{Cpu, Kernels},
     ops::weights::Weights,
 };
 
-/// A device as it is asked for.
+/// A request for a device.
+///
+/// ```
+/// use tessera::engine::device::Choice;
+///
+/// assert_eq!("gpu:1".parse(), Ok(Choice::Gpu(Some(1))));
+/// assert!("tpu".parse::<Choice>().is_err());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// A real GPU, else the CPU, which also has bf16 if that is asked for; a software GPU is never preferred to the CPU.
+    /// A real GPU, else the CPU. The CPU also if the precision is bf16, and instead of a GPU's software driver.
     Auto,
-    /// The native CPU path.
+    /// The CPU.
     Cpu,
     /// The first GPU, or the one with this number in the list of devices.
     Gpu(Option<usize>),
@@ -40,17 +46,18 @@ impl FromStr for Choice {
     }
 }
 
-/// What is multiplied in, as it is asked for; sums are f32 always. It changes pixels a little, so files say it.
+/// Requested format of the factors of products; sums are always f32. It changes pixels slightly, so the device's name in files
+/// includes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// f32.
     #[default]
     F32,
-    /// bf16 on the CPU, by AMX or AVX512-BF16.
+    /// bf16 on the CPU, with AMX or AVX512-BF16.
     Bf16,
-    /// f16 on a GPU, for its convolutions, by cooperative matrices.
+    /// f16 in the convolutions of a GPU, with cooperative matrices.
     F16,
-    /// bf16 on a CPU that is faster with it, f16 on a real GPU that has it, else f32: software drivers are slow at f16.
+    /// bf16 on a CPU that is faster with it, f16 on a real GPU that has it, else f32; software drivers are slow at f16.
     Auto,
 }
 
@@ -68,30 +75,48 @@ impl FromStr for Precision {
     }
 }
 
-/// An opened device: the interpreter of [`Ops`](crate::ops::Ops) with a model's weights.
+/// An opened device: an implementation of [`Ops`](crate::ops::Ops) with a model's weights.
 pub enum Device {
-    /// The native CPU path.
+    /// The CPU.
     Cpu(Cpu),
     /// A GPU.
+    #[cfg(feature = "gpu")]
     Gpu(Box<Gpu>),
 }
 
-/// One line of the list of devices.
+/// Evaluates an expression with the operators of a [`Device`], whichever it is.
+#[cfg(feature = "cli")]
+macro_rules! with_ops {
+    ($device:expr, $ops:ident => $body:expr) => {
+        match $device {
+            $crate::engine::device::Device::Cpu($ops) => $body,
+            #[cfg(feature = "gpu")]
+            $crate::engine::device::Device::Gpu(gpu) => {
+                let $ops = gpu.as_mut();
+                $body
+            }
+        }
+    };
+}
+#[cfg(feature = "cli")]
+pub(crate) use with_ops;
+
+/// A device of this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Info {
-    /// What to give as the device: `cpu`, `gpu:0`.
+    /// The text that [`Choice`] parses: `cpu`, `gpu:0`.
     pub selector: String,
-    /// Its name, backend and kind, for people.
+    /// Name, backend and kind, to be shown.
     pub description: String,
-    /// Whether it is a GPU's driver that computes on the CPU.
+    /// True for a GPU's driver that computes on the CPU.
     pub software: bool,
-    /// Whether [`Choice::Auto`] takes it.
+    /// True for the device that [`Choice::Auto`] opens.
     pub auto: bool,
 }
 
 impl Device {
-    /// Opens the device that `choice` stands for, to compute in `precision`. A GPU's compiled shaders lie in the folder
-    /// `gpu_cache`, if there is one ([`Gpu::prepared`]).
+    /// Opens the device `choice` with the precision `precision`. A GPU's compiled shaders are kept in the folder
+    /// `gpu_cache`, if there is one.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found, or it does not have the
@@ -102,67 +127,47 @@ impl Device {
         gpu_cache: Option<&Path>,
         weights: Arc<Weights>,
     ) -> Result<Self> {
-        let cpu = |weights| {
-            let bf16 = match precision {
-                Precision::F32 => None,
-                Precision::Auto => Kernels::faster_bf16(),
-                Precision::F16 => {
-                    return Err(unsupported("f16", "f32, bf16 or auto on the CPU"));
-                }
-                Precision::Bf16 => Some(Kernels::best(true).ok_or_else(|| {
-                    let expected = "f32 or auto on a CPU without AMX-BF16 and AVX512-BF16";
-                    unsupported("bf16", expected)
-                })?),
-            };
-            Ok(Self::Cpu(match bf16 {
-                Some(kernels) => Cpu::with_kernels(weights, kernels)?,
-                None => Cpu::new(weights),
-            }))
-        };
-        let gpu = |index, weights| match precision {
-            Precision::Bf16 => Err(unsupported("bf16", "f32, f16 or auto on a GPU")),
-            _ => {
-                let fast = precision == Precision::Auto && gpu::is_fast_in_f16(index);
-                let open =
-                    if fast || precision == Precision::F16 { Gpu::with_f16 } else { Gpu::new };
-                Ok(Self::Gpu(Box::new(open(index, weights)?.prepared(gpu_cache))))
-            }
-        };
         match choice {
-            Choice::Cpu => cpu(weights),
-            Choice::Gpu(index) => gpu(index, weights),
-            Choice::Auto => match gpu::best_real() {
-                None => cpu(weights),
-                Some(_) if precision == Precision::Bf16 => cpu(weights),
-                Some(index) if precision == Precision::F16 => gpu(Some(index), weights),
-                Some(index) => gpu(Some(index), weights.clone()).or_else(|error| {
-                    tracing::warn!("{}; using the CPU instead", error.report());
-                    cpu(weights)
-                }),
+            Choice::Cpu => open_cpu(precision, weights),
+            Choice::Gpu(index) => open_gpu(index, precision, gpu_cache, weights),
+            Choice::Auto => match best_gpu() {
+                None => open_cpu(precision, weights),
+                Some(_) if precision == Precision::Bf16 => open_cpu(precision, weights),
+                Some(index) if precision == Precision::F16 => {
+                    open_gpu(Some(index), precision, gpu_cache, weights)
+                }
+                Some(index) => open_gpu(Some(index), precision, gpu_cache, weights.clone())
+                    .or_else(|error| {
+                        tracing::warn!("{}; using the CPU instead", error.report());
+                        open_cpu(precision, weights)
+                    }),
             },
         }
     }
 
-    /// What stands for this very device.
+    /// The choice that opens this device again.
     pub fn choice(&self) -> Choice {
         match self {
             Self::Cpu(_) => Choice::Cpu,
+            #[cfg(feature = "gpu")]
             Self::Gpu(gpu) => Choice::Gpu(Some(gpu.adapter().index)),
         }
     }
 
-    /// Its name in files: the number of threads is left out, since it does not change a pixel.
+    /// Its name in files, without the number of threads, which does not change a pixel.
     pub fn name(&self) -> String {
         match self {
             Self::Cpu(cpu) => kernels_name(cpu.kernels()),
+            #[cfg(feature = "gpu")]
             Self::Gpu(gpu) => opened_name(gpu),
         }
     }
 
-    /// Its name for people, with the number of threads.
+    /// Its name to be shown, with the number of threads.
     pub fn description(&self) -> String {
         match self {
             Self::Cpu(cpu) => format!("{}, {}", kernels_name(cpu.kernels()), threads()),
+            #[cfg(feature = "gpu")]
             Self::Gpu(gpu) => opened_name(gpu),
         }
     }
@@ -173,7 +178,7 @@ fn unsupported(precision: &str, expected: &'static str) -> Error {
     Error::wrong(Kind::Device, "precision", precision, expected)
 }
 
-/// Sets the number of threads of the CPU path, once per process.
+/// Sets the number of threads of the CPU backend, once per process.
 ///
 /// # Errors
 /// When threads were started before.
@@ -186,7 +191,7 @@ pub fn set_threads(threads: usize) -> Result<()> {
 
 /// All devices of this machine.
 pub fn list() -> Vec<Info> {
-    let best = gpu::best_real();
+    let best = best_gpu();
     let cpu = Info {
         selector: "cpu".into(),
         description: match Kernels::best(true) {
@@ -196,7 +201,58 @@ pub fn list() -> Vec<Info> {
         software: false,
         auto: best.is_none(),
     };
-    let gpus = gpu::adapters().into_iter().map(|adapter| Info {
+    std::iter::once(cpu).chain(list_gpus(best)).collect()
+}
+
+fn open_cpu(precision: Precision, weights: Arc<Weights>) -> Result<Device> {
+    let bf16 = match precision {
+        Precision::F32 => None,
+        Precision::Auto => Kernels::faster_bf16(),
+        Precision::F16 => return Err(unsupported("f16", "f32, bf16 or auto on the CPU")),
+        Precision::Bf16 => Some(Kernels::best(true).ok_or_else(|| {
+            unsupported("bf16", "f32 or auto on a CPU without AMX-BF16 and AVX512-BF16")
+        })?),
+    };
+    Ok(Device::Cpu(match bf16 {
+        Some(kernels) => Cpu::with_kernels(weights, kernels)?,
+        None => Cpu::new(weights),
+    }))
+}
+
+#[cfg(feature = "gpu")]
+fn open_gpu(
+    index: Option<usize>,
+    precision: Precision,
+    cache: Option<&Path>,
+    weights: Arc<Weights>,
+) -> Result<Device> {
+    let f16 = match precision {
+        Precision::F32 => false,
+        Precision::F16 => true,
+        Precision::Auto => gpu::is_fast_in_f16(index),
+        Precision::Bf16 => return Err(unsupported("bf16", "f32, f16 or auto on a GPU")),
+    };
+    let gpu = if f16 { Gpu::with_f16(index, weights)? } else { Gpu::new(index, weights)? };
+    Ok(Device::Gpu(Box::new(gpu.prepared(cache))))
+}
+
+#[cfg(not(feature = "gpu"))]
+fn open_gpu(_: Option<usize>, _: Precision, _: Option<&Path>, _: Arc<Weights>) -> Result<Device> {
+    Err(Error::device("gpu", "this program was built without the feature gpu"))
+}
+
+/// Index of the best GPU that is no software driver.
+fn best_gpu() -> Option<usize> {
+    #[cfg(feature = "gpu")]
+    return gpu::best_real();
+    #[cfg(not(feature = "gpu"))]
+    None
+}
+
+/// The GPUs of this machine, software drivers among them; `best` is the one that [`Choice::Auto`] takes.
+#[cfg(feature = "gpu")]
+fn list_gpus(best: Option<usize>) -> impl Iterator<Item = Info> {
+    gpu::adapters().into_iter().map(move |adapter| Info {
         selector: format!("gpu:{}", adapter.index),
         description: match adapter.matrix {
             Some(_) => format!("{}, f32 or f16", gpu_name(&adapter)),
@@ -204,14 +260,18 @@ pub fn list() -> Vec<Info> {
         },
         software: adapter.software,
         auto: best == Some(adapter.index),
-    });
-    std::iter::once(cpu).chain(gpus).collect()
+    })
 }
 
-/// Name of the native CPU path.
+#[cfg(not(feature = "gpu"))]
+fn list_gpus(_: Option<usize>) -> impl Iterator<Item = Info> {
+    std::iter::empty()
+}
+
+/// Name of the CPU backend in files.
 const CPU: &str = "CPU";
 
-/// The CPU path's name in files: kernels of bf16 change pixels a little, and are part of it.
+/// Name of the CPU with `kernels` in files; bf16 kernels change pixels slightly and are part of it.
 fn kernels_name(kernels: Kernels) -> String {
     if kernels.is_bf16() { format!("{CPU}, {}", kernels.name()) } else { CPU.to_owned() }
 }
@@ -221,12 +281,14 @@ fn threads() -> String {
     format!("{threads} thread{}", if threads == 1 { "" } else { "s" })
 }
 
-/// A GPU's name in files: f16 changes pixels a little, and is part of it.
+/// Name of a GPU in files; f16 changes pixels slightly and is part of it.
+#[cfg(feature = "gpu")]
 fn opened_name(gpu: &Gpu) -> String {
     let name = gpu_name(gpu.adapter());
     if gpu.is_f16() { format!("{name}, f16") } else { name }
 }
 
+#[cfg(feature = "gpu")]
 fn gpu_name(adapter: &AdapterInfo) -> String {
     let kind = match adapter.kind {
         AdapterKind::Discrete => ", discrete",

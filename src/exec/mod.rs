@@ -1,6 +1,7 @@
-//! How it is computed: the implementations of [`crate::ops::Ops`].
+//! The backends: implementations of [`crate::ops::Ops`].
 
 pub mod cpu;
+#[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod reference;
 pub mod trace;

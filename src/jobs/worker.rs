@@ -101,19 +101,23 @@ fn panicked() -> Error {
 pub(super) fn run(shared: &Shared, devices: Vec<Device>) {
     let Some(first) = devices.first() else { return };
     let (name, on) = (first.name(), first.description());
-    let (mut cpus, mut gpus) = (Vec::new(), Vec::new());
+    let mut cpus = Vec::new();
+    #[cfg(feature = "gpu")]
+    let mut gpus = Vec::new();
     for device in devices {
         match device {
             Device::Cpu(ops) => cpus.push(ops),
+            #[cfg(feature = "gpu")]
             Device::Gpu(ops) => gpus.push(*ops),
         }
     }
     std::thread::scope(|scope| {
         let scribe = Scribe::start(scope, shared);
-        match gpus.is_empty() {
-            true => Worker::new(shared, scribe, cpus, name, on).run(),
-            false => Worker::new(shared, scribe, gpus, name, on).run(),
+        #[cfg(feature = "gpu")]
+        if !gpus.is_empty() {
+            return Worker::new(shared, scribe, gpus, name, on).run();
         }
+        Worker::new(shared, scribe, cpus, name, on).run();
     });
 }
 

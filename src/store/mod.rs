@@ -6,9 +6,11 @@
 //! shortened file ends the process with SIGBUS.) A [`Journal`] gives back what it answered for.
 
 mod arena;
+#[cfg(feature = "service")]
 pub mod journal;
 mod lock;
 
 pub use arena::{Arena, Rect, read_rect};
+#[cfg(feature = "service")]
 pub use journal::Journal;
 pub use lock::DirectoryLock;

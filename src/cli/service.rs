@@ -1,0 +1,61 @@
+//! The commands that start the service or call one.
+
+use clap::Subcommand;
+
+use super::{
+    fetch, jobs,
+    progress::{Progress, ProgressArgs},
+    serve, submit, watch,
+};
+use crate::{config::Config, engine::Cancel, error::Result};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    Serve(Box<serve::Args>),
+    Submit(submit::Args),
+    Watch(watch::Args),
+    Fetch(fetch::Args),
+    Jobs(jobs::ListArgs),
+    Cancel(jobs::CancelArgs),
+    Delete(jobs::DeleteArgs),
+}
+
+impl Command {
+    /// How progress is shown.
+    pub(super) fn progress(&self) -> &ProgressArgs {
+        match self {
+            Self::Serve(args) => &args.progress,
+            Self::Submit(args) => &args.progress,
+            Self::Watch(args) => &args.progress,
+            Self::Fetch(args) => &args.progress,
+            Self::Jobs(args) => &args.progress,
+            Self::Cancel(args) => &args.progress,
+            Self::Delete(args) => &args.progress,
+        }
+    }
+
+    /// URL of the collector that gets the spans.
+    pub(super) fn collector(&self) -> Option<&str> {
+        match self {
+            Self::Serve(args) => args.otlp_endpoint.as_deref(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn run(
+        &self,
+        config: &Config,
+        progress: &mut Progress,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        match self {
+            Self::Serve(args) => serve::run(args, config, progress, cancel),
+            Self::Submit(args) => submit::run(args, config, progress, cancel),
+            Self::Watch(args) => watch::run(args, config, progress, cancel),
+            Self::Fetch(args) => fetch::run(args, config, progress, cancel),
+            Self::Jobs(args) => jobs::list(args, config, progress, cancel),
+            Self::Cancel(args) => jobs::cancel(args, config, progress, cancel),
+            Self::Delete(args) => jobs::delete(args, config, progress, cancel),
+        }
+    }
+}
