@@ -1,4 +1,4 @@
-// Mean of every 2x2; one invocation per element of the result.
+// Mean of every 2x2 pixels; one invocation per element of the result.
 
 struct Params {
     count: u32,
@@ -18,7 +18,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
+    let i = invocation(group, groups, lane);
     if (i >= params.count) {
         return;
     }

@@ -24,16 +24,14 @@ struct Params {
 // [picture][j][i]
 @group(0) @binding(4) var<storage, read_write> weights: array<f32>;
 
-var<workgroup> shared_values: array<f32, 64>;
-
-// 4 x 4 products an invocation.
+// One invocation per 4 x 4 products.
 @compute @workgroup_size(64)
 fn scores(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
+    let i = invocation(group, groups, lane);
     if (i >= params.count) {
         return;
     }
@@ -43,7 +41,7 @@ fn scores(
     let chunk = i / columns / columns % params.chunks;
     let n = i / columns / columns / params.chunks;
     let four = vec4<u32>(0u, 1u, 2u, 3u);
-    // Beyond the edge the last row or column is computed again and not stored.
+    // Past the edge the last row or column is computed again and not stored.
     let last = vec4<u32>(params.channels - 1u);
     let rows = min(vec4<u32>(row) + four, last);
     let cols = min(vec4<u32>(column) + four, last);
@@ -70,7 +68,7 @@ fn scores(
     }
 }
 
-// One workgroup a row of one picture.
+// One workgroup per row of one picture.
 @compute @workgroup_size(64)
 fn softmax(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -78,7 +76,7 @@ fn softmax(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let row = group.y * groups.x + group.x;
-    // Workgroups beyond the last have no columns, but meet the barriers all the same.
+    // Workgroups past the last have no columns but must reach the barriers.
     let columns = select(0u, params.channels, row < params.count);
     let n = row / params.channels;
     let i = row % params.channels;
@@ -92,16 +90,7 @@ fn softmax(
         weights[(n * params.channels + j) * params.channels + i] = score;
         largest = max(largest, score);
     }
-    shared_values[lane] = largest;
-    workgroupBarrier();
-    for (var step = 32u; step > 0u; step /= 2u) {
-        if (lane < step) {
-            shared_values[lane] = max(shared_values[lane], shared_values[lane + step]);
-        }
-        workgroupBarrier();
-    }
-    largest = shared_values[0];
-    workgroupBarrier();
+    largest = workgroup_max(largest, lane);
     var sum = 0.0;
     for (var j = lane; j < columns; j += 64u) {
         let at = (n * params.channels + j) * params.channels + i;
@@ -109,15 +98,7 @@ fn softmax(
         weights[at] = e;
         sum += e;
     }
-    shared_values[lane] = sum;
-    workgroupBarrier();
-    for (var step = 32u; step > 0u; step /= 2u) {
-        if (lane < step) {
-            shared_values[lane] += shared_values[lane + step];
-        }
-        workgroupBarrier();
-    }
-    let share = 1.0 / shared_values[0];
+    let share = 1.0 / workgroup_sum(sum, lane);
     for (var j = lane; j < columns; j += 64u) {
         weights[(n * params.channels + j) * params.channels + i] *= share;
     }

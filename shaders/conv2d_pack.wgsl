@@ -1,20 +1,20 @@
-// A matrix that was computed on the device, packed as a 1x1 convolution reads its weights: [block of outputs][input][output of
-// the block], filled up with zeros. Products of two matrices are convolutions then (`matrix.rs`).
+// Packs a matrix on the device as the weights of a 1x1 convolution: [block of outputs][input][output of the block], padded with
+// zeros. A product of two matrices is then a convolution (`matrix.rs`).
 
 struct Params {
     // Invocations.
     count: u32,
     inputs: u32,
     outputs: u32,
-    // Inputs, filled up.
+    // Inputs, padded.
     rows: u32,
-    // Outputs of a block, an even number.
+    // Outputs of a block, even.
     block: u32,
-    // The first element in `x`, and how far it is to the next input's and the next output's.
+    // Index of the first element in `x`, and the strides of inputs and outputs.
     first: u32,
     input_stride: u32,
     output_stride: u32,
-    // What all elements are multiplied by.
+    // Factor of all elements.
     scale: f32,
     pad0: u32,
     pad1: u32,
@@ -40,7 +40,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let at = (group.y * groups.x + group.x) * 64u + lane;
+    let at = invocation(group, groups, lane);
     if (at < params.count) {
         packed[at] = element(at);
     }

@@ -1,8 +1,8 @@
-// Convolution, stride 1, zero padding that keeps the grid, for input channels in fours. A workgroup computes 32 pixels
+// Convolution, stride 1, zero padding that keeps the grid, for multiples of 4 input channels. A workgroup computes 32 pixels
 // times 4 LANES output channels, an invocation 4 of these channels for all of the pixels, in registers. Eight lanes of a
-// subgroup read 4 input channels of 8 pixels at once and hand them round, so that memory is read once for 8 uses.
+// subgroup load 4 input channels of 8 pixels at once and broadcast them, so that each load serves 8 uses.
 //
-// The sum of one result runs over rows of taps, columns of taps, input channels, in this order, wherever it lies.
+// The sum of one result runs over rows of taps, columns of taps and input channels in this order, independent of its position.
 
 // 4 output channels of 32 pixels.
 struct Sums {
@@ -12,41 +12,41 @@ struct Sums {
     d: Eight,
 }
 
-// Where a workgroup's results lie.
+// Position of a workgroup's results.
 struct Place {
     // First pixel.
     first: u32,
-    // The invocation's output channels, in fours.
+    // The invocation's output channels, a quad of 4.
     quad: u32,
 }
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-// [block][tap][in][LANES fours of the block's output channels]
+// [block][tap][in][LANES quads of the block's output channels]
 @group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
-// Output channels in fours, for `main`, or any, for `narrow`.
+// Multiples of 4 output channels for `main`, any number for `main_unaligned`.
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> y_narrow: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y_unaligned: array<f32>;
 @group(0) @binding(5) var<storage, read> addend: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read> addend_narrow: array<f32>;
+@group(0) @binding(5) var<storage, read> addend_unaligned: array<f32>;
 
-// Where the input channels of a pixel lie.
+// Position of the input channels of a pixel.
 struct Source {
-    // In fours.
+    // Index of the first quad.
     at: u32,
     inside: bool,
 }
 
-// Of the tap (dy - 1, dx - 1) of `pixel`. Addresses outside of the picture may wrap around; what is read there is not used.
+// The source of tap (dy - 1, dx - 1) of `pixel`. Indices outside of the picture may wrap; values read there are not used.
 fn source(pixel: u32, dy: u32, dx: u32) -> Source {
     let row = pixel / params.width % params.height + dy;
     let column = pixel % params.width + dx;
     let inside = pixel < params.pixels && row >= 1u && row <= params.height && column >= 1u && column <= params.width;
     let neighbour = pixel + dy * params.width + dx - params.width - 1u;
-    return Source((params.first + origin(neighbour, UP)) * quads(), inside);
+    return Source((params.first + source_pixel(neighbour, UP)) * quads(), inside);
 }
 
-fn take(s: Source, quad: u32) -> vec4<f32> {
+fn load(s: Source, quad: u32) -> vec4<f32> {
     return select(vec4<f32>(0.0), x[s.at + quad], s.inside);
 }
 
@@ -55,7 +55,7 @@ fn quads() -> u32 {
 }
 
 fn place(i: u32, lane: u32) -> Place {
-    return Place(i % params.tiles * 32u, i / params.tiles * LANES + lane);
+    return Place(i % params.pixel_blocks * 32u, i / params.pixel_blocks * LANES + lane);
 }
 
 fn compute(i: u32, lane: u32, subgroup_lane: u32) -> Sums {
@@ -66,7 +66,7 @@ fn compute(i: u32, lane: u32, subgroup_lane: u32) -> Sums {
     var b = start(initial);
     var c = start(initial);
     var d = start(initial);
-    var at = i / params.tiles * params.taps * quads() * 4u * LANES + lane;
+    var at = i / params.pixel_blocks * params.taps * quads() * 4u * LANES + lane;
     for (var t = 0u; t < params.taps; t++) {
         // One tap is the middle of nine.
         let offset = select(t, 4u, params.taps == 1u);
@@ -78,10 +78,10 @@ fn compute(i: u32, lane: u32, subgroup_lane: u32) -> Sums {
         let from_d = source(pixel + 24u, dy, dx);
         for (var quad = 0u; quad < quads(); quad++) {
             let w = Weights(weight[at], weight[at + LANES], weight[at + 2u * LANES], weight[at + 3u * LANES]);
-            gain8(&a, take(from_a, quad), w);
-            gain8(&b, take(from_b, quad), w);
-            gain8(&c, take(from_c, quad), w);
-            gain8(&d, take(from_d, quad), w);
+            accumulate8(&a, load(from_a, quad), w);
+            accumulate8(&b, load(from_b, quad), w);
+            accumulate8(&c, load(from_c, quad), w);
+            accumulate8(&d, load(from_d, quad), w);
             at += 4u * LANES;
         }
     }
@@ -94,7 +94,7 @@ fn store(v: vec4<f32>, pixel: u32, quad: u32) {
         if (SUM == 0u) {
             y[at] = v;
         } else {
-            y[at] = sum(v, addend[origin(pixel, ADDEND_UP) * (params.out_channels / 4u) + quad]);
+            y[at] = weighted_sum(v, addend[source_pixel(pixel, ADDEND_UP) * (params.out_channels / 4u) + quad]);
         }
     }
 }
@@ -129,32 +129,32 @@ fn main(
     store8(sums.d, p.first + 24u, p.quad);
 }
 
-fn store_narrow(v: vec4<f32>, pixel: u32, quad: u32) {
+fn store_unaligned(v: vec4<f32>, pixel: u32, quad: u32) {
     if (pixel < params.pixels) {
         for (var j = 4u * quad; j < min(4u * quad + 4u, params.out_channels); j++) {
             let at = (params.first_result + pixel) * params.out_channels + j;
             if (SUM == 0u) {
-                y_narrow[at] = v[j % 4u];
+                y_unaligned[at] = v[j % 4u];
             } else {
-                y_narrow[at] = sum(v, vec4(addend_narrow[origin(pixel, ADDEND_UP) * params.out_channels + j]))[j % 4u];
+                y_unaligned[at] = weighted_sum(v, vec4(addend_unaligned[source_pixel(pixel, ADDEND_UP) * params.out_channels + j]))[j % 4u];
             }
         }
     }
 }
 
-fn store8_narrow(v: Eight, pixel: u32, quad: u32) {
-    store_narrow(v.p0, pixel, quad);
-    store_narrow(v.p1, pixel + 1u, quad);
-    store_narrow(v.p2, pixel + 2u, quad);
-    store_narrow(v.p3, pixel + 3u, quad);
-    store_narrow(v.p4, pixel + 4u, quad);
-    store_narrow(v.p5, pixel + 5u, quad);
-    store_narrow(v.p6, pixel + 6u, quad);
-    store_narrow(v.p7, pixel + 7u, quad);
+fn store8_unaligned(v: Eight, pixel: u32, quad: u32) {
+    store_unaligned(v.p0, pixel, quad);
+    store_unaligned(v.p1, pixel + 1u, quad);
+    store_unaligned(v.p2, pixel + 2u, quad);
+    store_unaligned(v.p3, pixel + 3u, quad);
+    store_unaligned(v.p4, pixel + 4u, quad);
+    store_unaligned(v.p5, pixel + 5u, quad);
+    store_unaligned(v.p6, pixel + 6u, quad);
+    store_unaligned(v.p7, pixel + 7u, quad);
 }
 
 @compute @workgroup_size(LANES)
-fn narrow(
+fn main_unaligned(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
@@ -166,8 +166,8 @@ fn narrow(
     }
     let sums = compute(i, lane, subgroup_lane);
     let p = place(i, lane);
-    store8_narrow(sums.a, p.first, p.quad);
-    store8_narrow(sums.b, p.first + 8u, p.quad);
-    store8_narrow(sums.c, p.first + 16u, p.quad);
-    store8_narrow(sums.d, p.first + 24u, p.quad);
+    store8_unaligned(sums.a, p.first, p.quad);
+    store8_unaligned(sums.b, p.first + 8u, p.quad);
+    store8_unaligned(sums.c, p.first + 16u, p.quad);
+    store8_unaligned(sums.d, p.first + 24u, p.quad);
 }

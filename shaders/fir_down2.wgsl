@@ -18,7 +18,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
+    let i = invocation(group, groups, lane);
     if (i >= params.count) {
         return;
     }
@@ -30,7 +30,7 @@ fn main(
     var taps = array<f32, 4>(0.125, 0.375, 0.375, 0.125);
     var sum = 0.0;
     for (var dy = 0u; dy < 4u; dy++) {
-        // One too many, so that the row above the first is 0 and no unsigned number goes below it.
+        // Counted from 1, so that the row above the first is 0 and no unsigned number wraps.
         let source_row = 2u * row + dy;
         if (source_row == 0u || source_row > 2u * params.height) {
             continue;

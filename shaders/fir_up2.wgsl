@@ -1,4 +1,4 @@
-// FIR [1,3,3,1]/4 per axis, edges repeated: even results lean on the pixel before, odd ones on the pixel after.
+// FIR [1,3,3,1]/4 per axis, edges repeated: even results also read the pixel before, odd ones the pixel after.
 // One invocation per element of the result.
 
 struct Params {
@@ -18,7 +18,7 @@ fn source(first_row: u32, row: u32, column: u32, c: u32) -> f32 {
     return x[((first_row + row) * params.width + column) * params.channels + c];
 }
 
-// The source pixel that weighs 1 beside the one at i / 2 that weighs 3: before it for even i, behind it for odd ones. Edges are
+// The source pixel of weight 1; the one at i / 2 has weight 3. It is the one before for even i, the one after for odd i; edges are
 // repeated.
 fn far(i: u32, extent: u32) -> u32 {
     return select(max(i / 2u, 1u) - 1u, min(i / 2u + 1u, extent - 1u), i % 2u == 1u);
@@ -30,7 +30,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
+    let i = invocation(group, groups, lane);
     if (i >= params.count) {
         return;
     }

@@ -1,4 +1,4 @@
-// Mean over the grid: sums over chunks of pixels, then the sum of the chunks; both in a fixed order.
+// Mean over all pixels of a picture: `partial` sums chunks of pixels, `combine` the chunks, both in a fixed order.
 
 struct Params {
     // Invocations: pictures * chunks * channels in `partial`, pictures * channels in `combine`.
@@ -25,7 +25,7 @@ fn partial(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
+    let i = invocation(group, groups, lane);
     if (i >= params.count) {
         return;
     }
@@ -47,7 +47,7 @@ fn combine(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
+    let i = invocation(group, groups, lane);
     if (i >= params.count) {
         return;
     }

@@ -1,6 +1,6 @@
-// GroupNorm, then SiLU if asked for. Moments of chunks of pixels, channel by channel (`partial`); their merger by
-// group (`combine`; Chan, Golub and LeVeque 1983); the affine map (`apply`). Everything is taken relative to the
-// group's first element, so that a mean far from 0 costs no digits.
+// GroupNorm, then SiLU if params.silu. Three kernels: `partial` computes the moments of chunks of pixels per channel, `combine`
+// merges them per group (Chan, Golub and LeVeque 1983), `apply` is the affine map. All values are taken relative to the group's
+// first element, so that a mean far from 0 loses no precision.
 
 struct Params {
     // Invocations of `partial` and `apply`, workgroups of `combine`.
@@ -33,14 +33,10 @@ struct Moments {
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
-// Pixels of an invocation of `apply`, which has one channel of them.
+// Pixels of an invocation of `apply`, all of one channel.
 const RUN: u32 = 8u;
 
 var<workgroup> shared_moments: array<Moments, 64>;
-
-fn silu(v: f32) -> f32 {
-    return v / (1.0 + exp(min(-v, 80.0)));
-}
 
 // The group's first element.
 fn origin(n: u32, g: u32) -> f32 {
@@ -63,7 +59,7 @@ fn partial(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
+    let i = invocation(group, groups, lane);
     if (i >= params.count) {
         return;
     }
@@ -97,7 +93,7 @@ fn combine(
     let n = i / params.groups;
     let g = i % params.groups;
     var own = Moments(0.0, 0.0, 0.0);
-    // Workgroups beyond the last have nothing to merge, but meet the barriers all the same.
+    // Workgroups past the last have nothing to merge but must reach the barriers.
     let entries = select(0u, params.chunks * width, i < params.count);
     for (var e = lane; e < entries; e += 64u) {
         let chunk = e / width;
@@ -126,7 +122,7 @@ fn apply(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
+    let i = invocation(group, groups, lane);
     if (i >= params.count) {
         return;
     }

@@ -1,9 +1,9 @@
-// x * (1 + scale) + shift, then SiLU if asked for; one invocation per element. pair is [n or 1, 1, 1, 2C]: scale, then shift.
+// x * (1 + scale) + shift, then SiLU if params.silu; one invocation per element. pair is [n or 1, 1, 1, 2C]: scale, then shift.
 
 struct Params {
     count: u32,
     channels: u32,
-    // Elements of one picture, or count where all pictures share one pair.
+    // Elements of one picture, or count if all pictures share one pair.
     picture: u32,
     silu: u32,
 }
@@ -13,17 +13,13 @@ struct Params {
 @group(0) @binding(2) var<storage, read> pair: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
-fn silu(v: f32) -> f32 {
-    return v / (1.0 + exp(min(-v, 80.0)));
-}
-
 @compute @workgroup_size(64)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
+    let i = invocation(group, groups, lane);
     if (i >= params.count) {
         return;
     }

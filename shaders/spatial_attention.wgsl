@@ -1,4 +1,4 @@
-// The softmax of attention over pixels, in place: a row of scores for each of a strip of queries.
+// Softmax of attention over pixels, in place: one row of scores per query of a strip.
 
 struct Params {
     // Queries of the strip.
@@ -13,9 +13,7 @@ struct Params {
 // [query of the strip][key]
 @group(0) @binding(1) var<storage, read_write> weights: array<f32>;
 
-var<workgroup> shared_values: array<f32, 64>;
-
-// One workgroup a query.
+// One workgroup per query.
 @compute @workgroup_size(64)
 fn softmax(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -23,38 +21,21 @@ fn softmax(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let row = group.y * groups.x + group.x;
-    // Workgroups beyond the last have no keys, but meet the barriers all the same.
+    // Workgroups past the last have no keys but must reach the barriers.
     let keys = select(0u, params.pixels, row < params.count);
     let base = row * params.pixels;
     var largest = -3.0e38;
     for (var j = lane; j < keys; j += 64u) {
         largest = max(largest, weights[base + j]);
     }
-    shared_values[lane] = largest;
-    workgroupBarrier();
-    for (var step = 32u; step > 0u; step /= 2u) {
-        if (lane < step) {
-            shared_values[lane] = max(shared_values[lane], shared_values[lane + step]);
-        }
-        workgroupBarrier();
-    }
-    largest = shared_values[0];
-    workgroupBarrier();
+    largest = workgroup_max(largest, lane);
     var sum = 0.0;
     for (var j = lane; j < keys; j += 64u) {
         let e = exp(weights[base + j] - largest);
         weights[base + j] = e;
         sum += e;
     }
-    shared_values[lane] = sum;
-    workgroupBarrier();
-    for (var step = 32u; step > 0u; step /= 2u) {
-        if (lane < step) {
-            shared_values[lane] += shared_values[lane + step];
-        }
-        workgroupBarrier();
-    }
-    let share = 1.0 / shared_values[0];
+    let share = 1.0 / workgroup_sum(sum, lane);
     for (var j = lane; j < keys; j += 64u) {
         weights[base + j] *= share;
     }

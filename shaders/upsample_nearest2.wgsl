@@ -1,4 +1,4 @@
-// Every pixel becomes 2x2; one invocation per element of the source.
+// Nearest-neighbour upsampling, each pixel to 2x2; one invocation per element of the source.
 
 struct Params {
     count: u32,
@@ -18,7 +18,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
+    let i = invocation(group, groups, lane);
     if (i >= params.count) {
         return;
     }

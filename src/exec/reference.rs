@@ -1,5 +1,4 @@
-//! The naive oracle: every operator by its own file's reference, one after the other, no cleverness. What the other
-//! interpreters are compared with.
+//! The naive backend: every operator by the reference in its own file. Tests compare the other backends with it.
 
 use std::sync::Arc;
 
@@ -8,7 +7,17 @@ use crate::{
     ops::{self, Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
 };
 
-/// The reference interpreter.
+/// The reference backend.
+///
+/// ```
+/// use tessera::{exec::reference::Reference, ops::{Ops, Shape}};
+///
+/// let mut ops = Reference::new(Default::default());
+/// let x = ops.upload(Shape::new(1, 2, 2, 1), &[1.0, 2.0, 3.0, 4.0])?;
+/// let mean = ops.avg_pool2(&x)?;
+/// assert_eq!(ops.download(&mean)?, [2.5]);
+/// # Ok::<(), tessera::error::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Reference {
     weights: Arc<Weights>,
@@ -22,7 +31,7 @@ pub struct Tensor {
 }
 
 impl Reference {
-    /// An interpreter that finds its parameters in `weights`.
+    /// A backend with the parameters `weights`.
     pub fn new(weights: Arc<Weights>) -> Self {
         Self { weights }
     }

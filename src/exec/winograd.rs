@@ -1,26 +1,26 @@
-//! Winograd's F(4x4, 3x3) (Lavin and Gray 2015, arXiv 1509.09308): a 3x3 convolution computes squares of 4x4 results from
-//! patches of 6x6 inputs, with 36 products of a pair of channels in place of 144.
+//! Winograd's F(4x4, 3x3) (Lavin and Gray 2015, arXiv 1509.09308): a 3x3 convolution computes output tiles of 4x4 from input tiles
+//! of 6x6, with 36 products of a pair of channels instead of 144.
 //!
-//! What a result is rounded to depends on its place in its square and on all 36 inputs, so that a window of a grid would not
-//! give the bits of the whole grid: it is for layers that see whole grids ([`Conv2d::whole`]).
+//! The rounding of a result depends on its position in its tile and on all 36 inputs, so a window of a grid does not have the
+//! bits of the whole grid. It is for layers that never run on a window ([`Conv2d::whole`]).
 
 use std::array::from_fn;
 
-pub(super) use crate::ops::conv2d::{PATCH, SQUARE};
+pub(super) use crate::ops::conv2d::{INPUT_TILE, OUTPUT_TILE, WINOGRAD_BYTES as SCRATCH_BYTES};
 use crate::ops::{Conv2d, Shape, conv2d};
 
-/// Products of a pair of channels for a square.
-pub(super) const POSITIONS: usize = PATCH * PATCH;
+/// Elements of an input tile: products of a pair of channels per output tile.
+pub(super) const TILE_ELEMENTS: usize = INPUT_TILE * INPUT_TILE;
 
-/// Least channels, in and out, for which transforming costs less than it saves.
+/// Fewest input and output channels for which the transforms cost less than they save.
 const MIN_CHANNELS: usize = 32;
 
-/// Least pixels of a picture's grid: with fewer squares the weights, four times those of a direct sum, cost more than they
-/// save.
-const MIN_PIXELS: usize = 8 * SQUARE * SQUARE;
+/// Fewest pixels of a picture: with fewer tiles reading the weights, four times those of a direct sum, costs more than the products
+/// saved.
+const MIN_PIXELS: usize = 8 * OUTPUT_TILE * OUTPUT_TILE;
 
-/// Transforms 3 weights of a row or column: G of the paper's F(4x4, 3x3).
-const WEIGHTS: [[f64; 3]; PATCH] = [
+/// G of the paper's F(4x4, 3x3): transforms 3 weights of a row or column.
+const WEIGHTS: [[f64; 3]; INPUT_TILE] = [
     [1.0 / 4.0, 0.0, 0.0],
     [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
     [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
@@ -29,22 +29,22 @@ const WEIGHTS: [[f64; 3]; PATCH] = [
     [0.0, 0.0, 1.0],
 ];
 
-/// Whether `p` may be computed so where channels come in groups of `group`.
-pub(super) fn fits(p: &Conv2d, group: usize) -> bool {
+/// True if `p` may be computed by this algorithm with channels in multiples of `group`.
+pub(super) fn is_supported(p: &Conv2d, group: usize) -> bool {
     let grouped = p.in_channels.is_multiple_of(group) && p.out_channels.is_multiple_of(group);
-    conv2d::transforms(p) && grouped
+    conv2d::winograd_eligible(p) && grouped
 }
 
-/// Whether it is worth while for a result of `shape`, of which the number of pictures does not count: in a batch a picture has
-/// the bits that it has alone.
-pub(super) fn pays(p: &Conv2d, shape: Shape) -> bool {
+/// True if it is faster for a result of `shape`. The number of pictures must not count, so that a picture has the same bits in a batch
+/// as alone.
+pub(super) fn is_profitable(p: &Conv2d, shape: Shape) -> bool {
     p.in_channels.min(p.out_channels) >= MIN_CHANNELS && shape.pixels() >= MIN_PIXELS
 }
 
 /// G g G^T of the 3x3 weights `g` of a pair of channels, row by row.
-pub(super) fn transformed(g: &[f32; 9]) -> [f32; POSITIONS] {
+pub(super) fn transformed(g: &[f32; 9]) -> [f32; TILE_ELEMENTS] {
     let g = g.map(f64::from);
     let times = |row: [f64; 3], [a, b, c]: [f64; 3]| row[0] * a + row[1] * b + row[2] * c;
     let columns = WEIGHTS.map(|row| from_fn(|j| times(row, [g[j], g[3 + j], g[6 + j]])));
-    from_fn(|at| times(WEIGHTS[at % PATCH], columns[at / PATCH]) as f32)
+    from_fn(|at| times(WEIGHTS[at % INPUT_TILE], columns[at / INPUT_TILE]) as f32)
 }

@@ -1,4 +1,4 @@
-//! Convolution, stride 1, zero padding that keeps the grid; kernel 1 or 3.
+//! Convolution with kernel 1 or 3, stride 1 and zero padding that keeps the size of the grid.
 
 use super::{Conv2d, Shape, need, product, weights::Weights};
 use crate::error::{Error, Result};
@@ -23,10 +23,10 @@ impl Conv2d {
     }
 }
 
-/// Shape rule: the input's grid with `out_channels`.
+/// Shape rule: x [n, h, w, in] -> [n, h, w, out].
 ///
 /// # Errors
-/// When the input's channels or the kernel don't fit.
+/// When x does not have `p.in_channels` channels, or `p.kernel` is not 1 or 3.
 pub fn output_shape(x: Shape, p: &Conv2d) -> Result<Shape> {
     let name = &p.name;
     need(matches!(p.kernel, 1 | 3), || {
@@ -43,36 +43,36 @@ pub fn flops(x: Shape, p: &Conv2d) -> u64 {
     product(&[2, p.kernel, p.kernel, p.in_channels, p.out_channels, x.n, x.h, x.w])
 }
 
-/// Rows and columns of the square of results that Winograd's F(4x4, 3x3) computes at once.
-pub(crate) const SQUARE: usize = 4;
+/// Rows and columns of an output tile of Winograd's F(4x4, 3x3).
+pub(crate) const OUTPUT_TILE: usize = 4;
 
-/// Rows and columns of what it is computed from.
-pub(crate) const PATCH: usize = SQUARE + 2;
+/// Rows and columns of the input tile that it is computed from.
+pub(crate) const INPUT_TILE: usize = OUTPUT_TILE + 2;
 
-/// Most bytes of transformed squares that an interpreter has at a time.
-pub(crate) const SQUARES_BYTES: usize = 128 << 20;
+/// Most bytes of transformed tiles that a backend has at a time.
+pub(crate) const WINOGRAD_BYTES: usize = 128 << 20;
 
-/// Whether an interpreter may compute `p` so.
-pub(crate) fn transforms(p: &Conv2d) -> bool {
+/// True if `p` may be computed by Winograd's algorithm.
+pub(crate) fn winograd_eligible(p: &Conv2d) -> bool {
     p.whole && p.kernel == 3
 }
 
-/// Memory rule: bytes of the weights as an interpreter may keep them beside those that were loaded, in its kernels' order, perhaps
-/// transformed.
+/// Memory rule: upper bound in bytes of a backend's packed weights, which it keeps in addition to the loaded ones.
 pub fn packed_bytes(p: &Conv2d) -> u64 {
-    let side = if transforms(p) { PATCH } else { p.kernel };
+    let side = if winograd_eligible(p) { INPUT_TILE } else { p.kernel };
     product(&[4, side, side, p.in_channels, p.out_channels])
 }
 
-/// Memory rule: most bytes of an interpreter's scratch memory while it computes a result, transformed squares.
+/// Memory rule: upper bound in bytes of a backend's scratch memory for one result, the transformed tiles of Winograd's algorithm.
 pub fn scratch_bytes(x: Shape, p: &Conv2d) -> u64 {
-    let squares = product(&[x.n, x.h.div_ceil(SQUARE), x.w.div_ceil(SQUARE)]);
-    let square = product(&[4, PATCH, PATCH, p.in_channels + p.out_channels]);
-    let bytes = squares.saturating_mul(square).min(SQUARES_BYTES as u64);
-    if transforms(p) { bytes } else { 0 }
+    let tiles = product(&[x.n, x.h.div_ceil(OUTPUT_TILE), x.w.div_ceil(OUTPUT_TILE)]);
+    let tile = product(&[4, INPUT_TILE, INPUT_TILE, p.in_channels + p.out_channels]);
+    let bytes = tiles.saturating_mul(tile).min(WINOGRAD_BYTES as u64);
+    if winograd_eligible(p) { bytes } else { 0 }
 }
 
-/// Naive reference; `x` has shape `s`, the result the shape of [`output_shape`].
+/// Naive reference: sums in f64, rounds once. `x` is [n, h, w, in] = `s`, `weight` [out, in, k, k], `bias` `[out]`, the result
+/// [n, h, w, out].
 pub fn reference(x: &[f32], s: Shape, p: &Conv2d, weight: &[f32], bias: &[f32]) -> Vec<f32> {
     let (cin, k, pad) = (p.in_channels, p.kernel, p.kernel / 2);
     let mut out = Vec::with_capacity(s.n * s.pixels() * p.out_channels);

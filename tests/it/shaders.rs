@@ -34,8 +34,9 @@ fn validate(operator: &Operator) -> (Module, ModuleInfo) {
 
 fn stems(directory: &str, extension: &str) -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-    let entries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
-    entries
+    let paths = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| path.is_file())
         .map(|path| {
             assert_eq!(path.extension().unwrap(), extension, "{}", path.display());
             path.file_stem().unwrap().to_str().unwrap().to_owned()
@@ -61,7 +62,9 @@ fn shaders_for_each_operator() {
     let operators: BTreeSet<String> = OPERATORS.iter().map(|o| o.name.to_owned()).collect();
     assert_eq!(operators.len(), OPERATORS.len());
     let files = OPERATORS.iter().flat_map(|o| o.files).map(|file| (*file).to_owned());
-    assert_eq!(stems("shaders", "wgsl"), files.collect());
+    let shared = stems("shaders/shared", "wgsl").into_iter().map(|stem| format!("shared/{stem}"));
+    let found: BTreeSet<_> = stems("shaders", "wgsl").into_iter().chain(shared).collect();
+    assert_eq!(found, files.collect());
     let mut vocabulary = stems("src/ops", "rs");
     for support in ["mod", "cases", "trace", "weights"] {
         assert!(vocabulary.remove(support), "{support}");

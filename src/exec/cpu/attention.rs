@@ -1,27 +1,27 @@
 //! Attention over pixels and over channels, as matrix products.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::{
-    conv::{Mode, Packed},
+    conv::{KernelConfig, Packed},
     input::Input,
     math::{Softmax, softmax},
     pool::Pool,
 };
 use crate::ops::Shape;
-use std::sync::Arc;
 
 /// Most queries of a task.
 const QUERIES: usize = 128;
-/// Keys of a part: they, their values and a task's scores of them fit a second-level cache, whatever the number of pixels.
+/// Keys of a part: with their values and a task's scores they fit the second-level cache for any number of pixels.
 const KEYS: usize = 256;
 
-/// Per picture, softmax over pixels of (q k^T / sqrt C), applied to v.
+/// Attention over pixels, q, k, v [n, h, w, c] -> out [n, h, w, c].
 ///
-/// A task goes over the keys part by part and keeps, for each query, what its softmax has come to (Milakov and Gimelshein 2018,
-/// arXiv 1805.02867).
+/// A task iterates over the keys in parts with an online softmax per query (Milakov and Gimelshein 2018, arXiv 1805.02867).
 pub(super) fn spatial(
-    mode: Mode,
+    config: KernelConfig,
     out: &mut [f32],
     [q, k, v]: [&[f32]; 3],
     shape: Shape,
@@ -36,8 +36,8 @@ pub(super) fn spatial(
     for ((q, k), (v, out)) in pictures.zip(values) {
         let parts = k.par_chunks(KEYS * c).zip(v.par_chunks(KEYS * c)).map(|(k, v)| {
             let keys = k.len() / c;
-            let values = Packed::matrix(mode, (keys, c), |p, o| v[p * c + o]);
-            (Packed::matrix(mode, (c, keys), |i, p| k[p * c + i]), values)
+            let values = Packed::matrix(config, (keys, c), |p, o| v[p * c + o]);
+            (Packed::matrix(config, (c, keys), |i, p| k[p * c + i]), values)
         });
         let parts: Vec<_> = parts.collect();
         out.par_chunks_mut(queries).zip(q.par_chunks(queries)).for_each(|(out, q)| {
@@ -52,7 +52,7 @@ pub(super) fn spatial(
                 keys.run_rows(q, scores);
                 let rows = scores.chunks_exact_mut(count).zip(&mut softmaxes);
                 let rows = rows.zip(out.chunks_exact_mut(c));
-                mode.arch.dispatch(
+                config.arch.dispatch(
                     #[inline(always)]
                     || {
                         for ((scores, softmax), out) in rows {
@@ -62,7 +62,7 @@ pub(super) fn spatial(
                     },
                 );
                 values.run_rows(scores, &mut sums);
-                mode.arch.dispatch(
+                config.arch.dispatch(
                     #[inline(always)]
                     || out.iter_mut().zip(&sums[..]).for_each(|(out, sum)| *out += sum),
                 );
@@ -75,9 +75,9 @@ pub(super) fn spatial(
     }
 }
 
-/// Per picture, A = softmax over j of (sum over pixels q_i k_j / sqrt N), out_i = sum over j of A_ij v_j.
+/// Attention over channels, q, k, v [n, h, w, c] -> out [n, h, w, c].
 pub(super) fn channel(
-    mode: Mode,
+    config: KernelConfig,
     out: &mut [f32],
     [q, k, v]: [&[f32]; 3],
     shape: Shape,
@@ -85,8 +85,8 @@ pub(super) fn channel(
 ) {
     let (pixels, c) = (shape.pixels(), shape.c);
     let scale = 1.0 / (pixels as f32).sqrt();
-    // These scores grow with the number of pixels, and bf16's error of them with it.
-    let exact = Mode { wide: None, ..mode };
+    // These scores, and the error of bf16 in them, grow with the number of pixels.
+    let exact = KernelConfig { bf16: None, ..config };
     let pictures = q.chunks_exact(pixels * c).zip(k.chunks_exact(pixels * c));
     let values = v.chunks_exact(pixels * c).zip(out.chunks_exact_mut(pixels * c));
     for ((q, k), (v, out)) in pictures.zip(values) {
@@ -100,12 +100,12 @@ pub(super) fn channel(
         let mut mix = pool.take(c * c);
         keys.run(&Input::plain(Shape::new(1, 1, c, pixels), &turned), None, &mut mix);
         mix.par_chunks_mut(c).for_each(|row| {
-            mode.arch.dispatch(
+            config.arch.dispatch(
                 #[inline(always)]
                 || softmax(row, scale),
             )
         });
-        let mixer = Packed::matrix(mode, (c, c), |j, i| mix[i * c + j]);
+        let mixer = Packed::matrix(config, (c, c), |j, i| mix[i * c + j]);
         mixer.run(&Input::plain(Shape::new(1, 1, pixels, c), v), None, out);
     }
 }

@@ -1,12 +1,11 @@
-//! Convolutions and matrix products: a band of the input, prepared in the order in which the kernels read it, times
-//! packed weights.
+//! Convolutions and matrix products: bands of the input, packed in the order of the kernels, times packed weights.
 //!
-//! A task copies a few rows of the input with their neighbours into a [`Band`], normalised, activated and enlarged on
-//! the way if that is pending, and in the product's precision; then runs the kernels over all blocks of outputs and adds
-//! what is to be added on the way out. Pixels past the edges are zeros in the band.
+//! A task copies a few rows of the input with their neighbours into a [`Band`], applies the deferred prologue (norm, SiLU,
+//! upsampling) and rounds to the product's precision. It then runs the kernels over all blocks of outputs and adds the residual as
+//! it stores. Pixels past the edges are zeros in the band.
 //!
-//! Guarantee: every output is bias + sum over (block of 32 inputs, tap, input) in that order; which tile, band or
-//! thread computed it does not show in its bits.
+//! Guarantee: every output is bias + sum over (block of 32 inputs, tap, input) in that order; its bits do not depend on the tile,
+//! band or thread that computed it.
 
 use std::{
     cell::RefCell,
@@ -20,16 +19,16 @@ use rayon::prelude::*;
 use super::{
     input::Input,
     kernels::{
-        self, BLOCK, Band, Bf16, COLUMN, Finish, SLACK, SUMS, Step, TILE, Tiles, VECTORS, Value,
-        Wide,
+        self, BLOCK, Band, Bf16, Bf16Isa, COLUMN, Epilogue, SLACK, SUMS, Step, TILE, Tiles,
+        VECTORS, Value,
     },
 };
 use crate::ops::Shape;
 
-/// Bytes of a band: with the weights of a block of outputs they fit a second-level cache.
+/// Bytes of a band: with the weights of a block of outputs it fits the second-level cache.
 const BAND_BYTES: usize = 512 * 1024;
 
-/// Multiply-adds that one thread has done before others have woken.
+/// Multiply-adds that one thread finishes before others could start.
 const SMALL: usize = 1 << 18;
 
 /// A cache line, so that rows of weights and bands don't straddle two.
@@ -37,26 +36,26 @@ const SMALL: usize = 1 << 18;
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// How products are computed.
+/// Instructions of products.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Mode {
-    /// Instructions for f32, and for all that is not a product.
+pub(super) struct KernelConfig {
+    /// Instructions for f32.
     pub(super) arch: Arch,
-    /// Products in bf16, by these instructions.
-    pub(super) wide: Option<Wide>,
+    /// Instructions for products in bf16; None: products are f32.
+    pub(super) bf16: Option<Bf16Isa>,
 }
 
-/// Weights in the order in which the kernels read them, per block of outputs, and the bias.
+/// Packed weights and bias of a product.
 ///
 /// f32: [block][step][input][output of the block]; a block is two vectors, or one at the end. bf16: [column of 16
 /// outputs][step][pair of inputs][output][2]; a block is two columns, or one. What is beyond the last input or output
-/// is zero. A step is a block of 32 inputs under a tap.
+/// is zero. A step is a block of 32 inputs at one tap.
 pub(super) struct Packed {
-    mode: Mode,
+    config: KernelConfig,
     taps: usize,
     inputs: usize,
     outputs: usize,
-    /// Outputs of a vector or column.
+    /// Outputs per vector (f32) or column (bf16).
     unit: usize,
     weights: Vec<Line>,
     bias: Vec<Line>,
@@ -80,12 +79,12 @@ fn lines(bytes: usize) -> Vec<Line> {
 impl Packed {
     /// Packs `weight(tap, input, output)` and `bias(output)`; `taps` is 1 or 9 (rows of a 3x3 kernel).
     pub(super) fn new(
-        mode: Mode,
+        config: KernelConfig,
         (taps, inputs, outputs): (usize, usize, usize),
         weight: impl Fn(usize, usize, usize) -> f32 + Sync,
         bias: impl Fn(usize) -> f32,
     ) -> Self {
-        let unit = mode.wide.map_or_else(|| mode.arch.dispatch(Lanes), |_| COLUMN);
+        let unit = config.bf16.map_or_else(|| config.arch.dispatch(Lanes), |_| COLUMN);
         let padded = outputs.next_multiple_of(unit);
         let steps = taps * inputs.div_ceil(BLOCK);
         // First input, tap and number of inputs of a step.
@@ -94,7 +93,7 @@ impl Packed {
             (first, s % taps, BLOCK.min(inputs - first))
         };
         let mut packed = Self {
-            mode,
+            config,
             taps,
             inputs,
             outputs,
@@ -102,7 +101,7 @@ impl Packed {
             weights: Vec::new(),
             bias: lines(4 * padded),
         };
-        if mode.wide.is_some() {
+        if config.bf16.is_some() {
             packed.weights = lines(2 * steps * TILE * padded / COLUMN);
             let all: &mut [Bf16] = bytemuck::cast_slice_mut(&mut packed.weights);
             let column = (steps * TILE).max(1);
@@ -144,16 +143,16 @@ impl Packed {
         packed
     }
 
-    /// A 1-tap product without bias.
+    /// A matrix [inputs, outputs] as a 1-tap product without bias.
     pub(super) fn matrix(
-        mode: Mode,
+        config: KernelConfig,
         (inputs, outputs): (usize, usize),
         weight: impl Fn(usize, usize) -> f32 + Sync,
     ) -> Self {
-        Self::new(mode, (1, inputs, outputs), |_, i, o| weight(i, o), |_| 0.0)
+        Self::new(config, (1, inputs, outputs), |_, i, o| weight(i, o), |_| 0.0)
     }
 
-    /// Taps, inputs, outputs.
+    /// Taps, input channels, output channels.
     pub(super) fn extent(&self) -> (usize, usize, usize) {
         (self.taps, self.inputs, self.outputs)
     }
@@ -166,34 +165,34 @@ impl Packed {
         self.outputs.div_ceil(self.block_width())
     }
 
-    /// Bytes that a point takes in a band.
+    /// Bytes of a point in a band.
     fn point_bytes(&self) -> usize {
-        let value = if self.mode.wide.is_some() { size_of::<Bf16>() } else { size_of::<f32>() };
+        let value = if self.config.bf16.is_some() { size_of::<Bf16>() } else { size_of::<f32>() };
         self.inputs.next_multiple_of(BLOCK) * value
     }
 
-    /// First output of block `b`, and the number that the kernel computes.
+    /// First output of block `b`, and its number of outputs with padding.
     fn block(&self, b: usize) -> (usize, usize) {
         let padded = self.outputs.next_multiple_of(self.unit);
         let first = b * self.block_width();
         (first, self.block_width().min(padded - first))
     }
 
-    /// out = the product at every pixel of `input`, on all cores.
-    pub(super) fn run(&self, input: &Input, add: Option<&Add>, out: &mut [f32]) {
+    /// The product at every pixel, input [n, h, w, in] -> `out` [n, h, w, out], on all cores; with `residual` the weighted sum.
+    pub(super) fn run(&self, input: &Input, residual: Option<&Residual>, out: &mut [f32]) {
         let shape = input.grid();
         let picture = shape.pixels() * self.outputs;
         for (n, out) in out.chunks_exact_mut(picture).enumerate() {
-            let plane = Plane { input, n, add };
-            let reach = usize::from(self.taps == 9);
-            let flat = reach == 0 && !input.up && add.is_none_or(|add| !add.up);
+            let plane = Plane { input, n, residual };
+            let radius = usize::from(self.taps == 9);
+            let flat = radius == 0 && !input.up && residual.is_none_or(|residual| !residual.up);
             let (h, w) = if flat { (shape.pixels(), 1) } else { (shape.h, shape.w) };
             let work = self.taps * self.inputs * self.outputs * shape.pixels();
             let threads = if work < SMALL { 1 } else { rayon::current_num_threads() };
-            let (rows, columns) = self.cut(h, w, reach, threads);
+            let (rows, columns) = self.cut(h, w, radius, threads);
             let (bands, blocks) = (h.div_ceil(rows), self.blocks());
             let task =
-                Task { packed: self, plane, reach, w, first: 0, columns, blocks: (0, blocks) };
+                Task { packed: self, plane, radius, w, first: 0, columns, blocks: (0, blocks) };
             if bands == 1 && threads == 1 {
                 task.run(out);
                 continue;
@@ -205,7 +204,7 @@ impl Packed {
                 });
                 continue;
             }
-            // Too few pixels for all threads: every one computes some of the outputs.
+            // Too few bands for all threads: split the outputs as well.
             let per_group = blocks.div_ceil(groups);
             let group_width = per_group * self.block_width();
             let parts: Vec<Vec<f32>> = (0..bands * blocks.div_ceil(per_group))
@@ -230,33 +229,34 @@ impl Packed {
         }
     }
 
-    /// Rows of a task and columns of a band of it.
-    fn cut(&self, h: usize, w: usize, reach: usize, threads: usize) -> (usize, usize) {
+    /// Rows of a task, and columns of one of its bands.
+    fn cut(&self, h: usize, w: usize, radius: usize, threads: usize) -> (usize, usize) {
         let points = BAND_BYTES / self.point_bytes().max(1);
         let most = if points < 2048 { 64 } else { 128 };
         let columns = w.div_ceil(w.div_ceil(most));
-        let rows = (points / (columns + 2 * reach)).saturating_sub(2 * reach).max(1);
-        // As many tasks as threads, or a few times as many if they are large enough for their edges not to matter.
+        let rows = (points / (columns + 2 * radius)).saturating_sub(2 * radius).max(1);
+        // As many tasks as threads, or several times as many if they are large compared with their edges.
         let many = h.div_ceil(4 * threads);
         let wanted = if many >= 16 && many * columns >= 1024 { many } else { h.div_ceil(threads) };
         (rows.min(wanted), columns)
     }
 
-    /// The same for the rows of a matrix [rows, inputs], on this thread.
+    /// The product of a matrix `rows` [count, inputs] -> `out` [count, outputs], on this thread.
     pub(super) fn run_rows(&self, rows: &[f32], out: &mut [f32]) {
         let shape = Shape::new(1, rows.len() / self.inputs.max(1), 1, self.inputs);
         let input = Input::plain(shape, rows);
-        let plane = Plane { input: &input, n: 0, add: None };
+        let plane = Plane { input: &input, n: 0, residual: None };
         let blocks = (0, self.blocks());
-        Task { packed: self, plane, reach: 0, w: 1, first: 0, columns: 1, blocks }.run(out);
+        Task { packed: self, plane, radius: 0, w: 1, first: 0, columns: 1, blocks }.run(out);
     }
 }
 
-/// The shortest times of a product by each of `modes` on this thread, in turns, so that other work on the machine meets all.
-pub(super) fn shortest<const N: usize>(modes: [Mode; N]) -> [Duration; N] {
+/// The shortest time of a small product for each of `configs` on this thread, measured in turns so that other load affects all.
+pub(super) fn shortest<const N: usize>(configs: [KernelConfig; N]) -> [Duration; N] {
     const TIMES: usize = 8;
     const EXTENT: usize = 192;
-    let matrices = modes.map(|mode| Packed::matrix(mode, (EXTENT, EXTENT), |i, o| (i + o) as f32));
+    let matrices =
+        configs.map(|config| Packed::matrix(config, (EXTENT, EXTENT), |i, o| (i + o) as f32));
     let (rows, mut out) = (vec![1.0; EXTENT * EXTENT], vec![0.0; EXTENT * EXTENT]);
     let mut shortest = [Duration::MAX; N];
     for _ in 0..TIMES {
@@ -269,12 +269,12 @@ pub(super) fn shortest<const N: usize>(modes: [Mode; N]) -> [Duration; N] {
     shortest
 }
 
-/// What is added to a product: `wa` * data + `wb` * product.
+/// The other term of a weighted sum with a product: wa data + wb product.
 #[derive(Clone, Copy)]
-pub(super) struct Add<'a> {
-    /// NHWC, with the product's channels.
+pub(super) struct Residual<'a> {
+    /// Values, NHWC, with the product's channels.
     pub(super) data: &'a [f32],
-    /// Whether every pixel of it counts for 2x2.
+    /// True if it is nearest-upsampled as it is read.
     pub(super) up: bool,
     /// Factor of `data`.
     pub(super) wa: f32,
@@ -282,17 +282,17 @@ pub(super) struct Add<'a> {
     pub(super) wb: f32,
 }
 
-impl Add<'_> {
-    /// What is added to picture `n` of a product over `grid` with so many channels.
+impl Residual<'_> {
+    /// Its values for picture `n` of a product over `grid` with `channels` output channels.
     pub(super) fn picture(&self, grid: Shape, n: usize, channels: usize) -> &[f32] {
         let values = grid.pixels() / if self.up { 4 } else { 1 } * channels;
         &self.data[n * values..][..values]
     }
 }
 
-/// The pixel of such a picture that is added to a pixel of the product's, of which a row has `w`.
+/// Index of the residual's pixel for the product's pixel (y, x), with rows of `w` pixels.
 #[inline(always)]
-pub(super) fn added_pixel(up: bool, w: usize, y: usize, x: usize) -> usize {
+pub(super) fn residual_pixel(up: bool, w: usize, y: usize, x: usize) -> usize {
     if up { y / 2 * (w / 2) + x / 2 } else { y * w + x }
 }
 
@@ -301,7 +301,7 @@ pub(super) fn added_pixel(up: bool, w: usize, y: usize, x: usize) -> usize {
 struct Plane<'a> {
     input: &'a Input<'a>,
     n: usize,
-    add: Option<&'a Add<'a>>,
+    residual: Option<&'a Residual<'a>>,
 }
 
 /// Consecutive rows of a picture from `first` on, some blocks of outputs.
@@ -309,17 +309,17 @@ struct Plane<'a> {
 struct Task<'a> {
     packed: &'a Packed,
     plane: Plane<'a>,
-    /// Neighbours that a pixel reads on each side.
-    reach: usize,
+    /// Neighbours on each side that a pixel reads.
+    radius: usize,
     /// Pixels of a row.
     w: usize,
     first: usize,
-    /// Pixels of a row that are done at a time.
+    /// Columns of a band.
     columns: usize,
     blocks: (usize, usize),
 }
 
-/// What a thread keeps from task to task.
+/// Buffers that a thread keeps between tasks.
 #[derive(Default)]
 struct Scratch {
     band: Vec<Line>,
@@ -332,44 +332,44 @@ thread_local! {
 }
 
 impl Task<'_> {
-    /// `out`: rows of the task, [pixel, outputs of the blocks].
+    /// Writes `out`, the rows of the task: [pixel, outputs of the blocks].
     fn run(self, out: &mut [f32]) {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Mode { arch, wide } = self.packed.mode;
-            match wide {
+            let KernelConfig { arch, bf16 } = self.packed.config;
+            match bf16 {
                 None => arch.dispatch(RunF32 { task: self, out, scratch }),
-                Some(wide) => {
-                    let _tiles = Tiles::new(wide);
-                    kernels::dispatch_bf16(arch, RunBf16 { task: self, out, scratch, wide });
+                Some(isa) => {
+                    let _tiles = Tiles::new(isa);
+                    kernels::dispatch_bf16(arch, RunBf16 { task: self, out, scratch, isa });
                 }
             }
         });
     }
 
-    /// Number of outputs that `out` of [`Task::run`] has per pixel.
+    /// Outputs per pixel of `out` of [`Task::run`].
     fn stride(&self) -> usize {
         let width = self.packed.block_width();
         (self.blocks.1 * width).min(self.packed.outputs) - self.blocks.0 * width
     }
 
-    /// Calls `block(band, b, sums, finish)` for every band of the task and every block of outputs.
+    /// Calls `block(band, b, sums, epilogue)` for every band of the task and every block of outputs.
     #[inline(always)]
     fn each<T: Value>(
         &self,
         scratch: &mut Scratch,
         out: &mut [f32],
-        mut block: impl FnMut(Band<T>, usize, &mut [f32], &mut Finishing),
+        mut block: impl FnMut(Band<T>, usize, &mut [f32], &mut StoreEpilogue),
     ) {
-        let (stride, reach, inputs) = (self.stride(), self.reach, self.packed.inputs);
+        let (stride, radius, inputs) = (self.stride(), self.radius, self.packed.inputs);
         let rows = out.len() / (self.w * stride);
         let blocks = inputs.div_ceil(BLOCK);
         scratch.sums.resize(SUMS / 16, Line::zeroed());
         let mut x0 = 0;
         while x0 < self.w {
             let columns = self.columns.min(self.w - x0);
-            let row = columns + 2 * reach;
-            // The last point of the last row needs its neighbours, and the kernels read past it.
-            let points = (rows + 2 * reach) * row + SLACK;
+            let row = columns + 2 * radius;
+            // The kernels read past the neighbours of the last point.
+            let points = (rows + 2 * radius) * row + SLACK;
             let values = blocks * points * BLOCK;
             let needed = (values * size_of::<T>()).div_ceil(size_of::<Line>());
             if scratch.band.len() < needed {
@@ -387,13 +387,14 @@ impl Task<'_> {
                 }
             }
             let sums: &mut [f32] = bytemuck::cast_slice_mut(&mut scratch.sums);
-            let band = Band::new(band, &scratch.steps, rows * row - 2 * reach);
+            let band = Band::new(band, &scratch.steps, rows * row - 2 * radius);
             for b in self.blocks.0..self.blocks.1 {
                 let (first, width) = self.packed.block(b);
                 let outputs = width.min(self.packed.outputs - first);
                 let column = first - self.blocks.0 * self.packed.block_width();
-                let add = self.plane.add.map(|add| self.plane.added(add, self, first));
-                let mut finish = Finishing {
+                let residual =
+                    self.plane.residual.map(|r| self.plane.block_residual(r, self, first));
+                let mut epilogue = StoreEpilogue {
                     out,
                     stride,
                     column,
@@ -403,17 +404,17 @@ impl Task<'_> {
                     columns,
                     x0,
                     w: self.w,
-                    add,
+                    residual,
                     y0: self.first,
                 };
-                block(band, b, sums, &mut finish);
+                block(band, b, sums, &mut epilogue);
             }
             x0 += columns;
         }
     }
 }
 
-/// The part of a task that a band holds.
+/// The part of a task in a band.
 struct Window {
     points: usize,
     row: usize,
@@ -426,19 +427,19 @@ impl Plane<'_> {
     /// Writes the points of `window` and their neighbours to `band`.
     #[inline(always)]
     fn fill<T: Value>(&self, task: &Task, band: &mut [T], window: &Window) {
-        let (input, reach) = (self.input, task.reach);
+        let (input, radius) = (self.input, task.radius);
         let shape = input.shape;
         let picture = &input.data[self.n * shape.pixels() * shape.c..][..shape.pixels() * shape.c];
         let points = window.points;
-        if reach == 0 && task.w == 1 && !input.up {
-            // Rows of one pixel are one row of many.
+        if radius == 0 && task.w == 1 && !input.up {
+            // Rows of one pixel are contiguous.
             let source = &picture[task.first * shape.c..][..window.rows * shape.c];
             return self.pack(source, band, points, 0, 1);
         }
         let grid = input.grid();
-        for r in 0..window.rows + 2 * reach {
+        for r in 0..window.rows + 2 * radius {
             let at = r * window.row;
-            let y = (task.first + r).wrapping_sub(reach);
+            let y = (task.first + r).wrapping_sub(radius);
             let clear = |band: &mut [T], from: usize, to: usize| {
                 for block in band.chunks_exact_mut(points * BLOCK) {
                     block[(at + from) * BLOCK..(at + to) * BLOCK].fill(T::zeroed());
@@ -448,13 +449,13 @@ impl Plane<'_> {
                 clear(band, 0, window.row);
                 continue;
             }
-            let left = if window.x0 == 0 { reach } else { 0 };
-            let right = if window.x0 + window.columns == grid.w { reach } else { 0 };
+            let left = if window.x0 == 0 { radius } else { 0 };
+            let right = if window.x0 + window.columns == grid.w { radius } else { 0 };
             clear(band, 0, left);
             clear(band, window.row - right, window.row);
-            // Columns of the grid that are inside, and the point of the first.
+            // Columns of the grid inside of the picture, and the point of the first.
             let (first, end) =
-                (window.x0 + left - reach, window.x0 + window.columns + reach - right);
+                (window.x0 + left - radius, window.x0 + window.columns + radius - right);
             let to = at + left;
             if !input.up {
                 let source = &picture[(y * shape.w + first) * shape.c..][..(end - first) * shape.c];
@@ -471,7 +472,7 @@ impl Plane<'_> {
             let source = |x: usize, end: usize| {
                 &picture[(y / 2 * shape.w + x) * shape.c..(y / 2 * shape.w + end) * shape.c]
             };
-            // Whole pairs of columns, and what is left of one at either end.
+            // Whole pairs of columns, and a single column at either end.
             let (x, last) = (first.div_ceil(2), end / 2);
             if first % 2 == 1 {
                 self.pack(source(first / 2, first / 2 + 1), band, points, to, 1);
@@ -493,7 +494,7 @@ impl Plane<'_> {
         }
     }
 
-    /// Pixels of `source` to every `apart`-th point from `to` on.
+    /// Writes the pixels of `source` to every `apart`-th point from `to` on.
     #[inline(always)]
     fn pack<T: Value>(
         &self,
@@ -514,16 +515,22 @@ impl Plane<'_> {
         );
     }
 
-    /// What is added to the block of outputs from `first` on, from the task's first row.
-    fn added<'a>(&'a self, add: &'a Add<'a>, task: &Task, first: usize) -> Added<'a> {
+    /// The residual for the block of outputs from `first` on.
+    fn block_residual<'a>(
+        &'a self,
+        residual: &'a Residual<'a>,
+        task: &Task,
+        first: usize,
+    ) -> BlockResidual<'a> {
         let outputs = task.packed.outputs;
-        let picture = add.picture(self.input.grid(), self.n, outputs);
-        Added { picture, channels: outputs, first, up: add.up, wa: add.wa, wb: add.wb }
+        let picture = residual.picture(self.input.grid(), self.n, outputs);
+        let Residual { up, wa, wb, .. } = *residual;
+        BlockResidual { picture, channels: outputs, first, up, wa, wb }
     }
 }
 
-/// What is added to the sums, as the kernels' results reach it.
-struct Added<'a> {
+/// A residual for one block of outputs of one picture.
+struct BlockResidual<'a> {
     picture: &'a [f32],
     channels: usize,
     first: usize,
@@ -532,29 +539,29 @@ struct Added<'a> {
     wb: f32,
 }
 
-/// Takes sums to their place in the output, and leaves out the points between the rows.
-struct Finishing<'a, 'b> {
+/// Stores sums in the output with the residual added, without the points between the rows.
+struct StoreEpilogue<'a, 'b> {
     out: &'b mut [f32],
-    /// Outputs of a pixel of `out`, and the first that is written.
+    /// Outputs per pixel of `out`, and the first one written.
     stride: usize,
     column: usize,
-    /// Outputs that are written, and those that the kernel computes.
+    /// Outputs that are written, and those that the kernel computes, with padding.
     outputs: usize,
     width: usize,
-    /// Points of a row of the band, and those that are pixels.
+    /// Points of a row of the band, and its pixels.
     row: usize,
     columns: usize,
-    /// Place of the band's first pixel.
+    /// Position of the band's first pixel.
     x0: usize,
     y0: usize,
     /// Pixels of a row of the picture.
     w: usize,
-    add: Option<Added<'a>>,
+    residual: Option<BlockResidual<'a>>,
 }
 
-impl Finish for Finishing<'_, '_> {
+impl Epilogue for StoreEpilogue<'_, '_> {
     #[inline(always)]
-    fn finish<S: Simd>(&mut self, simd: S, first: usize, count: usize, sums: &[f32]) {
+    fn store<S: Simd>(&mut self, simd: S, first: usize, count: usize, sums: &[f32]) {
         let (mut y, mut x) = (first / self.row, first % self.row);
         for sums in sums.chunks_exact(self.width).take(count) {
             if x < self.columns {
@@ -562,12 +569,13 @@ impl Finish for Finishing<'_, '_> {
                 let out = &mut self.out[pixel * self.stride + self.column..][..self.outputs];
                 let (sums, _) = S::as_simd_f32s(sums);
                 let (whole, rest) = S::as_mut_simd_f32s(out);
-                if let Some(add) = &self.add {
+                if let Some(residual) = &self.residual {
                     let (y, x) = (self.y0 + y, self.x0 + x);
-                    let at = added_pixel(add.up, self.w, y, x);
-                    let added = &add.picture[at * add.channels + add.first..][..self.outputs];
+                    let at = residual_pixel(residual.up, self.w, y, x);
+                    let added = &residual.picture[at * residual.channels + residual.first..];
+                    let added = &added[..self.outputs];
                     let (added, last) = S::as_simd_f32s(added);
-                    let (wa, wb) = (simd.splat_f32s(add.wa), simd.splat_f32s(add.wb));
+                    let (wa, wb) = (simd.splat_f32s(residual.wa), simd.splat_f32s(residual.wb));
                     let sum = |a, b| simd.add_f32s(simd.mul_f32s(wa, a), simd.mul_f32s(wb, b));
                     for ((out, &a), &b) in whole.iter_mut().zip(added).zip(sums) {
                         *out = sum(a, b);
@@ -611,14 +619,14 @@ impl WithSimd for RunF32<'_, '_> {
             scratch,
             out,
             #[inline(always)]
-            |band, b, sums, finish| {
+            |band, b, sums, epilogue| {
                 let (first, width) = packed.block(b);
                 let (weights, bias) =
                     (&weights[rows * first..][..rows * width], &bias[first..][..width]);
                 if width > S::F32_LANES {
-                    kernels::f32_block::<S, VECTORS>(simd, band, weights, bias, sums, finish);
+                    kernels::f32_block::<S, VECTORS>(simd, band, weights, bias, sums, epilogue);
                 } else {
-                    kernels::f32_block::<S, 1>(simd, band, weights, bias, sums, finish);
+                    kernels::f32_block::<S, 1>(simd, band, weights, bias, sums, epilogue);
                 }
             },
         );
@@ -629,7 +637,7 @@ struct RunBf16<'a, 'b> {
     task: Task<'a>,
     out: &'b mut [f32],
     scratch: &'b mut Scratch,
-    wide: Wide,
+    isa: Bf16Isa,
 }
 
 impl WithSimd for RunBf16<'_, '_> {
@@ -637,7 +645,7 @@ impl WithSimd for RunBf16<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { task, out, scratch, wide } = self;
+        let Self { task, out, scratch, isa } = self;
         let packed = task.packed;
         let weights: &[Bf16] = bytemuck::cast_slice(&packed.weights);
         let bias: &[f32] = bytemuck::cast_slice(&packed.bias);
@@ -646,18 +654,18 @@ impl WithSimd for RunBf16<'_, '_> {
             scratch,
             out,
             #[inline(always)]
-            |band, b, sums, finish| {
+            |band, b, sums, epilogue| {
                 let (first, width) = packed.block(b);
                 let (from, columns) = (first / COLUMN, width / COLUMN);
                 let weights = &weights[values * from..][..values * columns];
                 kernels::bf16_block(
                     simd,
-                    wide,
+                    isa,
                     band,
                     weights,
                     &bias[first..][..width],
                     sums,
-                    finish,
+                    epilogue,
                 );
             },
         );

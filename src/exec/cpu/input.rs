@@ -1,4 +1,4 @@
-//! What a product reads, and what is done to it on the way: norm, scale and shift, SiLU, enlarging.
+//! Inputs of products with a fused prologue: norm, scale and shift, SiLU, nearest-neighbour upsampling.
 
 use pulp::Arch;
 
@@ -9,39 +9,39 @@ use super::{
 };
 use crate::ops::Shape;
 
-/// What is done to the input's values before they are multiplied.
+/// Normalisation that is applied to the input's values as they are loaded.
 #[derive(Clone)]
-pub(super) enum Load {
-    /// Nothing.
+pub(super) enum Prologue {
+    /// None.
     Plain,
-    /// An affine map per channel, one for every picture or one for all.
+    /// An affine map per channel, for each picture or one for all.
     Affine(Vec<Affine>),
-    /// RMS norm over the channels of the pixel, times these.
+    /// RMS norm over the channels of the pixel, with these gains.
     Pixel(Channels),
 }
 
-/// What a product is taken over.
+/// Input of a product.
 #[derive(Clone, Copy)]
 pub(super) struct Input<'a> {
-    /// Extent of `data`.
+    /// Shape of `data`.
     pub(super) shape: Shape,
-    /// NHWC.
+    /// Values, NHWC.
     pub(super) data: &'a [f32],
-    /// What is done to a pixel first.
-    pub(super) load: &'a Load,
-    /// Whether SiLU is next.
+    /// Applied first.
+    pub(super) prologue: &'a Prologue,
+    /// True if SiLU is applied next.
     pub(super) silu: bool,
-    /// Whether every pixel then becomes 2x2.
+    /// True if the result is then nearest-upsampled.
     pub(super) up: bool,
 }
 
 impl<'a> Input<'a> {
-    /// `data` as it is.
+    /// `data` without a prologue.
     pub(super) fn plain(shape: Shape, data: &'a [f32]) -> Self {
-        Self { shape, data, load: &Load::Plain, silu: false, up: false }
+        Self { shape, data, prologue: &Prologue::Plain, silu: false, up: false }
     }
 
-    /// Calls `to(pixel, block, values, number of channels)` for `pixels` of picture `n`, with what is done to them done.
+    /// Calls `to(pixel, block, values, number of channels)` for `pixels` of picture `n` with the prologue and SiLU applied.
     #[inline(always)]
     pub(super) fn each_block(
         &self,
@@ -50,19 +50,21 @@ impl<'a> Input<'a> {
         to: impl FnMut(usize, usize, [f32; BLOCK], usize),
     ) {
         let c = self.shape.c;
-        match (self.load, self.silu) {
-            (Load::Plain, false) => each_block::<false>(pixels, c, Keep, to),
-            (Load::Plain, true) => each_block::<true>(pixels, c, Keep, to),
-            (Load::Affine(maps), false) => {
+        match (self.prologue, self.silu) {
+            (Prologue::Plain, false) => each_block::<false>(pixels, c, Identity, to),
+            (Prologue::Plain, true) => each_block::<true>(pixels, c, Identity, to),
+            (Prologue::Affine(maps), false) => {
                 each_block::<false>(pixels, c, &maps[n % maps.len()], to)
             }
-            (Load::Affine(maps), true) => each_block::<true>(pixels, c, &maps[n % maps.len()], to),
-            (Load::Pixel(gains), false) => each_block::<false>(pixels, c, Rms(gains), to),
-            (Load::Pixel(gains), true) => each_block::<true>(pixels, c, Rms(gains), to),
+            (Prologue::Affine(maps), true) => {
+                each_block::<true>(pixels, c, &maps[n % maps.len()], to)
+            }
+            (Prologue::Pixel(gains), false) => each_block::<false>(pixels, c, Rms(gains), to),
+            (Prologue::Pixel(gains), true) => each_block::<true>(pixels, c, Rms(gains), to),
         }
     }
 
-    /// Writes the input with what is done to it, but for the enlarging, to `out`.
+    /// Writes the input to `out` with the prologue and SiLU applied, not upsampled.
     pub(super) fn write(&self, arch: Arch, out: &mut [f32]) {
         let (c, picture) = (self.shape.c, self.shape.pixels() * self.shape.c);
         let pictures = self.data.chunks_exact(picture).zip(out.chunks_exact_mut(picture));
@@ -87,25 +89,26 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Extent of the product's grid, with the input's channels.
+    /// Shape of the input after upsampling.
     pub(super) fn grid(&self) -> Shape {
         let factor = if self.up { 2 } else { 1 };
         Shape { h: self.shape.h * factor, w: self.shape.w * factor, ..self.shape }
     }
 }
 
-/// What is done to a pixel, block by block.
-trait Change {
-    /// What all blocks of the pixel need to know.
-    fn look(&self, pixel: &[f32]) -> f32;
-    fn block(&self, look: f32, b: usize, x: [f32; BLOCK]) -> [f32; BLOCK];
+/// A transform of a pixel, block by block.
+trait Transform {
+    /// A statistic of the whole pixel that every block needs.
+    fn prepare(&self, pixel: &[f32]) -> f32;
+    /// Block `b` of the pixel, transformed.
+    fn block(&self, prepared: f32, b: usize, x: [f32; BLOCK]) -> [f32; BLOCK];
 }
 
-struct Keep;
+struct Identity;
 
-impl Change for Keep {
+impl Transform for Identity {
     #[inline(always)]
-    fn look(&self, _: &[f32]) -> f32 {
+    fn prepare(&self, _: &[f32]) -> f32 {
         0.0
     }
 
@@ -115,9 +118,9 @@ impl Change for Keep {
     }
 }
 
-impl Change for &Affine {
+impl Transform for &Affine {
     #[inline(always)]
-    fn look(&self, _: &[f32]) -> f32 {
+    fn prepare(&self, _: &[f32]) -> f32 {
         0.0
     }
 
@@ -129,48 +132,48 @@ impl Change for &Affine {
 
 struct Rms<'a>(&'a Channels);
 
-impl Change for Rms<'_> {
+impl Transform for Rms<'_> {
     #[inline(always)]
-    fn look(&self, pixel: &[f32]) -> f32 {
+    fn prepare(&self, pixel: &[f32]) -> f32 {
         inverse_rms(pixel)
     }
 
     #[inline(always)]
-    fn block(&self, look: f32, b: usize, x: [f32; BLOCK]) -> [f32; BLOCK] {
-        self.0.scale(b, look, x)
+    fn block(&self, prepared: f32, b: usize, x: [f32; BLOCK]) -> [f32; BLOCK] {
+        self.0.scale(b, prepared, x)
     }
 }
 
-/// Calls `to(pixel, block, changed values, number of channels)`, SiLU applied to the values if asked for.
+/// Calls `to(pixel, block, values, number of channels)` with `transform` and, if SILU, SiLU applied.
 #[inline(always)]
 fn each_block<const SILU: bool>(
     pixels: &[f32],
     channels: usize,
-    change: impl Change,
+    transform: impl Transform,
     mut to: impl FnMut(usize, usize, [f32; BLOCK], usize),
 ) {
     for (j, pixel) in pixels.chunks_exact(channels).enumerate() {
-        let look = change.look(pixel);
+        let prepared = transform.prepare(pixel);
         let (whole, rest) = pixel.as_chunks::<BLOCK>();
         for (b, chunk) in whole.iter().enumerate() {
-            to(j, b, finished::<SILU>(change.block(look, b, *chunk)), BLOCK);
+            to(j, b, activated::<SILU>(transform.block(prepared, b, *chunk)), BLOCK);
         }
         if !rest.is_empty() {
             let (b, len) = (whole.len(), rest.len());
-            // The usual lengths are moved as vectors.
+            // Common lengths are copied as vectors.
             let x = match len {
-                24 => padded::<24>(rest),
-                16 => padded::<16>(rest),
-                _ => some(rest),
+                24 => zero_padded_const::<24>(rest),
+                16 => zero_padded_const::<16>(rest),
+                _ => zero_padded(rest),
             };
-            to(j, b, finished::<SILU>(change.block(look, b, x)), len);
+            to(j, b, activated::<SILU>(transform.block(prepared, b, x)), len);
         }
     }
 }
 
-/// SiLU if asked for.
+/// SiLU of every value if SILU.
 #[inline(always)]
-fn finished<const SILU: bool>(x: [f32; BLOCK]) -> [f32; BLOCK] {
+fn activated<const SILU: bool>(x: [f32; BLOCK]) -> [f32; BLOCK] {
     let mut x = x;
     for x in &mut x {
         *x = activate::<SILU>(*x);
@@ -178,9 +181,9 @@ fn finished<const SILU: bool>(x: [f32; BLOCK]) -> [f32; BLOCK] {
     x
 }
 
-/// N values, and zeros up to a block.
+/// N values, padded with zeros to a block.
 #[inline(always)]
-fn padded<const N: usize>(values: &[f32]) -> [f32; BLOCK] {
+fn zero_padded_const<const N: usize>(values: &[f32]) -> [f32; BLOCK] {
     let mut x = [0.0; BLOCK];
     for (x, &value) in x[..N].iter_mut().zip(&values[..N]) {
         *x = value;
@@ -188,9 +191,9 @@ fn padded<const N: usize>(values: &[f32]) -> [f32; BLOCK] {
     x
 }
 
-/// The same for any number of values.
+/// At most a block of values, padded with zeros to a block.
 #[inline(always)]
-fn some(values: &[f32]) -> [f32; BLOCK] {
+fn zero_padded(values: &[f32]) -> [f32; BLOCK] {
     let mut x = [0.0; BLOCK];
     for (x, &value) in x.iter_mut().zip(values) {
         *x = value;

@@ -1,8 +1,8 @@
-//! The innermost loops: register tiles of several points by several outputs, in f32 through pulp and in bf16 with f32
-//! sums on AVX512-BF16 and AMX. The one place of this interpreter that needs `unsafe`.
+//! The innermost loops: register tiles of several points by several outputs, in f32 through pulp and in bf16 with f32 sums on
+//! AVX512-BF16 and AMX. The only file of the CPU backend with `unsafe` code.
 //!
-//! What they read is a [`Band`]: blocks of 32 channels, so that neighbouring points are always 32 values apart and
-//! every address is a constant away from one register. Every sum is bias + the steps in their order, whatever the tile.
+//! They read a [`Band`]: blocks of 32 channels, so that neighbouring points are always 32 values apart and every address is a
+//! constant offset from one register. Every sum is bias + the steps in their order, for every tile.
 
 #![allow(
     unsafe_code,
@@ -16,11 +16,11 @@ use pulp::{Arch, Simd, WithSimd};
 
 /// Channels of a block; a block of bf16 is a row of an AMX tile.
 pub(super) const BLOCK: usize = 32;
-/// Outputs of a column of bf16 weights, a tile's.
+/// Outputs of a column of bf16 weights: those of an AMX tile.
 pub(super) const COLUMN: usize = 16;
-/// Values of one step of a column: 16 pairs of inputs by 16 outputs.
+/// Values of one step of a column, 16 pairs of inputs by 16 outputs.
 pub(super) const TILE: usize = BLOCK * COLUMN;
-/// Points of the largest tile: the kernels read up to so many past the last.
+/// Points of the largest tile: the kernels read up to this many points past the last one.
 pub(super) const SLACK: usize = 64;
 /// Vectors of outputs in an f32 tile.
 pub(super) const VECTORS: usize = 2;
@@ -31,9 +31,9 @@ const POINTS_16: usize = 6;
 /// Sums of the largest tile of any kernel.
 pub(super) const SUMS: usize = 64 * 32;
 
-/// A value of a band.
+/// Type of a band's values.
 pub(super) trait Value: Pod + Send + Sync {
-    /// Rounds to nearest, ties to even; may take for zero what is below the normal numbers, as products in bf16 do.
+    /// A block of values rounded to nearest, ties to even; may flush subnormals to zero, as bf16 products do.
     fn block(x: [f32; BLOCK]) -> [Self; BLOCK];
 }
 
@@ -51,7 +51,7 @@ impl Value for Bf16 {
     #[inline(always)]
     fn block(x: [f32; BLOCK]) -> [Bf16; BLOCK] {
         if x86::has_avx512_bf16() {
-            // SAFETY: the instructions are there.
+            // SAFETY: the instructions are available.
             return unsafe { x86::rounded(x) };
         }
         from_fn(|i| rounded(x[i]))
@@ -72,23 +72,23 @@ pub(super) fn rounded(x: f32) -> Bf16 {
 pub(super) fn dispatch_bf16<W: WithSimd>(arch: Arch, work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
     if let (Arch::V4(simd), true) = (arch, x86::has_avx512_bf16()) {
-        // SAFETY: the instructions are there.
+        // SAFETY: the instructions are available.
         return unsafe { x86::dispatch(simd, work) };
     }
     arch.dispatch(work)
 }
 
-/// The bf16 instructions that this machine has.
+/// Instruction sets for bf16 products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wide {
+pub(super) enum Bf16Isa {
     /// AVX512-BF16.
     Avx512,
     /// AMX-BF16.
     Amx,
 }
 
-impl Wide {
-    /// Whether this process may use them.
+impl Bf16Isa {
+    /// True if this process may use the instructions.
     pub(super) fn available(self) -> bool {
         match self {
             Self::Avx512 => x86::has_avx512_bf16(),
@@ -97,16 +97,16 @@ impl Wide {
     }
 }
 
-/// A term of every sum: the inputs of one block under one tap.
+/// A term of every sum: the inputs of one block at one tap.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
-    /// Values from an output's point to the first input.
+    /// Offset in values from an output's point to the first input.
     pub(super) offset: usize,
-    /// Inputs, up to [`BLOCK`].
+    /// Number of inputs, at most [`BLOCK`].
     pub(super) inputs: usize,
 }
 
-/// What a product reads: [block][point][channel of the block], and how.
+/// Input of a product, [block][point][channel of the block], with the steps of its sums.
 #[derive(Clone, Copy)]
 pub(super) struct Band<'a, T> {
     values: &'a [T],
@@ -115,8 +115,7 @@ pub(super) struct Band<'a, T> {
 }
 
 impl<'a, T: Value> Band<'a, T> {
-    /// `values` for `points` outputs, each the sum over `steps`, none of which leaves `values` even for a point
-    /// [`SLACK`] past the last.
+    /// A band for `points` outputs, each the sum over `steps`. No step may leave `values`, also for [`SLACK`] points past the last.
     pub(super) fn new(values: &'a [T], steps: &'a [Step], points: usize) -> Self {
         let reach = steps.iter().map(|step| step.offset).max().unwrap_or(0);
         assert!(reach + (points + SLACK) * BLOCK <= values.len());
@@ -129,9 +128,10 @@ impl<'a, T: Value> Band<'a, T> {
     }
 }
 
-/// Sums of consecutive points: `finish(first, count, sums)`, where `sums` is [count, width of the block].
-pub(super) trait Finish {
-    fn finish<S: Simd>(&mut self, simd: S, first: usize, count: usize, sums: &[f32]);
+/// Consumer of a kernel's sums.
+pub(super) trait Epilogue {
+    /// Takes the sums [count, width of the block] of `count` points from `first` on.
+    fn store<S: Simd>(&mut self, simd: S, first: usize, count: usize, sums: &[f32]);
 }
 
 /// All points of `band` by one block of outputs: V vectors of `weights` [step][input][V] and of `bias`.
@@ -142,7 +142,7 @@ pub(super) fn f32_block<S: Simd, const V: usize>(
     weights: &[f32],
     bias: &[f32],
     sums: &mut [f32],
-    finish: &mut impl Finish,
+    epilogue: &mut impl Epilogue,
 ) {
     let width = V * S::F32_LANES;
     assert!(
@@ -154,8 +154,8 @@ pub(super) fn f32_block<S: Simd, const V: usize>(
     while at < band.points {
         let left = band.points - at;
         let sums = &mut sums[..];
-        // SAFETY: weights, bias and sums were measured above; `Band::new` saw to the band, whose slack is larger than
-        // any tile here.
+        // SAFETY: the lengths of weights, bias and sums are checked above, those of the band in `Band::new`, whose slack is larger
+        // than any tile here.
         let points = unsafe {
             if S::REGISTER_COUNT >= 32 && left > 8 {
                 f32_tile::<S, POINTS_32, V>(simd, &band, at, weights, bias, sums.as_mut_ptr())
@@ -170,12 +170,12 @@ pub(super) fn f32_block<S: Simd, const V: usize>(
             }
         };
         let count = points.min(left);
-        finish.finish(simd, at, count, &sums[..count * width]);
+        epilogue.store(simd, at, count, &sums[..count * width]);
         at += count;
     }
 }
 
-/// P points from `first` on; gives P. For what the pointers must hold see [`f32_block`].
+/// Computes P points from `first` on; returns P. For the pointers see [`f32_block`].
 #[inline(always)]
 unsafe fn f32_tile<S: Simd, const P: usize, const V: usize>(
     simd: S,
@@ -219,25 +219,26 @@ unsafe fn f32_tile<S: Simd, const P: usize, const V: usize>(
 
 /// All points of `band` by one or two columns of 16 outputs: `weights` [column][step][pair of inputs][output][2].
 ///
-/// `wide` must be available.
+/// `isa` must be available.
 #[inline(always)]
 pub(super) fn bf16_block<S: Simd>(
     simd: S,
-    wide: Wide,
+    isa: Bf16Isa,
     band: Band<Bf16>,
     weights: &[Bf16],
     bias: &[f32],
     sums: &mut [f32],
-    finish: &mut impl Finish,
+    epilogue: &mut impl Epilogue,
 ) {
     let columns = bias.len() / COLUMN;
     let (steps, width) = (band.steps.len(), columns * COLUMN);
-    assert!(matches!(columns, 1 | 2) && bias.len() == width && wide.available());
+    assert!(matches!(columns, 1 | 2) && bias.len() == width && isa.available());
     assert!(weights.len() >= columns * steps * TILE && sums.len() >= SUMS);
     let mut at = 0;
     while at < band.points {
         let left = band.points - at;
-        // SAFETY: the instructions are there, weights, bias and sums were measured above, and `Band::new` saw to the band.
+        // SAFETY: the instructions are available; the lengths of weights, bias and sums are checked above, those of the band in
+        // `Band::new`.
         let points = unsafe {
             let band = Operands {
                 values: band.values.as_ptr().add(at * BLOCK),
@@ -246,18 +247,18 @@ pub(super) fn bf16_block<S: Simd>(
                 bias: bias.as_ptr(),
                 sums: sums.as_mut_ptr(),
             };
-            match wide {
-                Wide::Amx => x86::amx_tile(&band, columns, left),
-                Wide::Avx512 => x86::avx512_tile(&band, columns, left),
+            match isa {
+                Bf16Isa::Amx => x86::amx_tile(&band, columns, left),
+                Bf16Isa::Avx512 => x86::avx512_tile(&band, columns, left),
             }
         };
         let count = points.min(left);
-        finish.finish(simd, at, count, &sums[..count * width]);
+        epilogue.store(simd, at, count, &sums[..count * width]);
         at += count;
     }
 }
 
-/// What one tile of a bf16 product reads and writes, from its first point on.
+/// Operands of one tile of a bf16 product, from its first point on.
 #[cfg_attr(
     not(target_arch = "x86_64"),
     allow(dead_code, reason = "no CPU of another kind has bf16 here")
@@ -270,15 +271,15 @@ struct Operands<'a> {
     sums: *mut f32,
 }
 
-/// The tile registers, set up for this thread while it lives.
+/// AMX tile registers, configured for this thread while the value lives.
 pub(super) struct Tiles(bool);
 
 impl Tiles {
-    /// Sets them up if `wide` needs them.
-    pub(super) fn new(wide: Wide) -> Self {
-        let needed = wide == Wide::Amx && wide.available();
+    /// Configures them if `isa` needs them.
+    pub(super) fn new(isa: Bf16Isa) -> Self {
+        let needed = isa == Bf16Isa::Amx && isa.available();
         if needed {
-            // SAFETY: AMX is there and permitted.
+            // SAFETY: AMX is available and permitted.
             unsafe { x86::configure() };
         }
         Self(needed)
@@ -288,7 +289,7 @@ impl Tiles {
 impl Drop for Tiles {
     fn drop(&mut self) {
         if self.0 {
-            // SAFETY: AMX is there and permitted.
+            // SAFETY: AMX is available and permitted.
             unsafe { x86::release() };
         }
     }
@@ -417,7 +418,7 @@ mod x86 {
         }};
     }
 
-    /// Up to 32 points by 32 outputs, or 64 by 16; gives the number of points.
+    /// Computes up to 32 points by 32 outputs, or 64 by 16; returns the number of points.
     #[inline(always)]
     pub(super) unsafe fn amx_tile(band: &Operands, columns: usize, left: usize) -> usize {
         const { assert!(std::mem::offset_of!(Step, offset) == 0) };
@@ -542,7 +543,7 @@ mod x86 {
         }
     }
 
-    /// Up to 14 points by 32 or 16 outputs; gives the number of points.
+    /// Computes up to 14 points by 32 or 16 outputs; returns the number of points.
     #[inline(always)]
     pub(super) unsafe fn avx512_tile(band: &Operands, columns: usize, left: usize) -> usize {
         // SAFETY: the caller's.
@@ -556,7 +557,7 @@ mod x86 {
         }
     }
 
-    /// The same bits as bf16.
+    /// The bits reinterpreted as bf16.
     #[inline(always)]
     fn pairs(x: __m512i) -> __m512bh {
         // SAFETY: both are 64 bytes without padding.
@@ -596,7 +597,7 @@ mod x86 {
     }
 }
 
-/// A CPU that has neither.
+/// Stubs for CPUs without these instructions.
 #[cfg(not(target_arch = "x86_64"))]
 mod x86 {
     use super::{BLOCK, Bf16, Operands};

@@ -1,14 +1,14 @@
 //! Elementwise arithmetic and the loop over chunks that runs it on all cores.
 //!
-//! The functions are plain f32 arithmetic without contraction, inlined into loops that the compiler vectorises for the
-//! instruction set `arch`: an element's bits depend neither on the set nor on its place in a vector.
+//! The functions are plain f32 arithmetic without contraction, inlined into loops that the compiler vectorises for the instruction
+//! set `arch`, so an element's bits depend neither on the instructions nor on its position in a vector.
 
 use std::f32::consts::{LN_2, LOG2_E};
 
 use pulp::Arch;
 use rayon::prelude::*;
 
-/// Floats of a task: enough to outweigh the hand-over, few enough to stay in the second-level cache.
+/// Floats of a task: enough to amortise its scheduling, few enough for the second-level cache.
 const TASK: usize = 16 * 1024;
 
 /// e^x with a relative error of about 1e-7; x is limited to [-87, 88], where the result is a normal number.
@@ -16,7 +16,8 @@ const TASK: usize = 16 * 1024;
 pub(super) fn exp(x: f32) -> f32 {
     /// Adding it leaves the nearest integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    /// ln 2 in two parts, the first with zeros at its end so that its multiples are exact.
+    /// ln 2 in two parts (Cody and Waite 1980): the first is ln 2 rounded to 12 bits of mantissa, so that its multiples by the integers
+    /// here are exact; the second is the rest.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = (std::f64::consts::LN_2 - LN_2_HIGH as f64) as f32;
     const { assert!(LN_2_HIGH - LN_2 < 3e-4 && LN_2_HIGH.to_bits() & 0xfff == 0) }
@@ -39,13 +40,13 @@ pub(super) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
-/// SiLU or nothing, decided when the loop is compiled.
+/// SiLU if SILU, else the identity.
 #[inline(always)]
 pub(super) fn activate<const SILU: bool>(x: f32) -> f32 {
     if SILU { silu(x) } else { x }
 }
 
-/// Splits `out` at multiples of `unit` floats over all cores; `body` gets the index of its first unit and its part.
+/// Splits `out` at multiples of `unit` floats over all cores and calls `body(index of the first unit, part)`.
 #[inline(always)]
 pub(super) fn for_units(
     arch: Arch,
@@ -114,23 +115,23 @@ fn sum_of(mut lanes: [f32; 16]) -> f32 {
     lanes[0]
 }
 
-/// The softmax of values times `scale` that come part by part.
+/// Online softmax of scale times values that arrive in parts (Milakov and Gimelshein 2018).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Softmax {
     scale: f32,
-    /// Of the values so far.
+    /// Largest value so far.
     largest: f32,
-    /// Of e^(scale * (value - largest)) over the values so far.
+    /// Sum of e^(scale (value - largest)) over the values so far.
     sum: f32,
 }
 
 impl Softmax {
-    /// That of no values yet.
+    /// The softmax of no values.
     pub(super) fn new(scale: f32) -> Self {
         Self { scale, largest: f32::NEG_INFINITY, sum: 0.0 }
     }
 
-    /// Replaces `x`, the next part, by its numerators; gives what those of earlier parts are to be multiplied by.
+    /// Replaces `x`, the next part, by its numerators; returns the factor for the numerators of earlier parts.
     #[inline(always)]
     pub(super) fn part(&mut self, x: &mut [f32]) -> f32 {
         let Self { scale, largest: before, .. } = *self;
@@ -160,7 +161,7 @@ impl Softmax {
         factor
     }
 
-    /// What numerators are to be multiplied by once all values are known.
+    /// The factor for all numerators after the last part.
     pub(super) fn inverse(&self) -> f32 {
         1.0 / self.sum
     }

@@ -1,4 +1,4 @@
-//! Normalisation and modulation, as maps of a pixel that the next operator applies, and pooling over the whole grid.
+//! Norms and scale-shift as per-pixel maps that the next operator applies, and global pooling.
 
 use std::array::from_fn;
 
@@ -8,9 +8,9 @@ use rayon::prelude::*;
 use super::{kernels::BLOCK, math::sum_by};
 use crate::ops::Shape;
 
-/// Added under the root, as the operators' definition says.
+/// Added under the root, see [`crate::ops::group_norm::EPS`].
 const EPS: f64 = 1e-6;
-/// Pixels whose mean is taken first; deviations from it are summed while they are in the first-level cache.
+/// Pixels whose mean is computed first, and whose deviations from it while they are in the first-level cache.
 const SPAN: usize = 32;
 /// Spans of a task; fixed, so that the order of summation does not depend on the number of threads.
 const SPANS: usize = 16;
@@ -84,7 +84,7 @@ fn group_moments(x: &[f32], channels: usize, groups: usize) -> Vec<Moments> {
     moments
 }
 
-/// Values per channel, in blocks; what is beyond the last channel is zero.
+/// A value per channel, in blocks; zero past the last channel.
 #[derive(Clone)]
 pub(super) struct Channels(Vec<[f32; BLOCK]>);
 
@@ -101,7 +101,7 @@ impl Channels {
         &self.0[b]
     }
 
-    /// Block `b` of a pixel times `factor` and these.
+    /// Block `b` of a pixel times `factor` and the values.
     #[inline(always)]
     pub(super) fn scale(&self, b: usize, factor: f32, x: [f32; BLOCK]) -> [f32; BLOCK] {
         let mut x = x;
@@ -116,7 +116,7 @@ impl Channels {
     }
 }
 
-/// (x - centre) * scale + shift per channel. Subtracting first keeps what a small deviation has of digits.
+/// (x - centre) scale + shift per channel. Subtracting first keeps the precision of small deviations.
 #[derive(Clone)]
 pub(super) struct Affine {
     centre: Channels,
@@ -136,7 +136,7 @@ impl Affine {
         x
     }
 
-    /// This one, then `next`, whose centre is zero.
+    /// The composition with `next`, whose centre is zero.
     pub(super) fn then(&self, next: &Self, channels: usize) -> Self {
         let scale = |c| (self.scale.at(c) * next.scale.at(c)) as f32;
         let shift = |c| (self.shift.at(c) * next.scale.at(c) + next.shift.at(c)) as f32;
@@ -148,7 +148,7 @@ impl Affine {
     }
 }
 
-/// GroupNorm with `groups` groups as a map for every picture.
+/// GroupNorm as one affine map per picture, x [n, h, w, c].
 pub(super) fn group_norm(
     arch: Arch,
     x: &[f32],
@@ -188,7 +188,7 @@ pub(super) fn group_norm(
     x.chunks_exact(picture).map(map).collect()
 }
 
-/// x * (1 + scale) + shift as a map for every `pair`.
+/// x (1 + scale) + shift as one affine map per row of pair [n or 1, 1, 1, 2 c].
 pub(super) fn scale_shift(pair: &[f32], channels: usize) -> Vec<Affine> {
     let map = |pair: &[f32]| Affine {
         centre: Channels::new(channels, |_| 0.0),
@@ -209,7 +209,7 @@ pub(super) fn inverse_rms(pixel: &[f32]) -> f32 {
     1.0 / (power + EPS as f32).sqrt()
 }
 
-/// Mean over the grid of every picture: `out` is [n, c].
+/// Mean over all pixels, x [n, h, w, c] -> out [n, 1, 1, c].
 pub(super) fn global_avg_pool(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     let (channels, picture) = (shape.c, shape.pixels() * shape.c);
     for (x, out) in x.chunks_exact(picture).zip(out.chunks_exact_mut(channels)) {

@@ -1,6 +1,6 @@
-//! Buffers that come back: fresh memory costs a page fault per 4 KiB, more than an elementwise operator's arithmetic.
+//! Recycled buffers: fresh memory costs a page fault per 4 KiB, more than the arithmetic of an elementwise operator.
 //!
-//! Guarantee: buffers in use and kept ones together never exceed the largest amount that was in use at one time.
+//! Guarantee: used and idle buffers together never exceed the peak of used ones.
 
 use std::{
     mem,
@@ -8,13 +8,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Where buffers go when they are dropped, and are taken from.
+/// The pool of idle buffers; a [`Buffer`] returns to it when dropped.
 #[derive(Debug, Default)]
 pub(super) struct Pool(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Kept for the next taker, longest kept first.
+    /// Idle buffers, the longest idle first.
     free: Vec<Vec<f32>>,
     /// Floats in `free`.
     kept: usize,
@@ -25,7 +25,7 @@ struct State {
 }
 
 impl Pool {
-    /// A buffer of `len` floats with arbitrary finite or stale contents: the taker writes all of it.
+    /// A buffer of `len` floats with arbitrary contents: the caller must write all of it.
     pub(super) fn take(self: &Arc<Self>, len: usize) -> Buffer {
         let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *guard;
@@ -51,7 +51,7 @@ impl Pool {
     }
 }
 
-/// Floats on loan from a [`Pool`].
+/// A buffer of floats from a [`Pool`].
 #[derive(Debug)]
 pub(super) struct Buffer {
     data: Vec<f32>,
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dropped_buffer_is_handed_out_again() {
+    fn pool_reuses_dropped_buffers() {
         let pool = Arc::new(Pool::default());
         let first = pool.take(1000);
         let address = first.as_ptr();
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn kept_and_live_buffers_never_exceed_the_peak_of_live_ones() {
+    fn pool_never_exceeds_the_peak_of_live_buffers() {
         let pool = Arc::new(Pool::default());
         for round in 0..50 {
             let held: Vec<_> =

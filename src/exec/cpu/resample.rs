@@ -1,4 +1,4 @@
-//! Operators that move pixels: pooling, FIR filters, shuffles, concatenation, crop.
+//! Operators that change or copy the grid: pooling, FIR filters, shuffles, concatenation, crop. `shape` is that of `x`.
 
 use pulp::Arch;
 
@@ -42,7 +42,7 @@ impl<'a> Rows<'a> {
         &self.x[(n * self.shape.h + y) * len..][..len]
     }
 
-    /// The same, or zeros outside of the picture.
+    /// As [`Rows::row`], or zeros outside of the picture.
     #[inline(always)]
     fn row_or(self, n: usize, y: Option<usize>, zeros: &'a [f32]) -> &'a [f32] {
         match y {
@@ -61,7 +61,7 @@ fn pixel_or<'a>(row: &'a [f32], x: Option<usize>, zeros: &'a [f32], c: usize) ->
     }
 }
 
-/// Mean of every 2x2.
+/// Mean of every 2x2 pixels, x [n, h, w, c] -> out [n, h/2, w/2, c].
 pub(super) fn avg_pool2(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let half = Shape { h: shape.h / 2, w: shape.w / 2, ..shape };
@@ -84,7 +84,7 @@ pub(super) fn avg_pool2(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     );
 }
 
-/// Every pixel becomes 2x2.
+/// Nearest-neighbour upsampling, x [n, h, w, c] -> out [n, 2h, 2w, c].
 pub(super) fn upsample_nearest2(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let double = Shape { h: shape.h * 2, w: shape.w * 2, ..shape };
@@ -104,7 +104,7 @@ pub(super) fn upsample_nearest2(arch: Arch, out: &mut [f32], x: &[f32], shape: S
     );
 }
 
-/// FIR [1,3,3,1]/8 per axis at every second pixel.
+/// FIR [1,3,3,1]/8 per axis with stride 2, x [n, h, w, c] -> out [n, h/2, w/2, c].
 pub(super) fn fir_down2(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let half = Shape { h: shape.h / 2, w: shape.w / 2, ..shape };
@@ -132,11 +132,11 @@ pub(super) fn fir_down2(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     );
 }
 
-/// FIR [1,3,3,1]/4 per axis to twice the size.
+/// FIR [1,3,3,1]/4 per axis, x [n, h, w, c] -> out [n, 2h, 2w, c].
 pub(super) fn fir_up2(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let double = Shape { h: shape.h * 2, w: shape.w * 2, ..shape };
-    // The neighbour that weighs 1 beside the pixel itself that weighs 3; edges are repeated.
+    // The neighbour of weight 1; the pixel itself has weight 3. Edges are repeated.
     let far = |i: usize, extent: usize| match i % 2 {
         0 => (i / 2).saturating_sub(1),
         _ => (i / 2 + 1).min(extent - 1),
@@ -160,7 +160,7 @@ pub(super) fn fir_up2(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape) {
     );
 }
 
-/// Space to depth by `r`.
+/// Space to depth, x [n, h, w, c] -> out [n, h/r, w/r, c r^2].
 pub(super) fn pixel_unshuffle(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape, r: usize) {
     let (c, rows) = (shape.c, Rows { x, shape });
     let deep = Shape { n: shape.n, h: shape.h / r, w: shape.w / r, c: c * r * r };
@@ -184,7 +184,7 @@ pub(super) fn pixel_unshuffle(arch: Arch, out: &mut [f32], x: &[f32], shape: Sha
     );
 }
 
-/// Depth to space by `r`.
+/// Depth to space, x [n, h, w, c] -> out [n, h r, w r, c / r^2].
 pub(super) fn pixel_shuffle(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape, r: usize) {
     let rows = Rows { x, shape };
     let c = shape.c / (r * r);
@@ -207,7 +207,7 @@ pub(super) fn pixel_shuffle(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape
     );
 }
 
-/// Channels of `a`, then channels of `b`.
+/// a [n, h, w, ca], b [n, h, w, cb] -> out [n, h, w, ca + cb].
 pub(super) fn concat(
     arch: Arch,
     out: &mut [f32],
@@ -230,7 +230,7 @@ pub(super) fn concat(
     );
 }
 
-/// A rectangle of the grid.
+/// A rectangle of the grid, x [n, h, w, c] -> out [n, window.h, window.w, c].
 pub(super) fn crop(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape, window: Window) {
     let rows = Rows { x, shape };
     let small = Shape { h: window.h, w: window.w, ..shape };

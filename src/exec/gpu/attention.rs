@@ -1,13 +1,13 @@
-//! The two halves of spatial-channel attention. Their products are the convolutions' (`matrix.rs`), but for the scores of
-//! attention over channels: few, each a sum over all pixels, which is made in chunks; they stay f32, since they grow with the
-//! number of pixels.
+//! Attention over pixels and over channels. Matrix products run on the kernels of convolutions (`matrix.rs`), except the scores of
+//! attention over channels: they are few and each is a sum over all pixels, computed in chunks. They are f32, as they grow with
+//! the number of pixels.
 
 use super::{
     Gpu, Tensor, WORKGROUP,
     matrix::{Layout, Matrix},
     pipelines::{operator, params},
     queue::Call,
-    word,
+    to_u32,
 };
 use crate::{
     error::Result,
@@ -35,16 +35,20 @@ params! {
     }
 }
 
-operator!(SPATIAL_ATTENTION, "spatial_attention", SpatialParams, [ReadWrite], "softmax": [1]);
+operator!(SPATIAL_ATTENTION, "spatial_attention" from ["shared/reduce", "spatial_attention"], SpatialParams, [ReadWrite], "softmax": [1]);
 operator!(
-    CHANNEL_ATTENTION, "channel_attention", ChannelParams, [Read, Read, ReadWrite, ReadWrite],
+    CHANNEL_ATTENTION, "channel_attention" from ["shared/invocation", "shared/reduce", "channel_attention"], ChannelParams, [Read, Read, ReadWrite, ReadWrite],
     "scores": [1, 2, 3],
     "softmax": [3, 4]
 );
 
-/// Scores of attention over pixels, and products for those over channels, that exist at a time.
+/// Most scores of attention over pixels, and most partial products of attention over channels, at a time.
 pub(super) const SCORES: usize = 1 << 22;
 
+/// Attention over pixels, q, k, v [n, h, w, c] -> [n, h, w, c].
+///
+/// Per picture of N pixels and strip of S queries: scores [S][N] = q (k^T / sqrt c), softmax of every row in place, scores v. S is
+/// bounded by `gpu.scores` / N.
 pub(super) fn spatial_attention(
     gpu: &mut Gpu,
     q: &Tensor,
@@ -69,8 +73,8 @@ pub(super) fn spatial_attention(
             let (own, scores) = (picture + first, || scores.binding(bytes));
             keys.product(gpu, (q.binding(), own), queries, (scores(), 0))?;
             let params = SpatialParams {
-                count: word(queries),
-                pixels: word(pixels),
+                count: to_u32(queries),
+                pixels: to_u32(pixels),
                 ..SpatialParams::default()
             };
             gpu.dispatch(Call {
@@ -87,6 +91,10 @@ pub(super) fn spatial_attention(
     Ok(y)
 }
 
+/// Attention over channels, q, k, v [n, h, w, c] -> [n, h, w, c].
+///
+/// Two kernels: `scores` writes partial products q^T k [n][chunk][i][j] over chunks of pixels, `softmax` adds the chunks and writes
+/// weights [n][j][i]. The result is v times the weights.
 pub(super) fn channel_attention(
     gpu: &mut Gpu,
     q: &Tensor,
@@ -95,7 +103,7 @@ pub(super) fn channel_attention(
 ) -> Result<Tensor> {
     let shape = channel_attention::output_shape(q.shape, k.shape, v.shape)?;
     let (pixels, channels) = (shape.pixels(), shape.c);
-    // Chunks keep sums short and give work to many invocations; their products are bounded like scores.
+    // Chunks keep sums short and occupy many invocations; their number is bounded by SCORES.
     let most = (SCORES / (channels * channels)).clamp(1, 64);
     let chunk = pixels.div_ceil(most).max(32);
     let chunks = pixels.div_ceil(chunk);
@@ -105,11 +113,11 @@ pub(super) fn channel_attention(
     let weights = gpu.scratch(square, "channel_attention: weights")?;
     let tiles = shape.n * chunks * channels.div_ceil(4) * channels.div_ceil(4);
     let params = ChannelParams {
-        count: word(tiles),
-        pixels: word(pixels),
-        channels: word(channels),
-        chunk: word(chunk),
-        chunks: word(chunks),
+        count: to_u32(tiles),
+        pixels: to_u32(pixels),
+        channels: to_u32(channels),
+        chunk: to_u32(chunk),
+        chunks: to_u32(chunks),
         scale: 1.0 / (pixels as f32).sqrt(),
         pad0: 0,
         pad1: 0,
@@ -127,7 +135,7 @@ pub(super) fn channel_attention(
         operator: &CHANNEL_ATTENTION,
         kernel: 1,
         constants: &[],
-        params: ChannelParams { count: word(rows), ..params },
+        params: ChannelParams { count: to_u32(rows), ..params },
         buffers: &[products.binding(square * chunks as u64), weights.binding(square)],
         workgroups: rows as u64,
     })?;
@@ -153,10 +161,10 @@ mod tests {
         ops::{Ops as _, Shape, cases::Random},
     };
 
-    /// Strips of queries, the kernels that products are made by and other pictures of a batch change no bit, also where the numbers
-    /// of pixels or channels fill no kernel's blocks.
+    /// Strips of queries, variants of the products and other pictures of a batch do not change a bit, including numbers of pixels or
+    /// channels that do not fill a kernel's blocks.
     #[test]
-    fn strips_and_variants_change_no_bit() {
+    fn attention_has_the_same_bits_for_all_strips_variants_and_batches() {
         let mut random = Random::new(51);
         for shape in [Shape::new(2, 5, 7, 22), Shape::new(2, 4, 9, 20), Shape::new(2, 8, 16, 96)] {
             let data = [(); 3].map(|()| random.values(shape.len(), 0.0, 1.5));

@@ -1,4 +1,4 @@
-//! Tensors in device memory and the pool that their memory comes from.
+//! Tensors in device memory, and the pool that recycles their buffers.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use crate::{
     ops::{Shape, product},
 };
 
-/// A tensor in memory; cloning shares the memory, dropping the last one gives it back to the pool.
+/// A tensor in memory; clones share the memory, which returns to the pool with the last one.
 #[derive(Clone, Debug)]
 pub(super) struct Tensor {
     pub(super) shape: Shape,
@@ -27,8 +27,8 @@ impl Tensor {
 
 /// Device memory that returns to its pool when dropped.
 ///
-/// It may be handed out again while work that reads it is still queued: whatever its next owner does comes later in the
-/// same queue. Only writes from the host would overtake queued work, so [`super::Gpu`] submits before them.
+/// It may be reused while queued work still reads it, as the next owner's work comes later in the same queue. Only writes from the
+/// host would overtake queued work, so [`super::Gpu`] submits before them.
 #[derive(Debug)]
 pub(super) struct Block {
     pub(super) buffer: wgpu::Buffer,
@@ -51,12 +51,12 @@ impl Drop for Block {
     }
 }
 
-/// Buffers that no tensor owns.
+/// Buffers that no tensor uses.
 #[derive(Debug, Default)]
 struct Idle {
-    /// By size in bytes; with each, the age at which it was given back.
+    /// Buffers by size in bytes, each with the age at which it was returned.
     by_size: BTreeMap<u64, Vec<(wgpu::Buffer, u64)>>,
-    /// Counts submissions.
+    /// Number of submissions.
     age: u64,
 }
 
@@ -96,7 +96,7 @@ impl Pool {
         let buffer = match create() {
             Ok(buffer) => buffer,
             Err(_) => {
-                // Memory may be there once idle buffers are gone; work that still reads them has to end first.
+                // Retry without idle buffers, once the work that still reads them is done.
                 self.clear();
                 device.wait(None)?;
                 create()?
@@ -115,7 +115,7 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).by_size.clear();
     }
 
-    /// Counts a submission and frees what nobody has asked for since a number of them.
+    /// Counts a submission and frees buffers that were idle for [`MAX_AGE`] of them.
     pub(super) fn submitted(&self) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.age += 1;
@@ -127,10 +127,10 @@ impl Pool {
     }
 }
 
-/// Whether the device takes a block of `bytes`; `what` names it in errors.
+/// Checks that a block of `bytes` does not exceed the device's limit; `what` names it in errors.
 ///
 /// # Errors
-/// [`crate::error::Kind::Device`] when it does not.
+/// [`crate::error::Kind::Device`] naming the limit.
 pub(super) fn check_size(device: &Device, bytes: u64, what: &str) -> Result<()> {
     let (limit, name) = (device.max_tensor_bytes(), &device.info.name);
     if bytes > limit {
@@ -157,7 +157,7 @@ pub(super) fn bytes(shape: Shape) -> u64 {
 mod tests {
     use super::size_class;
 
-    /// A class holds what it is for, wastes at most a quarter, and keeps the alignment of copies.
+    /// A size class holds its sizes, wastes at most a quarter, and keeps the alignment of copies.
     #[test]
     fn size_classes_waste_at_most_a_quarter() {
         for bytes in (1..10_000).chain([1 << 27, (1 << 27) + 1, 123_456_789]) {

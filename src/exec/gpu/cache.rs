@@ -1,9 +1,8 @@
-//! What is learnt about a device and outlives the process: files of a cache folder, each for one adapter, driver and set
-//! of shaders.
+//! The cache folder: compiled pipelines and measurements, in one file per adapter, driver and set of shaders.
 //!
-//! A file is a line of JSON with its key, the length and the checksum of the rest, then the rest. It appears by temporary
-//! name and rename; one that is cut off, changed or of another device is passed over with a line in the log. A cache that
-//! can't be read or written costs time and nothing else.
+//! A file is a line of JSON with the key, the length and the checksum of the content, then the content. Files are written atomically;
+//! one that is truncated, changed or of another device is ignored with a log message. A cache that can't be read or written only
+//! costs time.
 
 use std::{
     fs,
@@ -19,14 +18,14 @@ use super::{
     device::{AdapterInfo, Device},
 };
 
-/// Most bytes of a file that is read; what drivers keep for all shaders is a few megabytes.
+/// Largest file that is read, in bytes; the pipeline cache for all shaders has a few megabytes.
 const MAX_FILE_BYTES: u64 = 1 << 28;
 
 /// The files of one device.
 #[derive(Clone, Debug)]
 pub(super) struct Folder {
     directory: PathBuf,
-    /// SHA-256 in hex of all that the files' contents depend on.
+    /// SHA-256, in hexadecimal, of everything that the contents depend on.
     key: String,
 }
 
@@ -35,9 +34,9 @@ pub(super) struct Folder {
 struct Header {
     /// [`Folder::key`].
     key: String,
-    /// Length of what follows the line.
+    /// Length of the content in bytes.
     bytes: u64,
-    /// Its checksum.
+    /// Checksum of the content.
     crc32c: u32,
 }
 
@@ -65,7 +64,7 @@ impl Folder {
         Self { directory: directory.to_owned(), key }
     }
 
-    /// Files of several devices lie side by side.
+    /// Path of the file `name`; files of several devices share the folder.
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(format!("{}-{name}", &self.key[..16]))
     }
@@ -147,7 +146,7 @@ pub(super) struct Compiled {
 impl Compiled {
     const NAME: &str = "pipelines";
 
-    /// What `folder` has for `device`; None where its backend has no such thing.
+    /// The pipeline cache of `device` from `folder`; None if the backend has no pipeline caches.
     pub(super) fn open(device: &Device, folder: &Folder) -> Option<Self> {
         if !device.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return None;
@@ -169,7 +168,7 @@ impl Compiled {
         Some(Self { cache, folder: folder.clone(), known: data.as_deref().map(crc32c::crc32c) })
     }
 
-    /// Writes what the driver has now, if that is news.
+    /// Writes the driver's cache if it has changed.
     pub(super) fn save(&self) {
         let Some(data) = self.cache.get_data() else { return };
         if self.known != Some(crc32c::crc32c(&data)) {
@@ -200,9 +199,9 @@ mod tests {
         }
     }
 
-    /// A file gives back what was written, to the device that it is about and to no other.
+    /// A file is read back by the device that wrote it and by no other.
     #[test]
-    fn files_come_back_to_their_device_alone() {
+    fn cache_files_belong_to_one_device() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("not/yet/there");
         let (one, other) = (Folder::new(&inner, &adapter("1")), Folder::new(&inner, &adapter("2")));
@@ -212,15 +211,15 @@ mod tests {
         assert_eq!(one.read("a").as_deref(), Some(&b"second\nlines"[..]));
         assert_eq!(one.read("b"), None);
         assert_eq!(other.read("a"), None);
-        // Nor if it is copied to where the other looks.
+        // Also if the file is copied to the other device's path.
         fs::copy(one.path("a"), other.path("a")).unwrap();
         assert_eq!(other.read("a"), None);
         assert_eq!(fs::read_dir(&inner).unwrap().count(), 2);
     }
 
-    /// Whatever byte is changed and wherever the file ends: it is passed over.
+    /// A file with any byte changed, or cut anywhere, is ignored.
     #[test]
-    fn damaged_files_are_passed_over() {
+    fn damaged_cache_files_are_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path(), &adapter("1"));
         let data: Vec<u8> =
@@ -242,9 +241,8 @@ mod tests {
         assert_eq!(folder.read("a"), Some(data));
     }
 
-    /// A folder that can't be made is no failure.
     #[test]
-    fn a_folder_that_can_not_be_written_is_no_failure() {
+    fn unwritable_cache_folder_is_ignored() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let folder = Folder::new(&file.path().join("under"), &adapter("1"));
         folder.write("a", b"lost");

@@ -1,4 +1,4 @@
-//! Convolutions: variants of f32, which give the same bits in different ways, one with fewer products, and one of f16.
+//! Convolutions: two f32 variants that give the same bits, one with fewer products (Winograd), and one in f16.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use super::{
     lazy::Source,
     pipelines::{Kernel, Operator, operator, params},
     queue::Call,
-    tune, winograd, word,
+    to_u32, tune, winograd,
 };
 use crate::{
     error::{Error, Expected, Result},
@@ -17,20 +17,33 @@ use crate::{
 };
 
 params! {
+    /// Parameters of all variants, as in `shaders/shared/conv2d.wgsl`.
     pub(super) struct ConvParams {
+        /// Workgroups: `pixel_blocks` times blocks of output channels.
         count: u32,
-        tiles: u32,
+        /// Blocks of consecutive pixels, each of which a workgroup computes.
+        pixel_blocks: u32,
+        /// Pixels of all pictures.
         pixels: u32,
         in_channels: u32,
         out_channels: u32,
+        /// Rows of a picture.
         height: u32,
+        /// Columns of a picture.
         width: u32,
+        /// Taps of the kernel, 1 or 9.
         taps: u32,
+        /// Factor of the convolution in a sum.
         scale: f32,
+        /// Factor of the addend in a sum.
         addend_scale: f32,
-        first_square: u32,
-        squares: u32,
+        /// Winograd only: the first output tile of this pass.
+        first_tile: u32,
+        /// Winograd only: output tiles of this pass.
+        tiles: u32,
+        /// Offset of the input in its buffer, in pixels; only without Winograd, sums and upsampling.
         first: u32,
+        /// Offset of the result in its buffer, in pixels; only without Winograd, sums and upsampling.
         first_result: u32,
         pad0: u32,
         pad1: u32,
@@ -38,53 +51,53 @@ params! {
 }
 
 operator!(
-    CONV2D_COOPERATIVE16, "conv2d_cooperative16" from ["matrix16", "conv2d", "conv2d_cooperative"], ConvParams,
+    CONV2D_COOPERATIVE16, "conv2d_cooperative16" from ["shared/matrix16", "shared/conv2d", "conv2d_cooperative"], ConvParams,
     [Read, Read, Read, ReadWrite, Read],
     "main": [1, 2, 3, 4, 5],
-    "odd": [1, 2, 3, 4, 5]
+    "main_unaligned": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_COOPERATIVE8, "conv2d_cooperative8" from ["matrix8", "conv2d", "conv2d_cooperative"], ConvParams,
+    CONV2D_COOPERATIVE8, "conv2d_cooperative8" from ["shared/matrix8", "shared/conv2d", "conv2d_cooperative"], ConvParams,
     [Read, Read, Read, ReadWrite, Read],
     "main": [1, 2, 3, 4, 5],
-    "odd": [1, 2, 3, 4, 5]
+    "main_unaligned": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_SUBGROUP, "conv2d_subgroup" from ["conv2d", "subgroup_sums", "conv2d_subgroup"], ConvParams,
+    CONV2D_SUBGROUP, "conv2d_subgroup" from ["shared/conv2d", "shared/subgroup_sums", "conv2d_subgroup"], ConvParams,
     [Read, Read, Read, ReadWrite, Read],
     "main": [1, 2, 3, 4, 5],
-    "narrow": [1, 2, 3, 4, 5]
+    "main_unaligned": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_TILED, "conv2d_tiled" from ["conv2d", "conv2d_tiled"], ConvParams, [Read, Read, Read, ReadWrite, Read],
+    CONV2D_TILED, "conv2d_tiled" from ["shared/conv2d", "conv2d_tiled"], ConvParams, [Read, Read, Read, ReadWrite, Read],
     "main": [1, 2, 3, 4, 5],
-    "odd": [1, 2, 3, 4, 5]
+    "main_unaligned": [1, 2, 3, 4, 5]
 );
 
-/// A way to compute convolutions. Those of [`ConvVariant::SAME_BITS`] add up the products of a result in the same order and give
-/// the same bits, so that the choice among them is a matter of speed.
+/// An algorithm for convolutions. Those of [`ConvVariant::SAME_BITS`] sum the products of a result in the same order and give the
+/// same bits, so that only speed decides between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ConvVariant {
-    /// Sums in registers, inputs handed round among the lanes of a subgroup of 8 or more; input channels in fours.
+    /// Register tiles, inputs broadcast within a subgroup of at least 8 lanes; multiples of 4 input channels.
     Subgroup,
-    /// Tiles in workgroup memory; any device, any number of channels.
+    /// Tiles in workgroup memory; any device and any number of channels.
     Tiled,
-    /// Winograd's F(4x4, 3x3), f32: a quarter of the products; subgroups of 8 or more, 3x3 layers with channels in fours that
-    /// see whole grids ([`Conv2d::whole`]), since a window of a grid would not give the bits of the whole.
+    /// Winograd's F(4x4, 3x3) in f32 with a quarter of the products; subgroups of at least 8 lanes, 3x3 layers with multiples of 4
+    /// channels that never run on a tile ([`Conv2d::whole`]).
     Winograd,
-    /// Factors of f16, sums of f32, on cooperative matrices: where the device was opened for f16, 16 channels or more.
+    /// f16 factors and f32 sums on cooperative matrices; a device opened for f16, at least 16 input and output channels.
     Cooperative,
 }
 
 impl ConvVariant {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 4] = [Self::Subgroup, Self::Tiled, Self::Winograd, Self::Cooperative];
 
-    /// Those of f32 that give the same bits.
+    /// The f32 variants that give the same bits.
     pub const SAME_BITS: [Self; 2] = [Self::Subgroup, Self::Tiled];
 
-    /// The number that input channels are filled up to multiples of in packed weights.
+    /// Input channels are padded to multiples of this in packed weights.
     const fn step(self) -> usize {
         match self {
             Self::Subgroup | Self::Tiled | Self::Winograd => 4,
@@ -102,10 +115,10 @@ impl ConvVariant {
         }
     }
 
-    /// Products of a pair of channels that are summed apart: taps, or the positions of a transformed square.
-    const fn positions(self, p: &Conv2d) -> usize {
+    /// Products of a pair of channels that are summed separately: taps, or elements of a transformed tile.
+    const fn elements(self, p: &Conv2d) -> usize {
         match self {
-            Self::Winograd => exec::winograd::POSITIONS,
+            Self::Winograd => exec::winograd::TILE_ELEMENTS,
             _ => p.kernel * p.kernel,
         }
     }
@@ -122,18 +135,18 @@ impl ConvVariant {
     }
 }
 
-/// Pixels and output channels of a workgroup, and the override constants that say so.
+/// Pixels and output channels of a workgroup, with the override constants of that size.
 pub(super) struct Tile {
     pub(super) pixels: usize,
     pub(super) channels: usize,
     pub(super) constants: Vec<(&'static str, f64)>,
 }
 
-/// Least lanes of a subgroup that [`ConvVariant::Subgroup`] works with.
+/// Fewest lanes of a subgroup for [`ConvVariant::Subgroup`] and [`ConvVariant::Winograd`].
 const MIN_LANES: u32 = 8;
 
-/// A workgroup of [`ConvVariant::Subgroup`], and of the products of [`ConvVariant::Winograd`]: no more lanes than a subgroup
-/// has, as its lanes share their reads.
+/// Workgroup of [`ConvVariant::Subgroup`] and of the GEMM of [`ConvVariant::Winograd`]: at most a subgroup, whose lanes share
+/// their loads.
 pub(super) fn subgroup_tile(device: &Device) -> Tile {
     let lanes = match device.subgroup_size {
         0..16 => 8,
@@ -143,20 +156,20 @@ pub(super) fn subgroup_tile(device: &Device) -> Tile {
     Tile { pixels: 32, channels: 4 * lanes, constants: vec![("LANES", lanes as f64)] }
 }
 
-/// A workgroup of [`ConvVariant::Tiled`].
+/// Workgroup of [`ConvVariant::Tiled`].
 fn tiled_tile() -> Tile {
     Tile { pixels: 64, channels: 64, constants: Vec::new() }
 }
 
-/// Four subgroups of [`ConvVariant::Cooperative`], `across` of them side by side in channels and the others in pixels.
+/// Workgroup of [`ConvVariant::Cooperative`]: four subgroups, `across` of them adjacent in channels and the others in pixels.
 fn cooperative_tile(device: &Device, across: usize) -> Tile {
     let lanes = f64::from(device.subgroup_max_size);
     let constants = vec![("LANES", lanes), ("ACROSS", across as f64)];
     Tile { pixels: 128 / across, channels: 32 * across, constants }
 }
 
-/// All constants that `kernel` of `operator`, a convolution or another, usually runs with on `device`; none where it can't run
-/// there, or only if no other can.
+/// The override constants to compile `kernel` of `operator` with ahead of use on `device`; none if it can't run there, or only as a
+/// last resort.
 pub(super) fn constants(
     device: &Device,
     operator: &Operator,
@@ -172,39 +185,39 @@ pub(super) fn constants(
         "conv2d_cooperative8" => cooperative(8),
         "conv2d_subgroup" | "conv2d_winograd" if subgroups => vec![subgroup_tile(device)],
         "conv2d_subgroup" | "conv2d_winograd" => Vec::new(),
-        // Kernels of a software device are slow to compile, and this one is hardly used there.
+        // Kernels are slow to compile for a software device, and this one is hardly used there.
         "conv2d_tiled" if subgroups && device.info.software => Vec::new(),
         "conv2d_tiled" => vec![tiled_tile()],
         "conv2d_pack16" if device.matrix.is_none() => return Vec::new(),
         _ => return vec![Vec::new()],
     };
-    let usual = match operator.name {
-        "conv2d_winograd" => winograd::usual(kernel),
-        _ => USUAL.map(|fusion| fusion.constants().into()).into(),
+    let fusions = match operator.name {
+        "conv2d_winograd" => winograd::compiled_ahead(kernel),
+        _ => COMPILED_AHEAD.map(|fusion| fusion.constants().into()).into(),
     };
     let with = |tile: Tile| {
         let all = |own: &Vec<_>| tile.constants.iter().chain(own).copied().collect();
-        usual.iter().map(all).collect::<Vec<_>>()
+        fusions.iter().map(all).collect::<Vec<_>>()
     };
     tiles.into_iter().flat_map(with).collect()
 }
 
-/// What a kernel does beside its convolution.
+/// Operations fused into a convolution.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fusion {
-    /// 0 where nothing is added, 1 or 2 where the convolution is the first or the second term of a sum.
+    /// 0: nothing is added. 1 or 2: the convolution is the first or the second term of a weighted sum.
     pub(super) sum: u8,
-    /// Whether the addend is enlarged.
+    /// True if the addend is nearest-upsampled as it is read.
     pub(super) addend_up: bool,
-    /// Whether the input is.
+    /// True if the input is nearest-upsampled as it is read.
     pub(super) up: bool,
 }
 
 impl Fusion {
-    /// Nothing.
+    /// No fused operation.
     pub(super) const NONE: Self = Self { sum: 0, addend_up: false, up: false };
 
-    /// The shaders' override constants.
+    /// The override constants of the shaders.
     pub(super) fn constants(self) -> [(&'static str, f64); 3] {
         let Self { sum, addend_up, up } = self;
         [
@@ -215,64 +228,63 @@ impl Fusion {
     }
 }
 
-/// What the networks have of them.
-const USUAL: [Fusion; 4] = {
+/// Fusion patterns that occur in the networks; compiled ahead of time.
+const COMPILED_AHEAD: [Fusion; 4] = {
     let plain = Fusion::NONE;
     let sum = Fusion { sum: 2, ..plain };
     [plain, Fusion { up: true, ..plain }, sum, Fusion { addend_up: true, ..sum }]
 };
 
-/// Whether the device and the layer allow `variant`. Of the layer its channels count and what it sees, never the grid: a
-/// tile of a picture must be computed as the whole is.
-fn fits(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
+/// True if the device and the layer allow `variant`. It must not depend on the grid: a tile is computed as the whole picture is.
+fn is_supported(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
     match variant {
         ConvVariant::Subgroup => {
             gpu.device.subgroup_size >= MIN_LANES && p.in_channels.is_multiple_of(4)
         }
         ConvVariant::Tiled => true,
         ConvVariant::Winograd => {
-            gpu.device.subgroup_size >= MIN_LANES && exec::winograd::fits(p, 4)
+            gpu.device.subgroup_size >= MIN_LANES && exec::winograd::is_supported(p, 4)
         }
-        // With fewer most of a matrix would be zeros.
+        // With fewer channels most of a matrix would be zeros.
         ConvVariant::Cooperative => {
             gpu.device.matrix.is_some() && p.in_channels.min(p.out_channels) >= 16
         }
     }
 }
 
-/// What is used of the variants of f32 where nothing was measured: workgroup memory where the device is a GPU; on a software
-/// device that memory is ordinary memory and its barriers are costly, so that registers come first.
-fn usual(device: &Device) -> ConvVariant {
+/// The f32 variant without a measurement: workgroup memory on a GPU, registers on a software device, where workgroup memory is
+/// ordinary memory and its barriers are costly.
+fn default_variant(device: &Device) -> ConvVariant {
     if device.info.software { ConvVariant::Subgroup } else { ConvVariant::Tiled }
 }
 
-/// What computes `p` with a result of `shape`, where it fits: what was asked for, matrices where the device was opened for
-/// them, fewer products where that pays (a rule, as it changes bits), what was measured, what is usual.
+/// Selects the variant for `p` with a result of `shape`, in this order: explicit request, cooperative f16, Winograd (by rule, as it
+/// changes bits), autotuned, default.
 fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
     let wanted = gpu.conv.or_else(|| {
-        if fits(gpu, ConvVariant::Cooperative, p) {
+        if is_supported(gpu, ConvVariant::Cooperative, p) {
             return Some(ConvVariant::Cooperative);
         }
-        if fits(gpu, ConvVariant::Winograd, p) && exec::winograd::pays(p, shape) {
+        if is_supported(gpu, ConvVariant::Winograd, p) && exec::winograd::is_profitable(p, shape) {
             return Some(ConvVariant::Winograd);
         }
-        let fitting: Vec<_> =
-            ConvVariant::SAME_BITS.into_iter().filter(|&v| fits(gpu, v, p)).collect();
-        if fitting.len() > 1 { tune::fastest(gpu, &fitting, p, shape) } else { None }
+        let supported: Vec<_> =
+            ConvVariant::SAME_BITS.into_iter().filter(|&v| is_supported(gpu, v, p)).collect();
+        if supported.len() > 1 { tune::fastest(gpu, &supported, p, shape) } else { None }
     });
-    wanted_or_fitting(gpu, wanted, p)
+    resolve_variant(gpu, wanted, p)
 }
 
-/// What computes `p`, a product of matrices that are both made on the device: as [`choose`], but that nothing is measured.
+/// Selects the variant for `p`, a product of two matrices on the device: as [`choose`] without Winograd and autotuning.
 pub(super) fn for_product(gpu: &Gpu, p: &Conv2d) -> ConvVariant {
-    let matrices = Some(ConvVariant::Cooperative).filter(|&variant| fits(gpu, variant, p));
-    wanted_or_fitting(gpu, gpu.conv.or(matrices), p)
+    let matrices = Some(ConvVariant::Cooperative).filter(|&variant| is_supported(gpu, variant, p));
+    resolve_variant(gpu, gpu.conv.or(matrices), p)
 }
 
-/// The variant that is `wanted`, or the usual one; where it does not fit, the one that always does.
-fn wanted_or_fitting(gpu: &Gpu, wanted: Option<ConvVariant>, p: &Conv2d) -> ConvVariant {
-    let wanted = wanted.unwrap_or_else(|| usual(&gpu.device));
-    if fits(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
+/// `wanted` or the default variant; [`ConvVariant::Tiled`] if that is not supported.
+fn resolve_variant(gpu: &Gpu, wanted: Option<ConvVariant>, p: &Conv2d) -> ConvVariant {
+    let wanted = wanted.unwrap_or_else(|| default_variant(&gpu.device));
+    if is_supported(gpu, wanted, p) { wanted } else { ConvVariant::Tiled }
 }
 
 /// Output channels of a block of packed weights.
@@ -280,23 +292,23 @@ pub(super) fn block(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> usize {
     tile(gpu, variant, p).channels
 }
 
-/// Where a convolution's input and result lie in their buffers.
+/// Position of a convolution's input and result in their buffers, in pixels.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Place {
-    /// Whether the input is enlarged.
+    /// True if the input is nearest-upsampled.
     pub(super) up: bool,
-    /// The input's first pixel.
+    /// First pixel of the input.
     pub(super) first: usize,
-    /// The result's.
+    /// First pixel of the result.
     pub(super) first_result: usize,
 }
 
-/// A convolution with all that it takes to compute it.
+/// A convolution that is ready to be dispatched: input, layer, variant and packed parameters.
 #[derive(Clone, Debug)]
 pub(super) struct Product {
     x: Source,
     p: Conv2d,
-    /// Of the result.
+    /// Shape of the result.
     pub(super) shape: Shape,
     variant: ConvVariant,
     weight: wgpu::Buffer,
@@ -309,17 +321,17 @@ pub(super) struct Sum<'a> {
     pub(super) addend: &'a Source,
     pub(super) wa: f32,
     pub(super) wb: f32,
-    /// Whether the convolution is the first.
+    /// True if the convolution is the first term.
     pub(super) first: bool,
 }
 
-/// The convolution `p` of `x`, not yet computed; its parameters are on the device.
+/// The convolution `p` of `x`, not computed yet; uploads its packed parameters on first use.
 pub(super) fn product(gpu: &mut Gpu, x: Source, p: &Conv2d) -> Result<Product> {
     let shape = conv2d::output_shape(x.shape(), p)?;
     let variant = choose(gpu, p, shape);
     let block = block(gpu, variant, p);
     let [_, length] = packed_lengths(gpu, variant, p);
-    // A layer may be computed by several variants, each with its own layout.
+    // Each variant has its own layout of a layer's parameters.
     let [weight, bias] =
         p.params().map(|(name, _)| format!("{name}, {} in {block}s", variant.name()));
     let weight = match variant {
@@ -342,19 +354,19 @@ pub(super) fn product(gpu: &mut Gpu, x: Source, p: &Conv2d) -> Result<Product> {
     Ok(Product { x, p: p.clone(), shape, variant, weight, bias })
 }
 
-/// Dispatches `product`: its result, or the sum that it is part of.
+/// Dispatches `product`, fused with `sum` if there is one.
 pub(super) fn compute(gpu: &mut Gpu, product: &Product, sum: Option<&Sum<'_>>) -> Result<Tensor> {
     let Product { x, p, shape, variant, weight, bias } = product;
     let y = gpu.tensor(*shape, &p.name)?;
     let (weight, bias) = (weight.as_entire_binding(), bias.as_entire_binding());
     let buffers = [x.tensor.binding(), weight, bias, y.binding()];
-    let place = Place { up: x.enlarged, ..Place::default() };
+    let place = Place { up: x.upsampled, ..Place::default() };
     run(gpu, *variant, p, *shape, buffers, place, sum)?;
     Ok(y)
 }
 
-/// Dispatches `p` by `variant`: input, packed weight, packed bias and result of `shape` are `buffers`, the first and the last as
-/// `place` says; the result is `sum` where there is one.
+/// Dispatches `p` by `variant` with `buffers` = input, packed weight, packed bias, result of `shape`; `place` has the offsets of input
+/// and result. With `sum` the result is that sum.
 pub(super) fn run(
     gpu: &mut Gpu,
     variant: ConvVariant,
@@ -365,9 +377,9 @@ pub(super) fn run(
     sum: Option<&Sum<'_>>,
 ) -> Result<()> {
     let mut tile = tile(gpu, variant, p);
-    let work = Work::new(shape, p, &tile);
+    let work = Workload::new(shape, p, &tile);
     let [x, weight, bias, y] = buffers;
-    // Something has to be bound where nothing is added.
+    // A binding can't be left empty.
     let addend = sum.map_or_else(|| x.clone(), |sum| sum.addend.tensor.binding());
     let buffers = [x, weight, bias, y, addend];
     let (kind, scale, addend_scale) = match sum {
@@ -375,21 +387,21 @@ pub(super) fn run(
         Some(Sum { first: true, wa, wb, .. }) => (1, *wa, *wb),
         Some(Sum { first: false, wa, wb, .. }) => (2, *wb, *wa),
     };
-    let addend_up = sum.is_some_and(|sum| sum.addend.enlarged);
+    let addend_up = sum.is_some_and(|sum| sum.addend.upsampled);
     let fusion = Fusion { sum: kind, addend_up, up: place.up };
     let params = ConvParams {
-        count: word(work.workgroups),
-        tiles: word(work.tiles),
-        pixels: word(work.pixels),
-        in_channels: word(p.in_channels),
-        out_channels: word(p.out_channels),
-        height: word(shape.h),
-        width: word(shape.w),
-        taps: word(p.kernel * p.kernel),
+        count: to_u32(work.workgroups),
+        pixel_blocks: to_u32(work.pixel_blocks),
+        pixels: to_u32(work.pixels),
+        in_channels: to_u32(p.in_channels),
+        out_channels: to_u32(p.out_channels),
+        height: to_u32(shape.h),
+        width: to_u32(shape.w),
+        taps: to_u32(p.kernel * p.kernel),
         scale,
         addend_scale,
-        first: word(place.first),
-        first_result: word(place.first_result),
+        first: to_u32(place.first),
+        first_result: to_u32(place.first_result),
         ..ConvParams::default()
     };
     let (operator, plain) = match variant {
@@ -412,53 +424,56 @@ pub(super) fn run(
     })
 }
 
-/// How `variant` cuts up `p`.
+/// Workgroup of `variant` for `p`.
 fn tile(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> Tile {
     match variant {
         ConvVariant::Subgroup | ConvVariant::Winograd => subgroup_tile(&gpu.device),
         ConvVariant::Tiled => tiled_tile(),
         ConvVariant::Cooperative => {
-            // All in pixels where that leaves fewer channels idle.
+            // All subgroups in pixels if that pads fewer channels.
             let [two, one] = [64, 32].map(|block| p.out_channels.next_multiple_of(block));
             cooperative_tile(&gpu.device, if two > one { 1 } else { 2 })
         }
     }
 }
 
-/// Values of the packed weight and bias of `p` for `variant`.
+/// Number of values of the packed weight and of the packed bias of `p` for `variant`.
 pub(super) fn packed_lengths(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> [usize; 2] {
     let outputs = p.out_channels.next_multiple_of(tile(gpu, variant, p).channels);
     let inputs = p.in_channels.next_multiple_of(variant.step());
-    [outputs * variant.positions(p) * inputs, outputs]
+    [outputs * variant.elements(p) * inputs, outputs]
 }
 
-/// How a convolution is cut up.
-struct Work {
+/// Number of workgroups of a convolution.
+struct Workload {
     pixels: usize,
-    tiles: usize,
+    pixel_blocks: usize,
     workgroups: usize,
 }
 
-impl Work {
+impl Workload {
     fn new(shape: Shape, p: &Conv2d, tile: &Tile) -> Self {
         let pixels = shape.n * shape.pixels();
-        let tiles = pixels.div_ceil(tile.pixels);
-        Self { pixels, tiles, workgroups: tiles * p.out_channels.div_ceil(tile.channels) }
+        let pixel_blocks = pixels.div_ceil(tile.pixels);
+        Self {
+            pixels,
+            pixel_blocks,
+            workgroups: pixel_blocks * p.out_channels.div_ceil(tile.channels),
+        }
     }
 }
 
-/// [out, in, position] to [block of output channels, position, in, channel of the block] for `variant`, input channels filled
-/// up to multiples of its step and output channels to whole blocks with zeros. Positions are taps, row by row, or those of
+/// [out, in, element] -> [block of output channels, element, in, channel of the block] for `variant`, padded with zeros to multiples
+/// of its step in input channels and to whole blocks in output channels. Elements are taps, row by row, or those of
 /// [`exec::winograd::transformed`].
 fn pack(weight: &[f32], p: &Conv2d, block: usize, variant: ConvVariant) -> Vec<f32> {
-    let (inputs, positions) =
-        (p.in_channels.next_multiple_of(variant.step()), variant.positions(p));
+    let (inputs, elements) = (p.in_channels.next_multiple_of(variant.step()), variant.elements(p));
     let blocks = p.out_channels.div_ceil(block);
-    let mut packed = vec![0.0; blocks * positions * inputs * block];
+    let mut packed = vec![0.0; blocks * elements * inputs * block];
     for (at, &value) in weight.iter().enumerate() {
-        let (position, input, output) =
-            (at % positions, at / positions % p.in_channels, at / positions / p.in_channels);
-        let row = (output / block * positions + position) * inputs + input;
+        let (element, input, output) =
+            (at % elements, at / elements % p.in_channels, at / elements / p.in_channels);
+        let row = (output / block * elements + element) * inputs + input;
         packed[row * block + output % block] = value;
     }
     packed
@@ -473,9 +488,8 @@ mod tests {
         ops::cases::{self, OpCall},
     };
 
-    /// Among those of f32 the variant is a matter of speed: they give the same bits.
     #[test]
-    fn variants_do_not_change_results() {
+    fn conv2d_f32_variants_give_the_same_bits() {
         let mut table = cases::table(7);
         table.cases.retain(|case| matches!(case.op, OpCall::Conv2d(_)));
         let Some(mut one) = gpu(table.weights.clone()) else { return };

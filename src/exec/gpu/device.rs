@@ -1,4 +1,4 @@
-//! Adapters, the choice among them, and the device with what has gone wrong on it.
+//! Adapters, the choice among them, and the opened device with its pending errors.
 
 use std::{
     borrow::Cow,
@@ -8,25 +8,25 @@ use std::{
 
 use crate::error::{Error, Kind, Result};
 
-/// What an adapter is.
+/// Kind of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdapterKind {
-    /// A card with memory of its own.
+    /// A GPU with its own memory.
     Discrete,
-    /// A GPU that shares the processor's memory.
+    /// A GPU that shares the CPU's memory.
     Integrated,
-    /// A GPU lent to a virtual machine.
+    /// A GPU of a virtual machine.
     Virtual,
     /// A driver that computes on the CPU.
     Software,
-    /// Not said by its driver.
+    /// Not reported by the driver.
     Other,
 }
 
 /// An adapter that [`super::Gpu`] can use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterInfo {
-    /// Its number: N in `gpu:N`.
+    /// Index in [`adapters`], N in `gpu:N`.
     pub index: usize,
     /// Name of the device.
     pub name: String,
@@ -34,36 +34,36 @@ pub struct AdapterInfo {
     pub backend: String,
     /// Name and version of the driver.
     pub driver: String,
-    /// What it is.
+    /// Kind of the adapter.
     pub kind: AdapterKind,
-    /// Whether it computes on the CPU; never chosen by [`best_real`].
+    /// True for a driver that computes on the CPU; never returned by [`best_real`].
     pub software: bool,
     /// Largest tensor in bytes.
     pub max_tensor_bytes: u64,
-    /// Rows and columns of the cooperative matrices that f16 is computed with, 16 or 8; None where there are none that fit.
+    /// Rows and columns of the cooperative matrices for f16, 16 or 8; None if the adapter has none of these sizes.
     pub matrix: Option<usize>,
 }
 
-/// Element counts and byte offsets in the shaders are 32 bits wide; some drivers go wrong from 4 GiB on.
+/// Limit of a tensor in bytes: element counts and byte offsets in the shaders have 32 bits, and some drivers fail from 4 GiB on.
 const MAX_TENSOR_BYTES: u64 = 1 << 31;
 
-/// Bytes of workgroup memory of the convolution on cooperative matrices.
+/// Workgroup memory of the convolution on cooperative matrices, in bytes.
 const MATRIX_STORAGE: u32 = 20_992;
 
-/// Storage buffers that the operator with the most of them binds.
+/// Most storage buffers that an entry point binds.
 const STORAGE_BUFFERS: u32 = 6;
 
-/// The adapters of this machine in a fixed order; empty when there is none or no driver.
+/// The adapters of this machine in a fixed order; empty without an adapter or driver.
 pub fn adapters() -> Vec<AdapterInfo> {
     list().into_iter().map(|(info, _)| info).collect()
 }
 
-/// Index of the first real GPU, discrete before integrated before others; never a software device.
+/// Index of the best real GPU, discrete before integrated before others; never a software device.
 pub fn best_real() -> Option<usize> {
     best(&adapters())
 }
 
-/// Whether [`super::Gpu::with_f16`] of `index` opens a real GPU: software drivers compute f16 more slowly than f32.
+/// True if [`super::Gpu::with_f16`] of `index` opens a real GPU; software drivers compute f16 more slowly than f32.
 pub fn is_fast_in_f16(index: Option<usize>) -> bool {
     let all = adapters();
     let index = index.or_else(|| best(&all)).unwrap_or(0);
@@ -120,7 +120,7 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
     }
 }
 
-/// Rows and columns of the adapter's matrices of f16 that are summed in f32, or what it lacks for using them.
+/// Rows and columns of the adapter's cooperative matrices with f16 factors and f32 sums, or the missing feature.
 fn matrix(adapter: &wgpu::Adapter) -> Result<usize, String> {
     let features = adapter.features();
     let needed = [
@@ -151,7 +151,7 @@ fn matrix(adapter: &wgpu::Adapter) -> Result<usize, String> {
     choose_matrix(&adapter.cooperative_matrix_properties())
 }
 
-/// The largest square of `offered` in f16 with f32 sums that there is a shader for.
+/// The largest square of `offered` with f16 factors and f32 sums that a shader exists for.
 fn choose_matrix(offered: &[wgpu::CooperativeMatrixProperties]) -> Result<usize, String> {
     use wgpu::CooperativeScalarType::{F16, F32};
     let fits = |size: u32| {
@@ -174,12 +174,12 @@ fn choose_matrix(offered: &[wgpu::CooperativeMatrixProperties]) -> Result<usize,
     }
 }
 
-/// Leave to use features that wgpu calls experimental.
+/// The opt-in to wgpu's experimental features.
 fn experimental() -> wgpu::ExperimentalFeatures {
     #[allow(unsafe_code, reason = "the only way to cooperative matrices")]
-    // SAFETY: what is asked of the caller is to know that such features may have bugs that lead to undefined behaviour. Of
-    // them only cooperative matrices are enabled, only where the adapter lists them and f16 was asked for; the one shader
-    // that uses them is this crate's own, touches them in uniform control flow, and keeps within its workgroup memory.
+    // SAFETY: the caller must accept that such features may have bugs that lead to undefined behaviour. Of them only cooperative
+    // matrices are enabled, and only if the adapter lists them and f16 was requested; the one shader that uses them is this
+    // crate's own, uses them in uniform control flow, and stays within its workgroup memory.
     unsafe {
         wgpu::ExperimentalFeatures::enabled()
     }
@@ -194,31 +194,31 @@ fn label(index: usize, name: &str) -> String {
     format!("gpu:{index} ({name})")
 }
 
-/// What went wrong on a device outside of the call that caused it.
+/// Errors of a device that were reported outside of the call that caused them.
 #[derive(Debug, Default)]
 struct Faults {
     /// Why the device was lost.
     lost: Option<String>,
-    /// The first error since the last look.
+    /// The first error since the last check.
     error: Option<String>,
 }
 
 /// A device with its queue.
 #[derive(Debug)]
 pub(super) struct Device {
-    /// The adapter it was opened on.
+    /// The adapter.
     pub(super) info: AdapterInfo,
-    /// Where resources are made.
+    /// Creates resources.
     pub(super) device: wgpu::Device,
-    /// Where work goes; everything of one interpreter goes through this one queue, in order.
+    /// The queue that all work of a backend goes through, in order.
     pub(super) queue: wgpu::Queue,
-    /// What the adapter offers.
+    /// Limits of the adapter.
     pub(super) limits: wgpu::Limits,
-    /// Fewest lanes of a subgroup; 0 where the shaders can't use subgroups.
+    /// Smallest size of a subgroup; 0 without subgroups in shaders.
     pub(super) subgroup_size: u32,
-    /// Most lanes of a subgroup.
+    /// Largest size of a subgroup.
     pub(super) subgroup_max_size: u32,
-    /// Rows and columns of the cooperative matrices, where it was opened for f16.
+    /// Rows and columns of the cooperative matrices if it was opened for f16.
     pub(super) matrix: Option<usize>,
     /// Written by the callbacks of `device` from any thread, read by [`Device::check`].
     faults: Arc<Mutex<Faults>>,
@@ -300,7 +300,7 @@ impl Device {
         Error::device(label(self.info.index, &self.info.name), problem)
     }
 
-    /// Reports what has gone wrong since the last look.
+    /// Reports errors since the last check.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`] when the device was lost (from then on, always) or an error was not caught.
@@ -315,10 +315,10 @@ impl Device {
         }
     }
 
-    /// Makes something, with the errors of doing so.
+    /// Runs `make` and returns the errors that wgpu reports for it.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Device`] with what wgpu says.
+    /// [`crate::error::Kind::Device`].
     pub(super) fn caught<T>(&self, make: impl FnOnce(&wgpu::Device) -> T) -> Result<T> {
         self.check()?;
         let filters = [
@@ -328,7 +328,7 @@ impl Device {
         ];
         let scopes = filters.map(|filter| self.device.push_error_scope(filter));
         let made = make(&self.device);
-        // Scopes are popped in the reverse of the order that they were pushed in.
+        // Scopes are popped in reverse order.
         let mut first = None;
         for scope in scopes.into_iter().rev() {
             first = pollster::block_on(scope.pop()).or(first);
@@ -340,7 +340,7 @@ impl Device {
         }
     }
 
-    /// Waits until the work up to `submission` is done, or all that was submitted.
+    /// Blocks until the work up to `submission`, or all submitted work, is done.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`] when the device was lost meanwhile.
@@ -399,9 +399,9 @@ mod tests {
         }
     }
 
-    /// A software device is never the best; a discrete GPU comes before an integrated one, wherever it stands.
+    /// A software device is never the best; a discrete GPU comes before an integrated one, whatever their order.
     #[test]
-    fn best_is_real() {
+    fn best_adapter_is_a_real_gpu() {
         use AdapterKind::{Discrete, Integrated, Software};
         assert_eq!(best(&[]), None);
         assert_eq!(best(&[adapter(0, Software)]), None);
@@ -411,9 +411,9 @@ mod tests {
         assert_eq!(best(&all[..2]), Some(1));
     }
 
-    /// A real size of matrices is chosen, the larger of two, f16 summed in f32; where none fits, all that are offered are named.
+    /// The larger supported size with f16 factors and f32 sums is chosen; without one the error names all that are offered.
     #[test]
-    fn matrices_are_chosen_from_the_list() {
+    fn cooperative_matrix_size_is_chosen_from_the_list() {
         use wgpu::CooperativeScalarType::{F16, F32};
         let m = |m_size, n_size, k_size, ab_type, cr_type| wgpu::CooperativeMatrixProperties {
             m_size,
@@ -435,9 +435,8 @@ mod tests {
         assert!(choose_matrix(&[]).is_err());
     }
 
-    /// A missing device is an error that lists the devices there are.
     #[test]
-    fn missing_device_names_what_was_found() {
+    fn missing_adapter_error_lists_the_found_ones() {
         let error = Device::open(Some(1000), false).unwrap_err();
         assert_eq!(error.kind(), crate::error::Kind::Device);
         let message = error.to_string();

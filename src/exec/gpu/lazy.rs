@@ -1,5 +1,5 @@
-//! What waits until it is read: a convolution, so that a sum which it becomes part of is done in its store, and nearest
-//! enlarging, which a convolution does by where it reads.
+//! Deferred operators: a convolution, so that a weighted sum of it can be fused into its stores, and nearest-neighbour upsampling,
+//! which a convolution fuses into its loads.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,10 +13,10 @@ use crate::{
     ops::{Conv2d, Shape, upsample_nearest2, weighted_add},
 };
 
-/// A tensor of [`Gpu`], or a convolution or an enlarging that will be one when it is read; cloning shares it.
+/// A tensor of [`Gpu`]: in memory, or a deferred convolution or upsampling; clones share it.
 ///
-/// A convolution that is part of a weighted sum is computed with the sum, and nothing writes it by itself; who reads it
-/// all the same has it computed once more, then it is there for all.
+/// A convolution that is fused into a weighted sum is not stored by itself. If it is read afterwards, it is recomputed once and then
+/// cached.
 #[derive(Clone, Debug)]
 pub struct Lazy {
     shape: Shape,
@@ -26,11 +26,11 @@ pub struct Lazy {
 #[derive(Debug)]
 enum State {
     Ready(Tensor),
-    /// Each pixel as 2x2.
-    Enlarged(Tensor),
+    /// The tensor nearest-upsampled to twice its sides.
+    Upsampled(Tensor),
     Product {
         product: Product,
-        /// Whether a sum has it already.
+        /// True once it is fused into a sum.
         summed: bool,
     },
 }
@@ -45,7 +45,7 @@ impl Lazy {
         self.shape
     }
 
-    /// The convolution that it waits for, unless a sum has it already.
+    /// The deferred convolution, unless it is fused into a sum already.
     fn product(&self) -> Option<Product> {
         match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
             State::Product { product, summed: false } => Some(product.clone()),
@@ -53,7 +53,7 @@ impl Lazy {
         }
     }
 
-    /// Notes that a sum has it.
+    /// Marks the convolution as fused into a sum.
     fn note_sum(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let State::Product { summed, .. } = &mut *state {
@@ -62,19 +62,19 @@ impl Lazy {
     }
 }
 
-/// What a convolution reads or adds.
+/// An input or addend of a convolution.
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     pub(super) tensor: Tensor,
-    /// Whether each pixel stands for 2x2.
-    pub(super) enlarged: bool,
+    /// True if it is nearest-upsampled as it is read.
+    pub(super) upsampled: bool,
 }
 
 impl Source {
-    /// The shape that it is read in.
+    /// The shape after upsampling.
     pub(super) fn shape(&self) -> Shape {
         let Shape { n, h, w, c } = self.tensor.shape;
-        if self.enlarged { Shape { n, h: 2 * h, w: 2 * w, c } } else { self.tensor.shape }
+        if self.upsampled { Shape { n, h: 2 * h, w: 2 * w, c } } else { self.tensor.shape }
     }
 }
 
@@ -85,59 +85,59 @@ impl From<Tensor> for Lazy {
 }
 
 impl Gpu {
-    /// The tensor in memory.
+    /// The tensor in memory; computes it if it is deferred.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Device`]; the next to read it tries again.
+    /// [`crate::error::Kind::Device`]; the next call tries again.
     pub(super) fn force(&mut self, x: &Lazy) -> Result<Tensor> {
         let mut state = x.state.lock().unwrap_or_else(PoisonError::into_inner);
         let tensor = match &*state {
             State::Ready(tensor) => return Ok(tensor.clone()),
-            State::Enlarged(tensor) => resample::upsample_nearest2(self, tensor)?,
+            State::Upsampled(tensor) => resample::upsample_nearest2(self, tensor)?,
             State::Product { product, .. } => conv2d::compute(self, product, None)?,
         };
         *state = State::Ready(tensor.clone());
         Ok(tensor)
     }
 
-    /// The same for who can read it as it lies in memory.
+    /// As [`Gpu::force`] for a convolution, which can read an upsampled tensor without computing it.
     fn source(&mut self, x: &Lazy) -> Result<Source> {
-        if let State::Enlarged(tensor) = &*x.state.lock().unwrap_or_else(PoisonError::into_inner) {
-            return Ok(Source { tensor: tensor.clone(), enlarged: true });
+        if let State::Upsampled(tensor) = &*x.state.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(Source { tensor: tensor.clone(), upsampled: true });
         }
-        Ok(Source { tensor: self.force(x)?, enlarged: false })
+        Ok(Source { tensor: self.force(x)?, upsampled: false })
     }
 
-    /// A tensor of `shape` that waits in `state`; `what` names it in errors. Of memory and device nothing else may be asked
-    /// until somebody reads it, perhaps nobody.
-    fn waiting(&self, shape: Shape, state: State, what: &str) -> Result<Lazy> {
+    /// A deferred tensor of `shape`; `what` names it in errors. Checks device health and size only: memory is allocated when the
+    /// tensor is first read.
+    fn deferred(&self, shape: Shape, state: State, what: &str) -> Result<Lazy> {
         self.device.check()?;
         buffers::check_size(&self.device, buffers::bytes(shape), &format!("{what}: {shape:?}"))?;
         Ok(Lazy::new(shape, state))
     }
 }
 
-/// A convolution that waits.
+/// A deferred convolution, x [n, h, w, in] -> [n, h, w, out].
 pub(super) fn conv2d(gpu: &mut Gpu, x: &Lazy, p: &Conv2d) -> Result<Lazy> {
     let x = gpu.source(x)?;
     let product = conv2d::product(gpu, x, p)?;
-    gpu.waiting(product.shape, State::Product { product, summed: false }, &p.name)
+    gpu.deferred(product.shape, State::Product { product, summed: false }, &p.name)
 }
 
-/// Nearest enlarging that waits.
+/// Deferred nearest-neighbour upsampling, x [n, h, w, c] -> [n, 2h, 2w, c].
 pub(super) fn upsample_nearest2(gpu: &mut Gpu, x: &Lazy) -> Result<Lazy> {
     let shape = upsample_nearest2::output_shape(x.shape)?;
     let x = gpu.force(x)?;
-    gpu.waiting(shape, State::Enlarged(x), "upsample_nearest2")
+    gpu.deferred(shape, State::Upsampled(x), "upsample_nearest2")
 }
 
-/// `wa` times `a` plus `wb` times `b`, in the store of a convolution where one of them waits.
+/// wa a + wb b, a, b [n, h, w, c] -> [n, h, w, c], fused into the stores of a deferred convolution if one of them is one.
 pub(super) fn weighted_add(gpu: &mut Gpu, a: &Lazy, b: &Lazy, wa: f32, wb: f32) -> Result<Lazy> {
     weighted_add::output_shape(a.shape, b.shape)?;
-    // Of two that wait the second one goes on waiting for the sum: a block's last and largest.
+    // Of two deferred convolutions the second one is fused: it is a block's last and largest.
     let (own, other) = if b.product().is_some() { (b, a) } else { (a, b) };
     let addend = gpu.source(other)?;
-    // Both may be the same, which does not wait any more then.
+    // If both are the same tensor, it is not deferred any more.
     let Some(product) = own.product() else {
         let (a, b) = (gpu.force(a)?, gpu.force(b)?);
         return Ok(pointwise::weighted_add(gpu, &a, &b, wa, wb)?.into());

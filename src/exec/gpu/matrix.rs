@@ -1,5 +1,5 @@
-//! Products of matrices that are both on the device: the second is packed as a convolution's weights, and the convolutions'
-//! kernels do the rest.
+//! Products of two matrices on the device: the second one is packed as the weights of a 1x1 convolution, whose kernels compute the
+//! product.
 
 use super::{
     Gpu, WORKGROUP,
@@ -7,7 +7,7 @@ use super::{
     conv2d::{self, ConvVariant},
     pipelines::{operator, params},
     queue::Call,
-    word,
+    to_u32,
 };
 use crate::{
     error::Result,
@@ -15,15 +15,21 @@ use crate::{
 };
 
 params! {
+    /// Parameters of `shaders/conv2d_pack.wgsl`.
     struct PackParams {
+        /// Invocations.
         count: u32,
         inputs: u32,
         outputs: u32,
+        /// Inputs, padded.
         rows: u32,
+        /// Outputs of a block.
         block: u32,
+        /// Index of the matrix's first element.
         first: u32,
         input_stride: u32,
         output_stride: u32,
+        /// Factor of all elements.
         scale: f32,
         pad0: u32,
         pad1: u32,
@@ -31,25 +37,25 @@ params! {
     }
 }
 
-operator!(CONV2D_PACK, "conv2d_pack", PackParams, [Read, ReadWrite], "main": [1, 2]);
+operator!(CONV2D_PACK, "conv2d_pack" from ["shared/invocation", "conv2d_pack"], PackParams, [Read, ReadWrite], "main": [1, 2]);
 operator!(
-    CONV2D_PACK16, "conv2d_pack16" from ["conv2d_pack", "conv2d_pack16"], PackParams, [Read, ReadWrite],
+    CONV2D_PACK16, "conv2d_pack16" from ["shared/invocation", "conv2d_pack", "conv2d_pack16"], PackParams, [Read, ReadWrite],
     "main": [1, 2],
     "pairs": [1, 2]
 );
 
-/// Where a matrix of `inputs` rows and `outputs` columns lies in a buffer, in elements.
+/// Position of a matrix of `inputs` rows and `outputs` columns in a buffer, in elements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
     pub(super) inputs: usize,
     pub(super) outputs: usize,
-    /// Its first element.
+    /// Index of its first element.
     pub(super) first: usize,
-    /// From an input's to the next one's, from an output's to the next one's.
+    /// Distance of two inputs, and of two outputs.
     pub(super) strides: [usize; 2],
 }
 
-/// The second factor of a product.
+/// The second factor of a product, packed.
 #[derive(Debug)]
 pub(super) struct Matrix {
     p: Conv2d,
@@ -59,11 +65,11 @@ pub(super) struct Matrix {
     bias: wgpu::Buffer,
 }
 
-/// Rows of a matrix without gaps: a buffer, and the number of the first row in it.
+/// Rows of a dense matrix: a buffer, and the index of the first row in it.
 pub(super) type Rows<'a> = (wgpu::BindingResource<'a>, usize);
 
 impl Matrix {
-    /// `scale` times what `layout` says of `x`; `what` names it in errors.
+    /// Packs `scale` times the matrix at `layout` of `x`; `what` names it in errors.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`].
@@ -83,14 +89,14 @@ impl Matrix {
         let (count, bytes) = if halves { (length / 2, 2 * length) } else { (length, 4 * length) };
         let packed = gpu.scratch(bytes as u64, what)?;
         let params = PackParams {
-            count: word(count),
-            inputs: word(inputs),
-            outputs: word(outputs),
-            rows: word(length / padded),
-            block: word(conv2d::block(gpu, variant, &p)),
-            first: word(first),
-            input_stride: word(input_stride),
-            output_stride: word(output_stride),
+            count: to_u32(count),
+            inputs: to_u32(inputs),
+            outputs: to_u32(outputs),
+            rows: to_u32(length / padded),
+            block: to_u32(conv2d::block(gpu, variant, &p)),
+            first: to_u32(first),
+            input_stride: to_u32(input_stride),
+            output_stride: to_u32(output_stride),
             scale,
             ..PackParams::default()
         };
@@ -102,13 +108,13 @@ impl Matrix {
             buffers: &[x, packed.binding(bytes as u64)],
             workgroups: count.div_ceil(WORKGROUP) as u64,
         })?;
-        // Few of them, however many sizes there are.
+        // Rounded up, so that few buffers serve all sizes.
         let zeros = padded.next_power_of_two();
         let bias = gpu.parameter(&format!("{zeros} zeros"), |_| Ok(vec![0.0f32; zeros]))?;
         Ok(Self { p, variant, packed, bytes: bytes as u64, bias })
     }
 
-    /// y = `count` rows of `x` times the matrix.
+    /// y [count, outputs] = `count` rows of x [count, inputs] times the matrix.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`].

@@ -1,14 +1,15 @@
-//! The GPU interpreter: wgpu on Vulkan, Metal or DX12, one WGSL file per operator in `shaders/`, f32 and NHWC;
-//! convolutions have variants, chosen by what the adapter offers, by what was measured on it and by whether f16 was asked for.
+//! The GPU backend: wgpu on Vulkan, Metal or DX12, one WGSL file per operator in `shaders/`, f32 and NHWC. Convolutions have
+//! variants, selected by the adapter's features, by measurements and by the requested precision.
 //!
-//! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits; a pixel's
-//! value does not depend on where it lies in its tensor, as sums run in a fixed order, but in layers that never see a window
-//! ([`Conv2d::whole`]). Whatever goes wrong on the device
-//! (none there, memory exhausted, lost) is an error of kind [`crate::error::Kind::Device`], never a panic.
+//! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits. Sums run in a fixed
+//! order, so that a pixel's value does not depend on its position, except in layers that never run on a tile
+//! ([`Conv2d::whole`]). All failures of the device (none found, out of memory, lost) are errors of kind
+//! [`crate::error::Kind::Device`], never panics.
 //!
-//! [`Gpu`] records dispatches and submits them in bounded portions, at the latest when a result is downloaded. Convolutions and
-//! nearest enlarging wait until they are read ([`Lazy`]): a convolution does what comes before and after it as it loads and
-//! stores. Memory of dropped tensors is recycled; parameters are uploaded when first used, in the layout that their kernel reads.
+//! [`Gpu`] records dispatches and submits them in batches of bounded size, at the latest when a result is downloaded. Convolutions
+//! and nearest-neighbour upsampling are deferred until they are read ([`Lazy`]), so that a convolution can fuse upsampling into its
+//! loads and a weighted sum into its stores. Memory of dropped tensors is recycled; parameters are uploaded on first use, in the layout
+//! of their kernel.
 
 mod attention;
 mod buffers;
@@ -36,6 +37,7 @@ pub use self::{
 };
 use crate::{
     error::Result,
+    exec,
     ops::{self, Conv2d, Download, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
 };
 
@@ -66,10 +68,10 @@ pub static OPERATORS: [&Operator; 23] = [
     &pointwise::WEIGHTED_ADD,
 ];
 
-/// Invocations of a workgroup in kernels that have one invocation per item.
+/// Invocations per workgroup of kernels with one invocation per item.
 const WORKGROUP: usize = 64;
 
-/// An interpreter on one device.
+/// The GPU backend on one adapter, with a model's weights.
 #[derive(Debug)]
 pub struct Gpu {
     device: Arc<device::Device>,
@@ -78,21 +80,21 @@ pub struct Gpu {
     recorder: queue::Recorder,
     staging: queue::Staging,
     weights: Arc<Weights>,
-    /// Parameters on the device by name, as their kernel reads them.
+    /// Parameters on the device by name, in the layout of their kernel.
     parameters: HashMap<String, wgpu::Buffer>,
-    /// The convolutions that were asked for.
+    /// The requested convolution variant.
     conv: Option<ConvVariant>,
-    /// Bytes that [`ConvVariant::Winograd`] may have of transformed squares at a time.
-    squares_bytes: usize,
-    /// Most scores of attention over pixels at a time, but that one query has all of its own.
+    /// Most bytes of transformed tiles of [`ConvVariant::Winograd`] at a time.
+    winograd_bytes: usize,
+    /// Most scores of attention over pixels at a time, at least those of one query.
     scores: usize,
-    /// Which convolutions are fast, where that is measured.
+    /// The autotuner's choices; None: no autotuning.
     table: Option<tune::Table>,
 }
 
 impl Gpu {
-    /// An interpreter on adapter `index` of [`adapters`] that finds its parameters in `weights`; without an index on the
-    /// best adapter, a real GPU if there is one.
+    /// A backend on adapter `index` of [`adapters`] with the parameters `weights`; without an index on the best adapter, a real
+    /// GPU if there is one.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`] when there is no such adapter (the message lists what was found) or it can't be
@@ -101,11 +103,11 @@ impl Gpu {
         Self::on(device::Device::open(index, false)?, weights)
     }
 
-    /// As [`Gpu::new`], to compute convolutions in f16 with f32 sums, on cooperative matrices; those of fewer than 16 input
-    /// or output channels stay f32.
+    /// As [`Gpu::new`], with convolutions in f16 and f32 sums on cooperative matrices; those of fewer than 16 input or output
+    /// channels stay f32.
     ///
     /// # Errors
-    /// As [`Gpu::new`], and [`crate::error::Kind::Device`] where the adapter can't: the message says what it lacks.
+    /// As [`Gpu::new`], and [`crate::error::Kind::Device`] naming the feature that the adapter lacks.
     pub fn with_f16(index: Option<usize>, weights: Arc<Weights>) -> Result<Self> {
         Self::on(device::Device::open(index, true)?, weights)
     }
@@ -122,16 +124,17 @@ impl Gpu {
             weights,
             parameters: HashMap::new(),
             conv: None,
-            squares_bytes: ops::conv2d::SQUARES_BYTES,
+            winograd_bytes: exec::winograd::SCRATCH_BYTES,
             scores: attention::SCORES,
             table: None,
         })
     }
 
-    /// Compiles all shaders now, several at a time and while other work goes on, in place of each when it is first used;
-    /// and measures, where variants of a convolution give the same bits, which is the fastest for each shape that is met.
-    /// What a driver gives for the next time and what was measured lie in the folder `cache`, if there is one: files that
-    /// are damaged or of another device or driver are passed over, and failures to write are lines in the log.
+    /// Starts to compile all shaders in the background instead of each on first use, and turns on autotuning: the first time a
+    /// shape of convolution is met, the variants that give the same bits are timed.
+    ///
+    /// The driver's pipeline cache and the measurements are kept in the folder `cache`, if given. Files that are damaged or belong to
+    /// another device or driver are ignored; failures to write are logged.
     #[must_use]
     pub fn prepared(self, cache: Option<&Path>) -> Self {
         let folder = cache.map(|directory| cache::Folder::new(directory, &self.device.info));
@@ -148,24 +151,24 @@ impl Gpu {
         Self { pipelines, table: Some(table), ..self }
     }
 
-    /// Computes convolutions by `variant` wherever the device and the layer allow it; [`ConvVariant::Cooperative`] needs
+    /// Uses `variant` for all convolutions that the device and the layer allow it for; [`ConvVariant::Cooperative`] needs
     /// [`Gpu::with_f16`].
     #[must_use]
     pub fn with_convolutions(self, variant: ConvVariant) -> Self {
         Self { conv: Some(variant), ..self }
     }
 
-    /// Whether it computes convolutions in f16.
+    /// True if convolutions are computed in f16.
     pub fn is_f16(&self) -> bool {
         self.device.matrix.is_some()
     }
 
-    /// The adapter that it runs on.
+    /// The adapter of this backend.
     pub fn adapter(&self) -> &AdapterInfo {
         &self.device.info
     }
 
-    /// The parameter `name` on the device, in the form that `prepare` gives it at the first use.
+    /// The parameter `name` on the device; `prepare` packs it on first use.
     fn parameter<T: bytemuck::Pod>(
         &mut self,
         name: &str,
@@ -189,8 +192,8 @@ impl Gpu {
     }
 }
 
-/// An extent as the shaders' u32; no tensor that a device takes has one that is larger.
-fn word(extent: usize) -> u32 {
+/// `extent` as the u32 of a shader; tensors are too small for a larger one.
+fn to_u32(extent: usize) -> u32 {
     u32::try_from(extent).unwrap_or(u32::MAX)
 }
 
@@ -308,8 +311,7 @@ mod tests {
     use super::*;
     use crate::{error::Kind, ops::weights::Param};
 
-    /// The best adapter with `weights`, or None and a line that says why. Where an adapter is required, `tests/gpu`
-    /// fails without one.
+    /// The best adapter with `weights`, or None and a message. `tests/gpu` fails without an adapter if one is required.
     pub(super) fn gpu(weights: Arc<Weights>) -> Option<Gpu> {
         if !adapters().is_empty() {
             return Some(Gpu::new(None, weights).unwrap());
@@ -318,8 +320,8 @@ mod tests {
         None
     }
 
-    /// On a device that is lost every call is an error of kind `Device` that says so, before and after work is recorded, and
-    /// whatever waits to be read.
+    /// After the device is lost every call returns an error of kind `Device` that says so: uploads, operators, downloads, and reads of
+    /// deferred tensors.
     #[test]
     fn a_lost_device_is_an_error() {
         let layer = Conv2d {

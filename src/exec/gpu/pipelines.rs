@@ -1,4 +1,4 @@
-//! What the shaders declare, as Rust sees it, and the pipelines made from them.
+//! Declarations of the shaders in Rust, and the pipelines compiled from them.
 
 use std::{
     collections::HashMap,
@@ -20,14 +20,14 @@ use super::{
 };
 use crate::error::Result;
 
-/// How a shader uses a binding.
+/// Kind of a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// The parameter struct.
     Uniform,
     /// A buffer that is read.
     Read,
-    /// A buffer that is written, and perhaps read.
+    /// A buffer that is written and may be read.
     ReadWrite,
 }
 
@@ -38,7 +38,7 @@ pub struct Field {
     pub name: &'static str,
     /// Bytes from the start of the struct.
     pub offset: usize,
-    /// "u32" or "f32".
+    /// Type: "u32" or "f32".
     pub kind: &'static str,
 }
 
@@ -60,18 +60,18 @@ pub struct Kernel {
     pub uses: &'static [u32],
 }
 
-/// The GPU's side of one operator.
+/// The shader of one operator, or of one variant of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operator {
-    /// Name of the operator and of its file in `src/ops`, or of a variant, which begins with it.
+    /// Name of the operator, which is that of its file in `src/ops`, or of a variant, which begins with it.
     pub name: &'static str,
-    /// The files in `shaders/`, without their extension, that the shader is made of.
+    /// The files in `shaders/`, without extension, that are joined to the shader.
     pub files: &'static [&'static str],
-    /// The shader.
+    /// WGSL source.
     pub source: &'static str,
-    /// Its `Params`.
+    /// Layout of its `Params`.
     pub params: Layout,
-    /// Its bindings of group 0, from 0.
+    /// Its bindings in group 0, from 0 on.
     pub bindings: &'static [Access],
     /// Its entry points.
     pub kernels: &'static [Kernel],
@@ -85,11 +85,11 @@ pub(super) trait Params: bytemuck::Pod {
 
 /// Declares the parameter struct of a shader with its [`Layout`].
 macro_rules! params {
-    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($field:ident: $kind:ident,)* }) => {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$doc:meta])* $field:ident: $kind:ident,)* }) => {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
-        $vis struct $name { $($vis $field: $kind,)* }
+        $vis struct $name { $($(#[$doc])* $vis $field: $kind,)* }
 
         impl $crate::exec::gpu::pipelines::Params for $name {
             const LAYOUT: $crate::exec::gpu::pipelines::Layout =
@@ -105,8 +105,8 @@ macro_rules! params {
     };
 }
 
-/// Declares an operator: its name, its shader's files if they are not the one of that name, its parameter struct, its
-/// storage bindings from 1 on, its entry points.
+/// Declares an operator: its name, its shader's files if not only the one of that name, its parameter struct, its storage
+/// bindings from 1 on, its entry points with the bindings that they use.
 macro_rules! operator {
     ($static:ident, $name:literal, $($rest:tt)*) => {
         $crate::exec::gpu::pipelines::operator!($static, $name from [$name], $($rest)*);
@@ -135,12 +135,12 @@ macro_rules! operator {
 
 pub(super) use {operator, params};
 
-/// A compiled entry point.
+/// A compiled entry point with its layout.
 #[derive(Clone, Debug)]
 pub(super) struct Pipeline {
-    /// What runs.
+    /// The pipeline.
     pub(super) pipeline: wgpu::ComputePipeline,
-    /// Parameters at a dynamic offset, then what the kernel uses.
+    /// Bind group layout: parameters at a dynamic offset, then the storage bindings in `uses`.
     pub(super) layout: wgpu::BindGroupLayout,
     /// Storage bindings in order.
     pub(super) uses: &'static [u32],
@@ -149,13 +149,13 @@ pub(super) struct Pipeline {
 /// Override constants of a pipeline, by name.
 pub(super) type Constants<'a> = &'a [(&'static str, f64)];
 
-/// What is to be compiled ahead: operator, entry point and its override constants.
+/// A pipeline to compile ahead of use: operator, entry point and override constants.
 pub(super) type Wanted = (&'static Operator, &'static Kernel, Vec<(&'static str, f64)>);
 
 /// Operator, entry point and the values of the override constants.
 type Key = (&'static str, &'static str, Vec<u64>);
 
-/// Things that are made once, by whoever asks first; who asks meanwhile waits.
+/// A map of lazily made values: the first caller of a key makes it, concurrent callers of that key block.
 #[derive(Debug)]
 struct Once<K, T>(Mutex<HashMap<K, Arc<Mutex<Option<T>>>>>);
 
@@ -166,7 +166,7 @@ impl<K, T> Default for Once<K, T> {
 }
 
 impl<K: Eq + Hash, T: Clone> Once<K, T> {
-    /// What is there as `key`, else what `make` gives; after a failure the next one tries again.
+    /// The value of `key`, made by `make` if there is none; after a failure the next caller tries again.
     fn get(&self, key: K, make: impl FnOnce() -> Result<T>) -> Result<T> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let place = all.entry(key).or_default().clone();
@@ -179,25 +179,24 @@ impl<K: Eq + Hash, T: Clone> Once<K, T> {
     }
 }
 
-/// Pipelines, made when first used or before that.
+/// All pipelines of a device, compiled on first use or ahead of it.
 #[derive(Debug)]
 pub(super) struct Pipelines {
     compiler: Arc<Compiler>,
-    /// Compiles what is not needed yet.
+    /// The thread that compiles ahead.
     ahead: Option<JoinHandle<()>>,
-    /// Whether `ahead` is to end.
+    /// Set to end `ahead`.
     stop: Arc<AtomicBool>,
 }
 
 impl Pipelines {
-    /// None yet.
+    /// Compiles every pipeline on first use.
     pub(super) fn new(device: Arc<Device>) -> Self {
         let compiler = Compiler::new(device, None);
         Self { compiler: compiler.into(), ahead: None, stop: Arc::default() }
     }
 
-    /// Begins to compile `kernels`, several at a time, with the help of what `folder` has; what the
-    /// driver has in the end goes there.
+    /// Starts to compile `kernels` on all cores, with the driver's pipeline cache from `folder`; the cache is written back at the end.
     pub(super) fn ahead(
         device: Arc<Device>,
         kernels: Vec<Wanted>,
@@ -213,7 +212,7 @@ impl Pipelines {
                 if !stopped.load(Relaxed)
                     && let Err(error) = shared.get(operator, kernel, constants)
                 {
-                    // Who needs it will hear of it.
+                    // Reported when the pipeline is used.
                     tracing::debug!("{}.{}: {error}", operator.name, kernel.entry);
                 }
             });
@@ -242,7 +241,7 @@ impl Pipelines {
 }
 
 impl Drop for Pipelines {
-    /// No driver is to be at work when the process ends.
+    /// Joins the compile thread, so that no driver code runs when the process ends.
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
         if let Some(thread) = self.ahead.take() {
@@ -252,7 +251,7 @@ impl Drop for Pipelines {
     }
 }
 
-/// What compiles; any thread may ask it.
+/// Compiles pipelines from any thread.
 #[derive(Debug)]
 struct Compiler {
     device: Arc<Device>,

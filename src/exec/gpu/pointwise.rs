@@ -1,10 +1,10 @@
-//! Operators whose results at a pixel depend on that pixel alone.
+//! Pointwise operators: a pixel's result depends on that pixel alone.
 
 use super::{
     Gpu, Tensor, WORKGROUP,
     pipelines::{Operator, Params, operator, params},
     queue::Call,
-    word,
+    to_u32,
 };
 use crate::{
     error::Result,
@@ -17,13 +17,13 @@ params! { struct ScaleShiftParams { count: u32, channels: u32, picture: u32, sil
 params! { struct PixelNormParams { count: u32, channels: u32, silu: u32, eps: f32, } }
 params! { struct ConcatParams { count: u32, a_channels: u32, b_channels: u32, pad0: u32, } }
 
-operator!(SILU, "silu", SiluParams, [Read, ReadWrite], "main": [1, 2]);
-operator!(WEIGHTED_ADD, "weighted_add", WeightedAddParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
-operator!(SCALE_SHIFT, "scale_shift", ScaleShiftParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
-operator!(PIXEL_NORM, "pixel_norm", PixelNormParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
-operator!(CONCAT, "concat", ConcatParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
+operator!(SILU, "silu" from ["shared/invocation", "shared/activation", "silu"], SiluParams, [Read, ReadWrite], "main": [1, 2]);
+operator!(WEIGHTED_ADD, "weighted_add" from ["shared/invocation", "weighted_add"], WeightedAddParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
+operator!(SCALE_SHIFT, "scale_shift" from ["shared/invocation", "shared/activation", "scale_shift"], ScaleShiftParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
+operator!(PIXEL_NORM, "pixel_norm" from ["shared/invocation", "shared/activation", "pixel_norm"], PixelNormParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
+operator!(CONCAT, "concat" from ["shared/invocation", "concat"], ConcatParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
 
-/// Runs the one kernel of `operator` with `count` invocations on `inputs`: a tensor of `shape`.
+/// Dispatches the only kernel of `operator` with `count` invocations; its bindings are `inputs` and the result of `shape`.
 pub(super) fn map<P: Params>(
     gpu: &mut Gpu,
     operator: &'static Operator,
@@ -45,12 +45,14 @@ pub(super) fn map<P: Params>(
     Ok(y)
 }
 
+/// x sigmoid(x), x [n, h, w, c] -> [n, h, w, c].
 pub(super) fn silu(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
     let shape = silu::output_shape(x.shape)?;
-    let params = SiluParams { count: word(shape.len()), ..SiluParams::default() };
+    let params = SiluParams { count: to_u32(shape.len()), ..SiluParams::default() };
     map(gpu, &SILU, params, shape.len(), &[x.binding()], shape)
 }
 
+/// wa a + wb b, a, b [n, h, w, c] -> [n, h, w, c].
 pub(super) fn weighted_add(
     gpu: &mut Gpu,
     a: &Tensor,
@@ -59,42 +61,45 @@ pub(super) fn weighted_add(
     wb: f32,
 ) -> Result<Tensor> {
     let shape = weighted_add::output_shape(a.shape, b.shape)?;
-    let params = WeightedAddParams { count: word(shape.len()), wa, wb, pad0: 0 };
+    let params = WeightedAddParams { count: to_u32(shape.len()), wa, wb, pad0: 0 };
     map(gpu, &WEIGHTED_ADD, params, shape.len(), &[a.binding(), b.binding()], shape)
 }
 
+/// x (1 + scale) + shift, x [n, h, w, c], pair [n or 1, 1, 1, 2 c] -> [n, h, w, c].
 pub(super) fn scale_shift(gpu: &mut Gpu, x: &Tensor, pair: &Tensor, silu: bool) -> Result<Tensor> {
     let shape = scale_shift::output_shape(x.shape, pair.shape)?;
     let count = shape.len();
     let params = ScaleShiftParams {
-        count: word(count),
-        channels: word(shape.c),
-        picture: word(if pair.shape.n == 1 { count } else { count / shape.n }),
+        count: to_u32(count),
+        channels: to_u32(shape.c),
+        picture: to_u32(if pair.shape.n == 1 { count } else { count / shape.n }),
         silu: silu.into(),
     };
     map(gpu, &SCALE_SHIFT, params, count, &[x.binding(), pair.binding()], shape)
 }
 
+/// RMS norm, x [n, h, w, c] -> [n, h, w, c]; one invocation per pixel.
 pub(super) fn pixel_norm(gpu: &mut Gpu, x: &Tensor, p: &PixelNorm) -> Result<Tensor> {
     let shape = pixel_norm::output_shape(x.shape, p)?;
     let [(name, _)] = p.params();
     let gain = gpu.parameter(&name, |w| Ok(p.load(w)?.to_vec()))?;
     let pixels = shape.n * shape.pixels();
     let params = PixelNormParams {
-        count: word(pixels),
-        channels: word(shape.c),
+        count: to_u32(pixels),
+        channels: to_u32(shape.c),
         silu: p.silu.into(),
         eps: pixel_norm::EPS,
     };
     map(gpu, &PIXEL_NORM, params, pixels, &[x.binding(), gain.as_entire_binding()], shape)
 }
 
+/// a [n, h, w, ca], b [n, h, w, cb] -> [n, h, w, ca + cb].
 pub(super) fn concat(gpu: &mut Gpu, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let shape = concat::output_shape(a.shape, b.shape)?;
     let params = ConcatParams {
-        count: word(shape.len()),
-        a_channels: word(a.shape.c),
-        b_channels: word(b.shape.c),
+        count: to_u32(shape.len()),
+        a_channels: to_u32(a.shape.c),
+        b_channels: to_u32(b.shape.c),
         pad0: 0,
     };
     map(gpu, &CONCAT, params, shape.len(), &[a.binding(), b.binding()], shape)

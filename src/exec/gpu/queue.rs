@@ -17,28 +17,28 @@ use crate::{
     ops::{Download, Shape},
 };
 
-/// Dispatches of one submission: bounds the time that a submission takes and the parameters that wait for it.
+/// Most dispatches of a submission: bounds its time and the memory for parameters.
 const MAX_DISPATCHES: usize = 64;
 
-/// A dispatch that waits for its submission.
+/// A recorded dispatch.
 #[derive(Debug)]
 struct Dispatch {
     pipeline: wgpu::ComputePipeline,
     bindings: wgpu::BindGroup,
-    /// Of its parameters, in [`Recorder::uniforms`].
+    /// Offset of its parameters in [`Recorder::uniforms`].
     offset: u32,
     workgroups: (u32, u32),
 }
 
-/// Dispatches in order, with their parameters.
+/// Recorded dispatches in order, with their parameters.
 #[derive(Debug)]
 pub(super) struct Recorder {
     dispatches: Vec<Dispatch>,
     /// Parameters of all dispatches, [`Recorder::stride`] bytes each.
     bytes: Vec<u8>,
-    /// Where `bytes` goes at the submission.
+    /// Receives `bytes` when the dispatches are submitted.
     uniforms: wgpu::Buffer,
-    /// Distance of two dispatches' parameters.
+    /// Distance in bytes of the parameters of two dispatches.
     stride: usize,
 }
 
@@ -61,15 +61,15 @@ impl Recorder {
 pub(super) struct Call<'a, P: Params> {
     /// The operator.
     pub(super) operator: &'static Operator,
-    /// Number of the entry point in [`Operator::kernels`].
+    /// Index of the entry point in [`Operator::kernels`].
     pub(super) kernel: usize,
     /// Values of the shader's override constants.
     pub(super) constants: Constants<'a>,
     /// The shader's `Params`.
     pub(super) params: P,
-    /// What the entry point's storage bindings are, in the order of [`super::pipelines::Kernel::uses`].
+    /// The entry point's storage buffers, in the order of [`super::pipelines::Kernel::uses`].
     pub(super) buffers: &'a [wgpu::BindingResource<'a>],
-    /// Number of workgroups; spread over two dimensions where it is larger than one takes.
+    /// Number of workgroups; spread over two dimensions if it exceeds the limit of one.
     pub(super) workgroups: u64,
 }
 
@@ -119,7 +119,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// `count` workgroups as columns and rows; the product may exceed `count`.
+    /// Splits `count` workgroups over two dimensions; their product may exceed `count`.
     fn spread(&self, count: u64) -> Result<(u32, u32)> {
         let most = u64::from(self.device.limits.max_compute_workgroups_per_dimension);
         let rows = count.div_ceil(most);
@@ -134,7 +134,7 @@ impl Gpu {
         Ok((count.div_ceil(rows.max(1)) as u32, rows as u32))
     }
 
-    /// Submits what was recorded.
+    /// Submits the recorded dispatches.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`].
@@ -151,13 +151,13 @@ impl Gpu {
         self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
-    /// Moves what was recorded into `encoder`.
+    /// Moves the recorded dispatches into `encoder`.
     fn encode(&mut self, encoder: &mut wgpu::CommandEncoder) {
         let recorder = &mut self.recorder;
         if recorder.dispatches.is_empty() {
             return;
         }
-        // Written before the next submission and after the last one, whose dispatches read the old values.
+        // The write takes effect after the last submission, whose dispatches read the old values, and before the next one.
         self.device.queue.write_buffer(&recorder.uniforms, 0, &recorder.bytes);
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for dispatch in &recorder.dispatches {
@@ -193,12 +193,12 @@ impl Gpu {
         self.pool.block(&self.device, bytes, what)
     }
 
-    /// A tensor of `shape` with `data`.
+    /// A tensor of `shape` filled with `data`.
     ///
     /// # Errors
     /// As [`Gpu::tensor`].
     pub(super) fn write(&mut self, shape: Shape, data: &[f32]) -> Result<Tensor> {
-        // The write takes effect at the next submission, before everything in it: what was recorded goes first.
+        // The write takes effect before the next submission, so recorded dispatches must be submitted first.
         self.submit()?;
         let tensor = self.tensor(shape, "upload")?;
         self.device.queue.write_buffer(&tensor.block.buffer, 0, bytemuck::cast_slice(data));
@@ -206,7 +206,7 @@ impl Gpu {
         Ok(tensor)
     }
 
-    /// Begins to copy `x` back, after all work before.
+    /// Begins to copy `x` to the host after all recorded work.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`].
@@ -220,7 +220,7 @@ impl Gpu {
         self.encode(&mut encoder);
         encoder.copy_buffer_to_buffer(&x.block.buffer, 0, &buffer, 0, size);
         let submission = self.finish(encoder)?;
-        // Success is seen by the range below being there.
+        // A failure shows when the range below is requested.
         buffer.slice(..).map_async(wgpu::MapMode::Read, |_| ());
         let (device, staging) = (self.device.clone(), self.staging.clone());
         Ok(Download::later(move || {
@@ -237,15 +237,15 @@ impl Gpu {
     }
 }
 
-/// Buffers that the host reads from, for results of the same size one after another.
+/// Recycled buffers for reading results on the host.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Staging {
-    /// Those that are not on their way, the longest idle first; shared with every [`Download`].
+    /// Buffers that are not in use, the longest idle first; shared with every [`Download`].
     idle: Arc<Mutex<VecDeque<wgpu::Buffer>>>,
 }
 
 impl Staging {
-    /// Most idle buffers: one for each level of a U-Net's result, or two tiles.
+    /// Most idle buffers: enough for the levels of a U-Net's result, or for two tiles.
     const MOST: usize = 4;
 
     /// Largest buffer that is kept.

@@ -1,10 +1,10 @@
-//! Operators that reduce over the grid.
+//! Reductions over the pixels of a picture, in chunks of pixels whose order is fixed.
 
 use super::{
     Gpu, Tensor, WORKGROUP,
     pipelines::{operator, params},
     queue::Call,
-    word,
+    to_u32,
 };
 use crate::{
     error::Result,
@@ -37,36 +37,39 @@ params! {
 }
 
 operator!(
-    GLOBAL_AVG_POOL, "global_avg_pool", GlobalAvgPoolParams, [Read, ReadWrite, ReadWrite],
+    GLOBAL_AVG_POOL, "global_avg_pool" from ["shared/invocation", "global_avg_pool"], GlobalAvgPoolParams, [Read, ReadWrite, ReadWrite],
     "partial": [1, 2],
     "combine": [2, 3]
 );
 operator!(
-    GROUP_NORM, "group_norm", GroupNormParams, [Read, ReadWrite, ReadWrite, Read, Read, ReadWrite],
+    GROUP_NORM, "group_norm" from ["shared/invocation", "shared/activation", "group_norm"], GroupNormParams, [Read, ReadWrite, ReadWrite, Read, Read, ReadWrite],
     "partial": [1, 2],
     "combine": [1, 2, 3],
     "apply": [1, 3, 4, 5, 6]
 );
 
-/// Pixels of an invocation that normalises, `RUN` of group_norm.wgsl.
+/// Pixels of an invocation of `apply`, `RUN` in group_norm.wgsl.
 const RUN: usize = 8;
 
-/// Pixels of a chunk and number of chunks: sums of few terms, and few of them.
+/// Pixels of a chunk and number of chunks: sums of at least 32 terms, at most 512 chunks.
 fn chunks(shape: Shape) -> (usize, usize) {
     let chunk = shape.pixels().div_ceil(512).max(32);
     (chunk, shape.pixels().div_ceil(chunk))
 }
 
+/// Mean over all pixels, x [n, h, w, c] -> [n, 1, 1, c].
+///
+/// Two kernels: `partial` writes sums [n][chunk][c], `combine` adds the chunks and divides.
 pub(super) fn global_avg_pool(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
     let shape = global_avg_pool::output_shape(x.shape)?;
     let (chunk, chunks) = chunks(x.shape);
     let count = shape.n * chunks * shape.c;
     let params = GlobalAvgPoolParams {
-        count: word(count),
-        channels: word(shape.c),
-        pixels: word(x.shape.pixels()),
-        chunk: word(chunk),
-        chunks: word(chunks),
+        count: to_u32(count),
+        channels: to_u32(shape.c),
+        pixels: to_u32(x.shape.pixels()),
+        chunk: to_u32(chunk),
+        chunks: to_u32(chunks),
         ..GlobalAvgPoolParams::default()
     };
     let y = gpu.tensor(shape, "global_avg_pool")?;
@@ -84,13 +87,17 @@ pub(super) fn global_avg_pool(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
         operator: &GLOBAL_AVG_POOL,
         kernel: 1,
         constants: &[],
-        params: GlobalAvgPoolParams { count: word(shape.len()), ..params },
+        params: GlobalAvgPoolParams { count: to_u32(shape.len()), ..params },
         buffers: &[sums.binding(bytes), y.binding()],
         workgroups: shape.len().div_ceil(WORKGROUP) as u64,
     })?;
     Ok(y)
 }
 
+/// GroupNorm, then SiLU if `p.silu`, x [n, h, w, c] -> [n, h, w, c].
+///
+/// Three kernels: `partial` writes (mean, sum of squared deviations) [n][chunk][c] relative to the group's first element, `combine`
+/// merges them to (first element, mean, 1 / standard deviation) [n][group], one workgroup per group, `apply` normalises.
 pub(super) fn group_norm(gpu: &mut Gpu, x: &Tensor, p: &GroupNorm) -> Result<Tensor> {
     let shape = group_norm::output_shape(x.shape, p)?;
     let [weight, bias] = p.params().map(|(name, _)| name);
@@ -100,12 +107,12 @@ pub(super) fn group_norm(gpu: &mut Gpu, x: &Tensor, p: &GroupNorm) -> Result<Ten
     let entries = shape.n * chunks * shape.c;
     let groups = shape.n * p.groups;
     let params = GroupNormParams {
-        count: word(entries),
-        channels: word(shape.c),
-        groups: word(p.groups),
-        pixels: word(shape.pixels()),
-        chunk: word(chunk),
-        chunks: word(chunks),
+        count: to_u32(entries),
+        channels: to_u32(shape.c),
+        groups: to_u32(p.groups),
+        pixels: to_u32(shape.pixels()),
+        chunk: to_u32(chunk),
+        chunks: to_u32(chunks),
         silu: p.silu.into(),
         eps: group_norm::EPS,
     };
@@ -125,7 +132,7 @@ pub(super) fn group_norm(gpu: &mut Gpu, x: &Tensor, p: &GroupNorm) -> Result<Ten
         operator: &GROUP_NORM,
         kernel: 1,
         constants: &[],
-        params: GroupNormParams { count: word(groups), ..params },
+        params: GroupNormParams { count: to_u32(groups), ..params },
         buffers: &[x.binding(), moments.binding(moment_bytes), statistics.binding(statistic_bytes)],
         workgroups: groups as u64,
     })?;
@@ -134,7 +141,7 @@ pub(super) fn group_norm(gpu: &mut Gpu, x: &Tensor, p: &GroupNorm) -> Result<Ten
         operator: &GROUP_NORM,
         kernel: 2,
         constants: &[],
-        params: GroupNormParams { count: word(runs), ..params },
+        params: GroupNormParams { count: to_u32(runs), ..params },
         buffers: &[
             x.binding(),
             statistics.binding(statistic_bytes),

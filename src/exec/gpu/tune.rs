@@ -1,6 +1,6 @@
-//! Which variant of the convolution is the fastest for a shape, as it was measured on the device.
+//! Autotuning: times the variants of a convolution on the device and keeps the fastest one per shape.
 //!
-//! Those among which speed decides give the same bits: neither a measurement nor what a file says can change a picture.
+//! Only variants that give the same bits are compared, so neither a measurement nor a file can change a picture.
 
 use std::{
     collections::BTreeMap,
@@ -20,33 +20,33 @@ use crate::{
     ops::{self, Conv2d, Shape},
 };
 
-/// Most pixels that are computed to measure; choices for larger grids are those for this many.
+/// Most pixels of a measurement; larger grids share its result.
 const MAX_PIXELS: usize = 1 << 14;
 
-/// Most floating-point operations of one measured submission: a millisecond or so on a GPU, several on a software device.
+/// Most floating-point operations of a timed submission: about a millisecond on a GPU, several on a software device.
 const fn max_flops(software: bool) -> u64 {
     if software { 1 << 26 } else { 1 << 31 }
 }
 
-/// Most times that a convolution is computed in one measured submission, whose own cost must not decide.
+/// Most repetitions of a convolution in a timed submission; they amortise the cost of submitting.
 const MAX_REPEATS: u64 = 16;
 
-/// Measured submissions of a variant, of which the fastest counts; one that is not counted comes before.
+/// Timed submissions per variant, of which the fastest counts, after one to warm up.
 const ROUNDS: usize = 3;
 
-/// On a software device, whose kernels take up to seconds to compile, measuring begins this long after it was opened.
+/// Delay of measurements on a software device, whose kernels take up to seconds to compile.
 const SOFTWARE_GRACE: Duration = Duration::from_secs(60);
 
-/// The part of the time from then on that measuring takes there.
+/// Measurements on a software device take at most one part in this many of the time after the delay.
 const SOFTWARE_SHARE: u32 = 20;
 
-/// What a choice is made for.
+/// The shape class that a choice is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct Key {
     kernel: usize,
     in_channels: usize,
     out_channels: usize,
-    /// Of the number of pixels, rounded down.
+    /// Base-2 logarithm of the number of pixels, rounded down.
     log2_pixels: u32,
 }
 
@@ -74,26 +74,26 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Table {
     fastest: BTreeMap<Key, ConvVariant>,
-    /// Where they outlast the process.
+    /// The cache folder.
     folder: Option<Folder>,
-    /// Whether there are some that the file does not have.
+    /// True if there are choices that the file does not have.
     unsaved: bool,
-    /// Whether measuring has to wait and to be brief: on a software device.
+    /// True on a software device: measurements are delayed and rationed.
     sparing: bool,
     opened: Instant,
-    /// Time that measuring has taken.
+    /// Time spent on measurements.
     spent: Duration,
 }
 
 impl Table {
     const NAME: &str = "convolutions.json";
 
-    /// What `folder` has.
+    /// The choices stored in `folder`.
     pub(super) fn open(folder: Option<Folder>, sparing: bool) -> Self {
         let file = folder.as_ref().and_then(|folder| folder.read(Self::NAME));
         let entries = file.map(|file| serde_json::from_slice::<Vec<Entry>>(&file)).transpose();
         let entries = entries
-            .inspect_err(|e| tracing::warn!("{} is passed over: {e}", Self::NAME))
+            .inspect_err(|e| tracing::warn!("{} is ignored: {e}", Self::NAME))
             .unwrap_or_default();
         let entries = entries.into_iter().flatten();
         Self {
@@ -106,7 +106,7 @@ impl Table {
         }
     }
 
-    /// Writes what the file does not have.
+    /// Writes new choices to the folder.
     pub(super) fn save(&mut self) {
         if !std::mem::take(&mut self.unsaved) {
             return;
@@ -120,13 +120,13 @@ impl Table {
     }
 }
 
-/// Whether there is time to measure, `open` after the device was opened, when that has taken `spent`.
+/// True if a measurement is allowed at the time `open` after opening the device, of which `spent` was spent on measurements.
 fn in_budget(sparing: bool, open: Duration, spent: Duration) -> bool {
     !sparing || spent < open.saturating_sub(SOFTWARE_GRACE) / SOFTWARE_SHARE
 }
 
-/// The fastest of `variants` for `p` with a result of `shape`: known, or measured now. None if the device is not to
-/// measure, or could not.
+/// The fastest of `variants` for `p` with a result of `shape`, from the table or measured now; None without autotuning or if the
+/// measurement failed.
 pub(super) fn fastest(
     gpu: &mut Gpu,
     variants: &[ConvVariant],
@@ -142,7 +142,7 @@ pub(super) fn fastest(
     }
     let began = Instant::now();
     let measured = measure(gpu, variants, p, shape);
-    // What can't be measured, for want of memory perhaps, may well be computed; a device that is lost says so then.
+    // A convolution that can't be measured, for lack of memory for instance, may still be computed.
     let measured = measured.inspect_err(|e| tracing::debug!("{key:?} is not measured: {e}"));
     let table = gpu.table.as_mut()?;
     table.spent += began.elapsed();
@@ -152,7 +152,7 @@ pub(super) fn fastest(
     Some(fastest)
 }
 
-/// The part of a result of `shape` that is computed to measure, and how often in one submission.
+/// Shape of a measurement for a result of `shape`, and its repetitions per submission.
 fn sample(shape: Shape, p: &Conv2d, software: bool) -> (Shape, u64) {
     let pixel = ops::conv2d::flops(Shape::new(1, 1, 1, p.in_channels), p).max(1);
     let most = usize::try_from(max_flops(software) / pixel).unwrap_or(usize::MAX);
@@ -163,7 +163,7 @@ fn sample(shape: Shape, p: &Conv2d, software: bool) -> (Shape, u64) {
     (sample, (max_flops(software) / all).clamp(1, MAX_REPEATS))
 }
 
-/// Times `variants` in turns, in memory of its own.
+/// Times `variants` in turns, in scratch memory.
 fn measure(
     gpu: &mut Gpu,
     variants: &[ConvVariant],
@@ -181,7 +181,7 @@ fn measure(
         let memory = [(gpu.scratch(weight, WHAT)?, weight), (gpu.scratch(bias, WHAT)?, bias)];
         timed.push((variant, memory, Duration::MAX));
     }
-    // What was recorded before is not to be in the times.
+    // Earlier work must not count.
     gpu.submit()?;
     gpu.device.wait(None)?;
     for round in 0..=ROUNDS {
@@ -225,7 +225,7 @@ mod tests {
         ops::{Ops as _, cases::Random},
     };
 
-    /// All values that the networks of `model` give on `gpu` for pictures of two sizes, as bits.
+    /// The bits of all results of the networks of `model` on `gpu` for pictures of two sizes.
     fn pictures(gpu: &mut Gpu, model: &Checkpoint) -> Vec<u32> {
         let (arch, mut random) = (&model.arch, Random::new(2));
         let mut bits = Vec::new();
@@ -251,10 +251,9 @@ mod tests {
         Checkpoint::open(&fixtures.join("net-a.safetensors")).unwrap()
     }
 
-    /// Whatever a table says, and though one layer is computed now by this variant and now by that: not a bit changes.
-    /// What was measured is there for the next device, which measures nothing.
+    /// Neither measured nor arbitrary choices change a bit, and measured ones are stored for the next device.
     #[test]
-    fn choices_change_no_bit_and_are_kept() {
+    fn autotuning_changes_no_bit_and_is_stored() {
         let model = model();
         let Some(mut plain) = gpu(model.weights.clone()) else { return };
         let wanted = pictures(&mut plain, &model);
@@ -280,9 +279,8 @@ mod tests {
         assert!(pictures(&mut next, &model) == wanted);
     }
 
-    /// A variant that is asked for is used whatever a table says, and nothing is measured for it.
     #[test]
-    fn what_is_asked_for_is_not_measured() {
+    fn autotuning_is_skipped_for_a_requested_variant() {
         let model = model();
         let Some(gpu) = gpu(model.weights.clone()) else { return };
         let mut gpu = gpu.with_convolutions(ConvVariant::Tiled);
@@ -291,9 +289,9 @@ mod tests {
         assert!(gpu.table.unwrap().fastest.is_empty());
     }
 
-    /// What is measured is bounded in pixels and operations, and never nothing.
+    /// Measurements are bounded in pixels and operations, and never empty.
     #[test]
-    fn samples_are_bounded() {
+    fn autotuning_samples_are_bounded() {
         let mut random = Random::new(6);
         for _ in 0..2000 {
             let extents = random.values(6, 6.0, 2.5);
@@ -318,9 +316,9 @@ mod tests {
         }
     }
 
-    /// On a software device nothing is measured in the first minute, and later a twentieth of the time at most.
+    /// On a software device nothing is measured in the first minute, and for at most a twentieth of the time later.
     #[test]
-    fn software_devices_are_measured_sparingly() {
+    fn autotuning_is_rationed_on_software_devices() {
         let seconds = Duration::from_secs;
         assert!(in_budget(false, Duration::ZERO, seconds(9)));
         assert!(!in_budget(true, seconds(60), Duration::ZERO));

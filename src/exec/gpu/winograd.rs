@@ -1,54 +1,57 @@
-//! 3x3 convolutions of whole grids by Winograd's F(4x4, 3x3).
+//! 3x3 convolutions by Winograd's F(4x4, 3x3): input transform, one GEMM per tile element, output transform.
 
 use super::{
     Gpu, WORKGROUP,
     conv2d::{ConvParams, Fusion, subgroup_tile},
     pipelines::{Kernel, operator},
     queue::Call,
-    word,
+    to_u32,
 };
 use crate::{
     error::Result,
-    exec::winograd::{POSITIONS, SQUARE},
+    exec::winograd::{OUTPUT_TILE, TILE_ELEMENTS},
     ops::{Conv2d, Shape, product},
 };
 
 operator!(
-    CONV2D_WINOGRAD, "conv2d_winograd" from ["conv2d", "subgroup_sums", "conv2d_winograd"], ConvParams,
+    CONV2D_WINOGRAD, "conv2d_winograd" from ["shared/invocation", "shared/conv2d", "shared/subgroup_sums", "conv2d_winograd"], ConvParams,
     [Read, Read, Read, ReadWrite, Read, ReadWrite, ReadWrite],
-    "enter": [1, 6],
+    "input_transform": [1, 6],
     "multiply": [2, 6, 7],
-    "leave": [3, 4, 5, 7]
+    "output_transform": [3, 4, 5, 7]
 );
 
-/// Most squares of a workgroup of `multiply`.
+/// Most output tiles of a workgroup of `multiply`.
 const RUN: usize = 32;
 
-/// Eights of squares of a workgroup that has a share of `squares`: of a longer run many would be idle.
-fn eights(squares: usize) -> usize {
-    squares.div_ceil(8).next_power_of_two().min(RUN / 8)
+/// Output tiles of a workgroup of `multiply` in units of 8, for `tiles` in all: with more of them many lanes would be idle.
+fn tiles_of_8(tiles: usize) -> usize {
+    tiles.div_ceil(8).next_power_of_two().min(RUN / 8)
 }
 
-/// The constants of `kernel` beside the tile's.
-fn constants(kernel: &Kernel, fusion: Fusion, eights: usize) -> Vec<(&'static str, f64)> {
-    let own = (kernel.entry == "multiply").then_some(("EIGHTS", eights as f64));
+/// The override constants of `kernel`, without those of the workgroup's size.
+fn constants(kernel: &Kernel, fusion: Fusion, tiles_of_8: usize) -> Vec<(&'static str, f64)> {
+    let own = (kernel.entry == "multiply").then_some(("TILES_OF_8", tiles_of_8 as f64));
     fusion.constants().into_iter().chain(own).collect()
 }
 
-/// Those that the networks have with large pictures: many squares or few; sums, as results leave.
-pub(super) fn usual(kernel: &Kernel) -> Vec<Vec<(&'static str, f64)>> {
+/// The override constants of `kernel` that occur in the networks: many tiles or few, with and without a sum.
+pub(super) fn compiled_ahead(kernel: &Kernel) -> Vec<Vec<(&'static str, f64)>> {
     let sum = Fusion { sum: 2, ..Fusion::NONE };
     let more = match kernel.entry {
         "multiply" => Some((Fusion::NONE, 1)),
-        "leave" => Some((sum, RUN / 8)),
+        "output_transform" => Some((sum, RUN / 8)),
         _ => None,
     };
     let all = [(Fusion::NONE, RUN / 8)].into_iter().chain(more);
-    all.map(|(fusion, eights)| constants(kernel, fusion, eights)).collect()
+    all.map(|(fusion, tiles)| constants(kernel, fusion, tiles)).collect()
 }
 
-/// Dispatches `p` with a result of `shape`: input, packed weight, packed bias, result and addend are `buffers`; `params` are those
-/// of any convolution.
+/// Dispatches `p` with `buffers` = input, packed weight, packed bias, result of `shape`, addend; `params` has the fields that all
+/// variants share.
+///
+/// Scratch buffers: transformed inputs [tile element][tile][in] and products [tile element][tile][out], bounded by
+/// `gpu.winograd_bytes`; larger pictures take several passes.
 pub(super) fn run(
     gpu: &mut Gpu,
     p: &Conv2d,
@@ -58,32 +61,32 @@ pub(super) fn run(
     fusion: Fusion,
 ) -> Result<()> {
     let [x, weight, bias, y, addend] = buffers;
-    let squares = shape.n * shape.h.div_ceil(SQUARE) * shape.w.div_ceil(SQUARE);
-    let square_bytes = POSITIONS * (p.in_channels + p.out_channels) * 4;
-    let at_once = (gpu.squares_bytes / square_bytes / RUN * RUN).clamp(RUN, squares.max(RUN));
-    let bytes = |channels| product(&[POSITIONS, at_once.min(squares), channels, 4]);
+    let tiles = shape.n * shape.h.div_ceil(OUTPUT_TILE) * shape.w.div_ceil(OUTPUT_TILE);
+    let tile_bytes = TILE_ELEMENTS * (p.in_channels + p.out_channels) * 4;
+    let at_once = (gpu.winograd_bytes / tile_bytes / RUN * RUN).clamp(RUN, tiles.max(RUN));
+    let bytes = |channels| product(&[TILE_ELEMENTS, at_once.min(tiles), channels, 4]);
     let (in_bytes, out_bytes) = (bytes(p.in_channels), bytes(p.out_channels));
-    let what = |part| format!("{}: {part} of Winograd's squares", p.name);
+    let what = |part| format!("{}: {part} of Winograd's tiles", p.name);
     let inputs = gpu.scratch(in_bytes, &what("inputs"))?;
     let products = gpu.scratch(out_bytes, &what("products"))?;
-    let tile = subgroup_tile(&gpu.device);
+    let workgroup = subgroup_tile(&gpu.device);
     let (inputs, products) = (inputs.binding(in_bytes), products.binding(out_bytes));
-    for first in (0..squares).step_by(at_once) {
-        let squares = at_once.min(squares - first);
-        let eights = eights(squares);
-        let runs = squares.div_ceil(8 * eights);
-        let multiplied = runs * POSITIONS * p.out_channels.div_ceil(tile.channels);
+    for first in (0..tiles).step_by(at_once) {
+        let tiles = at_once.min(tiles - first);
+        let per_workgroup = tiles_of_8(tiles);
+        let blocks = tiles.div_ceil(8 * per_workgroup);
+        let multiplied = blocks * TILE_ELEMENTS * p.out_channels.div_ceil(workgroup.channels);
         let params = ConvParams {
-            count: word(multiplied),
-            tiles: word(runs),
-            first_square: word(first),
-            squares: word(squares),
+            count: to_u32(multiplied),
+            pixel_blocks: to_u32(blocks),
+            first_tile: to_u32(first),
+            tiles: to_u32(tiles),
             ..params
         };
-        let transforms = |channels: usize| (squares * channels / 4).div_ceil(WORKGROUP) as u64;
+        let transforms = |channels: usize| (tiles * channels / 4).div_ceil(WORKGROUP) as u64;
         let mut dispatch = |kernel, buffers: &[_], fusion: Fusion, workgroups| {
-            let own = constants(&CONV2D_WINOGRAD.kernels[kernel], fusion, eights);
-            let constants: Vec<_> = tile.constants.iter().copied().chain(own).collect();
+            let own = constants(&CONV2D_WINOGRAD.kernels[kernel], fusion, per_workgroup);
+            let constants: Vec<_> = workgroup.constants.iter().copied().chain(own).collect();
             gpu.dispatch(Call {
                 operator: &CONV2D_WINOGRAD,
                 kernel,
@@ -119,7 +122,7 @@ mod tests {
         },
     };
 
-    /// Most relative L2 error beside sums in one order: F(4x4) multiplies by up to 8 and divides by up to 24.
+    /// Largest relative L2 error against sums in one order: F(4x4) multiplies by up to 8 and divides by up to 24.
     const TOLERANCE: f64 = 1e-5;
 
     fn layer(whole: bool) -> (Conv2d, Arc<Weights>) {
@@ -133,7 +136,7 @@ mod tests {
         (layer, Arc::new(weights))
     }
 
-    /// The layer for `n` pictures, by itself and in a sum with itself.
+    /// The layer's results for `n` pictures, alone and in a sum with itself.
     fn run(gpu: &mut Gpu, layer: &Conv2d, n: usize) -> [Vec<f32>; 2] {
         let shape = Shape::new(n, 19, 30, layer.in_channels);
         // The first picture has the same values however many there are.
@@ -144,10 +147,10 @@ mod tests {
         [alone, sum].map(|y| gpu.download(&y).unwrap())
     }
 
-    /// By rule it computes what sees whole grids, all but as the others do, a picture of a batch as one alone; and never what
-    /// may see a window.
+    /// It is selected for layers on whole grids, within the tolerance of the other variants and with the same bits for a picture of
+    /// a batch as for one alone; never for layers that may run on a window, even if requested.
     #[test]
-    fn it_computes_what_sees_whole_grids_and_nothing_else() {
+    fn winograd_runs_on_whole_grids_only() {
         let (layer_whole, weights) = layer(true);
         let Some(mut ours) = gpu(weights.clone()) else { return };
         let mut other = gpu(weights.clone()).unwrap().with_convolutions(ConvVariant::Subgroup);
@@ -161,9 +164,9 @@ mod tests {
             let error = (difference / square(&mut wanted.iter().copied())).sqrt();
             assert!(error <= TOLERANCE, "{error:e}");
         }
-        for squares_bytes in [usize::MAX, 0] {
-            // 40 squares a picture, at most 32 at a time: runs of 32, 16 and 8.
-            ours.squares_bytes = squares_bytes;
+        for winograd_bytes in [usize::MAX, 0] {
+            // 40 tiles per picture, at most 32 at a time: workgroups of 32, 16 and 8.
+            ours.winograd_bytes = winograd_bytes;
             assert!(run(&mut ours, &layer_whole, 2) == two);
             for (one, two) in run(&mut ours, &layer_whole, 1).iter().zip(&two) {
                 assert!(one[..] == two[..one.len()]);

@@ -1,7 +1,7 @@
 enable f16;
 enable wgpu_cooperative_matrix;
 
-// What `conv2d_cooperative.wgsl` is written with, where the device has matrices of 16x16: a block is a matrix.
+// Blocks of `conv2d_cooperative.wgsl` on devices with matrices of 16x16: a block is one matrix.
 
 // 16 pixels by 16 input channels.
 alias Pixels = coop_mat16x16<f16, A>;
@@ -18,7 +18,7 @@ fn load_weights(at: u32) -> Weights {
     return coopLoadT<Weights>(&weights[at], WEIGHT_STRIDE);
 }
 
-fn gain(sums: Sums, p: Pixels, w: Weights) -> Sums {
+fn accumulate(sums: Sums, p: Pixels, w: Weights) -> Sums {
     return coopMultiplyAdd(p, w, sums);
 }
 

@@ -1,8 +1,8 @@
 enable f16;
 enable wgpu_cooperative_matrix;
 
-// What `conv2d_cooperative.wgsl` is written with, where the device has matrices of 8x8: a block is four of them, named by
-// their halves of rows and columns.
+// Blocks of `conv2d_cooperative.wgsl` on devices with matrices of 8x8: a block is four matrices, named by their halves of rows and
+// columns.
 
 alias Pixels8 = coop_mat8x8<f16, A>;
 alias Weights8 = coop_mat8x8<f16, B>;
@@ -52,7 +52,7 @@ fn load_weights(at: u32) -> Weights {
     );
 }
 
-fn gain(sums: Sums, p: Pixels, w: Weights) -> Sums {
+fn accumulate(sums: Sums, p: Pixels, w: Weights) -> Sums {
     return Sums(
         coopMultiplyAdd(p.m01, w.m10, coopMultiplyAdd(p.m00, w.m00, sums.m00)),
         coopMultiplyAdd(p.m01, w.m11, coopMultiplyAdd(p.m00, w.m01, sums.m01)),
