@@ -1,4 +1,4 @@
-//! From a seed to the latents of a plan, on a device, with an event for every step and every level that settles.
+//! Denoising: from a seed to the latents of a plan, with an event for every step and every level that settles.
 
 use crate::{
     engine::{
@@ -17,7 +17,7 @@ use crate::{
     ops::Ops,
 };
 
-/// The preconditioned U-Net, as the samplers see it.
+/// The preconditioned U-Net, as a denoiser for the samplers.
 struct Denoiser<'a, O: Ops> {
     ops: &'a mut O,
     arch: &'a Arch,
@@ -35,11 +35,11 @@ impl<O: Ops> Denoise for Denoiser<'_, O> {
     }
 }
 
-/// Takes the next step of every sampling along its plan, with the same runs of the network for all. The plans must have
-/// latents of the same shapes and the same method.
+/// Takes the next step of every member along its plan, as one batch for the network. The plans must have latents of the same
+/// shapes and the same sampler.
 ///
 /// # Errors
-/// Those of [`step`], whichever member it comes from; all are then as they were.
+/// Those of [`step`], for the first member that fails; none has changed then.
 pub fn step_together<O: Ops>(
     ops: &mut O,
     arch: &Arch,
@@ -53,11 +53,11 @@ pub fn step_together<O: Ops>(
     sampler::advance(&mut Denoiser { ops, arch, cancel }, &mut members, method, Churn::NONE)
 }
 
-/// Takes the next step of `sampling` along `plan`; gives what there is to tell of it.
+/// Takes the next step of `sampling` along `plan`; returns its events.
 ///
 /// # Errors
-/// [`crate::error::Kind::Cancelled`]; [`crate::error::Kind::InvalidModel`] when the weights overflow; what the device
-/// reports. `sampling` is then as it was.
+/// [`crate::error::Kind::Cancelled`]; [`crate::error::Kind::InvalidModel`] when the weights overflow; the backend's. `sampling`
+/// has not changed then.
 pub fn step<O: Ops>(
     ops: &mut O,
     arch: &Arch,
@@ -75,12 +75,12 @@ pub fn step<O: Ops>(
     Ok(std::iter::once(Event::Step { step, of: schedule.steps(), sigma }).chain(settled).collect())
 }
 
-/// Where the sampling of `plan` begins: in noise alone.
+/// The initial state of `plan`: noise alone.
 pub fn begin(plan: &Plan) -> Sampling {
     Sampling::start(&plan.schedule, &plan.latents, plan.spec.seed)
 }
 
-/// Where the sampling of `plan` begins when it is to edit `picture`.
+/// The initial state of `plan` as an edit of `picture`: its latents with noise.
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidImage`] when the picture is not of the plan's size; those of [`encode`].
@@ -100,7 +100,7 @@ pub fn begin_from<O: Ops>(
     Ok(Sampling::edit(&plan.schedule, latents, plan.first_step, plan.spec.seed))
 }
 
-/// Takes `sampling`, which has begun as `plan` says, to its end: the normalised latents, finest first.
+/// Runs `sampling` to the end of `plan`'s schedule; returns the normalised latents, finest first.
 ///
 /// # Errors
 /// Those of [`step`].
@@ -121,19 +121,19 @@ pub fn denoise<O: Ops>(
     Ok(sampling.z)
 }
 
-/// Normalised latents to the decoder's: z / sigma_data * std + mean, per channel.
+/// Normalised latents -> the decoder's input: z / sigma_data * std + mean, per channel.
 pub fn denormalise(model: &Checkpoint, latents: Vec<Latent>) -> Vec<Latent> {
     let sigma_data = model.arch.noise.sigma_data;
     per_channel(model, latents, |z, mean, std| z / sigma_data * std + mean)
 }
 
-/// The encoder's latents to normalised ones: the inverse of [`denormalise`].
+/// The encoder's latents -> normalised ones, the inverse of [`denormalise`].
 pub fn normalise(model: &Checkpoint, latents: Vec<Latent>) -> Vec<Latent> {
     let sigma_data = model.arch.noise.sigma_data;
     per_channel(model, latents, |z, mean, std| (z - mean) / std * sigma_data)
 }
 
-/// `map` of every value with its channel's mean and standard deviation.
+/// Applies `map` to every value with the mean and standard deviation of its channel.
 fn per_channel(
     model: &Checkpoint,
     mut latents: Vec<Latent>,

@@ -18,19 +18,19 @@ use crate::{
 /// Value of `format` in the metadata.
 const FORMAT: &str = "tessera-latents";
 
-/// The latents of one picture.
+/// The latents of one picture, and its size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentFile {
-    /// Width of the picture, which the grids may reach past.
+    /// Width of the picture in pixels; the grids may reach past it.
     pub width: usize,
-    /// Height of the picture.
+    /// Height of the picture in pixels.
     pub height: usize,
-    /// Latents, finest first, not normalised.
+    /// Latents [1, h, w, c], finest first, not normalised.
     pub latents: Vec<Latent>,
 }
 
 impl LatentFile {
-    /// Writes the file: whole, or not at all.
+    /// Writes the file atomically.
     ///
     /// # Errors
     /// [`crate::error::Kind::Io`] when it can't be written.

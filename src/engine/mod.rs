@@ -1,7 +1,7 @@
 //! One image: plan, denoise, decode; synchronous.
 //!
-//! Everything here is generic over [`Ops`], so that the same lines run on every device; progress goes to an
-//! [`Observer`], and a [`Cancel`] flag is looked at before every step and every tile.
+//! Everything here is generic over [`Ops`], so that the same code runs on every backend. Progress goes to an [`Observer`], and
+//! a [`Cancel`] flag is checked before every step and every tile. The crate's documentation opens with an example.
 
 pub mod denoise;
 pub mod device;
@@ -34,13 +34,13 @@ use crate::{
 use plan::{Plan, Rect, Tiling};
 use tiles::{Canvas, TileDecoder};
 
-/// Something that happened on the way to an image.
+/// Progress of an image.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// Nothing is wrong, but the caller should know.
+    /// A remark for the user; nothing is wrong.
     Notice {
-        /// What there is to know.
+        /// The remark, a sentence.
         message: String,
     },
     /// Denoising begins.
@@ -57,7 +57,7 @@ pub enum Event {
         /// Shared sigma reached.
         sigma: f64,
     },
-    /// A level reached its floor: it stays as it is while finer ones go on.
+    /// A level is settled: it does not change any more while finer ones do.
     Settled {
         /// The level, 0 the finest.
         level: usize,
@@ -85,9 +85,9 @@ pub enum Event {
     },
 }
 
-/// Hears of progress, on the thread that does the work.
+/// Receives events on the thread that computes. Any `FnMut(Event)` is one.
 pub trait Observer {
-    /// Called for every event, in order.
+    /// Receives the next event.
     fn event(&mut self, event: Event);
 }
 
@@ -97,23 +97,34 @@ impl<F: FnMut(Event)> Observer for F {
     }
 }
 
-/// A flag that any thread may raise to end the work at the next step or tile.
+/// A flag that any thread may set to end the work at the next step or tile; clones share it.
+///
+/// ```
+/// use tessera::engine::Cancel;
+///
+/// let cancel = Cancel::default();
+/// let other = cancel.clone();
+/// std::thread::spawn(move || other.cancel()).join().unwrap();
+/// assert!(cancel.check().is_err());
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Asks for the end of the work.
+    /// Sets the flag.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the end was asked for.
+    /// True once the flag is set.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Fails once the flag is set.
+    ///
     /// # Errors
-    /// [`Kind::Cancelled`](crate::error::Kind) once the flag is raised.
+    /// [`Kind::Cancelled`](crate::error::Kind).
     pub fn check(&self) -> Result<()> {
         match self.is_cancelled() {
             true => Err(Error::cancelled("the operation")),
@@ -122,10 +133,12 @@ impl Cancel {
     }
 }
 
-/// From a seed to pixels: denoises the latents of `plan`, then decodes them tile by tile into a file in `scratch`.
+/// Generates the picture of `plan`: denoises its latents, then decodes them tile by tile into a nameless file in the directory
+/// `scratch`.
 ///
 /// # Errors
-/// [`Kind::Cancelled`](crate::error::Kind) when `cancel` was raised; otherwise what the device, the weights or the disk reported.
+/// [`Kind::Cancelled`](crate::error::Kind) when `cancel` was set; [`Kind::InvalidModel`](crate::error::Kind) when the weights
+/// overflow; [`Kind::Device`](crate::error::Kind) or [`Kind::Io`](crate::error::Kind) when the device or the disk fails.
 pub fn generate<O: Ops>(
     ops: &mut O,
     model: &Checkpoint,
@@ -137,7 +150,8 @@ pub fn generate<O: Ops>(
     make(ops, model, plan, |_| Ok(denoise::begin(plan)), scratch, observer, cancel)
 }
 
-/// A variation of `picture`: encodes it, adds as much noise as the plan's strength says, and goes on as [`generate`] does.
+/// Generates a variation of `picture` (SDEdit): encodes it, adds the noise of the plan's strength, and continues as [`generate`]
+/// does.
 ///
 /// # Errors
 /// As [`generate`]; [`Kind::InvalidImage`](crate::error::Kind) when the picture is not of the plan's size.
@@ -163,7 +177,7 @@ fn make<O: Ops>(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Canvas> {
-    // The disk is asked before the arithmetic, which may take hours.
+    // A full disk must be an error before the arithmetic, which may take hours.
     let canvas = Canvas::create(scratch, plan.spec.width, plan.spec.height, plan.spec.bits)?;
     for message in &plan.notices {
         observer.event(Event::Notice { message: message.clone() });
@@ -174,7 +188,8 @@ fn make<O: Ops>(
     decode(ops, &model.arch, &latents, &plan.tiling, canvas, observer, cancel)
 }
 
-/// A picture through the encoder and back onto `canvas`, which `tiling` covers; odd sizes are padded and cut back.
+/// Encodes `picture` and decodes it again onto `canvas`, which `tiling` covers; sides that are no multiple of the coarsest factor
+/// are padded and cropped.
 ///
 /// # Errors
 /// As [`generate`].
@@ -191,7 +206,7 @@ pub fn reconstruct<O: Ops>(
     decode(ops, arch, &latents, tiling, canvas, observer, cancel)
 }
 
-/// Decodes `latents` (not normalised) tile by tile, row by row, onto `canvas`.
+/// Decodes `latents`, finest first, not normalised, tile by tile onto `canvas`.
 ///
 /// # Errors
 /// As [`generate`].
@@ -211,7 +226,7 @@ pub fn decode<O: Ops>(
     for next in tiling.tiles.iter().map(Some).chain([None]) {
         cancel.check()?;
         let begun = next.map(|tile| Ok((tile, decoder.begin(ops, arch, tile)?))).transpose()?;
-        // While the device is at this one, the one before is taken from it.
+        // The previous tile is copied back while the device computes this one.
         if let Some((tile, pixels)) = std::mem::replace(&mut before, begun) {
             let samples = tiles::samples(tile.rect, &pixels.wait()?, canvas.bits())?;
             canvas.put(tile.rect, &samples)?;

@@ -1,4 +1,4 @@
-//! Pictures on their way in: padding, encoding, and how close a reconstruction comes.
+//! Encoding of pictures: padding, the encoder, and the PSNR of a reconstruction.
 
 use crate::{
     engine::{plan::MAX_EXTENT, tiles::Canvas},
@@ -9,10 +9,10 @@ use crate::{
     ops::{Ops, Shape},
 };
 
-/// How large a picture that goes through the networks may be: sides up to [`MAX_EXTENT`].
+/// Limits of a picture to be encoded: sides up to [`MAX_EXTENT`], 2^27 pixels.
 pub const LIMITS: Limits = Limits { side: MAX_EXTENT as u32, pixels: 1 << 27 };
 
-/// `picture` with its last column and row repeated until both sides are multiples of `multiple`.
+/// `picture` [1, h, w, 3] padded by repeating the last column and row until both sides are multiples of `multiple`.
 fn padded(picture: Picture, multiple: usize) -> (Shape, Vec<f32>) {
     let (own_width, own_height) = (picture.width as usize, picture.height as usize);
     let width = own_width.next_multiple_of(multiple);
@@ -33,11 +33,11 @@ fn padded(picture: Picture, multiple: usize) -> (Shape, Vec<f32>) {
     (shape, samples)
 }
 
-/// The latents of `picture`, finest first: the encoder's means, not normalised, for the picture padded to a multiple of
-/// the coarsest factor.
+/// The latents of `picture`, finest first, [1, H/f, W/f, C] each with the level's factor f and channels C: the encoder's means, not
+/// normalised. H and W are the picture's sides padded to multiples of the coarsest factor.
 ///
 /// # Errors
-/// [`crate::error::Kind::InvalidModel`] when the weights overflow; what the device reports.
+/// [`crate::error::Kind::InvalidModel`] when the weights overflow; the backend's.
 pub fn encode<O: Ops>(ops: &mut O, arch: &Arch, picture: Picture) -> Result<Vec<Latent>> {
     let (shape, samples) = padded(picture, arch.coarsest_factor());
     let input = ops.upload(shape, &samples)?;
@@ -57,7 +57,7 @@ pub fn encode<O: Ops>(ops: &mut O, arch: &Arch, picture: Picture) -> Result<Vec<
     Ok(latents)
 }
 
-/// Refuses values that are not numbers.
+/// Checks that all values are finite; `doing` names the operation in the error.
 pub(super) fn check_finite(latent: &Latent, level: usize, doing: &str) -> Result<()> {
     match latent.data.iter().find(|v| !v.is_finite()) {
         None => Ok(()),
@@ -82,7 +82,7 @@ pub fn psnr(picture: &Picture, canvas: &Canvas) -> f64 {
     -10.0 * (error / picture.samples.len() as f64).log10()
 }
 
-/// Sum of squared differences, both sides from 0 to 1.
+/// Sum of squared differences to `picture`, with both sides scaled to 0 .. 1.
 fn squares(picture: &Picture, samples: impl Iterator<Item = f64>) -> f64 {
     let values = picture.samples.iter().map(|&v| f64::from(v) * 0.5 + 0.5);
     values.zip(samples).map(|(a, b)| (a - b) * (a - b)).sum()

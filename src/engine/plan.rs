@@ -1,7 +1,7 @@
-//! The plan of one image: everything that follows from what was asked for and the architecture, before any arithmetic.
+//! The plan of one image: everything that follows from the [`Spec`] and the architecture, before any arithmetic.
 //!
-//! A [`Plan`] that exists can be carried out: impossible sizes, step counts and tiles are refused here, with the number
-//! that was wrong, its limit and the nearest number that would do.
+//! A [`Plan`] can always be carried out: impossible sizes, step counts and tiles are refused when it is made, with the wrong
+//! value, its limit and the nearest valid value.
 
 use crate::{
     error::{Error, Expected, Result},
@@ -15,24 +15,24 @@ use crate::{
 pub const MAX_EXTENT: usize = 16384;
 /// Largest number of denoising steps.
 pub const MAX_STEPS: usize = 1000;
-/// How much of a given picture is made anew, if nothing else is said.
+/// Default strength of an edit; see [`Spec::strength`].
 pub const STRENGTH: f64 = 0.5;
 /// Smallest side of a decoded tile, in pixels.
 pub const MIN_TILE: usize = 64;
 /// Largest side of a decoded tile, in pixels.
 pub const MAX_TILE: usize = 1024;
 
-/// How the decoder's local stage is cut.
+/// Size of the tiles that the decoder's local stage runs on. It does not change a bit of the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TileSize {
-    /// Squares of this many pixels a side, from [`MIN_TILE`] to [`MAX_TILE`]; those at the far edges may be smaller.
+    /// Squares of this many pixels a side, from [`MIN_TILE`] to [`MAX_TILE`]; those at the right and bottom edges may be smaller.
     Pixels(usize),
-    /// The whole picture at once.
+    /// One tile, the whole picture.
     Whole,
 }
 
 impl TileSize {
-    /// Refuses a side that is out of range.
+    /// Checks that the side is in range.
     fn check(self) -> Result<()> {
         match self {
             Self::Pixels(tile) if !(MIN_TILE..=MAX_TILE).contains(&tile) => {
@@ -43,25 +43,37 @@ impl TileSize {
     }
 }
 
-/// What is asked for: one picture.
+/// A request for one picture.
+///
+/// ```
+/// use tessera::{engine::plan::{Plan, Spec}, model::checkpoint::Checkpoint};
+///
+/// let model = Checkpoint::open("tests/fixtures/net-a.safetensors".as_ref())?;
+/// let spec = Spec { width: 192, steps: 8, ..Spec::new(&model.arch, 42) };
+/// let plan = Plan::new(spec.clone(), &model.arch)?;
+/// assert_eq!(plan.tiling.tiles.len(), 1);
+/// // Sides must be multiples of the coarsest factor, here 16.
+/// assert!(Plan::new(Spec { width: 193, ..spec }, &model.arch).is_err());
+/// # Ok::<(), tessera::error::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
-    /// Key of the noise; the same seed gives the same picture.
+    /// Seed of the noise. The same seed and spec give the same picture on the same device.
     pub seed: u64,
-    /// Width in pixels.
+    /// Width in pixels: a multiple of [`Arch::coarsest_factor`] up to [`MAX_EXTENT`]; any width for an edit.
     pub width: usize,
-    /// Height in pixels.
+    /// Height in pixels, with the limits of the width.
     pub height: usize,
     /// Denoising steps, 1 to [`MAX_STEPS`].
     pub steps: usize,
     /// Sampler.
     pub method: Method,
-    /// Cutting of the local stage.
+    /// Size of the decoder's tiles.
     pub tile: TileSize,
     /// Bits of a sample.
     pub bits: Bits,
-    /// How much of a given picture is made anew: 0 decodes it as it is, 1 keeps nothing but its size. None: there is no
-    /// picture, all comes from noise.
+    /// Strength of an edit, 0 to 1: the share of the noise schedule that a given picture goes through. 0 only encodes and decodes
+    /// it, 1 keeps nothing but its size. None: generate from noise alone.
     pub strength: Option<f64>,
 }
 
@@ -80,8 +92,7 @@ impl Spec {
         }
     }
 
-    /// The step of the schedule that sampling begins with. A given picture gets the noise of that step (SDEdit, Meng et al.
-    /// 2022).
+    /// The first step of the schedule that is run. An edited picture gets the noise of that step (SDEdit, Meng et al. 2022).
     fn first_step(&self) -> usize {
         let made = self.strength.map_or(1.0, |strength| strength.clamp(0.0, 1.0));
         self.steps - (made * self.steps as f64).round() as usize
@@ -102,7 +113,7 @@ pub struct Rect {
 }
 
 impl Rect {
-    /// Whether the two share a pixel.
+    /// True if the two share a pixel.
     pub fn intersects(self, other: Self) -> bool {
         let meet = |a: usize, a_len: usize, b: usize, b_len: usize| {
             a < b.saturating_add(b_len) && b < a.saturating_add(a_len)
@@ -115,18 +126,18 @@ impl Rect {
 /// One tile of the local stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
-    /// Place among the columns of tiles.
+    /// Column in the grid of tiles, from 0.
     pub column: usize,
-    /// Place among the rows of tiles.
+    /// Row in the grid of tiles, from 0.
     pub row: usize,
-    /// Pixels of the picture that it decodes.
+    /// Pixels of the picture that the tile decodes.
     pub rect: Rect,
-    /// What it reads of the global stage's output: the rectangle on the finest latent's grid with the halo around it,
-    /// cut at the edges of the grid.
+    /// The part of the global stage's output that the tile reads, in pixels of the finest latent's grid: the tile and the halo around
+    /// it, clipped to the grid.
     pub window: Window,
 }
 
-/// How a picture's grid is cut into tiles.
+/// The tiles of a picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tiling {
     /// Width of the picture.
@@ -139,12 +150,12 @@ pub struct Tiling {
     pub columns: usize,
     /// Rows of tiles.
     pub rows: usize,
-    /// Halo in pixels of the finest latent's grid.
+    /// Halo on every side of a tile, in pixels of the finest latent's grid.
     pub halo: usize,
 }
 
 impl Tiling {
-    /// Cuts `width` x `height` pixels decoded from `arch`'s finest grid, which may reach past them.
+    /// The tiles of a picture of `width` x `height` pixels; the grids of `arch`'s latents may reach past them.
     ///
     /// # Errors
     /// [`crate::error::Kind::InvalidArgument`] when the tile's side is out of range.
@@ -182,7 +193,7 @@ impl Tiling {
         Ok(Self { width, height, tiles, columns, rows, halo })
     }
 
-    /// The largest window of any tile, (rows, columns) of the finest latent's grid: what sets the local stage's memory.
+    /// Rows and columns of the largest window of any tile, in pixels of the finest latent's grid: they set the local stage's memory.
     pub fn largest_window(&self) -> (usize, usize) {
         let rows = self.tiles.iter().map(|t| t.window.h).max().unwrap_or(0);
         let columns = self.tiles.iter().map(|t| t.window.w).max().unwrap_or(0);
@@ -190,27 +201,27 @@ impl Tiling {
     }
 }
 
-/// All that is settled about an image before its first step.
+/// Everything that is known about an image before its first step.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What was asked for.
+    /// The request.
     pub spec: Spec,
-    /// Shape of every level's latent, finest first.
+    /// Shape [1, H/f, W/f, C] of every level's latent, finest first, with the level's factor f and channels C.
     pub latents: Vec<Shape>,
     /// Sigma of every step and level.
     pub schedule: Schedule,
-    /// The step of the schedule that sampling begins with: 0, unless a picture is given.
+    /// The first step of the schedule that is run: 0, unless a picture is edited.
     pub first_step: usize,
     /// Tiles of the local stage.
     pub tiling: Tiling,
-    /// Bytes of the decoded picture in the arena.
+    /// Bytes of the decoded picture.
     pub arena_bytes: u64,
-    /// Estimate of the most memory that tensors, weights (as loaded and as the device keeps them) and operators take at one time,
-    /// in bytes.
+    /// Estimate of the peak memory in bytes: tensors, weights (as loaded and as packed for the device) and scratch memory of
+    /// operators.
     pub peak_bytes: u64,
     /// Floating-point operations of the whole image.
     pub flops: u64,
-    /// What the caller should know though nothing is wrong.
+    /// Remarks for the user, such as an untrained size; nothing is wrong.
     pub notices: Vec<String>,
 }
 
@@ -271,7 +282,7 @@ impl Plan {
         })
     }
 
-    /// Refuses a rectangle that is empty or leaves the picture; `field` is its name.
+    /// Checks that `rect` is not empty and lies in the picture; `field` names it in the error.
     ///
     /// # Errors
     /// [`crate::error::Kind::InvalidArgument`] naming field, axis, value and limit.
@@ -300,11 +311,11 @@ pub struct DecodeCost {
     pub flops: u64,
     /// Most bytes of tensors and scratch memory at one time.
     pub peak_bytes: u64,
-    /// Bytes of the layers' weights as an interpreter may keep them.
+    /// Upper bound in bytes of a backend's packed weights.
     pub packed_bytes: u64,
 }
 
-/// What the global stage and the tiles of `tiling` cost together.
+/// Cost of the global stage and of all tiles of `tiling`.
 ///
 /// # Errors
 /// When the decoder can't be traced for this size.
@@ -343,7 +354,7 @@ pub fn latent_shapes(arch: &Arch, width: usize, height: usize) -> Vec<Shape> {
         .collect()
 }
 
-/// Refuses a side of the picture that is not a multiple of `factor` up to [`MAX_EXTENT`].
+/// Checks that a side of the picture is a multiple of `factor` up to [`MAX_EXTENT`].
 fn check_extent(field: &'static str, value: usize, factor: usize) -> Result<()> {
     let most = MAX_EXTENT / factor * factor;
     if value > 0 && value <= most && value.is_multiple_of(factor) {

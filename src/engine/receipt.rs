@@ -1,10 +1,10 @@
-//! What a picture says it was made from, so that it can be made again and compared.
+//! Generation metadata: everything a picture was made from, so that it can be made again and compared.
 
 use serde_json::json;
 
 use crate::{engine::plan::Spec, image_out::Metadata, model::checkpoint::Checkpoint};
 
-/// What a picture that was decoded from given latents says; `description` is its sentence for people.
+/// Metadata of a picture that was decoded from given latents; `description` is the sentence that viewers show.
 pub fn decoded(
     model: &Checkpoint,
     device: &str,
@@ -23,8 +23,8 @@ pub fn decoded(
     Metadata { description, created: None, receipt }
 }
 
-/// What a generated picture says, or one that was edited, with the SHA-256 of the file that was given. The tile's size is left
-/// out: it does not change a pixel.
+/// Metadata of a picture that was generated or, with the SHA-256 `source` of the input file, edited. The tile's size is left
+/// out, as it does not change a pixel.
 pub fn generated(model: &Checkpoint, device: &str, spec: &Spec, source: Option<&str>) -> Metadata {
     let (name, sampler) = (&model.arch.name, spec.method.name());
     let mut description = format!("{name}, seed {}, {sampler} {} steps", spec.seed, spec.steps);

@@ -1,7 +1,7 @@
 //! Tiled decode: every tile size and every order give the same pixels, bit for bit, on the same device.
 //!
-//! The global stage runs once and its output stays on the device. A tile then needs a window of it, its own rectangle
-//! and the halo around, which the finite reach of the local stage's operators bounds; memory follows the tile, not the
+//! The global stage runs once and its output stays on the device. A tile needs a window of it: its own rectangle and the
+//! halo, which the receptive field of the local stage bounds. So memory depends on the size of a tile, not on that of the
 //! picture. Decoded pixels go into the memory-mapped [`Canvas`], from which the writers read.
 
 use std::path::Path;
@@ -20,17 +20,17 @@ use crate::{
 
 /// The global stage's output of one picture, from which any tile can be decoded at any time.
 pub struct TileDecoder<O: Ops> {
-    /// Features on the finest latent's grid.
+    /// Features [1, H/f, W/f, c] on the finest latent's grid.
     features: O::Tensor,
-    /// RGB stream on the same grid.
+    /// RGB stream [1, H/f, W/f, 3].
     rgb: O::Tensor,
 }
 
 impl<O: Ops> TileDecoder<O> {
-    /// Runs the global stage on `latents`, finest first, as the encoder's means are: not normalised.
+    /// Runs the global stage on `latents`, finest first, not normalised.
     ///
     /// # Errors
-    /// When an operator fails.
+    /// The backend's.
     pub fn new(ops: &mut O, arch: &Arch, latents: &[Latent]) -> Result<Self> {
         let uploaded: Vec<_> = latents
             .iter()
@@ -40,23 +40,23 @@ impl<O: Ops> TileDecoder<O> {
         Ok(Self { features, rgb })
     }
 
-    /// The pixels of `tile`: rows of RGB, black at -1 and white at 1.
+    /// Decodes `tile`: [height, width, 3] of its rectangle, black at -1 and white at 1.
     ///
     /// # Errors
-    /// When an operator fails.
+    /// The backend's.
     pub fn decode(&self, ops: &mut O, arch: &Arch, tile: &Tile) -> Result<Vec<f32>> {
         self.begin(ops, arch, tile)?.wait()
     }
 
-    /// As [`TileDecoder::decode`], for a device that goes on to the next tile while this one's pixels are on their way.
+    /// As [`TileDecoder::decode`] without blocking: the device can compute the next tile while this one is copied back.
     ///
     /// # Errors
-    /// When an operator fails; others come with the pixels.
+    /// The backend's; those of the copy come from [`Download::wait`].
     pub fn begin(&self, ops: &mut O, arch: &Arch, tile: &Tile) -> Result<Download> {
         let features = ops.crop(&self.features, tile.window)?;
         let rgb = ops.crop(&self.rgb, tile.window)?;
         let decoded = decoder::local_stage(ops, arch, features, rgb)?;
-        // The halo ends here, on the device: only the tile's own pixels are copied back.
+        // The halo is cropped on the device: only the tile's own pixels are copied back.
         let factor = arch.finest_factor();
         let own = Window {
             y: tile.rect.y - tile.window.y * factor,
@@ -68,7 +68,7 @@ impl<O: Ops> TileDecoder<O> {
         ops.download_later(&own)
     }
 
-    /// A small picture, RGB with 8 bits, on the finest latent's grid: before the local stage adds detail.
+    /// A preview, rows of 8-bit RGB, on the finest latent's grid, without the detail of the local stage.
     ///
     /// # Errors
     /// Those of [`preview`].
@@ -77,13 +77,12 @@ impl<O: Ops> TileDecoder<O> {
     }
 }
 
-/// A small picture of the layout, RGB with 8 bits, from the decoder's `latents` from `level` on, the coarsest ones; finer
-/// ones count as zero, as training shows them to it. It has twice the pixels of `level`'s grid each way ([`decoder::layout`]),
-/// at most those of the finest latent's grid: what makes a preview of a coarse level cheap, and no detail is lost that
-/// the level has.
+/// A preview, rows of 8-bit RGB, from the decoder's `latents` from `level` on, the coarsest ones. Finer ones count as zero, as in
+/// training. The preview has twice the sides of `level`'s grid ([`decoder::layout`]), at most those of the finest latent's grid,
+/// so that a preview of a coarse level is cheap.
 ///
 /// # Errors
-/// When an operator fails; [`crate::error::Kind::InvalidModel`] when a value is not a number.
+/// The backend's; [`crate::error::Kind::InvalidModel`] when a value is not finite.
 pub fn preview<O: Ops>(
     ops: &mut O,
     arch: &Arch,
@@ -99,7 +98,7 @@ pub fn preview<O: Ops>(
     small(ops, &rgb)
 }
 
-/// The RGB stream `rgb` as a picture with 8 bits.
+/// The RGB stream `rgb` [1, h, w, 3] as rows of 8-bit RGB.
 fn small<O: Ops>(ops: &mut O, rgb: &O::Tensor) -> Result<(Rect, Vec<u8>)> {
     let shape = ops.shape(rgb);
     let rect = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
@@ -107,13 +106,12 @@ fn small<O: Ops>(ops: &mut O, rgb: &O::Tensor) -> Result<(Rect, Vec<u8>)> {
     Ok((rect, samples))
 }
 
-/// The sample of `value` among levels 0 to `most`: [-1, 1] becomes [0, most], rounded half to even; what lies outside
-/// is clamped.
+/// `value` from -1 .. 1 to the integers 0 ..= `most`, rounded half to even; values outside are clamped.
 fn quantise(value: f32, most: f32) -> f32 {
     ((value * 0.5 + 0.5) * most).round_ties_even().clamp(0.0, most)
 }
 
-/// The samples of `rect`'s `values`: rows of RGB, in the machine's byte order.
+/// Quantises `values` [height, width, 3] of `rect`: rows of RGB samples, in the machine's byte order.
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidModel`] when a value is not a number: the weights overflowed.
@@ -131,7 +129,7 @@ pub fn samples(rect: Rect, values: &[f32], bits: Bits) -> Result<Vec<u8>> {
     })
 }
 
-/// Where the samples of `rect` lie in a picture of `width` columns: rows without gaps.
+/// Position of the samples of `rect` in a picture of `width` columns whose rows have no gaps.
 pub fn placed(rect: Rect, width: usize, bits: Bits) -> store::Rect {
     let pixel = bits.pixel_len();
     store::Rect {
@@ -142,7 +140,7 @@ pub fn placed(rect: Rect, width: usize, bits: Bits) -> store::Rect {
     }
 }
 
-/// A picture being decoded: RGB samples, row by row, in a memory-mapped file that goes with the value.
+/// A picture being decoded: rows of RGB samples in a nameless memory-mapped file, which is deleted when the value is dropped.
 pub struct Canvas {
     arena: Arena,
     width: usize,
@@ -151,7 +149,7 @@ pub struct Canvas {
 }
 
 impl Canvas {
-    /// Reserves the whole picture in a nameless file in `dir`, so that a full disk is an error now and not later.
+    /// Allocates the whole picture in a nameless file in the directory `dir`, so that a full disk is an error here and not later.
     ///
     /// # Errors
     /// [`crate::error::Kind::Io`] when the file can't be made or the disk is full.
@@ -160,7 +158,7 @@ impl Canvas {
         Ok(Self { arena, width, height, bits })
     }
 
-    /// Writes the samples of one tile, as [`samples`] gives them.
+    /// Writes the samples of one tile, as returned by [`samples`].
     ///
     /// # Errors
     /// [`crate::error::Kind::Internal`] when they don't fill `rect` or it leaves the picture.
@@ -168,7 +166,7 @@ impl Canvas {
         self.arena.write_rect(placed(rect, self.width, self.bits), samples)
     }
 
-    /// Samples of the picture: rows without gaps, R G B, in the machine's byte order.
+    /// All samples: rows without gaps, R G B, in the machine's byte order.
     pub fn bytes(&self) -> &[u8] {
         self.arena.bytes()
     }
@@ -178,7 +176,7 @@ impl Canvas {
         self.bits
     }
 
-    /// The picture for a writer, which ends at once when `cancel` is raised.
+    /// The picture as the input of a writer; reading fails once `cancel` is set.
     pub fn source<'a>(&'a self, cancel: &'a Cancel) -> impl PixelSource + 'a {
         Source { canvas: self, cancel }
     }

@@ -1,5 +1,5 @@
-//! [`Arch`]: the shape of a pyramid diffusion model. A value of this type that came from [`Arch::from_json`] is
-//! consistent: every network can be built from it. The same document is read by `train/tessera_train/arch.py`.
+//! [`Arch`]: the architecture of a pyramid diffusion model, as a JSON document. A value that came from [`Arch::from_json`] is
+//! consistent: every network can be built from it. The Python package `tessera_train` reads the same document.
 
 use std::fmt;
 
@@ -33,9 +33,9 @@ pub struct EncoderStage {
 pub struct Stage {
     /// Width.
     pub channels: usize,
-    /// Residual blocks beside the one that enters the stage.
+    /// Residual blocks, without the one that changes the resolution.
     pub blocks: usize,
-    /// Whether SC attention follows the blocks.
+    /// True if spatial-channel attention follows the blocks.
     pub attention: bool,
 }
 
@@ -85,12 +85,12 @@ pub struct UNet {
     /// documents without it.
     #[serde(default = "one")]
     pub unshuffle: usize,
-    /// How features and latents pass from stage to stage; [`Skip::ResSkip`] in documents without it.
+    /// Connections between stages; [`Skip::ResSkip`] in documents without it.
     #[serde(default)]
     pub skip: Skip,
 }
 
-/// How features and the streams of latents pass through the U-Net (the paper's figure 4 and its halves alone).
+/// Connections of the U-Net: Res-Skip of the paper's figure 4, or one half of it alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Skip {
@@ -123,13 +123,13 @@ pub struct Noise {
     pub shift: Vec<f64>,
 }
 
-/// How SC attention weighs its two halves.
+/// Ratio of spatial to channel attention in spatial-channel attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttentionRatio {
     /// Spatial share N / (N + C), N pixels and C channels.
     Linear,
-    /// The same with ln(1 + N) and ln(1 + C).
+    /// Spatial share ln(1 + N) / (ln(1 + N) + ln(1 + C)).
     Log,
     /// Spatial share sigmoid(`ratio`), a parameter.
     Learned,
@@ -163,7 +163,7 @@ pub struct Arch {
     pub attention_ratio: AttentionRatio,
 }
 
-/// Largest width of any layer and largest number of blocks of a stage: bounds what a hostile document can ask for.
+/// Largest width of any layer: bounds the memory that a hostile document can ask for.
 pub const MAX_CHANNELS: usize = 8192;
 /// Largest number of blocks of a stage.
 pub const MAX_BLOCKS: usize = 64;
@@ -183,7 +183,7 @@ impl Arch {
         Ok(arch)
     }
 
-    /// Levels with a grid, finest first.
+    /// Levels with a grid (all but the 1x1 one), finest first.
     pub fn finite(&self) -> &[Level] {
         match self.levels.last() {
             Some(Level { factor: 0, .. }) => &self.levels[..self.levels.len() - 1],
@@ -191,12 +191,12 @@ impl Arch {
         }
     }
 
-    /// Whether the coarsest level is the 1x1 one.
+    /// True if the coarsest level is the 1x1 one.
     pub fn has_global(&self) -> bool {
         self.levels.last().is_some_and(|level| level.factor == 0)
     }
 
-    /// Picture sizes must be multiples of it.
+    /// Largest factor of a level with a grid: both sides of a picture must be multiples of it.
     pub fn coarsest_factor(&self) -> usize {
         self.finite().last().map_or(1, |level| level.factor)
     }
@@ -217,7 +217,7 @@ impl Arch {
         self.levels.iter().position(|level| level.factor == factor)
     }
 
-    /// The level whose stream passes `factor`: the coarsest finite one that is not coarser.
+    /// The level that supplies the latents at `factor`: the coarsest one with a grid that is not coarser than `factor`.
     pub fn owner(&self, factor: usize) -> usize {
         self.finite().iter().rposition(|level| level.factor <= factor).unwrap_or(0)
     }
@@ -227,17 +227,17 @@ impl Arch {
         (self.finest_factor() * self.unet.unshuffle) << stage
     }
 
-    /// The level that enters and leaves at a stage of the U-Net; the finest one does at the first, unshuffled.
+    /// The level whose latent enters and leaves at stage `stage` of the U-Net; the finest one does so at stage 0, unshuffled.
     pub fn unet_level(&self, stage: usize) -> Option<usize> {
         if stage == 0 { Some(0) } else { self.level_at(self.unet_factor(stage)) }
     }
 
-    /// Whether the stream of latents enters and leaves at a stage of the U-Net.
+    /// True if latents enter and leave the U-Net at stage `stage`.
     pub fn unet_joined(&self, stage: usize) -> bool {
         self.unet.skip != Skip::Residual || self.unet_level(stage).is_some()
     }
 
-    /// Channels of the stream of latents at a stage of the U-Net.
+    /// Channels of the latents that enter and leave at stage `stage` of the U-Net.
     pub fn unet_latent(&self, stage: usize) -> usize {
         let level = self.owner(self.unet_factor(stage));
         let unshuffle = if level == 0 { self.unet.unshuffle } else { 1 };
@@ -349,7 +349,15 @@ impl Arch {
     }
 }
 
-/// Groups of a GroupNorm: the largest divisor of `channels` that is at most min(channels / 4, 32).
+/// Groups of a GroupNorm: the largest divisor of `channels` that is at most min(channels / 4, 32), as in NCSN++ and EDM (at
+/// least four channels a group).
+///
+/// ```
+/// # use tessera::model::arch::norm_groups;
+/// assert_eq!(norm_groups(128), 32);
+/// assert_eq!(norm_groups(24), 6);
+/// assert_eq!(norm_groups(3), 1);
+/// ```
 pub fn norm_groups(channels: usize) -> usize {
     let most = (channels / 4).clamp(1, 32);
     (1..=most).rev().find(|g| channels.is_multiple_of(*g)).unwrap_or(1)

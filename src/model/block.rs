@@ -1,4 +1,4 @@
-//! The parts that encoder, decoder and U-Net share.
+//! Layers and blocks that encoder, decoder and U-Net share.
 
 use std::f32::consts::FRAC_1_SQRT_2;
 
@@ -29,7 +29,7 @@ impl Resample {
     }
 }
 
-/// The layer `name` with `kernel` 1 or 3, from the input's channels to `out_channels`.
+/// The convolution `name` with `kernel` 1 or 3, x [n, h, w, in] -> [n, h, w, out].
 pub(crate) fn conv<O: Ops>(
     o: &mut O,
     x: &O::Tensor,
@@ -43,7 +43,7 @@ pub(crate) fn conv<O: Ops>(
     o.conv2d(x, &Conv2d { name, in_channels, out_channels, kernel, whole })
 }
 
-/// The norm `name`, with or without SiLU.
+/// The norm `name`, then SiLU if `silu`, x [n, h, w, c] -> [n, h, w, c].
 pub(crate) fn norm<O: Ops>(
     o: &mut O,
     x: &O::Tensor,
@@ -61,7 +61,7 @@ pub(crate) fn norm<O: Ops>(
     }
 }
 
-/// a + b.
+/// a + b, a, b [n, h, w, c] -> [n, h, w, c].
 pub(crate) fn add<O: Ops>(o: &mut O, a: &O::Tensor, b: &O::Tensor) -> Result<O::Tensor> {
     o.weighted_add(a, b, 1.0, 1.0)
 }
@@ -80,9 +80,9 @@ pub struct Block {
     pub norm: Norm,
     /// Change of resolution.
     pub resample: Option<Resample>,
-    /// Kernel of conv1 and conv2; 1 serves the 1x1 level.
+    /// Kernel of conv1 and conv2: 3, or 1 at the 1x1 level.
     pub kernel: usize,
-    /// Without it there is no shortcut: conv2's output is all.
+    /// False: no shortcut, the result is conv2's output.
     pub residual: bool,
 }
 
@@ -97,10 +97,11 @@ impl Block {
         Self { name: name.into(), channels, norm, resample, kernel: 3, residual: true }
     }
 
-    /// `x` [n, h, w, any] to [n, h', w', channels]; `embedding` [1 or n, 1, 1, E].
+    /// x [n, h, w, c], embedding [1 or n, 1, 1, E] -> [n, h', w', channels], where h' and w' are h and w, halved or doubled by
+    /// `resample`.
     ///
     /// # Errors
-    /// The interpreter's.
+    /// The backend's.
     pub fn run<O: Ops>(
         &self,
         o: &mut O,
@@ -136,13 +137,14 @@ impl Block {
     }
 }
 
-/// Spatial-channel attention (the paper's figures 2 and 3; the arithmetic is the project's reconstruction).
+/// Spatial-channel attention, x [n, h, w, c] -> [n, h, w, c] (the paper's figures 2 and 3; the arithmetic is the project's
+/// reconstruction).
 ///
 /// S attends over pixels, T over channels; out = (x + W_o[share * S + (1 - share) * T]) / sqrt(2). With
 /// [`AttentionRatio::Spatial`] there is no T.
 ///
 /// # Errors
-/// The interpreter's.
+/// The backend's.
 pub fn sc_attention<O: Ops>(
     o: &mut O,
     x: &O::Tensor,

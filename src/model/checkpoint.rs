@@ -1,4 +1,4 @@
-//! A model from its file: every parameter that the architecture asks for, by name and shape, and no other.
+//! A model and its file: exactly the parameters that the architecture needs, by name and shape.
 
 use std::{collections::BTreeMap, io::Read, path::Path, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::{
     ops::weights::Weights,
 };
 
-/// Statistics of a level's latent over the training pictures: normalised = (z - mean) / std * sigma_data.
+/// Statistics of a level's latent over the training pictures: normalised = (z - mean) / std * sigma_data, per channel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentStats {
     /// Mean per channel.
@@ -21,18 +21,27 @@ pub struct LatentStats {
     pub std: Vec<f32>,
 }
 
-/// A model that is ready to run.
+/// A model: architecture, parameters and statistics.
+///
+/// ```
+/// use tessera::model::checkpoint::Checkpoint;
+///
+/// let model = Checkpoint::open("tests/fixtures/net-a.safetensors".as_ref())?;
+/// assert_eq!((model.arch.width, model.arch.height), (96, 64));
+/// assert_eq!(model.arch.levels.len(), model.latent_stats.len());
+/// # Ok::<(), tessera::error::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    /// The shape of the model.
+    /// The architecture.
     pub arch: Arch,
     /// All parameters, as f32.
     pub weights: Arc<Weights>,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// Per level, finest first.
+    /// Statistics of the latents, one entry per level, finest first.
     pub latent_stats: Vec<LatentStats>,
-    /// The file's metadata, `arch` and `format` among it.
+    /// The file's metadata, including `arch` and `format`.
     pub metadata: Metadata,
 }
 
@@ -105,7 +114,7 @@ impl Checkpoint {
     }
 }
 
-/// Every expected tensor is there with its shape, and no other.
+/// Checks that the file has every expected tensor with its shape, and no other.
 fn check(reader: &Reader<impl Read>, expected: &[(String, Vec<usize>)]) -> Result<()> {
     let mut found: BTreeMap<&str, &[usize]> = reader.shapes().collect();
     for (name, wanted) in expected {

@@ -1,4 +1,5 @@
-//! The decoder: a global stage up to the finest latent's grid, a local stage of finite reach from there to pixels.
+//! The decoder: a global stage up to the finest latent's grid, and from there to pixels a local stage whose receptive field is
+//! bounded, so that it can run tile by tile.
 
 use crate::{
     error::{Error, Result},
@@ -14,7 +15,9 @@ pub fn local_stages(arch: &Arch) -> usize {
     (arch.finest_factor() / arch.decoder.shuffle).ilog2() as usize
 }
 
-/// Stage `i`: entered by `up` (but for the coarsest), joined by its latent through `frgb`, left by `trgb`.
+/// Stage `i`: upsampled features h [n, h, w, c] and RGB stream r [n, h, w, 3] -> features [n, 2h, 2w, c'] and RGB stream
+/// [n, 2h, 2w, 3]. The coarsest stage does not upsample. The stage's latent z enters through the layer `frgb`; `trgb` gives the
+/// change of the RGB stream.
 fn stage<O: Ops>(
     o: &mut O,
     arch: &Arch,
@@ -50,10 +53,12 @@ fn stage<O: Ops>(
     Ok((h, t))
 }
 
-/// Latents `z` (finest first, not normalised) to the features and the RGB stream at the finest latent's grid.
+/// The global stage: latents z, finest first, [n, H/f, W/f, C] each with the level's factor f and channels C, not normalised ->
+/// features [n, H/f0, W/f0, c] and RGB stream [n, H/f0, W/f0, 3] with the finest factor f0 and the width c of the first global
+/// stage.
 ///
 /// # Errors
-/// The interpreter's, and one when there is not one latent per level.
+/// There is not one latent per level; the backend's.
 pub fn global_stage<O: Ops>(
     o: &mut O,
     arch: &Arch,
@@ -62,8 +67,8 @@ pub fn global_stage<O: Ops>(
     coarse_stages(o, arch, z, local_stages(arch))
 }
 
-/// The RGB stream that latents `z` give at twice the grid of `level`, or at the finest latent's grid where that is less:
-/// the global stage without its finer, costlier stages. What of `z` is finer than that is not read.
+/// A coarse preview: the global stage up to twice the grid of `level`, or to the finest latent's grid where that is coarser.
+/// Latents z as in [`global_stage`], of which finer ones than that are not read -> RGB stream [n, h, w, 3] on that grid.
 ///
 /// # Errors
 /// Those of [`global_stage`].
@@ -111,11 +116,13 @@ fn coarse_stages<O: Ops>(
     }
 }
 
-/// Features `h` and RGB stream `r` of any window of the global stage's output to its pixels [n, H, W, 3], about
-/// [-1, 1]; right but for the reach of its operators from cut edges.
+/// The local stage on any window of the global stage's output: features h [n, h, w, c] and RGB stream r [n, h, w, 3] -> pixels
+/// [n, h f0, w f0, 3] with the finest factor f0, values about -1 to 1.
+///
+/// Pixels closer to a cut edge than [`halo`](crate::exec::trace::halo) differ from those of the whole picture.
 ///
 /// # Errors
-/// The interpreter's.
+/// The backend's.
 pub fn local_stage<O: Ops>(
     o: &mut O,
     arch: &Arch,

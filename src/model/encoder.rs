@@ -1,4 +1,4 @@
-//! The encoder: lightweight, no branches, an input-skip stream beside the down-sampling one (the paper's figure 5).
+//! The encoder: light, without branches, with input skips of the picture at every resolution (the paper's figure 5).
 
 use crate::{
     error::Result,
@@ -15,11 +15,12 @@ fn conv_norm<O: Ops>(o: &mut O, x: &O::Tensor, name: &str, channels: usize) -> R
     norm(o, &h, format!("{name}.norm"), Norm::Pixel, true)
 }
 
-/// `picture` [n, H, W, 3] in [-1, 1] to, per level (finest first), the moments [n, h, w, 2 C]: C means, then C
-/// logarithms of variances. The latter are not yet clamped to [-30, 20].
+/// The encoder: picture [n, H, W, 3] with values from -1 to 1 -> per level, finest first, the moments [n, H/f, W/f, 2 C] with the
+/// level's factor f and channels C: C means, then C logarithms of variances, not yet clamped to -30 .. 20. The 1x1 level has
+/// [n, 1, 1, 2 C].
 ///
 /// # Errors
-/// The interpreter's; H and W must be multiples of the coarsest factor.
+/// H or W is not a multiple of [`Arch::coarsest_factor`]; the backend's.
 pub fn encode<O: Ops>(o: &mut O, arch: &Arch, picture: &O::Tensor) -> Result<Vec<O::Tensor>> {
     let (stages, unshuffle) = (&arch.encoder.stages, arch.encoder.unshuffle);
     let mut moments = Vec::with_capacity(arch.levels.len());

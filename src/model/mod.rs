@@ -1,4 +1,5 @@
-//! What is computed: the architecture and, generic over [`crate::ops::Ops`], the networks. Knows no device.
+//! The model: its architecture, the networks as functions generic over [`crate::ops::Ops`], samplers and checkpoints. It does
+//! not depend on any backend.
 
 pub mod arch;
 pub mod block;

@@ -9,7 +9,13 @@ use crate::ops::Shape;
 const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
 const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 
-/// The generator: 10 rounds on `counter` under `key`.
+/// Philox 4x32-10: ten rounds on `counter` under `key`; four uniform 32-bit words.
+///
+/// ```
+/// // The first known answer of the authors' test vectors.
+/// let words = tessera::model::noise::philox4x32([0; 4], [0; 2]);
+/// assert_eq!(words, [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+/// ```
 pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let ([mut c0, mut c1, mut c2, mut c3], [mut k0, mut k1]) = (counter, key);
     for _ in 0..10 {
@@ -37,7 +43,8 @@ pub fn normal4(seed: u64, level: u32, step: u32, pixel: u32, block: u32) -> [f32
     [n0, n1, n2, n3]
 }
 
-/// Standard normal values for the latent of `level` at `step`, NHWC. Step 0 is the start; churn at step i has i + 1.
+/// Standard normal values for the latent of `level`, a tensor of `shape`, NHWC. `step` 0 is the noise that sampling starts from;
+/// churn in step i uses i + 1.
 pub fn normal(seed: u64, level: usize, step: usize, shape: Shape) -> Vec<f32> {
     let mut out = Vec::with_capacity(shape.len());
     for pixel in 0..shape.n * shape.pixels() {

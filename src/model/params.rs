@@ -1,4 +1,5 @@
-//! The parameters that an architecture's networks ask for: what a checkpoint must hold, no more and no less.
+//! The list of parameters of an architecture: what its checkpoint must hold, no more and no less. It comes from tracing the
+//! networks.
 
 use crate::{
     error::Result,
@@ -6,10 +7,11 @@ use crate::{
     ops::{Ops, Shape, trace::Tracer},
 };
 
-/// Tensors of every level, finest first, for a picture of `width` x `height`, without values.
+/// Traced latents of every level, finest first, for a picture of `width` x `height` pixels: [1, H/f, W/f, C] each with the level's
+/// factor f and channels C.
 ///
 /// # Errors
-/// When a grid would be empty or beyond all memory.
+/// When a grid is empty or its tensor has more than 2^52 bytes.
 pub fn traced_latents(
     o: &Tracer,
     arch: &Arch,

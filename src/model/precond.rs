@@ -1,4 +1,5 @@
-//! EDM's preconditioning (Karras et al. 2022, table 1), with a sigma of its own for every level of the pyramid.
+//! EDM's preconditioning (Karras et al. 2022, table 1), with one sigma per level of the pyramid. Sigma is the standard deviation of
+//! the noise in units of normalised latents.
 
 use crate::{
     error::{Error, Result},
@@ -52,11 +53,11 @@ pub fn level_sigma(noise: &Noise, level: usize, sigma: f64) -> f64 {
     (sigma * libm::exp(noise.shift[level])).max(noise.sigma_min)
 }
 
-/// D(z; sigma) of every pyramid of `batch`, in one run of the network; their shapes must be equal, their sigmas need not.
-/// A pyramid's answer has the bits that it has alone.
+/// D(z; sigma) for every pyramid of `batch`, in their order, by one evaluation of the network; the results have the shapes of the
+/// inputs. Sigmas may differ within the batch. A pyramid's result has the same bits as in a batch of its own.
 ///
 /// # Errors
-/// The interpreter's, and one when shapes differ.
+/// The pyramids differ in their shapes; the backend's.
 pub fn denoise<O: Ops>(o: &mut O, arch: &Arch, batch: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>> {
     let Some(first) = batch.first() else { return Ok(Vec::new()) };
     let shapes: Vec<_> = first.z.iter().map(|latent| latent.shape).collect();

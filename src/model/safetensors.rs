@@ -1,9 +1,13 @@
-//! The safetensors format, read with suspicion and written by replacement.
+//! The safetensors format: a reader for untrusted files, and a writer.
 //!
 //! A file is 8 bytes of little-endian header length, the header (a JSON object from tensor names to dtype, shape and byte
-//! range, and `__metadata__`), and the values. The reader believes nothing: the header's length is compared with the
-//! file's before memory is taken, names must not repeat, and the ranges must fill the rest of the file without holes or
+//! range, and `__metadata__`), and the values. The reader checks everything: the header's length against the
+//! file's before memory is allocated, that names do not repeat, and that the ranges fill the rest of the file without holes or
 //! overlaps. F32, F16 and BF16 are read, as f32, and must be finite.
+//!
+//! It is not the `safetensors` crate, because that one accepts repeated names (the last one wins), needs the whole file in
+//! memory, and neither bounds the header by the file's length nor rejects values that are not finite. The checkpoint's
+//! hash is computed in the same pass.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +31,7 @@ use crate::{
 /// Longest header that is read, in bytes.
 pub const MAX_HEADER: u64 = 16 << 20;
 
-/// How a value is stored.
+/// Storage format of a tensor's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Dtype {
     F32,
@@ -65,15 +69,15 @@ struct Entry {
     data_offsets: [u64; 2],
 }
 
-/// The metadata: free text by name.
+/// The `__metadata__` object: text by name.
 pub type Metadata = BTreeMap<String, String>;
 
-/// A file whose header has been read and checked; its values are still to come.
+/// A file whose header is read and checked, and whose values are not read yet.
 pub struct Reader<R> {
     source: R,
     hash: Sha256,
     metadata: Metadata,
-    /// By position in the file.
+    /// Sorted by position in the file.
     entries: Vec<(String, Entry)>,
 }
 
@@ -103,7 +107,7 @@ impl<R: Read> Reader<R> {
     /// Reads the header of a file of `len` bytes.
     ///
     /// # Errors
-    /// [`crate::error::Kind::InvalidModel`] when the header is damaged or hostile; the message says in what.
+    /// [`crate::error::Kind::InvalidModel`] when the header is damaged or hostile, naming the field.
     pub fn new(mut source: R, len: u64) -> Result<Self> {
         let mut prefix = [0; 8];
         let after_prefix = len.checked_sub(8).ok_or_else(|| {
@@ -182,7 +186,7 @@ fn fill(source: &mut impl Read, buffer: &mut [u8], part: &str) -> Result<()> {
         .map_err(|e| Error::model(part.to_owned(), "incomplete", "all its bytes").with_source(e))
 }
 
-/// The tensors by position, once their ranges fill `len` bytes exactly and agree with their shapes.
+/// The tensors sorted by position, after checking that their ranges fill `len` bytes exactly and agree with their shapes.
 fn check_layout(entries: BTreeMap<String, Entry>, len: u64) -> Result<Vec<(String, Entry)>> {
     let mut entries: Vec<_> = entries.into_iter().collect();
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
@@ -209,7 +213,7 @@ fn check_layout(entries: BTreeMap<String, Entry>, len: u64) -> Result<Vec<(Strin
     Ok(entries)
 }
 
-/// The header as it stands in the file; every name once.
+/// The header as it stands in the file; names are unique.
 #[derive(Default)]
 struct Header {
     metadata: Metadata,
@@ -257,7 +261,7 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// A map of texts in which every name stands once.
+/// A map of texts with unique names.
 struct Unique(Metadata);
 
 impl<'de> Deserialize<'de> for Unique {
@@ -303,7 +307,8 @@ fn duplicate<E: de::Error>(name: &str) -> E {
 /// Writes `tensors` (name, shape, values) as F32, in order of their names.
 ///
 /// # Errors
-/// The writer's; that a name is used twice or values don't fill their shape.
+/// [`Kind::InvalidArgument`](crate::error::Kind) when a name is used twice or values don't fill their shape;
+/// [`Kind::Io`](crate::error::Kind) when `out` fails.
 pub fn write(
     mut out: impl Write,
     tensors: &[(&str, &[usize], &[f32])],

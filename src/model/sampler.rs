@@ -1,7 +1,7 @@
-//! From noise to latents: the samplers, in their papers' symbols. Every level goes by its own sigma s.
+//! The samplers, in their papers' symbols: from noise to latents. Every level has its own sigma s.
 //!
-//! In all of them D = D(z; sigma) is the denoised pyramid, and a level whose next s is 0 becomes its D: it is settled,
-//! and stays. Updates are computed in f64 and rounded to f32 once a step.
+//! D = D(z; sigma) is the denoised pyramid. A level whose next s is 0 becomes its D and does not change any more: it is *settled*.
+//! Updates are computed in f64 and rounded to f32 once per step.
 
 use crate::{
     error::Result,
@@ -9,34 +9,34 @@ use crate::{
     ops::Shape,
 };
 
-/// A level's latent on the host, NHWC; normalised to a standard deviation of sigma_data, unless said otherwise.
+/// A level's latent on the host, f32, NHWC; normalised to a standard deviation of sigma_data, unless said otherwise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Latent {
-    /// Extent.
+    /// Shape [n, h, w, c].
     pub shape: Shape,
-    /// Values.
+    /// Values, as many as `shape` has elements.
     pub data: Vec<f32>,
 }
 
-/// A noisy pyramid, finest level first, and its shared sigma.
+/// A noisy pyramid and its shared sigma.
 #[derive(Clone, Copy, Debug)]
 pub struct Noisy<'a> {
-    /// The latents.
+    /// The latents, finest level first.
     pub z: &'a [Latent],
     /// Shared sigma.
     pub sigma: f64,
 }
 
-/// What the samplers ask: denoised pyramids.
+/// The denoiser D(z; sigma) that the samplers evaluate.
 pub trait Denoise {
-    /// D(z; sigma) of every pyramid of `batch`, in its order, finest level first.
+    /// D(z; sigma) for every pyramid of `batch`, in the order of the batch; the results have the shapes of the inputs.
     ///
     /// # Errors
-    /// The device's, or that the work was cancelled.
+    /// A failure of the device, or [`crate::error::Kind::Cancelled`].
     fn denoise(&mut self, batch: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>>;
 }
 
-/// Which sampler.
+/// A sampling algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// EDM's second-order sampler (Karras et al. 2022, algorithms 1 and 2).
@@ -48,10 +48,10 @@ pub enum Method {
 }
 
 impl Method {
-    /// All of them.
+    /// All samplers.
     pub const ALL: [Self; 3] = [Self::Heun, Self::Dpmpp, Self::Ddim];
 
-    /// Its short name: `heun`, `dpmpp`, `ddim`.
+    /// The name in flags, messages and metadata: `heun`, `dpmpp`, `ddim`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Heun => "heun",
@@ -61,7 +61,7 @@ impl Method {
     }
 }
 
-/// Stochastic churn of EDM's algorithm 2, for [`Method::Heun`]; `s_churn` 0 is none.
+/// Stochastic churn of EDM's algorithm 2, for [`Method::Heun`]; `s_churn` 0 turns it off.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Churn {
     /// S_churn: total amount of noise that is added again.
@@ -75,7 +75,7 @@ pub struct Churn {
 }
 
 impl Churn {
-    /// None.
+    /// No churn.
     pub const NONE: Self = Self { s_churn: 0.0, s_min: 0.0, s_max: f64::INFINITY, s_noise: 1.0 };
 
     /// gamma_i at the shared `sigma` of a schedule of `steps` steps.
@@ -85,7 +85,7 @@ impl Churn {
     }
 }
 
-/// The pure noise that sampling starts from: every level at its own s_0.
+/// The noise that sampling starts from, finest level first: normal with standard deviation s_0 of the level.
 pub fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Vec<Latent> {
     let level = |(l, &shape): (usize, &Shape)| {
         let s = schedule.level(l, 0);
@@ -95,25 +95,25 @@ pub fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Vec<Latent> {
     shapes.iter().enumerate().map(level).collect()
 }
 
-/// Where sampling stands between two steps: all that the next one needs, so that a copy of it can go on elsewhere.
+/// The state of sampling between two steps: everything that the next step needs, so that a copy can continue elsewhere.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Steps done.
+    /// Number of steps done.
     pub step: usize,
-    /// The latents.
+    /// The latents, finest level first.
     pub z: Vec<Latent>,
-    /// D of the step before, which DPM-Solver++(2M) looks back at.
+    /// D of the previous step, which DPM-Solver++(2M) needs.
     pub previous: Option<Vec<Latent>>,
 }
 
 impl Sampling {
-    /// Before the first step: pure noise.
+    /// The state before the first step: noise alone.
     pub fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Self {
         Self { step: 0, z: start(schedule, shapes, seed), previous: None }
     }
 
-    /// Before the step `first`, from normalised latents `z` with the noise of that step (SDEdit, Meng et al. 2022). Levels that
-    /// have settled by then stay as they are.
+    /// The state before step `first`: normalised latents `z` with the noise of that step added (SDEdit, Meng et al. 2022). Levels
+    /// that are settled by then get no noise.
     pub fn edit(schedule: &Schedule, mut z: Vec<Latent>, first: usize, seed: u64) -> Self {
         for (l, latent) in z.iter_mut().enumerate() {
             let s = schedule.level(l, first);
@@ -126,22 +126,22 @@ impl Sampling {
     }
 }
 
-/// A sampling that takes its next step, with what the step depends on.
+/// One picture of a batch: its state, schedule and seed.
 #[derive(Debug)]
 pub struct Member<'a> {
-    /// Where it stands.
+    /// Its state; [`advance`] replaces it.
     pub sampling: &'a mut Sampling,
-    /// Its way.
+    /// Its sigmas.
     pub schedule: &'a Schedule,
-    /// Of its noise.
+    /// Seed of its noise.
     pub seed: u64,
 }
 
-/// Takes the next step of every member, with the same denoisings for all. Their latents' shapes must be equal; their steps
-/// and schedules need not.
+/// Takes the next step of every member, with the same evaluations of the denoiser for all. Their latents must have equal shapes;
+/// steps, schedules and seeds may differ.
 ///
 /// # Errors
-/// The denoiser's; nothing has changed then.
+/// The denoiser's; no member has changed then.
 pub fn advance(
     denoiser: &mut impl Denoise,
     members: &mut [Member<'_>],
@@ -208,8 +208,8 @@ pub fn sample(
     Ok(sampling.z)
 }
 
-/// Where a step of EDM's algorithm 2 leads every member. Levels that settle in this step take Euler's method, as the last
-/// step does.
+/// The latents of every member after a step of EDM's algorithm 2. Levels that settle in this step take Euler's method, as the
+/// last step does.
 fn heun(
     denoiser: &mut impl Denoise,
     churn: Churn,
@@ -304,7 +304,7 @@ fn dpmpp(
     }
 }
 
-/// The sum of weighted latents.
+/// The weighted sum of latents of one shape.
 fn combine<const N: usize>(terms: [(&Latent, f64); N]) -> Latent {
     let shape = terms[0].0.shape;
     let value = |j| terms.iter().map(|(x, w)| w * f64::from(x.data[j])).sum::<f64>() as f32;

@@ -6,7 +6,17 @@
 
 use crate::model::{arch::Noise, sampler::Method};
 
-/// The sigmas of N steps; index N is the end.
+/// The sigmas of N steps, shared and per level; index N is the end.
+///
+/// ```
+/// use tessera::model::{arch::Noise, schedule::Schedule};
+///
+/// let noise = Noise { sigma_data: 0.5, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0, shift: vec![0.0, -2.0] };
+/// let schedule = Schedule::new(&noise, 10);
+/// assert_eq!((schedule.sigma(0), schedule.sigma(10)), (80.0, 0.0));
+/// // The coarse level, whose noise is weaker, settles first.
+/// assert!(schedule.settled(1) < schedule.settled(0));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     sigma: Vec<f64>,
@@ -40,7 +50,7 @@ impl Schedule {
         Self { sigma, levels }
     }
 
-    /// N.
+    /// Number of steps, N.
     pub fn steps(&self) -> usize {
         self.sigma.len() - 1
     }
@@ -55,22 +65,22 @@ impl Schedule {
         self.sigma[i]
     }
 
-    /// Sigma of `level` after `i` steps, `i` from 0 to N; 0: settled.
+    /// Sigma of `level` after `i` steps, `i` from 0 to N; 0 once the level is settled.
     pub fn level(&self, level: usize, i: usize) -> f64 {
         self.levels[level][i]
     }
 
-    /// Number of steps after which `level` changes no more.
+    /// Number of steps after which `level` is settled.
     pub fn settled(&self, level: usize) -> usize {
         self.levels[level].iter().position(|&s| s == 0.0).unwrap_or(self.steps())
     }
 
-    /// Whether any level still changes after `i` steps.
+    /// True if some level is not settled after `i` steps.
     pub fn active(&self, i: usize) -> bool {
         self.levels.iter().any(|level| level[i] > 0.0)
     }
 
-    /// How often `method` asks the denoiser in the steps from `first` on.
+    /// Number of evaluations of the denoiser that `method` needs for the steps from `first` on.
     pub fn evaluations(&self, method: Method, first: usize) -> usize {
         let active = (first..self.steps()).filter(|&i| self.active(i)).count();
         match method {

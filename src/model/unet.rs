@@ -11,7 +11,10 @@ use crate::{
     ops::{Ops, Shape},
 };
 
-/// Cosines, then sines, of `c_noise` times pi/2 * 32^(k/(K-1)), k = 0 .. K-1, K = size/2.
+/// Fourier features of the noise level: cosines, then sines, of c_noise pi/2 32^(k/(K-1)) for k = 0 .. K-1, K = size/2.
+///
+/// The frequencies are this project's choice. c_noise lies between about -1.6 and 1.1 (ln(sigma)/4), so the slowest feature
+/// passes through less than a period and the fastest resolves steps of the schedule. NCSN++ draws its frequencies at random.
 fn fourier_features(c_noise: f64, size: usize) -> Vec<f32> {
     let half = size / 2;
     let last = half.saturating_sub(1).max(1) as f64;
@@ -20,7 +23,7 @@ fn fourier_features(c_noise: f64, size: usize) -> Vec<f32> {
     cosines.chain((0..half).map(|k| libm::sin(angle(k)) as f32)).collect()
 }
 
-/// The time embeddings [n, 1, 1, E] of n values of c_noise.
+/// The embeddings [n, 1, 1, E] of n values of c_noise.
 fn embed<O: Ops>(o: &mut O, arch: &Arch, c_noise: &[f64]) -> Result<O::Tensor> {
     let size = arch.unet.embedding;
     let features: Vec<f32> = c_noise.iter().flat_map(|&c| fourier_features(c, size)).collect();
@@ -32,7 +35,7 @@ fn embed<O: Ops>(o: &mut O, arch: &Arch, c_noise: &[f64]) -> Result<O::Tensor> {
     Ok(e)
 }
 
-/// Features to the change of a latent: conv(SiLU(GroupNorm x)).
+/// Features h [n, h, w, c] -> change of a latent [n, h, w, channels]: conv(SiLU(GroupNorm h)).
 fn to_latent<O: Ops>(
     o: &mut O,
     h: &O::Tensor,
@@ -72,7 +75,8 @@ fn half_stage<O: Ops>(
     Ok(h)
 }
 
-/// The 1x1 level: joins the mean over the coarsest grid, hands a scale and shift back to it. Gives (h, prediction).
+/// The 1x1 level: features h [n, h, w, c] of the coarsest stage, latent z [n, 1, 1, C], embedding e [n, 1, 1, E] -> h scaled and
+/// shifted [n, h, w, c], and the prediction [n, 1, 1, C].
 fn global_stage<O: Ops>(
     o: &mut O,
     arch: &Arch,
@@ -92,11 +96,13 @@ fn global_stage<O: Ops>(
     Ok((o.scale_shift(h, &pair, false)?, prediction))
 }
 
-/// Scaled latents `z` = c_in z_t (finest first) and c_noise to the raw prediction F per level. `c_noise`: one for every
-/// picture of the batch, or one for all.
+/// The network F of the preconditioned denoiser (Karras et al. 2022, equation 7).
+///
+/// Scaled latents c_in z, finest first, [n, H/f, W/f, C] each with the level's factor f and channels C -> predictions of the same
+/// shapes. The 1x1 level has [n, 1, 1, C]. `c_noise` has a value for each of the n pictures, or one for all.
 ///
 /// # Errors
-/// The interpreter's, and one when there is not one latent per level.
+/// There is not one latent per level; the backend's.
 pub fn predict<O: Ops>(
     o: &mut O,
     arch: &Arch,

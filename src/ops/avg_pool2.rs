@@ -1,9 +1,9 @@
-//! Mean of every 2x2.
+//! Mean of every 2x2 pixels.
 
 use super::{Shape, elements, need};
 use crate::error::{Error, Result};
 
-/// Shape rule: half the rows and columns.
+/// Shape rule: x [n, h, w, c] -> [n, h/2, w/2, c].
 ///
 /// # Errors
 /// When height or width is odd.
@@ -19,7 +19,7 @@ pub fn flops(x: Shape) -> u64 {
     elements(x)
 }
 
-/// Naive reference; `x` has shape `s`.
+/// Naive reference: sums in f64, rounds once. `x` is [n, h, w, c] = `s`, the result [n, h/2, w/2, c].
 pub fn reference(x: &[f32], s: Shape) -> Vec<f32> {
     let at = |n, y, col, c| f64::from(x[((n * s.h + y) * s.w + col) * s.c + c]);
     let mut out = Vec::with_capacity(x.len() / 4);

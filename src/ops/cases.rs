@@ -1,4 +1,4 @@
-//! Test cases for every operator, drawn from seeds: the one table that the tests and benches of all interpreters walk.
+//! Test vectors for every operator, drawn from seeds, for the tests and benches of all backends.
 //!
 //! Extents are chosen to catch what vectorised code gets wrong: single pixels, single rows and columns, odd and
 //! non-square grids, batches, channel counts on both sides of every vector width. Inputs are not centred, so that norms
@@ -89,17 +89,17 @@ impl OpCall {
 pub struct Case {
     /// Operator and number; layers have this name.
     pub name: String,
-    /// What is called.
+    /// The operator.
     pub op: OpCall,
     /// Inputs, NHWC.
     pub inputs: Vec<(Shape, Vec<f32>)>,
 }
 
 impl Case {
-    /// Runs the case and gives the result back.
+    /// Runs the case; returns the shape and the values of its result.
     ///
     /// # Errors
-    /// The interpreter's.
+    /// The backend's.
     pub fn run<O: Ops>(&self, o: &mut O) -> Result<(Shape, Vec<f32>)> {
         let inputs =
             self.inputs.iter().map(|(s, data)| o.upload(*s, data)).collect::<Result<Vec<_>>>()?;
@@ -108,7 +108,7 @@ impl Case {
     }
 }
 
-/// All cases with the parameters of all their layers: one interpreter, made from `weights`, runs them all.
+/// Test cases with the parameters of all their layers: a backend made from `weights` can run all of them.
 #[derive(Clone, Debug)]
 pub struct Table {
     /// Parameters of every case's layer.

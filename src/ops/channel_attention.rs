@@ -1,9 +1,10 @@
-//! A = softmax over j of (sum over pixels q_i k_j / sqrt N), out_i = sum over j of A_ij v_j; per picture.
+//! Attention over channels: A = softmax over j of (sum over pixels q_i k_j / sqrt N), out_i = sum over j of A_ij v_j; per
+//! picture of N pixels.
 
 use super::{Shape, need, product, spatial_attention::softmax};
 use crate::error::{Error, Result};
 
-/// Shape rule: the shape that q, k and v have.
+/// Shape rule: q, k, v [n, h, w, c] -> [n, h, w, c].
 ///
 /// # Errors
 /// When the shapes differ.
@@ -20,13 +21,13 @@ pub fn flops(q: Shape) -> u64 {
     products.saturating_add(product(&[q.n, 5, q.c, q.c]))
 }
 
-/// Memory rule: most bytes of an interpreter's scratch memory that grow with the picture, two copies of a picture's tensor in
-/// its kernels' order.
+/// Memory rule: upper bound in bytes of a backend's scratch memory that grows with the picture: two copies of a picture's
+/// tensor in the order of the kernels.
 pub fn scratch_bytes(q: Shape) -> u64 {
     product(&[2, 4, q.h, q.w, q.c])
 }
 
-/// Naive reference; q, k and v have shape `s`.
+/// Naive reference: sums in f64, rounds once. `q`, `k`, `v` and the result are [n, h, w, c] = `s`.
 pub fn reference(q: &[f32], k: &[f32], v: &[f32], s: Shape) -> Vec<f32> {
     let (pixels, channels) = (s.pixels(), s.c);
     let scale = 1.0 / (pixels as f64).sqrt();

@@ -1,9 +1,9 @@
-//! A rectangle of the grid.
+//! A rectangle of the grid, copied.
 
 use super::{Shape, Window, need};
 use crate::error::{Error, Result};
 
-/// Shape rule: the window's rows and columns.
+/// Shape rule: x [n, h, w, c] -> [n, window.h, window.w, c].
 ///
 /// # Errors
 /// When the window is empty or reaches past the grid.
@@ -19,7 +19,7 @@ pub fn output_shape(x: Shape, window: Window) -> Result<Shape> {
     Ok(Shape { h, w, ..x })
 }
 
-/// Naive reference; `x` has shape `s`.
+/// Naive reference; `x` is [n, h, w, c] = `s`, the result [n, window.h, window.w, c].
 pub fn reference(x: &[f32], s: Shape, window: Window) -> Vec<f32> {
     let mut out = Vec::with_capacity(s.n * window.h * window.w * s.c);
     for n in 0..s.n {

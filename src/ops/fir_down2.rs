@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 /// Taps per axis; output i reads inputs 2i-1 .. 2i+2.
 pub const TAPS: [f32; 4] = [0.125, 0.375, 0.375, 0.125];
 
-/// Shape rule: half the rows and columns.
+/// Shape rule: x [n, h, w, c] -> [n, h/2, w/2, c].
 ///
 /// # Errors
 /// When height or width is odd.
@@ -22,7 +22,7 @@ pub fn flops(x: Shape) -> u64 {
     elements(x).saturating_mul(8)
 }
 
-/// Naive reference; `x` has shape `s`.
+/// Naive reference: sums in f64, rounds once. `x` is [n, h, w, c] = `s`, the result [n, h/2, w/2, c].
 pub fn reference(x: &[f32], s: Shape) -> Vec<f32> {
     let mut out = Vec::with_capacity(x.len() / 4);
     for n in 0..s.n {

@@ -1,15 +1,15 @@
 //! FIR `[1,3,3,1]`/4 per axis after zero insertion: twice the resolution (NCSN++, Song et al. 2021), edges repeated.
 //!
 //! NCSN++ pads with zeros. Here the operator also carries the stream of latents, which would lose a quarter of its value at
-//! the edges: a rim that one sees in the picture.
+//! the edges and leave a visible rim in the picture.
 
 use super::{Shape, elements};
 use crate::error::Result;
 
-/// Shape rule: twice the rows and columns.
+/// Shape rule: x [n, h, w, c] -> [n, 2h, 2w, c].
 ///
 /// # Errors
-/// None; the signature is that of all shape rules.
+/// Never; it has the signature of all shape rules.
 pub fn output_shape(x: Shape) -> Result<Shape> {
     Ok(Shape { h: 2 * x.h, w: 2 * x.w, ..x })
 }
@@ -19,7 +19,7 @@ pub fn flops(x: Shape) -> u64 {
     elements(x).saturating_mul(32)
 }
 
-/// Naive reference; `x` has shape `s`.
+/// Naive reference: sums in f64, rounds once. `x` is [n, h, w, c] = `s`, the result [n, 2h, 2w, c].
 pub fn reference(x: &[f32], s: Shape) -> Vec<f32> {
     // (input index + 1, weight) of the two taps of output i.
     let taps = |i: usize| match i % 2 {

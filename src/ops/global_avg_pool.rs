@@ -1,12 +1,12 @@
-//! Mean over the grid.
+//! Mean over all pixels of a picture.
 
 use super::{Shape, elements};
 use crate::error::Result;
 
-/// Shape rule: [n, 1, 1, c].
+/// Shape rule: x [n, h, w, c] -> [n, 1, 1, c].
 ///
 /// # Errors
-/// None; the signature is that of all shape rules.
+/// Never; it has the signature of all shape rules.
 pub fn output_shape(x: Shape) -> Result<Shape> {
     Ok(Shape { h: 1, w: 1, ..x })
 }
@@ -16,7 +16,7 @@ pub fn flops(x: Shape) -> u64 {
     elements(x)
 }
 
-/// Naive reference; `x` has shape `s`.
+/// Naive reference: sums in f64, rounds once. `x` is [n, h, w, c] = `s`, the result [n, 1, 1, c].
 pub fn reference(x: &[f32], s: Shape) -> Vec<f32> {
     let mut out = Vec::with_capacity(s.n * s.c);
     for picture in x.chunks_exact(s.pixels() * s.c) {

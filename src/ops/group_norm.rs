@@ -1,4 +1,4 @@
-//! GroupNorm over (h, w, channels of a group), then SiLU if asked for.
+//! GroupNorm over (h, w, channels of a group), then SiLU if `silu`.
 
 use super::{GroupNorm, Shape, elements, need, silu, weights::Weights};
 use crate::error::{Error, Result};
@@ -23,10 +23,10 @@ impl GroupNorm {
     }
 }
 
-/// Shape rule: the input's shape.
+/// Shape rule: x [n, h, w, c] -> [n, h, w, c].
 ///
 /// # Errors
-/// When the input's channels or the groups don't fit.
+/// When x does not have `p.channels` channels, or `p.groups` does not divide them.
 pub fn output_shape(x: Shape, p: &GroupNorm) -> Result<Shape> {
     let name = &p.name;
     need(x.c == p.channels, || {
@@ -44,7 +44,7 @@ pub fn flops(x: Shape, p: &GroupNorm) -> u64 {
     elements(x).saturating_mul(if p.silu { 10 } else { 7 })
 }
 
-/// Naive reference; `x` has shape `s`.
+/// Naive reference: sums in f64, rounds once. `x` is [n, h, w, c] = `s`, the result too; `weight` and `bias` are `[c]`.
 pub fn reference(x: &[f32], s: Shape, p: &GroupNorm, weight: &[f32], bias: &[f32]) -> Vec<f32> {
     let width = s.c / p.groups;
     let mut out = vec![0.0; x.len()];

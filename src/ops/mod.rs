@@ -1,15 +1,29 @@
-//! The vocabulary: every operator that the networks are written in.
+//! The operator set: every operator that the networks are written in.
 //!
 //! The networks in [`crate::model`] are generic over [`Ops`]; its implementations in [`crate::exec`] (naive reference,
-//! native CPU, GPU, tracer) interpret the same lines. One file per operator holds its parameters, shape rule, cost rule
-//! and naive reference; `shaders/<operator>.wgsl` is its GPU twin.
+//! CPU, GPU) and the [`trace::Tracer`] are called *backends* and run the same network functions. One file per operator holds its
+//! parameters, shape rule, cost rule and naive reference; `shaders/<operator>.wgsl` is its GPU kernel.
 //!
-//! Layout: every tensor is f32, NHWC, dense. Parameters are found by name: an operator that is given `name` uses the
-//! checkpoint's `name.weight` and, where it has one, `name.bias`, in PyTorch's layouts.
+//! Layout: every tensor is f32, NHWC, dense, written `[n, h, w, c]`. Parameters are found by name: an operator with the
+//! name `name` reads the checkpoint's `name.weight` and, where it has one, `name.bias`, in PyTorch's layouts.
 //!
-//! Every interpreter takes its shape checks from the operators' `output_shape`, so that a call that one of them refuses
-//! is refused by all. The cost rules (`flops`) count multiplications and additions, a division, root or exponential as
-//! one of them; they saturate instead of wrapping. The references sum in f64 and round once.
+//! Every backend takes its shape checks from the operators' `output_shape`, so all of them refuse the same calls. The cost
+//! rules (`flops`) count multiplications and additions; a division, root or exponential counts as one. They saturate
+//! instead of wrapping. The references sum in f64 and round once.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::sync::Arc;
+//! use tessera::{exec::cpu::Cpu, ops::{Ops, Shape, weights::Weights}};
+//!
+//! let mut ops = Cpu::new(Arc::new(Weights::default()));
+//! let x = ops.upload(Shape::new(1, 1, 2, 1), &[1.0, 3.0])?;
+//! let y = ops.upsample_nearest2(&x)?;
+//! assert_eq!(ops.shape(&y), Shape::new(1, 2, 4, 1));
+//! assert_eq!(ops.download(&y)?, [1.0, 1.0, 3.0, 3.0, 1.0, 1.0, 3.0, 3.0]);
+//! # Ok::<(), tessera::error::Error>(())
+//! ```
 
 pub mod avg_pool2;
 pub mod cases;
@@ -34,7 +48,17 @@ pub mod weights;
 
 use crate::error::{Error, Result};
 
-/// Extent of a tensor: `n` pictures of `h` rows, `w` columns, `c` channels; element (n, y, x, c) is at ((n h + y) w + x) C + c.
+/// Extents of a tensor `[n, h, w, c]`: `n` pictures of `h` rows, `w` columns and `c` channels.
+///
+/// Element (i, y, x, j) is at index ((i h + y) w + x) c + j.
+///
+/// ```
+/// use tessera::ops::Shape;
+///
+/// let shape = Shape::new(2, 4, 8, 3);
+/// assert_eq!((shape.len(), shape.pixels()), (192, 32));
+/// assert_eq!(shape.with_channels(5), Shape::new(2, 4, 8, 5));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// Pictures in the batch.
@@ -58,17 +82,17 @@ impl Shape {
         self.n * self.h * self.w * self.c
     }
 
-    /// Whether there are no elements.
+    /// True if the tensor has no elements.
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Pixels of one picture.
+    /// Number of pixels of one picture, `h w`.
     pub const fn pixels(&self) -> usize {
         self.h * self.w
     }
 
-    /// The same grid with `c` channels.
+    /// The shape `[n, h, w, c]` with another number of channels.
     #[must_use]
     pub const fn with_channels(self, c: usize) -> Self {
         Self { c, ..self }
@@ -88,7 +112,9 @@ pub struct Window {
     pub w: usize,
 }
 
-/// A convolution with stride 1 and "same" zero padding: parameters `name.weight` `[out, in, kernel, kernel]` and `name.bias` `[out]`.
+/// A convolution with stride 1 and zero padding of `kernel / 2`, so that the grid keeps its size.
+///
+/// Parameters: `name.weight` `[out, in, kernel, kernel]`, `name.bias` `[out]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conv2d {
     /// Name of the layer.
@@ -99,12 +125,14 @@ pub struct Conv2d {
     pub out_channels: usize,
     /// 1 or 3.
     pub kernel: usize,
-    /// Whether it only ever sees whole grids, never a window of one: then how a pixel is rounded may depend on where it lies.
+    /// True if the layer never runs on a tile. Algorithms whose rounding depends on the pixel's position (Winograd) are then
+    /// allowed.
     pub whole: bool,
 }
 
-/// GroupNorm (Wu and He 2018) over (h, w, channels of a group), population variance, eps 1e-6 under the root;
-/// parameters `name.weight` and `name.bias` `[channels]`.
+/// GroupNorm (Wu and He 2018): mean and population variance over (h, w, channels of a group), eps 1e-6 under the root.
+///
+/// Parameters: `name.weight` and `name.bias`, `[channels]` each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupNorm {
     /// Name of the layer.
@@ -113,22 +141,24 @@ pub struct GroupNorm {
     pub channels: usize,
     /// Groups; divides `channels`.
     pub groups: usize,
-    /// Whether SiLU follows.
+    /// True if SiLU is applied to the result.
     pub silu: bool,
 }
 
-/// Per-pixel RMS norm over channels, x / sqrt(mean(x^2) + 1e-6) * gain; parameter `name.weight` `[channels]`.
+/// RMS norm over the channels of each pixel (Zhang and Sennrich 2019): x / sqrt(mean(x^2) + 1e-6) * gain.
+///
+/// Parameter: the gain, `name.weight` `[channels]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PixelNorm {
     /// Name of the layer.
     pub name: String,
     /// Channels.
     pub channels: usize,
-    /// Whether SiLU follows.
+    /// True if SiLU is applied to the result.
     pub silu: bool,
 }
 
-/// A tensor on its way back from a device, NHWC.
+/// A copy of a tensor to the host that may still be in progress; its values are f32, NHWC.
 pub struct Download(Arrival);
 
 enum Arrival {
@@ -137,20 +167,20 @@ enum Arrival {
 }
 
 impl Download {
-    /// One that ends with what `wait` gives; if nobody waits for it, `wait` is dropped.
+    /// A pending copy; `wait` blocks until it is done. If the value is dropped instead, `wait` is never called.
     pub fn later(wait: impl FnOnce() -> Result<Vec<f32>> + Send + 'static) -> Self {
         Self(Arrival::Later(Box::new(wait)))
     }
 
-    /// Whether the values are there already, as those of an interpreter that computes at once.
+    /// True if the values are on the host already, as those of a backend that computes at once.
     pub fn is_here(&self) -> bool {
         matches!(self.0, Arrival::Here(_))
     }
 
-    /// The values, once they are there.
+    /// Blocks until the copy is done; returns the values.
     ///
     /// # Errors
-    /// What has gone wrong on the device since the download was begun.
+    /// A failure of the device since the copy began, of kind [`crate::error::Kind::Device`].
     pub fn wait(self) -> Result<Vec<f32>> {
         match self.0 {
             Arrival::Here(values) => Ok(values),
@@ -165,25 +195,36 @@ impl From<Vec<f32>> for Download {
     }
 }
 
-/// An interpreter of the operators.
+/// A backend: the operators over its own kind of tensor.
 ///
-/// Operators return an error when shapes or parameters don't fit; they never panic on them. Results depend only on the
-/// inputs: a pixel's value does not depend on the tensor's extent beyond the operator's reach (tiles equal the whole).
+/// Shapes are `[n, h, w, c]`, N = `h w` is the number of pixels of a picture and C its number of channels. Methods never
+/// panic on wrong shapes or parameters. Results depend on the inputs alone: within the operator's receptive field a pixel's
+/// value does not depend on the tensor's extents, so that decoding tile by tile gives the bits of decoding at once.
+///
+/// # Errors
+/// All operators return [`crate::error::Kind::InvalidArgument`] for shapes that don't fit,
+/// [`crate::error::Kind::InvalidModel`] for a parameter that is missing or has another shape, and
+/// [`crate::error::Kind::Device`] when the device fails or has no memory left. The sections of single methods say which shapes fit.
 pub trait Ops: Send {
-    /// A tensor on the interpreter's device; cloning shares the memory.
+    /// A tensor on the backend's device; cloning shares the memory.
     type Tensor: Clone + Send + Sync;
 
     /// The tensor's shape.
     fn shape(&self, x: &Self::Tensor) -> Shape;
 
-    /// Copies `data` (NHWC) to the device.
+    /// Copies `data` from the host: values of a tensor of `shape`, f32, NHWC.
+    ///
+    /// # Errors
+    /// `data` does not have `shape.len()` values, or none.
     fn upload(&mut self, shape: Shape, data: &[f32]) -> Result<Self::Tensor>;
 
-    /// Copies a tensor back, NHWC.
+    /// Copies a tensor to the host, f32, NHWC; blocks until it is computed.
+    ///
+    /// # Errors
+    /// A failure of the device in this call or since the last one that reported errors.
     fn download(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
-    /// Begins to copy a tensor back, so that the device may go on to later work before somebody waits for the values. An
-    /// interpreter that computes at once has them at once.
+    /// Begins to copy a tensor to the host without blocking, so that the device can go on with the next operators.
     ///
     /// # Errors
     /// As [`Ops::download`]; those of the copy itself come from [`Download::wait`].
@@ -192,8 +233,8 @@ pub trait Ops: Send {
         Ok(values.into())
     }
 
-    /// Runs `work`, which is many operators. An interpreter whose threads are not the caller's hands all of it over at once, in
-    /// place of one operator after the other.
+    /// Runs `work`, a sequence of operators, on the backend's own threads if it has any: entering a thread pool once costs
+    /// less than once per operator.
     fn together<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R
     where
         Self: Sized,
@@ -201,22 +242,42 @@ pub trait Ops: Send {
         work(self)
     }
 
-    /// The single value of the parameter `name` of shape `[1]`.
+    /// The value of the parameter `name`, which has shape `[1]`.
+    ///
+    /// # Errors
+    /// The parameter is missing or has another shape.
     fn scalar(&mut self, name: &str) -> Result<f32>;
 
-    /// Convolution; `kernel` 1 also serves as a linear layer.
+    /// Convolution, x `[n, h, w, in]` -> `[n, h, w, out]`; kernel 1 is a linear layer over channels.
+    ///
+    /// # Errors
+    /// x does not have `p.in_channels` channels, or `p.kernel` is not 1 or 3.
     fn conv2d(&mut self, x: &Self::Tensor, p: &Conv2d) -> Result<Self::Tensor>;
 
-    /// GroupNorm, then SiLU if asked for.
+    /// GroupNorm, then SiLU if `p.silu`, x `[n, h, w, c]` -> `[n, h, w, c]`.
+    ///
+    /// # Errors
+    /// x does not have `p.channels` channels, or `p.groups` does not divide them.
     fn group_norm(&mut self, x: &Self::Tensor, p: &GroupNorm) -> Result<Self::Tensor>;
 
-    /// Per-pixel RMS norm, then SiLU if asked for.
+    /// RMS norm of every pixel, then SiLU if `p.silu`, x `[n, h, w, c]` -> `[n, h, w, c]`.
+    ///
+    /// # Errors
+    /// x does not have `p.channels` channels.
     fn pixel_norm(&mut self, x: &Self::Tensor, p: &PixelNorm) -> Result<Self::Tensor>;
 
-    /// x * sigmoid(x).
+    /// x sigmoid(x) (Elfwing et al. 2018), elementwise, x `[n, h, w, c]` -> `[n, h, w, c]`.
+    ///
+    /// # Errors
+    /// Those of all operators.
     fn silu(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// x * (1 + scale) + shift, then SiLU if asked for; `pair` is [n or 1, 1, 1, 2C]: scale, then shift.
+    /// x (1 + scale) + shift per channel, then SiLU if `silu`, x `[n, h, w, c]` -> `[n, h, w, c]`.
+    ///
+    /// `pair` is `[n or 1, 1, 1, 2 c]`: c scales, then c shifts, for each picture or for all.
+    ///
+    /// # Errors
+    /// `pair` has another shape.
     fn scale_shift(
         &mut self,
         x: &Self::Tensor,
@@ -224,7 +285,10 @@ pub trait Ops: Send {
         silu: bool,
     ) -> Result<Self::Tensor>;
 
-    /// wa * a + wb * b, elementwise.
+    /// wa a + wb b, elementwise, a, b `[n, h, w, c]` -> `[n, h, w, c]`.
+    ///
+    /// # Errors
+    /// a and b differ in shape.
     fn weighted_add(
         &mut self,
         a: &Self::Tensor,
@@ -233,32 +297,62 @@ pub trait Ops: Send {
         wb: f32,
     ) -> Result<Self::Tensor>;
 
-    /// Channels of `a`, then channels of `b`.
+    /// The channels of a, then those of b, a `[n, h, w, ca]`, b `[n, h, w, cb]` -> `[n, h, w, ca + cb]`.
+    ///
+    /// # Errors
+    /// a and b differ in n, h or w.
     fn concat(&mut self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// Mean of every 2x2; height and width must be even.
+    /// Mean of every 2x2 pixels, x `[n, h, w, c]` -> `[n, h/2, w/2, c]`.
+    ///
+    /// # Errors
+    /// h or w is odd.
     fn avg_pool2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// Mean over the grid: [n, 1, 1, c].
+    /// Mean over all pixels of a picture, x `[n, h, w, c]` -> `[n, 1, 1, c]`.
+    ///
+    /// # Errors
+    /// Those of all operators.
     fn global_avg_pool(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// Every pixel becomes 2x2.
+    /// Nearest-neighbour upsampling, each pixel to 2x2, x `[n, h, w, c]` -> `[n, 2h, 2w, c]`.
+    ///
+    /// # Errors
+    /// Those of all operators.
     fn upsample_nearest2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// FIR `[1,3,3,1]`/8 per axis at every second pixel, zero-padded: `y[i] = (x[2i-1] + 3x[2i] + 3x[2i+1] + x[2i+2]) / 8`.
-    /// Height and width must be even.
+    /// FIR `[1,3,3,1]`/8 per axis with stride 2 and zero padding (NCSN++, Song et al. 2021), x `[n, h, w, c]` ->
+    /// `[n, h/2, w/2, c]`: `y[i] = (x[2i-1] + 3x[2i] + 3x[2i+1] + x[2i+2]) / 8`.
+    ///
+    /// # Errors
+    /// h or w is odd.
     fn fir_down2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// FIR `[1,3,3,1]`/4 per axis, edges repeated: `y[2i] = (x[i-1] + 3x[i]) / 4`, `y[2i+1] = (3x[i] + x[i+1]) / 4`.
+    /// FIR `[1,3,3,1]`/4 per axis after zero insertion (NCSN++), edges repeated, x `[n, h, w, c]` -> `[n, 2h, 2w, c]`:
+    /// `y[2i] = (x[i-1] + 3x[i]) / 4`, `y[2i+1] = (3x[i] + x[i+1]) / 4`.
+    ///
+    /// # Errors
+    /// Those of all operators.
     fn fir_up2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// Space to depth: [n, h, w, c] to [n, h/r, w/r, c r^2], channel c r^2 + dy r + dx as in PyTorch.
+    /// Space to depth, x `[n, h, w, c]` -> `[n, h/r, w/r, c r^2]`: channel (c r + dy) r + dx of the result is channel c at
+    /// offset (dy, dx) of the r x r cell, as in PyTorch's `PixelUnshuffle`.
+    ///
+    /// # Errors
+    /// `r` is 0 or does not divide h and w.
     fn pixel_unshuffle(&mut self, x: &Self::Tensor, r: usize) -> Result<Self::Tensor>;
 
-    /// Depth to space, the inverse of [`Ops::pixel_unshuffle`].
+    /// Depth to space, the inverse of [`Ops::pixel_unshuffle`], x `[n, h, w, c]` -> `[n, h r, w r, c / r^2]`.
+    ///
+    /// # Errors
+    /// `r` is 0 or its square does not divide c.
     fn pixel_shuffle(&mut self, x: &Self::Tensor, r: usize) -> Result<Self::Tensor>;
 
-    /// softmax over pixels of (q k^T / sqrt C), applied to v; per picture, one head.
+    /// Attention over the pixels of each picture with one head, q, k, v `[n, h, w, c]` -> `[n, h, w, c]`:
+    /// softmax(q k^T / sqrt C) v with q, k, v as N x C matrices and the softmax over k's pixels.
+    ///
+    /// # Errors
+    /// q, k and v differ in shape.
     fn spatial_attention(
         &mut self,
         q: &Self::Tensor,
@@ -266,7 +360,11 @@ pub trait Ops: Send {
         v: &Self::Tensor,
     ) -> Result<Self::Tensor>;
 
-    /// A = softmax over j of (sum over pixels q_i k_j / sqrt N), out_i = sum over j of A_ij v_j; per picture.
+    /// Attention over the channels of each picture, q, k, v `[n, h, w, c]` -> `[n, h, w, c]`:
+    /// out_i = sum over j of A_ij v_j with A = softmax over j of (sum over pixels of q_i k_j / sqrt N).
+    ///
+    /// # Errors
+    /// q, k and v differ in shape.
     fn channel_attention(
         &mut self,
         q: &Self::Tensor,
@@ -274,14 +372,17 @@ pub trait Ops: Send {
         v: &Self::Tensor,
     ) -> Result<Self::Tensor>;
 
-    /// A rectangle of the grid.
+    /// A rectangle of the grid, x `[n, h, w, c]` -> `[n, window.h, window.w, c]`.
+    ///
+    /// # Errors
+    /// The window is empty or reaches past the grid.
     fn crop(&mut self, x: &Self::Tensor, window: Window) -> Result<Self::Tensor>;
 }
 
-/// Checks what is handed to [`Ops::upload`]: `len` values fill `shape`, and there is at least one. No tensor is empty.
+/// Checks the arguments of [`Ops::upload`]: `len` values fill `shape`, and there is at least one, as no tensor is empty.
 ///
 /// # Errors
-/// [`crate::error::Kind::InvalidArgument`].
+/// [`crate::error::Kind::InvalidArgument`] when they don't.
 pub fn check_upload(shape: Shape, len: usize) -> Result<()> {
     let wanted = [shape.h, shape.w, shape.c].iter().try_fold(shape.n, |a, &b| a.checked_mul(b));
     need(wanted == Some(len) && len > 0, || {
@@ -294,12 +395,12 @@ pub(crate) fn need(ok: bool, error: impl FnOnce() -> Error) -> Result<()> {
     if ok { Ok(()) } else { Err(error()) }
 }
 
-/// Product of extents, saturating: what cost rules multiply with.
+/// Product of `extents`, saturating, for cost rules.
 pub(crate) fn product(extents: &[usize]) -> u64 {
     extents.iter().fold(1u64, |a, &b| a.saturating_mul(b as u64))
 }
 
-/// Number of elements, saturating.
+/// Number of elements of `x`, saturating.
 pub(crate) fn elements(x: Shape) -> u64 {
     product(&[x.n, x.h, x.w, x.c])
 }

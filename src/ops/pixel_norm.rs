@@ -1,4 +1,4 @@
-//! Per-pixel RMS norm over channels with a gain, then SiLU if asked for. Its reach is one pixel: tiles may use it.
+//! RMS norm over the channels of each pixel with a gain, then SiLU if `silu`. It reads no neighbours, so it can run on tiles.
 
 use super::{PixelNorm, Shape, elements, need, silu, weights::Weights};
 use crate::error::{Error, Result};
@@ -22,10 +22,10 @@ impl PixelNorm {
     }
 }
 
-/// Shape rule: the input's shape.
+/// Shape rule: x [n, h, w, c] -> [n, h, w, c].
 ///
 /// # Errors
-/// When the input's channels don't fit.
+/// When x does not have `p.channels` channels.
 pub fn output_shape(x: Shape, p: &PixelNorm) -> Result<Shape> {
     need(x.c == p.channels, || {
         let field = format!("pixel_norm {} input channels", p.name);
@@ -39,7 +39,7 @@ pub fn flops(x: Shape, p: &PixelNorm) -> u64 {
     elements(x).saturating_mul(if p.silu { 7 } else { 4 })
 }
 
-/// Naive reference; `x` has shape `s`.
+/// Naive reference: sums in f64, rounds once. `x` is [n, h, w, c] = `s`, the result too; `weight` is `[c]`.
 pub fn reference(x: &[f32], s: Shape, p: &PixelNorm, weight: &[f32]) -> Vec<f32> {
     let mut out = Vec::with_capacity(x.len());
     for pixel in x.chunks_exact(s.c) {

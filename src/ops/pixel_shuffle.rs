@@ -3,7 +3,7 @@
 use super::{Shape, need};
 use crate::error::{Error, Result};
 
-/// Shape rule: [n, h r, w r, c / r^2].
+/// Shape rule: x [n, h, w, c] -> [n, h r, w r, c / r^2].
 ///
 /// # Errors
 /// When `r` is 0 or its square does not divide the channels.
@@ -14,7 +14,7 @@ pub fn output_shape(x: Shape, r: usize) -> Result<Shape> {
     Ok(Shape { n: x.n, h: x.h * r, w: x.w * r, c: x.c / (r * r) })
 }
 
-/// Naive reference; `x` has shape `s`.
+/// Naive reference; `x` is [n, h, w, c] = `s`, the result [n, h r, w r, c / r^2].
 pub fn reference(x: &[f32], s: Shape, r: usize) -> Vec<f32> {
     let channels = s.c / (r * r);
     let mut out = Vec::with_capacity(x.len());

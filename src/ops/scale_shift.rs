@@ -1,9 +1,9 @@
-//! x * (1 + scale) + shift with a scale and a shift per channel, then SiLU if asked for.
+//! x * (1 + scale) + shift with a scale and a shift per channel, then SiLU if `silu`.
 
 use super::{Shape, elements, need, silu};
 use crate::error::{Error, Result};
 
-/// Shape rule: the shape of `x`; `pair` is [n or 1, 1, 1, 2C].
+/// Shape rule: x [n, h, w, c], pair [n or 1, 1, 1, 2 c] -> [n, h, w, c].
 ///
 /// # Errors
 /// When `pair` has another shape.
@@ -21,7 +21,8 @@ pub fn flops(x: Shape, silu: bool) -> u64 {
     elements(x).saturating_mul(if silu { 5 } else { 2 })
 }
 
-/// Naive reference; `x` has shape `s`, `pair` shape `ps`.
+/// Naive reference: computes in f64, rounds once. `x` and the result are [n, h, w, c] = `s`, `pair` is [n or 1, 1, 1, 2 c] =
+/// `ps`: scales, then shifts.
 pub fn reference(x: &[f32], s: Shape, pair: &[f32], ps: Shape, silu: bool) -> Vec<f32> {
     let mut out = Vec::with_capacity(x.len());
     for (i, &v) in x.iter().enumerate() {

@@ -1,17 +1,17 @@
-//! x * sigmoid(x), elementwise.
+//! SiLU, x sigmoid(x) (Elfwing et al. 2018), elementwise.
 
 use super::{Shape, elements};
 use crate::error::Result;
 
-/// The function itself.
+/// x sigmoid(x).
 pub fn value(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 
-/// Shape rule: the input's shape.
+/// Shape rule: x [n, h, w, c] -> [n, h, w, c].
 ///
 /// # Errors
-/// None; the signature is that of all shape rules.
+/// Never; it has the signature of all shape rules.
 pub fn output_shape(x: Shape) -> Result<Shape> {
     Ok(x)
 }
@@ -21,7 +21,7 @@ pub fn flops(x: Shape) -> u64 {
     elements(x).saturating_mul(3)
 }
 
-/// Naive reference.
+/// Naive reference: computes in f64, rounds once; any shape.
 pub fn reference(x: &[f32]) -> Vec<f32> {
     x.iter().map(|&v| value(f64::from(v)) as f32).collect()
 }

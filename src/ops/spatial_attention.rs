@@ -1,9 +1,9 @@
-//! softmax over pixels of (q k^T / sqrt C), applied to v; one head, per picture.
+//! Attention over pixels: softmax(q k^T / sqrt C) v, per picture, one head.
 
 use super::{Shape, need, product};
 use crate::error::{Error, Result};
 
-/// Shape rule: the shape that q, k and v have.
+/// Shape rule: q, k, v [n, h, w, c] -> [n, h, w, c].
 ///
 /// # Errors
 /// When the shapes differ.
@@ -19,13 +19,13 @@ pub fn flops(q: Shape) -> u64 {
     product(&[q.n, q.h, q.w, q.h, q.w, 4 * q.c + 5])
 }
 
-/// Memory rule: most bytes of an interpreter's scratch memory that grow with the picture, two copies of a picture's tensor in
-/// its kernels' order.
+/// Memory rule: upper bound in bytes of a backend's scratch memory that grows with the picture: two copies of a picture's
+/// tensor in the order of the kernels.
 pub fn scratch_bytes(q: Shape) -> u64 {
     product(&[2, 4, q.h, q.w, q.c])
 }
 
-/// exp(x - max x) / sum, in place.
+/// Replaces `scores` by exp(x - max x) / sum of exp(x - max x).
 pub(crate) fn softmax(scores: &mut [f64]) {
     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut sum = 0.0;
@@ -38,7 +38,7 @@ pub(crate) fn softmax(scores: &mut [f64]) {
     }
 }
 
-/// Naive reference; q, k and v have shape `s`.
+/// Naive reference: sums in f64, rounds once. `q`, `k`, `v` and the result are [n, h, w, c] = `s`.
 pub fn reference(q: &[f32], k: &[f32], v: &[f32], s: Shape) -> Vec<f32> {
     let (pixels, channels) = (s.pixels(), s.c);
     let scale = 1.0 / (channels as f64).sqrt();

@@ -1,8 +1,8 @@
-//! The tracer: an interpreter without arithmetic. It follows shapes and collects what a network asks for: parameters,
-//! FLOPs, bytes moved, the most bytes alive at once, and the reach of its operators.
+//! The tracer: a backend without arithmetic. It follows shapes and collects the parameters, FLOPs, bytes moved and peak memory of a
+//! network, and the receptive field of its results.
 //!
-//! It needs nothing but the operators' shape and cost rules, so it lives beside them, below the networks: the checkpoint
-//! loader takes the list of parameters from it.
+//! It only needs the operators' shape and cost rules, so it belongs to this module and not to the backends: the checkpoint
+//! loader gets the list of parameters from it.
 
 use std::{
     collections::HashMap,
@@ -15,18 +15,29 @@ use std::{
 use super::{Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, elements};
 use crate::error::{Error, Result};
 
-/// What a traced network costs. Numbers saturate.
+/// Cost of a traced network. Numbers saturate.
+///
+/// ```
+/// use tessera::ops::{Ops, Shape, trace::Tracer};
+///
+/// let mut tracer = Tracer::new();
+/// let x = tracer.input(Shape::new(1, 8, 8, 4))?;
+/// let y = tracer.silu(&x)?;
+/// let cost = tracer.finish();
+/// assert_eq!((cost.flops, cost.peak_bytes), (3 * 256, 2 * 4 * 256));
+/// # Ok::<(), tessera::error::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Floating-point operations, by the operators' cost rules.
     pub flops: u64,
-    /// Bytes read and written by the operators, parameters included, if nothing stays in a cache.
+    /// Bytes read and written by the operators, parameters included, without caches.
     pub bytes: u64,
-    /// Names and shapes of the parameters, in the order of first use.
+    /// Names and shapes of the parameters in the order of first use.
     pub params: Vec<(String, Vec<usize>)>,
-    /// Most bytes of tensors alive at once, inputs and the operators' scratch memory included, without parameters.
+    /// Peak memory in bytes: tensors alive at one time, with inputs and the operators' scratch memory, without parameters.
     pub peak_bytes: u64,
-    /// Bytes of the layers' weights as an interpreter may keep them, beside the parameters.
+    /// Upper bound in bytes of a backend's packed weights, which it keeps in addition to the parameters.
     pub packed_bytes: u64,
 }
 
@@ -38,7 +49,7 @@ impl Cost {
     }
 }
 
-/// The interpreter.
+/// The tracing backend.
 #[derive(Debug, Default)]
 pub struct Tracer {
     cost: Cost,
@@ -46,7 +57,7 @@ pub struct Tracer {
     memory: Arc<Memory>,
 }
 
-/// A tensor of [`Tracer`]: a shape and a reach.
+/// A tensor of [`Tracer`]: a shape and a receptive-field radius.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     shape: Shape,
@@ -55,21 +66,21 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Pixels along a cut edge of the input's window whose values depend on what was cut off, in this tensor's own pixels;
-    /// None: all of them.
+    /// Receptive-field radius in this tensor's pixels: the width of the border, along a cut edge of the input, whose values depend on
+    /// the part that was cut off. None: unbounded.
     pub fn reach(&self) -> Option<usize> {
         self.reach
     }
 }
 
-/// Bytes alive, and the most there ever were. One thread traces; atomics make the tensors `Send`.
+/// Bytes alive and their peak. Tracing has one thread; atomics make the tensors `Send`.
 #[derive(Debug, Default)]
 struct Memory {
     alive: AtomicU64,
     peak: AtomicU64,
 }
 
-/// The memory that a tensor and its clones share.
+/// The memory of a tensor and its clones.
 #[derive(Debug)]
 struct Allocation {
     bytes: u64,
@@ -91,20 +102,20 @@ fn farthest(a: &Tensor, b: &Tensor) -> Option<usize> {
 }
 
 impl Tracer {
-    /// A tracer that has seen nothing.
+    /// A tracer with zero cost.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A tensor without values.
+    /// An input of `shape`, with a receptive-field radius of 0.
     ///
     /// # Errors
-    /// When it would be empty, or its memory is beyond 2^52 bytes.
+    /// [`crate::error::Kind::InvalidArgument`] when it is empty or has more than 2^52 bytes.
     pub fn input(&self, shape: Shape) -> Result<Tensor> {
         self.tensor(shape, Some(0))
     }
 
-    /// What was collected.
+    /// The cost of everything that was traced.
     pub fn finish(self) -> Cost {
         Cost { peak_bytes: self.memory.peak.load(Relaxed), ..self.cost }
     }
@@ -124,13 +135,13 @@ impl Tracer {
         Ok(Tensor { shape, reach, _allocation: allocation })
     }
 
-    /// Counts an operator's scratch memory beside all that is alive.
+    /// Counts an operator's scratch memory in addition to everything alive.
     fn scratch(&self, bytes: u64) {
         let alive = self.memory.alive.load(Relaxed);
         self.memory.peak.fetch_max(alive.saturating_add(bytes), Relaxed);
     }
 
-    /// The result of an operator that read `inputs`.
+    /// The result of an operator with `inputs`; counts its cost.
     fn result(
         &mut self,
         inputs: &[&Tensor],
@@ -175,7 +186,7 @@ impl Ops for Tracer {
         self.input(shape)
     }
 
-    /// Always an error: there are no values.
+    /// Always fails: there are no values.
     fn download(&mut self, _: &Tensor) -> Result<Vec<f32>> {
         Err(Error::internal("a traced tensor has no values to download"))
     }

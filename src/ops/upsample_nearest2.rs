@@ -1,17 +1,17 @@
-//! Every pixel becomes 2x2.
+//! Nearest-neighbour upsampling: every pixel becomes 2x2.
 
 use super::Shape;
 use crate::error::Result;
 
-/// Shape rule: twice the rows and columns.
+/// Shape rule: x [n, h, w, c] -> [n, 2h, 2w, c].
 ///
 /// # Errors
-/// None; the signature is that of all shape rules.
+/// Never; it has the signature of all shape rules.
 pub fn output_shape(x: Shape) -> Result<Shape> {
     Ok(Shape { h: 2 * x.h, w: 2 * x.w, ..x })
 }
 
-/// Naive reference; `x` has shape `s`.
+/// Naive reference; `x` is [n, h, w, c] = `s`, the result [n, 2h, 2w, c].
 pub fn reference(x: &[f32], s: Shape) -> Vec<f32> {
     let mut out = Vec::with_capacity(4 * x.len());
     for n in 0..s.n {

@@ -1,9 +1,9 @@
-//! wa * a + wb * b, elementwise: residual sums and mixtures.
+//! wa a + wb b, elementwise, for residual sums and mixtures.
 
 use super::{Shape, elements, need};
 use crate::error::{Error, Result};
 
-/// Shape rule: the shape that both have.
+/// Shape rule: a, b [n, h, w, c] -> [n, h, w, c].
 ///
 /// # Errors
 /// When the shapes differ.
@@ -19,7 +19,7 @@ pub fn flops(a: Shape) -> u64 {
     elements(a).saturating_mul(3)
 }
 
-/// Naive reference.
+/// Naive reference: computes in f64, rounds once; any shape.
 pub fn reference(a: &[f32], b: &[f32], wa: f32, wb: f32) -> Vec<f32> {
     let (wa, wb) = (f64::from(wa), f64::from(wb));
     a.iter().zip(b).map(|(&a, &b)| (wa * f64::from(a) + wb * f64::from(b)) as f32).collect()

@@ -1,24 +1,34 @@
-//! Parameters by name, as f32 in PyTorch's layouts; what every interpreter prepares its own form from.
+//! Parameters by name, as f32 in PyTorch's layouts. Every backend packs them into its own layout on first use.
 
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 
-/// One parameter: row-major values of `shape`.
+/// One parameter: a dense row-major array of f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Param {
     /// Extents, outermost first; convolutions are `[out, in, rows, columns]`.
     pub shape: Vec<usize>,
-    /// Values, `shape`'s product of them.
+    /// Values in row-major order, as many as the product of `shape`.
     pub data: Vec<f32>,
 }
 
-/// The parameters of a model.
+/// The parameters of a model, by name.
+///
+/// ```
+/// use tessera::ops::weights::{Param, Weights};
+///
+/// let mut weights = Weights::default();
+/// weights.insert("layer.bias", Param { shape: vec![2], data: vec![0.5, -0.5] });
+/// assert_eq!(weights.get("layer.bias", &[2])?.data, [0.5, -0.5]);
+/// assert!(weights.get("layer.bias", &[3]).is_err());
+/// # Ok::<(), tessera::error::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Weights(HashMap<String, Param>);
 
 impl Weights {
-    /// The parameter `name`, checked against the shape that the operator expects.
+    /// The parameter `name`, which must have the shape `shape`.
     ///
     /// # Errors
     /// [`crate::error::Kind::InvalidModel`] when it is missing or has another shape.
@@ -38,7 +48,7 @@ impl Weights {
         self.0.insert(name.into(), param);
     }
 
-    /// All parameters, in no order.
+    /// All parameters, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Param)> {
         self.0.iter().map(|(name, param)| (name.as_str(), param))
     }
