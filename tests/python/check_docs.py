@@ -32,6 +32,7 @@ OF_LIMITED_WIDTH = ("docs", "examples")
 """Folders whose documents, with those at the root, have lines of at most COLUMNS; tables are as wide as they need."""
 PHRASES = {"but for": "except", "in place of": "instead of", "whoever": "anyone who", "somebody": "a user", "nobody": "no user"}
 """Phrases that documents avoid, with the plain word."""
+INCLUDE = r"\{\{#include ([^}:\s]+)"
 SEPARATORS = {";", "&", "&&", "|", "||", "(", ")", "\n"}
 
 problems: list[str] = []
@@ -71,9 +72,12 @@ class Document:
             problem(path, block[1], "the block is not closed")
 
     def anchors(self) -> set[str]:
-        """Anchors of the headings, as GitHub and mdBook name them."""
+        """Anchors of the headings, as GitHub and mdBook name them; those of an included file count too."""
         found: dict[str, int] = {}
-        for _, line in self.prose:
+        lines = [line for _, line in self.prose]
+        for included in re.findall(INCLUDE, "\n".join(lines)):
+            lines += [line for _, line in Document((self.path.parent / included).resolve()).prose]
+        for line in lines:
             if heading := re.match(r"#+\s+(.*?)\s*#*$", line):
                 slug = re.sub(r"[^\w\- ]", "", heading[1].lower()).replace(" ", "-")
                 found[slug] = found.get(slug, -1) + 1
@@ -85,7 +89,7 @@ def check_links(document: Document, documents: dict[Path, Document]) -> None:
     for number, line in document.prose:
         plain = re.sub(r"`[^`]*`", "", line)
         targets = re.findall(r"\]\(<?([^)>\s]+)>?(?:\s+\"[^\"]*\")?\)", plain) + re.findall(r"^\[[^\]]+\]:\s*(\S+)", plain)
-        includes = re.findall(r"\{\{#include ([^}:]+)", plain)
+        includes = re.findall(INCLUDE, plain)
         for target in targets:
             if re.match(r"[a-z][a-z+.-]*:", target):
                 continue
@@ -100,7 +104,7 @@ def check_links(document: Document, documents: dict[Path, Document]) -> None:
                 problem(document.path, number, f"link to {target}: there is no such heading")
         for include in includes:
             counts["links"] += 1
-            path = (document.path.parent / include.strip()).resolve()
+            path = (document.path.parent / include).resolve()
             if path not in documents:
                 problem(document.path, number, f"includes {include}: there is no such file")
                 continue
