@@ -1,4 +1,4 @@
-"""From slices to a picture: visibility, antialiasing, reflection, foreground, tone; [3, rows, columns]."""
+"""From slices to a picture: visibility, antialiasing, tone."""
 
 import torch
 
@@ -43,13 +43,11 @@ def visible(elevation: torch.Tensor, planes: torch.Tensor, edges: torch.Tensor) 
     return torch.cat(parts) / (edges[1] - edges[0])
 
 
-def land(elevation: torch.Tensor, planes: torch.Tensor, columns: int, offset: int, width: int, edges: torch.Tensor):
-    """Slices on their lattice (elevation [n, U], planes [C, n, U]) to [C + 1, rows, width], coverage last.
-
-    The lattice is spread over `columns`, of which `width` from `offset` on are shown.
-    """
+def seen(elevation: torch.Tensor, planes: torch.Tensor, columns: int, margin: int, edges: torch.Tensor) -> torch.Tensor:
+    """Slices on their lattice (elevation [n, U], planes [C, n, U]) to [C + 1, rows, columns], coverage last; rows from
+    below to above. The lattice reaches `margin` columns beyond the picture at both sides."""
     stack = torch.cat((elevation[None], planes))
-    stack = resize(stack, elevation.shape[0], columns)[:, :, offset : offset + width]
+    stack = resize(stack, elevation.shape[0], columns + 2 * margin)[:, :, margin : margin + columns]
     values = torch.cat((stack[1:], torch.ones_like(stack[:1]))).permute(2, 1, 0)
     return visible(stack[0].T.contiguous(), values, edges).permute(2, 1, 0)
 

@@ -1,8 +1,10 @@
 """Many pictures in one file that training maps into memory, and the command line.
 
-`pictures.npy` holds uint8 [count, H, W, 3]; until all are made it is called `pictures.npy.part`. `pictures.json` says
-what it is and how many rows, from the first on, are finished. The count is written after the rows are on the disk, so
-an interrupted writing resumes where it stood.
+`pictures.npy` holds uint8 [count, H, W, 3]; until all are made it is called `pictures.npy.part`. `labels.json` names what
+each of them shows: {"labels": [{"name": ..., "values": [...]}, ...], "pictures": [{name: value, ...}, ...]}, one entry of
+`pictures` per row; it is whole before the first row. `pictures.json` says what the array is and how many rows, from the
+first on, are finished. The count is written after the rows are on the disk, so an interrupted writing resumes where it
+stood.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from ..data.npy_writer import RowWriter, check_space
+from .labels import SCHEMA, labels
 from .picture import VERSION, check_seed, check_size, render
 
 ROWS_BETWEEN_SYNCS = 64
@@ -60,6 +63,13 @@ def _replace(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def labels_text(first_seed: int, count: int, width: int, height: int) -> str:
+    """The content of `labels.json`: the names and values of `SCHEMA`, and the labels of each picture, one a line."""
+    schema = json.dumps([{"name": name, "values": values} for name, values in SCHEMA])
+    rows = ",\n".join(json.dumps(labels(first_seed + i, width, height)) for i in range(count))
+    return f'{{"labels": {schema},\n"pictures": [\n{rows}\n]}}\n'
+
+
 def write_dataset(path, first_seed: int, count: int, width: int, height: int, processes: int = 1) -> Path:
     """Writes the pictures of `count` seeds from `first_seed` on into the directory `path`; returns the .npy's path.
 
@@ -91,6 +101,8 @@ def write_dataset(path, first_seed: int, count: int, width: int, height: int, pr
     with RowWriter(array_path, np.uint8, (height, width, 3), done) as rows:
         done = rows.count
         check_space(folder, (count - done) * height * width * 3)
+        if not (folder / "labels.json").exists():
+            _replace(folder / "labels.json", labels_text(first_seed, count, width, height))
         _replace(state_path, json.dumps(plan | {"finished": done}))
         with tqdm(total=count, initial=done, unit="picture", disable=None) as bar:
             for picture in pictures(first_seed + done, count - done, width, height, processes) if done < count else ():
@@ -108,7 +120,8 @@ def write_dataset(path, first_seed: int, count: int, width: int, height: int, pr
 
 
 def write_png(path, first_seed: int, count: int, width: int, height: int, processes: int = 1) -> None:
-    """Writes one PNG per seed into the directory `path`, named by seed; those already there are kept."""
+    """Writes one PNG per seed into the directory `path`, named by seed, and its labels beside it in a JSON file of that name;
+    those already there are kept."""
     from PIL import Image
 
     _check(first_seed, count, width, height, processes)
@@ -121,6 +134,7 @@ def write_png(path, first_seed: int, count: int, width: int, height: int, proces
         for picture in pictures(first_seed + done, count - done, width, height, processes) if done < count else ():
             target = folder / f"{first_seed + done:010d}.png"
             temporary = target.with_suffix(".tmp")
+            _replace(target.with_suffix(".json"), json.dumps(labels(first_seed + done, width, height)) + "\n")
             Image.fromarray(picture).save(temporary, format="png")
             os.replace(temporary, target)
             done += 1

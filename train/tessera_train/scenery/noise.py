@@ -40,6 +40,10 @@ class Draw:
     def sign(self) -> float:
         return 1.0 if self.chance(0.5) else -1.0
 
+    def numbers(self, count: int) -> list[float]:
+        """`count` numbers in [0, 1), for the plan."""
+        return torch.rand(count, generator=self.generator).tolist()
+
     def uniforms(self, count: int) -> torch.Tensor:
         """`count` numbers in [0, 1)."""
         return torch.rand(count, generator=self.generator).to(self.device)
@@ -81,17 +85,6 @@ class Spectrum:
         # In two dimensions an octave at k holds k^2 of the waves: one more power of k levels that out.
         return self._field((1.0 + (k / low) ** 2) ** (-0.5 * (slope + 1.0)) * (1.0 - torch.exp(-((k / low) ** 2))))
 
-    def ridged(self, low: float, count: int, gain: float = 0.5, stretch: float = 1.0) -> torch.Tensor:
-        """Ridged multifractal in about [0, 1]: sharp crests, smooth valleys, finer bands strongest on the crests."""
-        total, weight, amplitude, norm = 0.0, 1.0, 1.0, 0.0
-        for octave in range(count):
-            crest = (1.0 - torch.sqrt((0.75 * self.band(low * 2**octave, stretch)) ** 2 + 0.004)).clamp_min(-0.5)
-            total = total + amplitude * weight * crest
-            weight = smooth(crest, -0.3, 0.9)
-            norm += amplitude
-            amplitude *= gain
-        return total / norm
-
 
 def smooth(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Smoothstep from 0 at `low` to 1 at `high`."""
@@ -99,23 +92,24 @@ def smooth(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return t * t * (3.0 - 2.0 * t)
 
 
-WORLD_PERIOD = 32.0
-"""Wavelengths after which a tile of ground repeats."""
+class Tile:
+    """A periodic square band of noise of unit deviation, to be laid over the ground at any wavelength."""
 
+    PERIOD = 32
+    """Wavelengths after which it repeats."""
+    CELLS = 320
 
-def ground_tile(draw: Draw) -> torch.Tensor:
-    """A periodic square band of noise, of unit deviation, to be laid over the ground by `world`."""
-    return Spectrum(draw, 256, 256, WORLD_PERIOD, WORLD_PERIOD).band(1.0, octaves=0.35)
+    def __init__(self, draw: Draw):
+        field = Spectrum(draw, self.CELLS, self.CELLS, self.PERIOD, self.PERIOD).band(1.0, octaves=0.35)
+        self.padded = F.pad(field[None, None], (2, 2, 2, 2), mode="circular")
 
-
-def world(tile: torch.Tensor, x: torch.Tensor, z: torch.Tensor, wavelength: float, turn: float) -> torch.Tensor:
-    """`tile` at the points (x, z) of the ground, scaled to `wavelength`, turned and shifted by `turn`."""
-    size = tile.shape[0]
-    padded = F.pad(tile[None, None], (2, 2, 2, 2), mode="circular")
-    c, s = math.cos(turn), math.sin(turn)
-    place = torch.stack((c * x - s * z, s * x + c * z), -1) / (WORLD_PERIOD * wavelength) + 0.37 * turn
-    place = (2.0 * (place - place.floor()) - 1.0) * size / (size + 4)
-    return F.grid_sample(padded, place[None], mode="bicubic", align_corners=False)[0, 0]
+    def at(self, x: torch.Tensor, y: torch.Tensor, wavelength: float, turn: float, cubic: bool = False) -> torch.Tensor:
+        """The noise at the points (x, y), of one shape [rows, columns], scaled to `wavelength`, turned and shifted by
+        `turn`; `cubic` where the lattice's cells are magnified."""
+        c, s = math.cos(turn) / (self.PERIOD * wavelength), math.sin(turn) / (self.PERIOD * wavelength)
+        place = torch.stack((c * x - s * y, s * x + c * y), -1).add_(0.37 * turn)
+        place = place.sub_(place.floor()).mul_(2.0).sub_(1.0).mul_(self.CELLS / (self.CELLS + 4))
+        return F.grid_sample(self.padded, place[None], mode="bicubic" if cubic else "bilinear", align_corners=False)[0, 0]
 
 
 def profile(draw: Draw, points: int, extent: float, low: float, slope: float) -> torch.Tensor:

@@ -1,16 +1,18 @@
 """`render`: one seed, one picture."""
 
 import torch
-import torch.nn.functional as F
 
-from . import compose, terrain
-from . import sky as sky_module
-from .noise import SEED_LIMIT, TAU, Draw, ground_tile, lerp, profile, resize, smooth, world
+from . import compose, planting, water
+from .noise import SEED_LIMIT, Draw, Tile, blur, lerp, resize
 from .scene import Scene, plan
+from .sky import ROWS as SKY_ROWS, TOP, gradient, sky as draw_sky
+from .terrain import Land, land as draw_land
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the picture of some seed changes."""
 MIN_SIDE, MAX_WIDTH, MAX_HEIGHT = 32, 4096, 2048
+_LATTICE = 1024
+_MARGIN = 0.06
 
 
 def check_size(width: int, height: int) -> None:
@@ -28,97 +30,55 @@ def check_seed(seed: int, count: int = 1) -> None:
         raise ValueError(f"seed is {seed} (with count {count}), must be from 0 and end below {SEED_LIMIT}")
 
 
-def _waves(scene: Scene, draw: Draw) -> torch.Tensor:
-    """Slopes of the water towards the viewer on a lattice [rows below the horizon, columns], of about unit deviation near
-    the viewer; laid out in the world's plane, wider than deep, and calm where they are too fine to be seen."""
-    rows, columns = 176, 768
-    tile = ground_tile(draw)
-    below = (1.0 - scene.horizon) * ((torch.arange(rows, device=draw.device) + 0.5) / rows)[:, None]
-    u = (2.0 * (torch.arange(columns, device=draw.device) + 0.5) / columns - 1.0)[None, :]
-    z = 1.0 / below
-    total = torch.zeros(rows, columns, device=draw.device)
-    for wavelength, gain, turn in ((2.4, 0.5, 0.08), (0.9, 0.6, -0.12), (0.34, 0.5, 0.05)):
-        # Rows are 1 / rows apart: at distance z that is z^2 / rows of water.
-        seen = smooth(wavelength * rows * (1.0 - scene.horizon) ** -1 / z**2, 2.5, 7.0)
-        total = total + gain * seen * world(tile, 0.35 * u * z, z, wavelength, turn)
+def _grain(draw: Draw, u: torch.Tensor, e: torch.Tensor, depth: torch.Tensor, height: int) -> torch.Tensor:
+    """The fine detail of the land's surface, of about unit deviation: [rows, columns].
+
+    Its wavelength on the picture is about the same everywhere: each doubling of the depth takes the next coarser octave,
+    the two about a place are blended. depth: the logarithm of z.
+    """
+    tile = Tile(draw)
+    z = torch.exp(depth)
+    x, y = u * z, 1.0 + e * z + depth
+    total = torch.zeros_like(z)
+    for angle, gain, turn in ((0.0065, 0.75, 0.3), (0.021, 0.65, 1.9)):
+        shown = min(max((angle * height - 2.0) / 3.0, 0.0), 1.0)
+        if shown == 0.0:
+            continue
+        level = depth / 0.6931472 + torch.log2(torch.tensor(angle, device=z.device))
+        low = level.floor()
+        share = level - low
+        scale = torch.exp2(-low)
+        a, b = tile.at(x * scale, y * scale, 1.0, turn), tile.at(x * scale, y * scale, 2.0, turn)
+        total = total + shown * gain * lerp(a, b, share) * torch.rsqrt(share**2 + (1.0 - share) ** 2)
     return total
 
 
-def _reflection(scene: Scene, draw: Draw, elevation, colour, sky, rows: int, height: int, columns: int, offset, width):
-    """What the water shows in `rows` rows below the horizon: land and sky upside down, rippled; [3, rows, width]."""
-    half = max(rows // 2, 8)
-    edges = torch.linspace(0.0, rows / height, half + 1, device=elevation.device)
-    plane = terrain.range_planes(scene, elevation)
-    mirrored = elevation - 2.0 * plane
-    seen = compose.land(mirrored, colour, max(columns // 2, 8), 0, max(columns // 2, 8), edges)
-    air = sky[:, -max(1, min(sky.shape[1], round(rows / height / sky_module.TOP * sky.shape[1]))) :]
-    air = resize(air, half, seen.shape[2]).flip(1)
-    still = seen[:3] + (1.0 - seen[3:4]) * air
-    wave = resize(_waves(scene, draw)[None], rows, columns)[0, :, offset : offset + width]
-    y = (torch.arange(rows, device=elevation.device) + 0.5)[:, None] / rows
-    x = ((torch.arange(width, device=elevation.device) + 0.5 + offset) / columns)[None, :]
-    # A slope turns the mirrored ray by twice as much: the picture is looked up higher or lower, never beyond its edges.
-    gy = y + scene.wind * wave * height / rows
-    gx = x + 0.15 * scene.wind * wave
-    where = torch.stack((2.0 * gx - 1.0, 2.0 * gy - 1.0), -1)[None]
-    mirrored_picture = F.grid_sample(still[None], where, mode="bilinear", padding_mode="reflection",
-                                     align_corners=False)[0]
-    deep = (0.30 * scene.light.ambient + 0.06 * scene.light.zenith)[:, None, None] * scene.depths[:, None, None]
-    # Fresnel (Schlick's form, softened): a mirror at the far shore, looked into from above at the near one. Faces that
-    # lean to the viewer show more of the depth.
-    glance = (0.9 * y * rows / height + 2.0 * scene.wind * wave * y).clamp(0.0, 0.9)
-    share = 0.06 + 0.88 * (1.0 - glance) ** 4
-    return lerp(deep, mirrored_picture, share)
+def _air(scene: Scene, u: torch.Tensor) -> torch.Tensor:
+    """The light of the air before far things: [3, 1, columns]."""
+    return lerp(gradient(scene, u, torch.full_like(u, 0.05)), scene.light.middle[:, None, None], 0.35)
 
 
-def _foreground(scene: Scene, draw: Draw, picture, height: int, columns: int, offset: int, width: int):
-    """A line of conifers before everything, at one side of the picture; the light is mostly behind them."""
-    device = picture.device
-    count = 46
-    place, size, slim = draw.uniforms(count), draw.uniforms(count), draw.uniforms(count)
-    base = profile(draw, 512, 2.0, 1.0, 1.6)
-    if scene.foreground_trees == 0.0:
-        return picture
-    x = ((torch.arange(width, device=device) + 0.5 + offset) / columns) * 2.0 - 1.0
-    # Trees crowd at one side and thin out to the middle.
-    centre = scene.tree_side * (1.08 - 1.0 * place**1.4)
-    edge = (scene.tree_side * centre).clamp(0.0, 1.0)
-    tall = scene.foreground_trees * (0.35 + 0.65 * size) * (0.25 + 0.75 * edge)
-    ground = resize(base[None, None], 1, columns)[0, 0, offset : offset + width]
-    soil = -(1.0 - scene.horizon) + 0.025 + 0.07 * smooth(scene.tree_side * x, -0.3, 1.0) + 0.012 * ground
-    first = max(0, int((scene.horizon - (-(1.0 - scene.horizon) + 0.12 + scene.foreground_trees)) * height))
-    e = scene.horizon - (torch.arange(first, height, device=device) + 0.5)[:, None] / height
-    light, ambient = scene.light, 0.75 * scene.light.ambient
-    dark = scene.trees * (ambient + 0.10 * light.direct)
-    shade = dark[:, None, None] * (1.0 + 0.5 * (e + 1.0 - scene.horizon))
-    soil_cover = torch.sigmoid((soil[None, :] - e) * height * 3.0)
-    foot = torch.full_like(centre, -(1.0 - scene.horizon) + 0.015) + 0.05 * smooth(edge, 0.0, 1.0)
-    trees = torch.stack((centre, tall, tall * (0.13 + 0.09 * slim), foot, 3.0 * slim)).T[tall.argsort()].tolist()
-    towards = 1.0 if light.direction[0] > 0 else -1.0
-    for c, h, w, root, phase in trees:
-        left = max(0, int((c - 1.3 * w + 1.0) * 0.5 * columns) - offset)
-        right = min(width, int((c + 1.3 * w + 1.0) * 0.5 * columns) + 2 - offset)
-        if left >= right:
-            continue
-        top = max(first, int((scene.horizon - (root + 1.02 * h)) * height)) - first
-        signed = (x[left:right] - c)[None, :]
-        dx, up = signed.abs(), (e[top:] - root) / h
-        # Branches in tiers: the outline swells and narrows on its way up.
-        tier = 0.80 + 0.20 * torch.cos(TAU * (7.0 * up + phase))
-        outline = w * ((1.0 - up).clamp_min(-0.2) * tier)
-        inside = torch.minimum(outline - dx, (1.0 - up) * h) * height
-        # Each tier is lit on its upper side and on the side of the light, and dark beneath.
-        lit = smooth(towards * signed / outline.clamp_min(1e-4), -0.4, 1.0) * (0.5 - 0.5 * torch.sin(TAU * (7.0 * up + phase)))
-        bright = scene.trees[:, None, None] * light.direct[:, None, None] * (0.45 * lit)
-        window = picture[:, first + top :, left:right]
-        window.copy_(lerp(window, shade[:, top:] + bright, torch.sigmoid(inside * 2.2)))
-    picture[:, first:] = lerp(picture[:, first:], shade, soil_cover)
-    return picture
+def haze(scene: Scene, u: torch.Tensor, z: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+    """Share of air light between the viewer and what stands at depth z and elevation e."""
+    towards = torch.exp(-(((u - scene.light.u) / 0.6) ** 2))
+    up = (1.0 + e * z).clamp_min(0.0)
+    path = 0.0046 * scene.haze * (1.0 + 0.5 * towards) * (z - 2.0).clamp_min(0.0) * torch.exp(-up / 55.0)
+    mist = 0.05 * scene.mist * (z - 5.0).clamp_min(0.0) * torch.exp(-up / 2.2)
+    return 1.0 - torch.exp(-path - mist.clamp_max(2.0))
+
+
+def _pixels(scene: Scene, land: Land, width: int, height: int, margin: int, above: int, top: int):
+    """The land at the picture's pixels: [8, rows, width], rows from `top` above the horizon down to the picture's edge."""
+    depth = torch.log(land.z).expand_as(land.elevation)
+    dry = 1.0 - land.water
+    planes = torch.cat((land.colour * dry, torch.stack((land.water, land.grain * dry, land.sunlit * dry, depth))))
+    edges = torch.arange(-(height - above), top + 1, device=depth.device) / height
+    return compose.seen(land.elevation, planes, width, margin, edges).flip(1)
 
 
 @torch.no_grad()
-def render(seed: int, width: int, height: int, device="cpu") -> torch.Tensor:
-    """The picture of `seed`: uint8 [height, width, 3], sRGB, on `device`.
+def render(seed: int, width: int, height: int, device="cpu", out: torch.Tensor | None = None) -> torch.Tensor:
+    """The picture of `seed`: uint8 [height, width, 3], sRGB, on `device`; written into `out` where that is given.
 
     The same seed, size and device give the same bytes; another size gives the same scene. Raises ValueError for a
     size outside the limits (`check_size`) or a seed outside [0, 2^32).
@@ -127,33 +87,54 @@ def render(seed: int, width: int, height: int, device="cpu") -> torch.Tensor:
     check_seed(seed)
     draw = Draw(seed, torch.device(device))
     scene = plan(draw)
-    columns, offset = 2 * height, (2 * height - width) // 2
-    sky = sky_module.sky(scene, draw)
-    near_e, near_c, water = terrain.ground(scene, draw)
-    hills = [terrain.mountains(scene, r, draw) for r in scene.ranges]
-    far_e = torch.cat([h[0] for h in hills])
-    far_c = torch.cat([h[1] for h in hills], 1)
-
-    sky_rows = min(height, round(sky_module.TOP * height))
+    margin = round(_MARGIN * height)
+    wide = width + 2 * margin
+    columns = min(_LATTICE, max(640, wide))
+    lattice = ((torch.arange(columns, device=draw.device) + 0.5) * (wide / columns) - 0.5 * wide)[None, :] / height
+    u = ((torch.arange(width, device=draw.device) + 0.5) - 0.5 * width)[None, :] / height
+    # The order of the draws is part of a seed's picture.
+    land = draw_land(scene, draw, lattice, wide / columns / height)
+    heaven = draw_sky(scene, draw, lattice)
     above = round(scene.horizon * height)
-    picture = torch.empty(3, height, width, device=draw.device)
-    full = resize(sky, sky_rows, columns)[:, :, offset : offset + width]
-    shown = min(above, sky_rows)
-    picture[:, above - shown : above] = full[:, sky_rows - shown :]
-    picture[:, : above - shown] = picture[:, above - shown : above - shown + 1]
-    picture[:, above:] = picture[:, above - 1 : above]
 
-    elevation = torch.cat((near_e, far_e))
-    planes = torch.cat((torch.cat((near_c * (1.0 - water), far_c), 1), torch.cat((water, torch.zeros_like(far_e)))[None]))
-    highest = min(above, int((float(far_e.max()) + 0.01) * height) + 2)
-    rows = height - above + highest
-    edges = (torch.arange(rows + 1, device=draw.device) - (height - above)) / height
-    seen = compose.land(elevation, planes, columns, offset, width, edges).flip(1)
-    window = picture[:, height - rows :]
-    behind = (1.0 - seen[4:5]).clamp_(0.0, 1.0)
-    window.mul_(behind).add_(seen[:3])
-    if scene.lake:
-        mirror = _reflection(scene, draw, far_e, far_c, sky, height - above, height, columns, offset, width)
-        picture[:, above:] += seen[3:4, highest:] * mirror
-    picture = _foreground(scene, draw, picture, height, columns, offset, width)
-    return compose.tone(picture).permute(1, 2, 0).contiguous()
+    picture = torch.empty(3, height, width, device=draw.device)
+    rows = round(TOP * height)
+    full = resize(heaven, rows, wide)[:, rows - above :, margin : margin + width]
+    picture[:, :above] = full
+    picture[:, above:] = full[:, -1:]
+
+    air = _air(scene, u)
+    top = min(above, round(0.55 * height))
+    seen = _pixels(scene, land, width, height, margin, above, top)
+    first = above - top
+    cover = seen[7].clamp(1e-4, 1.0)
+    e = ((above - torch.arange(first, height, device=draw.device)) - 0.5)[:, None] / height
+    depth = (seen[6] / cover).clamp(-1.0, 9.0)
+    z = torch.exp(depth)
+    grain = seen[4] * _grain(draw, u, e, depth, height)
+    colour = seen[:3] * (1.0 + 0.17 * grain).clamp(0.3, 1.8)
+    veil = haze(scene, u, z, e)
+    wet = seen[3].clamp(0.0, 1.0)
+    colour = colour * (1.0 - veil) + air * (veil * (cover - wet).clamp_min(0.0))
+    window = picture[:, first:]
+    window.mul_((1.0 - cover).clamp_(0.0, 1.0)).add_(colour)
+
+    depths = torch.full((height, width), 9.0, device=draw.device)
+    depths[first:] = torch.where(cover > 0.5, depth, torch.full_like(depth, 9.0))
+    end = water.shore(land.water, land.elevation, land.z)
+    sunlit = torch.zeros(height, width, device=draw.device)
+    sunlit[first:] = (seen[5] / cover).clamp(0.0, 1.0)
+    plants = planting.Plants(scene, draw, land, lattice, picture, depths, sunlit, air, above)
+    if scene.water == "none":
+        plants.draw()
+    else:
+        plants.draw(beyond=True)
+        end = torch.exp(blur(torch.log(end), 24, 0))
+        end = resize(end[None], 1, wide)[0, :, margin : margin + width].clamp_min(1.0)
+        mirror = water.reflect(scene, draw, picture, air, above, end, u)
+        picture[:, above:] += wet[top:] * (mirror * plants.uncovered[above:])
+        plants.draw(beyond=False)
+    result = compose.tone(picture).permute(1, 2, 0)
+    if out is None:
+        return result.contiguous()
+    return out.copy_(result)
