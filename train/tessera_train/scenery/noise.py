@@ -30,9 +30,12 @@ class Draw:
     def __init__(self, seed: int, device: torch.device):
         self.generator = torch.Generator("cpu").manual_seed(mix_seed(seed))
         self.device = device
+        self.stock: list[float] = []
 
     def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=self.generator).item()
+        if not self.stock:  # many at once: a plan takes about a hundred
+            self.stock = torch.rand(256, generator=self.generator).tolist()
+        return low + (high - low) * self.stock.pop()
 
     def chance(self, probability: float) -> bool:
         return self.uniform(0.0, 1.0) < probability
@@ -42,7 +45,7 @@ class Draw:
 
     def numbers(self, count: int) -> list[float]:
         """`count` numbers in [0, 1), for the plan."""
-        return torch.rand(count, generator=self.generator).tolist()
+        return [self.uniform(0.0, 1.0) for _ in range(count)]
 
     def uniforms(self, count: int) -> torch.Tensor:
         """`count` numbers in [0, 1)."""

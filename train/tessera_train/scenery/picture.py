@@ -1,17 +1,23 @@
 """`render`: one seed, one picture."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 
 from . import compose, planting, water
-from .noise import SEED_LIMIT, Draw, Tile, blur, lerp, resize
+from .noise import SEED_LIMIT, Draw, Tile, blur, lerp, profile, resize
 from .scene import Scene, plan
-from .sky import ROWS as SKY_ROWS, TOP, gradient, sky as draw_sky
-from .terrain import Land, land as draw_land
+from .sky import TOP, gradient
+from .sky import sky as draw_sky
+from .terrain import Land
+from .terrain import land as draw_land
 
 VERSION = 3
 """Raised whenever the picture of some seed changes."""
 MIN_SIDE, MAX_WIDTH, MAX_HEIGHT = 32, 4096, 2048
-_LATTICE = 1024
+_COLUMNS, _SKY_ROWS = (384, 1024), (192, 384)
+"""Of the lattices of land and sky: the least, and the most, which large pictures have."""
 _MARGIN = 0.06
 
 
@@ -30,27 +36,43 @@ def check_seed(seed: int, count: int = 1) -> None:
         raise ValueError(f"seed is {seed} (with count {count}), must be from 0 and end below {SEED_LIMIT}")
 
 
-def _grain(draw: Draw, u: torch.Tensor, e: torch.Tensor, depth: torch.Tensor, height: int) -> torch.Tensor:
-    """The fine detail of the land's surface, of about unit deviation: [rows, columns].
-
-    Its wavelength on the picture is about the same everywhere: each doubling of the depth takes the next coarser octave,
-    the two about a place are blended. depth: the logarithm of z.
-    """
-    tile = Tile(draw)
+def _octave(tile: Tile, u: torch.Tensor, e: torch.Tensor, depth: torch.Tensor, angle: float, turn: float) -> torch.Tensor:
+    """Noise on the land whose wavelength on the picture is about `angle` everywhere: each doubling of the depth takes the
+    next coarser octave, the two about a place are blended. depth: the logarithm of z."""
     z = torch.exp(depth)
     x, y = u * z, 1.0 + e * z + depth
-    total = torch.zeros_like(z)
+    level = depth / math.log(2.0) + math.log2(angle)
+    low = level.floor()
+    share = level - low
+    scale = torch.exp2(-low)
+    x, y = x.mul_(scale), y.mul_(scale)
+    a, b = tile.at(x, y, 1.0, turn), tile.at(x, y, 2.0, turn)
+    return lerp(a, b, share) * torch.rsqrt(share**2 + (1.0 - share) ** 2)
+
+
+def _grain(draw: Draw, u: torch.Tensor, e: torch.Tensor, depth: torch.Tensor, height: int) -> torch.Tensor:
+    """The fine detail of the land's surface, of about unit deviation: [rows, columns]; none where pixels are too large."""
+    tile = Tile(draw)
+    total = torch.zeros_like(depth)
     for angle, gain, turn in ((0.0065, 0.75, 0.3), (0.021, 0.65, 1.9)):
         shown = min(max((angle * height - 2.0) / 3.0, 0.0), 1.0)
         if shown == 0.0:
             continue
-        level = depth / 0.6931472 + torch.log2(torch.tensor(angle, device=z.device))
-        low = level.floor()
-        share = level - low
-        scale = torch.exp2(-low)
-        a, b = tile.at(x * scale, y * scale, 1.0, turn), tile.at(x * scale, y * scale, 2.0, turn)
-        total = total + shown * gain * lerp(a, b, share) * torch.rsqrt(share**2 + (1.0 - share) ** 2)
+        if angle * height < 16.0:
+            total += shown * gain * _octave(tile, u, e, depth, angle, turn)
+        else:  # wide enough to be drawn at half the size
+            rows, columns = (depth.shape[0] + 1) // 2, (depth.shape[1] + 1) // 2
+            half = _octave(tile, resize(u[None], 1, columns)[0], resize(e[None], rows, 1)[0], resize(depth[None], rows, columns)[0], angle, turn)
+            total += shown * gain * F.interpolate(half[None, None], size=depth.shape, mode="bilinear", align_corners=False)[0, 0]
     return total
+
+
+def _layers(scene: Scene, draw: Draw, u: torch.Tensor, e: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """The layers of bare rock, lighter and darker by height: [rows, columns]."""
+    lines = profile(draw, 512, 1.0, 9.0, 0.7)
+    up = (1.0 + e * z) / (0.26 * z.clamp(20.0, 110.0)) + 0.035 * torch.sin(5.0 * u + 2.0)
+    place = torch.stack((up.mul_(2.0).sub_(1.0), torch.zeros_like(up)), -1)[None]
+    return 0.13 * scene.strata * F.grid_sample(lines[None, None, None], place, padding_mode="reflection", align_corners=False)[0, 0]
 
 
 def _air(scene: Scene, u: torch.Tensor) -> torch.Tensor:
@@ -71,7 +93,7 @@ def _pixels(scene: Scene, land: Land, width: int, height: int, margin: int, abov
     """The land at the picture's pixels: [8, rows, width], rows from `top` above the horizon down to the picture's edge."""
     depth = torch.log(land.z).expand_as(land.elevation)
     dry = 1.0 - land.water
-    planes = torch.cat((land.colour * dry, torch.stack((land.water, land.grain * dry, land.sunlit * dry, depth))))
+    planes = torch.cat((land.colour * dry, torch.stack((land.water, land.grain * dry, land.layers * dry, depth))))
     edges = torch.arange(-(height - above), top + 1, device=depth.device) / height
     return compose.seen(land.elevation, planes, width, margin, edges).flip(1)
 
@@ -89,12 +111,12 @@ def render(seed: int, width: int, height: int, device="cpu", out: torch.Tensor |
     scene = plan(draw)
     margin = round(_MARGIN * height)
     wide = width + 2 * margin
-    columns = min(_LATTICE, max(640, wide))
+    columns = min(max(wide, _COLUMNS[0]), _COLUMNS[1])
     lattice = ((torch.arange(columns, device=draw.device) + 0.5) * (wide / columns) - 0.5 * wide)[None, :] / height
     u = ((torch.arange(width, device=draw.device) + 0.5) - 0.5 * width)[None, :] / height
     # The order of the draws is part of a seed's picture.
-    land = draw_land(scene, draw, lattice, wide / columns / height)
-    heaven = draw_sky(scene, draw, lattice)
+    land = draw_land(scene, draw, lattice, wide / columns / height, 1.0 if height > 200 else 0.5)
+    heaven = draw_sky(scene, draw, lattice, 2 * (min(max(height, _SKY_ROWS[0]), _SKY_ROWS[1]) // 2))
     above = round(scene.horizon * height)
 
     picture = torch.empty(3, height, width, device=draw.device)
@@ -112,7 +134,7 @@ def render(seed: int, width: int, height: int, device="cpu", out: torch.Tensor |
     depth = (seen[6] / cover).clamp(-1.0, 9.0)
     z = torch.exp(depth)
     grain = seen[4] * _grain(draw, u, e, depth, height)
-    colour = seen[:3] * (1.0 + 0.17 * grain).clamp(0.3, 1.8)
+    colour = seen[:3] * (1.0 + 0.17 * grain + seen[5] * _layers(scene, draw, u, e, z)).clamp(0.3, 1.8)
     veil = haze(scene, u, z, e)
     wet = seen[3].clamp(0.0, 1.0)
     colour = colour * (1.0 - veil) + air * (veil * (cover - wet).clamp_min(0.0))
@@ -122,9 +144,7 @@ def render(seed: int, width: int, height: int, device="cpu", out: torch.Tensor |
     depths = torch.full((height, width), 9.0, device=draw.device)
     depths[first:] = torch.where(cover > 0.5, depth, torch.full_like(depth, 9.0))
     end = water.shore(land.water, land.elevation, land.z)
-    sunlit = torch.zeros(height, width, device=draw.device)
-    sunlit[first:] = (seen[5] / cover).clamp(0.0, 1.0)
-    plants = planting.Plants(scene, draw, land, lattice, picture, depths, sunlit, air, above)
+    plants = planting.Plants(scene, draw, land, lattice, picture, depths, air, above)
     if scene.water == "none":
         plants.draw()
     else:

@@ -24,6 +24,7 @@ class Plant:
     wide: float  # its width against its height, 1: as grown
     hue: float  # -1..1, from tree to tree
     flip: bool
+    sunk: float = 0.0  # share of it that stands below the ground
 
 
 def _places(scene: Scene, draw: Draw) -> list[Plant]:
@@ -78,7 +79,7 @@ def _places(scene: Scene, draw: Draw) -> list[Plant]:
     if scene.kind in ("canyon", "valley", "coast"):
         for _ in range(90 if scene.kind == "canyon" else 24):
             n = random(5)
-            plants.append(Plant(BROADLEAF if not winter else BARE, int(n[0] * 1e6), 2.2 * n[1] - 1.1, 2.2 * 10.0 ** n[2], 0.06 + 0.10 * n[3], 1.5, 2.0 * n[4] - 1.0, n[4] < 0.5))
+            plants.append(Plant(BROADLEAF if not winter else BARE, int(n[0] * 1e6), 2.2 * n[1] - 1.1, 2.2 * 10.0 ** n[2], 0.10 + 0.14 * n[3], 1.35, 2.0 * n[4] - 1.0, n[4] < 0.5, 0.36))
     if scene.tufts > 0.0:
         for _ in range(int(170 * scene.tufts)):
             n = random(5)
@@ -89,10 +90,10 @@ def _places(scene: Scene, draw: Draw) -> list[Plant]:
 class Plants:
     """Draws the plants of a scene over its picture, far to near."""
 
-    def __init__(self, scene: Scene, draw: Draw, land: Land, lattice, picture, depths, sunlit, air, above: int):
-        """picture [3, height, width]; depths [height, width], logarithms of z; sunlit [height, width]; air [3, 1, width];
+    def __init__(self, scene: Scene, draw: Draw, land: Land, lattice, picture, depths, air, above: int):
+        """picture [3, height, width]; depths [height, width], logarithms of z; air [3, 1, width];
         lattice [1, columns]: u of the land's columns."""
-        self.scene, self.picture, self.depths, self.sunlit, self.air, self.above = scene, picture, depths, sunlit, air, above
+        self.scene, self.picture, self.depths, self.air, self.above = scene, picture, depths, air, above
         self.uncovered = torch.ones_like(depths)
         plants = sorted(_places(scene, draw), key=lambda p: -p.z)
         light = scene.light
@@ -153,7 +154,7 @@ class Plants:
         if self.scene.light.veil == 0.0 and self.scene.time in ("day", "golden"):
             for at, (p, foot, lit) in enumerate(self.plants):
                 if p.kind != GRASS and p.z < 24.0 and (beyond is None or beyond == (p.z >= self.end)):
-                    self._shadow(p, foot)
+                    self._shadow(p, foot, lit)
         for at, (p, foot, lit) in enumerate(self.plants):
             if beyond is None or beyond == (p.z >= self.end):
                 self._stamp(at, p, foot)
@@ -171,9 +172,10 @@ class Plants:
         sprite = self._sprite(p, full)
         across = full * sprite.shape[2] / sprite.shape[1] * p.wide
         x = p.u * height + 0.5 * width
-        bottom = self.above - foot * height + full * _RIM + 0.5
+        ground = self.above - foot * height + 0.5
+        bottom = ground + full * (_RIM + p.sunk)
         left, right = max(0, math.floor(x - 0.5 * across)), min(width, math.ceil(x + 0.5 * across))
-        top, low = max(0, math.floor(bottom - full)), min(height, math.ceil(bottom))
+        top, low = max(0, math.floor(bottom - full)), min(height, math.ceil(min(bottom, ground + full * _RIM)))
         if left >= right or top >= low or full < 2.0:
             return
         sign = -1.0 if p.flip else 1.0
@@ -203,7 +205,7 @@ class Plants:
         window.mul_(1.0 - cover).add_(leaves).add_(veil[0] * cover * self.air[:, :, left:right])
         self.uncovered[top:low, left:right].mul_(1.0 - cover)
 
-    def _shadow(self, p: Plant, foot: float) -> None:
+    def _shadow(self, p: Plant, foot: float, lit: float) -> None:
         """The shadow on level ground, projected from the sprite."""
         height, width = self.depths.shape
         across, up, depth = self.scene.light.direction
@@ -230,7 +232,7 @@ class Plants:
         grid = torch.stack((beside, 1.0 - 2.0 * (along + _RIM) / (1.0 + 2.0 * _RIM)), -1)[None]
         alpha = F.grid_sample(sprite[None, :1], grid, mode="bilinear", align_corners=False)[0, 0]
         near = torch.exp(-(((self.depths[top:low, left:right] - torch.log(z)) / 0.35) ** 2))
-        fall = 0.75 * alpha * near * self.sunlit[top:low, left:right] * (1.0 - 0.35 * along.clamp(0.0, 1.0))
+        fall = 0.75 * lit * alpha * near * (1.0 - 0.35 * along.clamp(0.0, 1.0))
         self.picture[:, top:low, left:right].mul_(1.0 - fall.clamp(0.0, 0.9))
 
 

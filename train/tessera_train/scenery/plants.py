@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from .noise import Draw
 
 CONIFER, BROADLEAF, BARE, GRASS = range(4)
-_SHAPES = {CONIFER: (512, 288, 14), BROADLEAF: (384, 416, 12), BARE: (384, 416, 8), GRASS: (128, 160, 10)}
+_SHAPES = {CONIFER: (512, 288, 10), BROADLEAF: (384, 416, 10), BARE: (384, 416, 6), GRASS: (128, 160, 8)}
 """Rows, columns and number of the sprites of each kind; a sprite is one unit high, and has a rim of 2 %."""
 _RIM = 0.02
 

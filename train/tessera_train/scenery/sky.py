@@ -13,7 +13,6 @@ from .scene import MOON_RADIUS, SUN_RADIUS, Scene
 
 TOP = 0.68
 """The lattice covers e in [0, TOP] from top to bottom: no picture shows more."""
-ROWS = 384
 _PLANES, _CELLS, _EXTENT = 18, 256, 10.0
 _STARS = 900
 
@@ -108,13 +107,13 @@ def _low_clouds(scene: Scene, draw: Draw, u: torch.Tensor, e: torch.Tensor, clea
     far = smooth(at, 0.16, 0.06)
     dy = clouds.thickness / _PLANES
     path = dy * torch.sqrt(1.0 + at * at + u * u) / at
-    split = [int((1.0 - limit / TOP) * ROWS) for limit in (0.16, 0.06)]
+    split = [int((1.0 - limit / TOP) * e.shape[0]) for limit in (0.16, 0.06)]
     crumbs = torch.zeros_like(through)
     strength = 0.35 if scene.weather == "overcast" else 1.0
     # Of each four neighbours one looks at the first quarter of a plane's height, one at the second ...: together they see
     # four times as many planes.
     pattern = torch.tensor([[0.125, 0.625], [0.875, 0.375]], device=u.device)
-    part_of = pattern.repeat(ROWS // 2, (u.shape[1] + 1) // 2)[:, : u.shape[1]]
+    part_of = pattern.repeat(e.shape[0] // 2, (u.shape[1] + 1) // 2)[:, : u.shape[1]]
     for plane in range(_PLANES):
         height = dy * (plane + part_of)
         s = (1.0 + height) / at
@@ -210,10 +209,10 @@ def _stars(draw: Draw, rows: int, u: torch.Tensor) -> torch.Tensor:
     return layer.reshape(rows + 8, columns + 8)[4:-4, 4:-4]
 
 
-def sky(scene: Scene, draw: Draw, u: torch.Tensor) -> torch.Tensor:
-    """The sky over the columns `u` [1, columns]; [3, ROWS, columns], from TOP down to the horizon."""
+def sky(scene: Scene, draw: Draw, u: torch.Tensor, rows: int) -> torch.Tensor:
+    """The sky over the columns `u` [1, columns]; [3, rows, columns], from TOP down to the horizon; rows is even."""
     light, device = scene.light, draw.device
-    e = (TOP * (1.0 - (torch.arange(ROWS, device=device) + 0.5) / ROWS))[:, None]
+    e = (TOP * (1.0 - (torch.arange(rows, device=device) + 0.5) / rows))[:, None]
     c = lambda x: x[:, None, None]
     of = lambda *rgb: torch.tensor(rgb, device=device)[:, None, None]
     clear = gradient(scene, u, e)
@@ -225,7 +224,7 @@ def sky(scene: Scene, draw: Draw, u: torch.Tensor) -> torch.Tensor:
         milk = torch.exp(-((band / 0.15) ** 2)) * (1.0 + 0.35 * tile.at(u + 0.0 * e, band, 0.21, 0.3, True) + 0.25 * tile.at(u + 0.0 * e, e + 0.0 * u, 0.09, 1.3))
         dust = smooth(tile.at(u + 0.0 * e, 2.0 * band, 0.16, 2.0, True) - (band / 0.07) ** 2, -0.6, 0.8)
         glow = (milk * (1.0 - 0.65 * dust)).clamp_min(0.0)
-        stars = _stars(draw, ROWS, u)
+        stars = _stars(draw, rows, u)
         picture = picture + smooth(e, 0.01, 0.30) * (0.9 * stars * (1.0 + glow) * of(0.95, 0.97, 1.05) + glow * of(0.016, 0.017, 0.027))
     if light.disc == "moon":
         picture = picture + (0.10 * torch.exp(-r / 0.10) + 0.30 * torch.exp(-((r / 0.05) ** 2))) * of(0.55, 0.66, 0.85)

@@ -28,14 +28,16 @@ class Land:
     colour: torch.Tensor  # light that leaves it
     water: torch.Tensor  # share of water, 0..1
     grain: torch.Tensor  # strength of the fine detail
-    sunlit: torch.Tensor  # share of the direct light in `colour`, for shadows that fall on it later
+    layers: torch.Tensor  # how plainly the layers of the rock show, 0..1
+    sunlit: torch.Tensor  # share of the direct light in `colour`, for what stands there
 
 
-def slices(scene: Scene, device) -> torch.Tensor:
-    """Depths [slices, 1], near to far; the last one is the horizon's."""
+def slices(scene: Scene, share: float, device) -> torch.Tensor:
+    """Depths [slices, 1], near to far; the last one is the horizon's. share: of all slices, 1 for large pictures."""
+    close, distant = round(_NEAR_SLICES * share), round(_FAR_SLICES * share)
     near = 1.0 / (1.25 * (1.0 - scene.horizon))
-    a = near * (_MEETING / near) ** torch.linspace(0.0, 1.0, _NEAR_SLICES, device=device)[:-1]
-    b = _MEETING * (_FAR / _MEETING) ** torch.linspace(0.0, 1.0, _FAR_SLICES - 1, device=device)
+    a = near * (_MEETING / near) ** torch.linspace(0.0, 1.0, close, device=device)[:-1]
+    b = _MEETING * (_FAR / _MEETING) ** torch.linspace(0.0, 1.0, distant - 1, device=device)
     return torch.cat((a, b, torch.tensor([HORIZON_DISTANCE], device=device)))[:, None]
 
 
@@ -62,7 +64,7 @@ class _World:
     def octave(self, wavelength: float, turn: float, warp=None) -> torch.Tensor:
         seen = smooth(wavelength / self.z, 2.5 * self.cell, 7.0 * self.cell) * smooth(wavelength / self.fade_slices, 1.2, 3.0)
         x, z = (self.x, self.deep) if warp is None else (self.x + warp[0], self.deep + warp[1])
-        return seen * self.tile.at(x, z, wavelength, turn, cubic=wavelength > 12.0)
+        return seen * self.tile.at(x, z, wavelength, turn, cubic=wavelength > 24.0)
 
 
 def _eroded(world: _World, wavelength: float, octaves: int, warp: float) -> torch.Tensor:
@@ -74,11 +76,11 @@ def _eroded(world: _World, wavelength: float, octaves: int, warp: float) -> torc
     gain = 1.0
     for octave in range(octaves):
         n = world.octave(wavelength, 0.9 + 1.7 * octave, w)
-        ridge = 1.0 - torch.sqrt((0.62 * n) ** 2 + 0.006)
+        ridge = 1.0 - torch.sqrt((0.62 * n) ** 2 + (0.004 if octave < 2 else 0.03))
         total = total + gain * weight * ridge
         norm += gain
         weight = smooth(ridge * weight, 0.05, 0.95)
-        wavelength, gain = wavelength / 2.03, gain * (0.47 if octave < 2 else 0.40)
+        wavelength, gain = wavelength / 2.03, gain * (0.50 if octave < 3 else 0.40)
         w = (0.8 * w[0], 0.8 * w[1])
     return (total / norm).clamp_min(0.0)
 
@@ -101,8 +103,8 @@ def _chain(scene: Scene, world: _World, r: Range, index: int) -> torch.Tensor:
         # Headlands: land at one side, open sea at the other.
         crest = crest * smooth(math.copysign(1.0, scene.shore[1]) * (u + lean), -0.35, 0.25)
     if r.style == "rock":
-        forms = _eroded(world, 1.15 * scale, 7, 0.22)
-        body = 0.28 + 1.25 * forms**1.2
+        forms = _eroded(world, 2.1 * scale, 8, 0.16)
+        body = 0.30 + 1.2 * forms**1.25
         return r.height * r.z * lift**1.15 * crest * body * (1.0 + lean)
     if r.style == "mesa":
         n = 0.8 * world.octave(2.0 * scale, 0.7 + index) + 0.25 * world.octave(0.8 * scale, 2.1) + 0.08 * world.octave(0.3 * scale, 4.0) + 0.03 * world.octave(0.12 * scale, 5.0)
@@ -111,8 +113,7 @@ def _chain(scene: Scene, world: _World, r: Range, index: int) -> torch.Tensor:
         n = n - 1.5 * (1.0 - inside)
         talus = 0.32 * smooth(n, -0.55, 0.08) ** 1.5
         cliff = 0.40 * smooth(n, 0.06, 0.13) + 0.28 * smooth(n, 0.26, 0.33)
-        gullies = 0.015 * world.octave(0.05 * scale, 1.9)
-        return r.height * r.z * smooth(inside, 0.0, 0.4) * (talus + cliff + gullies * smooth(n, -0.4, 0.0))
+        return r.height * r.z * smooth(inside, 0.0, 0.4) * (talus + cliff)
     if r.style == "dune":
         warp = (0.5 * scale * world.octave(3.0 * scale, 1.0 + index), 0.2 * scale * world.octave(2.0 * scale, 2.0))
         n = world.octave(1.5 * scale, 0.35 + 0.2 * index, warp)
@@ -165,10 +166,10 @@ def _lit(scene: Scene, world: _World, height: torch.Tensor) -> torch.Tensor:
     return lit * (1.0 - 0.9 * smooth(blocked, -0.001, 0.008)), torch.sqrt(gx * gx + gz * gz)
 
 
-def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float) -> Land:
-    """The land over the columns `u` [1, columns], which are `cell` apart."""
+def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float, share: float = 1.0) -> Land:
+    """The land over the columns `u` [1, columns], which are `cell` apart, with a `share` of the slices."""
     light, device = scene.light, draw.device
-    z = slices(scene, device)
+    z = slices(scene, share, device)
     world = _World(draw, u, z, cell)
     octave = world.octave
     c = lambda v: v[:, None, None]
@@ -251,12 +252,8 @@ def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float) -> Land:
     if scene.water == "lake":
         bank = smooth(plain, 0.05, 0.005) * smooth(torch.log(z), 4.0, 3.0)
         colour = lerp(colour, c(0.75 * scene.soil), 0.75 * bank)
-    if scene.strata > 0.0:
-        bands = torch.sin(6.2832 * (height / (0.010 * z.clamp_max(100.0) + 0.1) + 0.7 * patches)) * 0.5 + torch.sin(6.2832 * (height / (0.0043 * z.clamp_max(100.0) + 0.1) + 1.2 * patches)) * 0.35
-    bare = c(scene.rock) * (1.0 + 0.13 * patches + 0.10 * scene.strata * bands * smooth(slope, 0.3, 1.0))
+    bare = c(scene.rock) * (1.0 + 0.13 * patches)
     if scene.kind == "canyon":
-        pale = lerp(scene.rock, scene.soil, 0.7) * 1.12
-        bare = lerp(bare, c(pale), 0.55 * smooth(bands, 0.25, 0.6))
         colour = lerp(colour, bare, mesa * smooth(slope, 0.12, 0.5))
     over_horizon = (height - 1.0) / z
     if any(r.style == "rock" for r in scene.ranges):
@@ -313,11 +310,14 @@ def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float) -> Land:
     surface = height.clamp_min(0.0) * (1.0 - last) + 0.0 * last
     elevation = (surface - 1.0) / z
     elevation[0] = -1.5  # nothing shows below the land
-    grain = lerp(0.9, 0.55, rock) * (1.0 - 0.55 * trees)
+    grain = lerp(0.9, 1.0, rock) * (1.0 - 0.55 * trees)
     if scene.kind == "dunes":
         grain = 0.25 + 0.4 * rock
     if scene.kind == "canyon":
         grain = 0.5 + 0.3 * mesa
     if winter:
         grain = grain * lerp(0.30, 0.8, rock)
-    return Land(z, elevation, surface, shaded, water, grain + 0.0 * water, sunlit)
+    bared = torch.maximum(mesa, 0.6 * rock * (1.0 - trees)) * smooth(slope, 0.5, 1.2)
+    if scene.snow < 9.0:
+        bared = bared * (1.0 - lies)
+    return Land(z, elevation, surface, shaded, water, grain + 0.0 * water, bared, sunlit)
