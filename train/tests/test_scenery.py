@@ -174,7 +174,9 @@ def test_a_disk_that_is_too_small_or_fills_up_is_an_error(tmp_path, monkeypatch)
     with space the same call ends with the bytes of an undisturbed one."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=18m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=18m", "tmpfs", str(disk)], capture_output=True, check=False
+    ).returncode:
         pytest.skip("a tmpfs can't be mounted here")
     try:
         with pytest.raises(OSError, match=rf"{disk}/a: 23 MB are needed, 19 MB are free"):
@@ -190,7 +192,9 @@ def test_a_disk_that_is_too_small_or_fills_up_is_an_error(tmp_path, monkeypatch)
 
         monkeypatch.setattr(dataset, "pictures", filling)
         monkeypatch.setattr(dataset, "ROWS_BETWEEN_SYNCS", 2)
-        with pytest.raises(OSError, match="No space left on device after 2 pictures; with more space the same command continues"):
+        with pytest.raises(
+            OSError, match="No space left on device after 2 pictures; with more space the same command continues"
+        ):
             scenery.write_dataset(disk / "b", 0, 5, 64, 32)
         assert json.loads((disk / "b" / "pictures.json").read_text())["finished"] == 2
         assert not (disk / "b" / "pictures.npy").exists()
@@ -258,7 +262,9 @@ def test_bad_arguments_end_with_code_2_and_a_named_reason(words, named, tmp_path
 
 def test_png_pictures_are_named_by_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "pictures", in_process)
-    assert scenery.run(arguments("--out", str(tmp_path), "--count", "2", "--size", "64x32", "--seed", "8", "--format", "png")) == 0
+    assert (
+        scenery.run(arguments("--out", str(tmp_path), "--count", "2", "--size", "64x32", "--seed", "8", "--format", "png")) == 0
+    )
     read = np.asarray(Image.open(tmp_path / "0000000009.png"))
     assert np.array_equal(read, scenery.render(9, 64, 32).numpy())
     assert json.loads((tmp_path / "0000000009.json").read_text()) == scenery.labels(9, 64, 32)
@@ -309,7 +315,10 @@ def test_labels_need_no_other_size_but_for_the_disc(plans):
 
 
 def test_hours_differ_in_brightness(plans):
-    mean = {time: np.mean([brightness(seed).mean() for seed in seeds_with(plans, 4, time=time, season="summer")]) for time in ("day", "dusk", "night")}
+    mean = {
+        time: np.mean([brightness(seed).mean() for seed in seeds_with(plans, 4, time=time, season="summer")])
+        for time in ("day", "dusk", "night")
+    }
     assert mean["night"] < 0.8 * mean["dusk"] and mean["dusk"] < 0.7 * mean["day"]
 
 
@@ -328,7 +337,9 @@ def test_a_named_disc_is_the_brightest_spot_of_the_sky(plans, disc):
 def test_a_clear_sky_is_smooth_and_a_clouded_one_is_not(plans):
     def unrest(seed: int) -> float:
         top = scenery.render(seed, 128, 64).float()[:20]
-        return float((top - F.avg_pool2d(top.permute(2, 0, 1)[None], 7, 1, 3, count_include_pad=False)[0].permute(1, 2, 0)).abs().mean())
+        return float(
+            (top - F.avg_pool2d(top.permute(2, 0, 1)[None], 7, 1, 3, count_include_pad=False)[0].permute(1, 2, 0)).abs().mean()
+        )
 
     day = {"time": "day", "disc": "none"}
     clear = [unrest(seed) for seed in seeds_with(plans, 4, sky="clear", **day)]

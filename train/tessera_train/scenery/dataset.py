@@ -109,7 +109,9 @@ def write_dataset(path, first_seed: int, count: int, width: int, height: int, pr
                 try:
                     rows.append(picture)
                 except OSError as error:
-                    message = f"{folder}: {error.strerror} after {rows.count} pictures; with more space the same command continues"
+                    message = (
+                        f"{folder}: {error.strerror} after {rows.count} pictures; with more space the same command continues"
+                    )
                     raise OSError(message) from error
                 bar.update()
                 if rows.count % ROWS_BETWEEN_SYNCS == 0 or rows.count == count:
@@ -156,7 +158,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="2048x1024", metavar="WxH", help="width x height (default 2048x1024)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="first seed (default 0)")
     parser.add_argument("--format", choices=("npy", "png"), default="npy", help="one array, or a PNG per seed (default npy)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="P", help="processes (default: one per core)")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, metavar="P", help="processes (default: one per core)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -62,8 +62,17 @@ def _grain(draw: Draw, u: torch.Tensor, e: torch.Tensor, depth: torch.Tensor, he
             total += shown * gain * _octave(tile, u, e, depth, angle, turn)
         else:  # wide enough to be drawn at half the size
             rows, columns = (depth.shape[0] + 1) // 2, (depth.shape[1] + 1) // 2
-            half = _octave(tile, resize(u[None], 1, columns)[0], resize(e[None], rows, 1)[0], resize(depth[None], rows, columns)[0], angle, turn)
-            total += shown * gain * F.interpolate(half[None, None], size=depth.shape, mode="bilinear", align_corners=False)[0, 0]
+            half = _octave(
+                tile,
+                resize(u[None], 1, columns)[0],
+                resize(e[None], rows, 1)[0],
+                resize(depth[None], rows, columns)[0],
+                angle,
+                turn,
+            )
+            total += (
+                shown * gain * F.interpolate(half[None, None], size=depth.shape, mode="bilinear", align_corners=False)[0, 0]
+            )
     return total
 
 
@@ -72,7 +81,11 @@ def _layers(scene: Scene, draw: Draw, u: torch.Tensor, e: torch.Tensor, z: torch
     lines = profile(draw, 512, 1.0, 9.0, 0.7)
     up = (1.0 + e * z) / (0.26 * z.clamp(20.0, 110.0)) + 0.035 * torch.sin(5.0 * u + 2.0)
     place = torch.stack((up.mul_(2.0).sub_(1.0), torch.zeros_like(up)), -1)[None]
-    return 0.13 * scene.strata * F.grid_sample(lines[None, None, None], place, padding_mode="reflection", align_corners=False)[0, 0]
+    return (
+        0.13
+        * scene.strata
+        * F.grid_sample(lines[None, None, None], place, padding_mode="reflection", align_corners=False)[0, 0]
+    )
 
 
 def _air(scene: Scene, u: torch.Tensor) -> torch.Tensor:

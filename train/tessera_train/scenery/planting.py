@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from .noise import Draw, lerp, linear
 from .plants import BARE, BROADLEAF, CONIFER, GRASS, sprites
-from .scene import Scene, SUN_RADIUS
+from .scene import SUN_RADIUS, Scene
 from .terrain import Land
 
 _RIM = 0.02
@@ -79,11 +79,34 @@ def _places(scene: Scene, draw: Draw) -> list[Plant]:
     if scene.kind in ("canyon", "valley", "coast"):
         for _ in range(90 if scene.kind == "canyon" else 24):
             n = random(5)
-            plants.append(Plant(BROADLEAF if not winter else BARE, int(n[0] * 1e6), 2.2 * n[1] - 1.1, 2.2 * 10.0 ** n[2], 0.10 + 0.14 * n[3], 1.35, 2.0 * n[4] - 1.0, n[4] < 0.5, 0.36))
+            plants.append(
+                Plant(
+                    BROADLEAF if not winter else BARE,
+                    int(n[0] * 1e6),
+                    2.2 * n[1] - 1.1,
+                    2.2 * 10.0 ** n[2],
+                    0.10 + 0.14 * n[3],
+                    1.35,
+                    2.0 * n[4] - 1.0,
+                    n[4] < 0.5,
+                    0.36,
+                )
+            )
     if scene.tufts > 0.0:
         for _ in range(int(170 * scene.tufts)):
             n = random(5)
-            plants.append(Plant(GRASS, int(n[0] * 1e6), 2.2 * n[1] - 1.1, 1.5 * 3.2 ** n[2], 0.05 + 0.09 * n[3], 1.0 + 0.5 * n[4], 2.0 * n[4] - 1.0, n[3] < 0.5))
+            plants.append(
+                Plant(
+                    GRASS,
+                    int(n[0] * 1e6),
+                    2.2 * n[1] - 1.1,
+                    1.5 * 3.2 ** n[2],
+                    0.05 + 0.09 * n[3],
+                    1.0 + 0.5 * n[4],
+                    2.0 * n[4] - 1.0,
+                    n[3] < 0.5,
+                )
+            )
     return plants
 
 
@@ -190,7 +213,9 @@ class Plants:
         cover, side, bright, up, wood = s
         towards = sign * (1.0 if light.direction[0] > 0 else -1.0)
         # Lit from its side; where leaves are few, light comes through.
-        lit = (0.50 * bright + 0.85 * (side * towards).clamp_min(0.0) * bright / cover.clamp_min(0.05)) + 0.15 * cover * (1.0 - cover)
+        lit = (0.50 * bright + 0.85 * (side * towards).clamp_min(0.0) * bright / cover.clamp_min(0.05)) + 0.15 * cover * (
+            1.0 - cover
+        )
         shade = 0.35 * cover + 0.75 * bright
         leaves = lit * self.lit[at] + shade * self.shade[at]
         if p.kind != GRASS:
@@ -215,7 +240,9 @@ class Plants:
         ground = foot * p.z  # height of the foot below the eye
         sprite = self._sprite(p, p.height / p.z * height)
         half = 0.5 * p.height * p.wide * sprite.shape[2] / sprite.shape[1]
-        corners = [(p.u * p.z + lx * a + -lz * b, p.z + lz * a + lx * b) for a in (-0.05 * length, length) for b in (-half, half)]
+        corners = [
+            (p.u * p.z + lx * a + -lz * b, p.z + lz * a + lx * b) for a in (-0.05 * length, length) for b in (-half, half)
+        ]
         if min(z for _, z in corners) < 1.0 or ground >= -0.05:
             return
         us, es = [x / z for x, z in corners], [ground / z for _, z in corners]

@@ -5,13 +5,10 @@ cover, which side it faces (-1 left .. 1 right), how much sky it sees, how far i
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-
-from .noise import Draw
 
 CONIFER, BROADLEAF, BARE, GRASS = range(4)
 _SHAPES = {CONIFER: (512, 288, 10), BROADLEAF: (384, 416, 10), BARE: (384, 416, 6), GRASS: (128, 160, 8)}

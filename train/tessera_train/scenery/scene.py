@@ -185,7 +185,15 @@ def _clouds(draw: Draw, weather: str) -> Clouds:
     # A clear sky has at most a trace of the high veil.
     veil = {"clear": 0.0, "scattered": 0.75, "broken": 0.5, "overcast": 0.0}[weather]
     strength = veil * max(0.0, 1.6 * cirrus - 0.6)
-    return Clouds(cover, thickness, lerp(0.8, 1.5, size) * (2.2 if weather == "overcast" else 1.0), lerp(0.7, 1.4, soft), strength, float(cells > 0.6), turn)
+    return Clouds(
+        cover,
+        thickness,
+        lerp(0.8, 1.5, size) * (2.2 if weather == "overcast" else 1.0),
+        lerp(0.7, 1.4, soft),
+        strength,
+        float(cells > 0.6),
+        turn,
+    )
 
 
 def _ranges(draw: Draw, kind: str, season: str, tall: bool, hilly: bool) -> list[Range]:
@@ -204,7 +212,9 @@ def _ranges(draw: Draw, kind: str, season: str, tall: bool, hilly: bool) -> list
                                 lerp(0.45, 0.8, n[7 + i]), 1.0))  # fmt: skip
     if hilly:
         style = "wooded" if n[10] < 0.65 and kind not in ("coast", "dunes", "canyon") else "meadow"
-        ranges.append(Range(style, 20.0, 0.40, lerp(0.035, 0.075, n[11]), 2.0 * n[12] - 1.0, 0.6, 0.45, lerp(0.5, 0.9, n[13]), 0.6))
+        ranges.append(
+            Range(style, 20.0, 0.40, lerp(0.035, 0.075, n[11]), 2.0 * n[12] - 1.0, 0.6, 0.45, lerp(0.5, 0.9, n[13]), 0.6)
+        )
         ranges.append(Range("wooded" if n[10] < 0.8 else "meadow", 38.0, 0.35, lerp(0.07, 0.13, n[14]), (2.0 * n[15] - 1.0) * MIDDLE, 0.6,
                             0.55, lerp(0.4, 0.8, n[16]), 0.8))  # fmt: skip
     if tall:
@@ -212,7 +222,11 @@ def _ranges(draw: Draw, kind: str, season: str, tall: bool, hilly: bool) -> list
         if n[18] < 0.6:
             ranges.append(Range("rock", 62.0, 0.26, height * lerp(0.45, 0.7, n[19]), math.copysign(0.35 + 0.6 * n[20], -peak), 0.45, 0.3,
                                 lerp(0.35, 0.55, n[21]), 1.0))  # fmt: skip
-        ranges.append(Range("rock", 100.0, 0.33, height, peak, lerp(0.28, 0.6, n[22]), lerp(0.42, 0.7, n[23]), lerp(0.34, 0.6, n[21]), 1.0))
+        ranges.append(
+            Range(
+                "rock", 100.0, 0.33, height, peak, lerp(0.28, 0.6, n[22]), lerp(0.42, 0.7, n[23]), lerp(0.34, 0.6, n[21]), 1.0
+            )
+        )
     return ranges
 
 

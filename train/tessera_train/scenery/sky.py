@@ -8,7 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .noise import Draw, Spectrum, Tile, lerp, smooth
+from .noise import Draw, Tile, lerp, smooth
 from .scene import MOON_RADIUS, SUN_RADIUS, Scene
 
 TOP = 0.68
@@ -221,15 +221,23 @@ def sky(scene: Scene, draw: Draw, u: torch.Tensor, rows: int) -> torch.Tensor:
     if light.night > 0.0:
         tile = Tile(draw)
         band = (e - 0.34) - 0.6 * light.direction[0] * u
-        milk = torch.exp(-((band / 0.15) ** 2)) * (1.0 + 0.35 * tile.at(u + 0.0 * e, band, 0.21, 0.3, True) + 0.25 * tile.at(u + 0.0 * e, e + 0.0 * u, 0.09, 1.3))
+        milk = torch.exp(-((band / 0.15) ** 2)) * (
+            1.0 + 0.35 * tile.at(u + 0.0 * e, band, 0.21, 0.3, True) + 0.25 * tile.at(u + 0.0 * e, e + 0.0 * u, 0.09, 1.3)
+        )
         dust = smooth(tile.at(u + 0.0 * e, 2.0 * band, 0.16, 2.0, True) - (band / 0.07) ** 2, -0.6, 0.8)
         glow = (milk * (1.0 - 0.65 * dust)).clamp_min(0.0)
         stars = _stars(draw, rows, u)
-        picture = picture + smooth(e, 0.01, 0.30) * (0.9 * stars * (1.0 + glow) * of(0.95, 0.97, 1.05) + glow * of(0.016, 0.017, 0.027))
+        picture = picture + smooth(e, 0.01, 0.30) * (
+            0.9 * stars * (1.0 + glow) * of(0.95, 0.97, 1.05) + glow * of(0.016, 0.017, 0.027)
+        )
     if light.disc == "moon":
         picture = picture + (0.10 * torch.exp(-r / 0.10) + 0.30 * torch.exp(-((r / 0.05) ** 2))) * of(0.55, 0.66, 0.85)
         x, y = (u - light.u) / MOON_RADIUS, (e - light.e) / MOON_RADIUS
-        seas = torch.exp(-((x + 0.3) ** 2 + (y - 0.3) ** 2) / 0.12) + torch.exp(-((x - 0.25) ** 2 + (y - 0.1) ** 2) / 0.06) + 0.7 * torch.exp(-((x + 0.15) ** 2 + (y + 0.35) ** 2) / 0.08)
+        seas = (
+            torch.exp(-((x + 0.3) ** 2 + (y - 0.3) ** 2) / 0.12)
+            + torch.exp(-((x - 0.25) ** 2 + (y - 0.1) ** 2) / 0.06)
+            + 0.7 * torch.exp(-((x + 0.15) ** 2 + (y + 0.35) ** 2) / 0.08)
+        )
         moon = of(1.25, 1.22, 1.10) * (1.0 - 0.38 * seas.clamp_max(1.0))
         picture = lerp(picture, moon, smooth(r, MOON_RADIUS + 0.002, MOON_RADIUS - 0.002))
     elif light.night == 0.0 and light.veil == 0.0 and abs(light.azimuth) < 1.3:

@@ -107,9 +107,16 @@ def _chain(scene: Scene, world: _World, r: Range, index: int) -> torch.Tensor:
         body = 0.30 + 1.2 * forms**1.25
         return r.height * r.z * lift**1.15 * crest * body * (1.0 + lean)
     if r.style == "mesa":
-        n = 0.8 * world.octave(2.0 * scale, 0.7 + index) + 0.25 * world.octave(0.8 * scale, 2.1) + 0.08 * world.octave(0.3 * scale, 4.0) + 0.03 * world.octave(0.12 * scale, 5.0)
+        n = (
+            0.8 * world.octave(2.0 * scale, 0.7 + index)
+            + 0.25 * world.octave(0.8 * scale, 2.1)
+            + 0.08 * world.octave(0.3 * scale, 4.0)
+            + 0.03 * world.octave(0.12 * scale, 5.0)
+        )
         n = n + 1.5 * mass - 0.75 + 0.8 * (r.floor - 0.3)
-        inside = smooth(z, r.z * math.exp(-r.depth), r.z * math.exp(-0.5 * r.depth)) * (1.0 - smooth(z, r.z * math.exp(0.6 * r.depth), r.z * math.exp(r.depth)))
+        inside = smooth(z, r.z * math.exp(-r.depth), r.z * math.exp(-0.5 * r.depth)) * (
+            1.0 - smooth(z, r.z * math.exp(0.6 * r.depth), r.z * math.exp(r.depth))
+        )
         n = n - 1.5 * (1.0 - inside)
         talus = 0.32 * smooth(n, -0.55, 0.08) ** 1.5
         cliff = 0.40 * smooth(n, 0.06, 0.13) + 0.28 * smooth(n, 0.26, 0.33)
@@ -190,12 +197,18 @@ def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float, share: float = 
     if scene.water == "lake":
         a, b = scene.shore
         bend = 0.22 * octave(9.0, 2.0) + 0.10 * octave(3.6, 0.5) + 0.03 * octave(1.3, 4.4)
-        basin = smooth(torch.log(z) + bend, math.log(a) - 0.12, math.log(a) + 0.35) * (1.0 - smooth(torch.log(z) + 0.3 * bend, math.log(b) - 0.16, math.log(b) + 0.10))
+        basin = smooth(torch.log(z) + bend, math.log(a) - 0.12, math.log(a) + 0.35) * (
+            1.0 - smooth(torch.log(z) + 0.3 * bend, math.log(b) - 0.16, math.log(b) + 0.10)
+        )
         plain = plain + 0.03 - basin * (0.42 + 0.05 * rolling)
     if scene.water == "sea":
         at, slant = scene.shore
         bend = 0.30 * octave(14.0, 2.0) + 0.12 * octave(5.0, 0.5) + 0.03 * octave(1.6, 4.4)
-        off = torch.log(z / at) + bend - 1.6 * slant * (u + 0.25 * math.copysign(1.0, slant)).clamp_min(-0.4) * math.copysign(1.0, 1.0)
+        off = (
+            torch.log(z / at)
+            + bend
+            - 1.6 * slant * (u + 0.25 * math.copysign(1.0, slant)).clamp_min(-0.4) * math.copysign(1.0, 1.0)
+        )
         plain = 0.16 * (-off).clamp(-1.2, 1.4) + (0.05 * rolling + 0.006 * fine) * smooth(-off, 0.1, 0.6)
         plain = plain.clamp_min(-0.5)
 
@@ -261,13 +274,21 @@ def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float, share: float = 
         stone = lerp(scree, bare, smooth(slope, 0.35, 0.8))
         line = 0.045 + 0.02 * patches + (0.03 if scene.stand in ("conifers", "broadleaf") else 0.0)
         green = smooth(over_horizon + 0.04 * (slope - 0.6), line + 0.035, line) * (scene.kind not in ("dunes", "canyon"))
-        alp = lerp(c(0.8 * scene.grass), c(0.55 * scene.needle + 0.2 * scene.grass), 0.75 if scene.stand in ("conifers", "broadleaf") else 0.2)
+        alp = lerp(
+            c(0.8 * scene.grass),
+            c(0.55 * scene.needle + 0.2 * scene.grass),
+            0.75 if scene.stand in ("conifers", "broadleaf") else 0.2,
+        )
         colour = lerp(colour, lerp(stone, alp * (1.0 + 0.14 * patches), green), rock)
     crown = c(scene.needle if scene.stand == "conifers" else scene.leaf)
     if scene.stand == "broadleaf" and scene.season == "winter":
         crown = c(lerp(scene.soil, scene.needle, 0.5) * 0.6)
     sway = octave(1.4, 0.2) + 0.6 * patches
-    tint = torch.stack((1.0 + 0.10 * sway, 1.0 - 0.18 * scene.leaf_spread * sway, 1.0 - 0.10 * scene.leaf_spread * sway)) if scene.stand == "broadleaf" else 1.0 + 0.10 * sway[None]
+    tint = (
+        torch.stack((1.0 + 0.10 * sway, 1.0 - 0.18 * scene.leaf_spread * sway, 1.0 - 0.10 * scene.leaf_spread * sway))
+        if scene.stand == "broadleaf"
+        else 1.0 + 0.10 * sway[None]
+    )
 
     # Snow lies where it is high and not steep; in winter everywhere.
     if scene.snow < 9.0:
@@ -275,7 +296,11 @@ def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float, share: float = 
             lies = smooth(0.6 * slope + 0.5 * steep - 0.15 * patches, 2.4, 1.2)
             lies = torch.where(plain < 0.0, torch.ones_like(lies), lies)
         else:
-            lies = smooth(over_horizon + 0.015 * patches - 0.012 * (steep - 0.7).clamp_min(0.0) - 0.010 * lit, scene.snow - 0.012, scene.snow + 0.016) * smooth(0.6 * slope + 0.6 * steep - 0.2 * patches, 3.0, 1.6)
+            lies = smooth(
+                over_horizon + 0.015 * patches - 0.012 * (steep - 0.7).clamp_min(0.0) - 0.010 * lit,
+                scene.snow - 0.012,
+                scene.snow + 0.016,
+            ) * smooth(0.6 * slope + 0.6 * steep - 0.2 * patches, 3.0, 1.6)
         white = torch.tensor([0.80, 0.83, 0.88], device=device)
         colour = lerp(colour, c(white), lies * (1.0 if winter else rock))
     # Woods over it all.
@@ -304,7 +329,11 @@ def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float, share: float = 
     shade = shade + 0.08 * c(light.direct * scene.soil) * (1.0 - light.veil)
     shaded = colour * (direct + shade)
     sunlit = (direct / (direct + shade)).mean(0)
-    water = smooth(plain, 0.004, -0.004) * (height <= plain.clamp_min(0.02) + 0.02) if scene.water != "none" else torch.zeros_like(plain)
+    water = (
+        smooth(plain, 0.004, -0.004) * (height <= plain.clamp_min(0.02) + 0.02)
+        if scene.water != "none"
+        else torch.zeros_like(plain)
+    )
     if scene.water == "sea":
         water = torch.maximum(water, last * torch.ones_like(water))
     surface = height.clamp_min(0.0) * (1.0 - last) + 0.0 * last

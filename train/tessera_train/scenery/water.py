@@ -1,7 +1,5 @@
 """Lakes and the sea: what they mirror, rippled, and the path of light under the disc."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -60,7 +58,9 @@ def reflect(scene: Scene, draw: Draw, picture: torch.Tensor, air: torch.Tensor, 
     place = torch.stack((2.0 * x - 1.0, 2.0 * v - 1.0), -1)[None]
     mirrored = F.grid_sample(blurred[None], place, mode="bilinear", padding_mode="reflection", align_corners=False)[0]
     c = lambda q: q[:, None, None]
-    deep = c(scene.depths) * (1.3 * c(light.ambient) + 0.5 * c(light.direct) * max(light.direction[1], 0.1) * (1.0 - light.veil))
+    deep = c(scene.depths) * (
+        1.3 * c(light.ambient) + 0.5 * c(light.direct) * max(light.direction[1], 0.1) * (1.0 - light.veil)
+    )
     # Fresnel (Schlick's form): a mirror far off, looked into from above near by. Faces that lean to the viewer show more
     # of the depth; of rough water it is those that are seen.
     glance = (-e * (1.0 if not sea else 1.25) + (2.2 if sea else 3.0) * toward).clamp(0.0, 0.95)
