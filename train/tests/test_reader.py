@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import torch
 from tessera_train import __main__ as cli
 from tessera_train.data.pictures import Pictures
 from tessera_train.eval.reader import Reader, frechet, met
+from tessera_train.export import export, fixtures
+from tessera_train.nets.autoencoder import Autoencoder
+from tessera_train.nets.unet import UNet
+from tessera_train.training.config import Config
 
 
 def labelled(folder: Path, count: int) -> Path:
@@ -47,6 +52,34 @@ def test_reader_refuses_pictures_without_labels_and_other_files(tmp_path, capsys
     fixture = Path(__file__).parents[2] / "tests" / "fixtures" / "net-a.safetensors"
     with pytest.raises(ValueError, match="was not written by the reader command"):
         Reader.open(fixture)
+
+
+def test_report_has_labels_met_and_scales_of_guidance(tmp_path, monkeypatch):
+    """For a model with the reader's labels: a share for each label, a row for each scale; the first scale is the report's."""
+    monkeypatch.setattr("tessera_train.eval.reader.SIDE", 32)
+    torch.manual_seed(0)
+    folder = labelled(tmp_path / "p", 16)
+    reader = tmp_path / "r.safetensors"
+    assert cli.main(["reader", "--pictures", str(folder), "--out", str(reader), "--steps", "2", "--threads", "1"]) == 0
+    pictures = Pictures.open(folder)
+    arch = dataclasses.replace(Config("tiny-2").arch, labels=pictures.labels.schema)
+    tensors = dict(fixtures.Draw("a").fill(Autoencoder(arch)).float().state_dict())
+    for group in range(2):
+        tensors |= {f"{arch.prefix(group)}{n}": x for n, x in fixtures.Draw(f"{group}").fill(UNet(arch, group)).float().state_dict().items()}
+    for i, level in enumerate(arch.levels):
+        tensors |= {f"latents.{i}.mean": torch.zeros(level.channels), f"latents.{i}.std": torch.full((level.channels,), 0.1)}
+    tensors["labels.rows"] = torch.from_numpy(pictures.labels.rows).float()
+    export.write(tmp_path / "m.safetensors", arch, tensors, {})
+    words = ["evaluate", "--model", str(tmp_path / "m.safetensors"), "--pictures", str(folder), "--reader", str(reader), "--device", "cpu"]
+    words += ["--samples", "4", "--sample-steps", "2", "--out", str(tmp_path / "t.md"), "--guidance", "2", "1"]
+    assert cli.main(words) == 0
+    text = (tmp_path / "t.md").read_text()
+    assert "guidance 2." in text and "## Labels" in text and "| colour | light |" in text and "labels met" in text
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    scales = [line for line in lines if line[0] in ("1", "2")]
+    assert [line[0] for line in scales] == ["2", "1"] and scales[0][1:] != scales[1][1:] and "nan" not in text
+    (samples,) = [line for line in lines if line[0] == "samples" and "%" in line[-1]]
+    assert scales[0][-2] == samples[2]
 
 
 def test_frechet_distance_is_that_of_normal_distributions():

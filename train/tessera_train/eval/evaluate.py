@@ -7,7 +7,7 @@ import math
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -213,8 +213,9 @@ def compared(values: dict[str, list[float]], floor: list[float]) -> Table:
     return text + ratios
 
 
-def report(models: dict[str, Model], reference: Reference, sampling: Sampling, out: Path) -> str:
-    """The report on the first model, compared with the others; pictures are written next to `out`."""
+def report(models: dict[str, Model], reference: Reference, sampling: Sampling, out: Path, scales: tuple[float, ...] = ()) -> str:
+    """The report on the first model, compared with the others, and on its guidance by several `scales`; pictures are written next
+    to `out`."""
     (_, model), *_ = models.items()
     made = made_by(model.device)  # before pictures next to `out` change the state of the checkout
     arch, (width, height) = model.arch, reference.size
@@ -250,7 +251,7 @@ Radial power spectrum relative to that of the held-out pictures, in dB, per octa
 too much, below 0 too little.
 
 {table(["", *cycles], [[name, *(f"{x:+.1f}" for x in row)] for name, row in octaves.items()])}
-{labels_read(models, summaries, reference, sampling)}## Nearest training pictures
+{labels_read(models, summaries, reference, sampling)}{guided(model, summaries["samples"], reference, sampling, scales)}## Nearest training pictures
 
 Root mean square difference (of 2) at {NEIGHBOUR_WIDTH} pixels' width to the nearest training picture or its mirror image. Samples
 that are much nearer than held-out pictures would be memorised ones.
@@ -288,6 +289,30 @@ samples in which that network reads the label they were asked for; for held-out 
 """
 
 
+def guided(model: Model, first: Summary, reference: Reference, sampling: Sampling, scales: tuple[float, ...]) -> str:
+    """The section that compares scales of guidance, of which `first` is the summary of the first; empty for one scale."""
+    if len(scales) < 2:
+        return ""
+    rows, heads, floor = [], reference.heads(), reference.distances(reference.floor)
+    for scale in scales:
+        how = replace(sampling, guidance=scale)
+        summary = first if scale == sampling.guidance else how.summary(model, f"guidance {scale:g}", reference.reader)
+        row = [f"{x / y:.2f}" if y else "-" for x, y in zip(reference.distances(summary), floor)]
+        if reference.reader is not None:
+            row.append(f"{frechet(summary.features, reference.truth.features) / frechet(reference.floor.features, reference.truth.features):.2f}")
+            asked = how.labels(model)
+            shares = [x for x in met(summary.read, asked) if not math.isnan(x)] if asked is not None else []
+            row.append(f"{sum(shares) / len(shares):.0%}" if shares else "-")
+        rows.append([f"{scale:g}", *row])
+    extra = ["Frechet", "labels met"] if reference.reader is not None else []
+    return f"""## Guidance
+
+Distances of the floor, by the scale of the guidance; labels met: mean over labels.
+
+{table(["scale", *heads, *extra], rows)}
+"""
+
+
 def made_by(device: torch.device) -> str:
     """The running command and the version of the code."""
     code = provenance.code_version()
@@ -301,7 +326,6 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out", type=Path, help="folder of pictures that are not trained on (default: the last of --pictures)")
     parser.add_argument("--samples", type=int, default=64, help="number of samples (default: 64)")
     parser.add_argument("--sample-steps", type=int, default=18, help="steps of the sampler (default: 18)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="scale of the guidance by labels (default: 1, none)")
     parser.add_argument("--batch", type=int, default=8, help="samples at a time (default: 8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
@@ -315,7 +339,7 @@ def sampling(args: argparse.Namespace, seed: int) -> Sampling:
             raise ValueError(f"{name} is {value}, must be at least 1")
     if args.threads:
         torch.set_num_threads(args.threads)
-    return Sampling(args.samples, args.sample_steps, args.batch, seed, args.guidance)
+    return Sampling(args.samples, args.sample_steps, args.batch, seed)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -323,6 +347,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="the exported .safetensors file")
     parser.add_argument("--control", type=Path, help="another model of the same size, to compare with")
     parser.add_argument("--out", type=Path, required=True, help="the report, a .md file; its pictures are written next to it")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="SCALE",
+        help="scales of the guidance by labels; the report is on the first, with a table of all (default: 1, none)",
+    )
     parser.add_argument("--reader", type=Path, help="file that the reader command has written: labels met, and a distance of whole scenes")
     parser.add_argument("--seed", type=int, default=0)
     add_sampling_arguments(parser)
@@ -330,7 +362,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """The command."""
-    how, device = sampling(args, args.seed), choose_device(args.device)
+    scales = tuple(args.guidance)
+    how, device = replace(sampling(args, args.seed), guidance=scales[0]), choose_device(args.device)
     models = {"samples": Model.open(args.model, device)}
     if args.control:
         models["control"] = Model.open(args.control, device)
@@ -341,6 +374,6 @@ def run(args: argparse.Namespace) -> None:
     apart = Pictures.open(args.held_out) if args.held_out else None
     reader = Reader.open(args.reader) if args.reader else None
     reference = Reference(Pictures.open(args.pictures), apart, first, how, reader)
-    text = report(models, reference, how, args.out)
+    text = report(models, reference, how, args.out, scales)
     replace_file(args.out, lambda file: file.write(text.encode()))
     print(text)
