@@ -2,11 +2,12 @@
 
     python tests/python/check_docs.py [--tessera PROGRAM]
 
-Every relative link and anchor of every Markdown file resolves. Every path in backticks exists. In blocks marked `sh`,
-every `tessera` command is accepted by the program's parser, every `tessera_train` command by the package's, and every
-flag of a script is one that it has. Each directory and each entry of `src/` is in the map of ARCHITECTURE.md, and the
-map names nothing else. Nothing is executed: `tessera` gets `--help` behind each command's arguments, and the package
-parses without running. Needs the built program, and PyTorch for `tessera_train`; with mdBook it builds the book too.
+Every relative link and anchor of every Markdown file resolves. Every path in backticks exists, and every Rust item is
+defined. In blocks marked `sh`, every `tessera` command is accepted by the program's parser, every `tessera_train`
+command by the package's, and every flag of a script is one that it has. Each directory and each entry of `src/` is in
+the map of ARCHITECTURE.md, and the map names nothing else. Nothing is executed: `tessera` gets `--help` behind each
+command's arguments, and the package parses without running. Needs the built program, and PyTorch for `tessera_train`;
+with mdBook it builds the book too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ INCLUDE = r"\{\{#include ([^}:\s]+)"
 SEPARATORS = {";", "&", "&&", "|", "||", "(", ")", "\n"}
 
 problems: list[str] = []
-counts = {"links": 0, "paths": 0, "commands": 0, "entries of the map": 0}
+counts = {"links": 0, "paths": 0, "items": 0, "commands": 0, "entries of the map": 0}
 
 
 def problem(file: Path, line: int, text: str) -> None:
@@ -124,6 +125,15 @@ def check_paths(document: Document, tops: set[str]) -> None:
                 pattern = text.rstrip("/")
                 if not any(True for _ in ROOT.glob(pattern)) and not any(True for _ in document.path.parent.glob(pattern)):
                     problem(document.path, number, f"{text}: there is no such file")
+
+
+def check_items(document: Document, defined: set[str]) -> None:
+    """Rust items in backticks, such as `engine::plan::Plan`, are defined in `src/`."""
+    for number, line in document.prose:
+        for text in re.findall(r"`((?:\w+::)+\w+)`", line):
+            counts["items"] += 1
+            if text.split("::")[-1] not in defined:
+                problem(document.path, number, f"{text}: src/ does not define it")
 
 
 def check_lengths(document: Document) -> None:
@@ -335,9 +345,12 @@ def main() -> int:
     files = tracked()
     documents = {ROOT / name: Document(ROOT / name) for name in files if name.endswith(".md")}
     tops = {Path(name).parts[0] for name in files if "/" in name}
+    sources = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in files if re.match(r"src/.*\.rs", name))
+    defined = set(re.findall(r"\b(?:fn|struct|enum|trait|mod|const|static|type)\s+(\w+)", sources))
     for document in documents.values():
         check_links(document, documents)
         check_paths(document, tops)
+        check_items(document, defined)
         check_lengths(document)
         check_phrases(document)
         for language, first, lines in document.blocks:
