@@ -4,7 +4,8 @@ Guarantees: a seed is a scene, the same at every size; the same seed, size and d
 what a picture shows; detail is band-limited and edges are antialiased, so that an autoencoder can keep what it sees.
 
 The way of one picture: `scene` draws the plan (kind, hour, weather, ranges), `terrain` and `sky` work it out on lattices,
-`compose` finds what is visible at the picture's size, `planting` sets the plants of `plants` into it, `water` mirrors it,
+`compose` finds what is visible at the picture's size, `air` lies before it, `planting` sets the plants of `plants` into
+it, `water` mirrors it,
 `picture` puts it together. `labels` reads the plan.
 """
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from . import compose, planting, water
+from .air import haze, light
 from .noise import SEED_LIMIT, Draw, Tile, blur, lerp, profile, resize
 from .scene import Scene, plan
-from .sky import TOP, gradient
+from .sky import TOP
 from .sky import sky as draw_sky
 from .terrain import Land
 from .terrain import land as draw_land
@@ -88,20 +89,6 @@ def _layers(scene: Scene, draw: Draw, u: torch.Tensor, e: torch.Tensor, z: torch
     )
 
 
-def _air(scene: Scene, u: torch.Tensor) -> torch.Tensor:
-    """The light of the air before far things: [3, 1, columns]."""
-    return lerp(gradient(scene, u, torch.full_like(u, 0.05)), scene.light.middle[:, None, None], 0.35)
-
-
-def haze(scene: Scene, u: torch.Tensor, z: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-    """Share of air light between the viewer and what stands at depth z and elevation e."""
-    towards = torch.exp(-(((u - scene.light.u) / 0.6) ** 2))
-    up = (1.0 + e * z).clamp_min(0.0)
-    path = 0.0046 * scene.haze * (1.0 + 0.5 * towards) * (z - 2.0).clamp_min(0.0) * torch.exp(-up / 55.0)
-    mist = 0.05 * scene.mist * (z - 5.0).clamp_min(0.0) * torch.exp(-up / 2.2)
-    return 1.0 - torch.exp(-path - mist.clamp_max(2.0))
-
-
 def _pixels(scene: Scene, land: Land, width: int, height: int, margin: int, above: int, top: int):
     """The land at the picture's pixels: [8, rows, width], rows from `top` above the horizon down to the picture's edge."""
     depth = torch.log(land.z).expand_as(land.elevation)
@@ -138,7 +125,7 @@ def render(seed: int, width: int, height: int, device="cpu", out: torch.Tensor |
     picture[:, :above] = full
     picture[:, above:] = full[:, -1:]
 
-    air = _air(scene, u)
+    air = light(scene, u)
     top = min(above, round(0.55 * height))
     seen = _pixels(scene, land, width, height, margin, above, top)
     first = above - top
@@ -164,7 +151,7 @@ def render(seed: int, width: int, height: int, device="cpu", out: torch.Tensor |
         plants.draw(beyond=True)
         end = torch.exp(blur(torch.log(end), 24, 0))
         end = resize(end[None], 1, wide)[0, :, margin : margin + width].clamp_min(1.0)
-        mirror = water.reflect(scene, draw, picture, air, above, end, u)
+        mirror = water.reflect(scene, draw, picture, wet[top:], air, above, end, u)
         picture[:, above:] += wet[top:] * (mirror * plants.uncovered[above:])
         plants.draw(beyond=False)
     result = compose.tone(picture).permute(1, 2, 0)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .air import haze
 from .noise import Draw, lerp, linear
-from .plants import BARE, BROADLEAF, CONIFER, GRASS, sprites
+from .plants import BARE, BROADLEAF, CONIFER, GRASS, RIM, sprites
 from .scene import SUN_RADIUS, Scene
 from .terrain import Land
-
-_RIM = 0.02
 
 
 @dataclass
@@ -54,8 +53,8 @@ def _places(scene: Scene, draw: Draw) -> list[Plant]:
     elif stand != "none":
         if scene.kind == "forest":
             edge, gap = scene.edge
-            far = edge * 2.1
-            for _ in range(230):
+            far = edge * 1.8
+            for _ in range(380):
                 n = random(4)
                 u, t = 2.2 * n[0] - 1.1, n[1] ** 1.5
                 # The edge recedes at the gap, where the view opens.
@@ -93,7 +92,7 @@ def _places(scene: Scene, draw: Draw) -> list[Plant]:
                 )
             )
     if scene.tufts > 0.0:
-        for _ in range(int(170 * scene.tufts)):
+        for _ in range(int(250 * scene.tufts)):
             n = random(5)
             plants.append(
                 Plant(
@@ -145,7 +144,7 @@ class Plants:
         kind = torch.tensor([p.kind for p, _, _ in self.plants])[:, None]
         spread = scene.leaf_spread
         lean = torch.tensor([[0.28, -0.22, -0.12]])
-        leaf = scene.leaf.cpu() * (1.0 + spread * hue * lean * 1.6) * (1.0 + 0.12 * hue)
+        leaf = scene.leaf.cpu() * (1.0 + spread * hue * lean) * (1.0 + 0.12 * hue)
         needle = scene.needle.cpu() * (1.0 + 0.18 * hue)
         grass = lerp(scene.grass.cpu(), linear(150, 140, 84), 0.25 + 0.25 * hue)
         if scene.season == "winter":
@@ -159,10 +158,8 @@ class Plants:
         direct, ambient = light.direct.cpu(), light.ambient.cpu()
         strength = (0.35 + 0.65 * lit).clamp(0.0, 1.0) * (1.0 - 0.75 * light.veil)
         u = torch.tensor([p.u for p, _, _ in self.plants])[:, None]
-        from .picture import haze
-
-        veil = haze(scene, u, far, foot + 0.05 * 0.0)
-        # Rows: light from the side, light from all around, haze.
+        veil = haze(scene, u, far, foot)
+        # Light from the disc's side and from all around, dimmed by the haze before it; [plants, 3, 1, 1].
         self.lit = (colour * direct * strength * (1.0 - veil)).to(device)[:, :, None, None]
         self.shade = (colour * ambient * (1.0 - veil)).to(device)[:, :, None, None]
         wood = linear(70, 62, 54)
@@ -191,14 +188,14 @@ class Plants:
 
     def _stamp(self, at: int, p: Plant, foot: float) -> None:
         height, width = self.depths.shape
-        full = p.height / p.z * height * (1.0 + 2.0 * _RIM)
+        full = p.height / p.z * height * (1.0 + 2.0 * RIM)
         sprite = self._sprite(p, full)
         across = full * sprite.shape[2] / sprite.shape[1] * p.wide
         x = p.u * height + 0.5 * width
         ground = self.above - foot * height + 0.5
-        bottom = ground + full * (_RIM + p.sunk)
+        bottom = ground + full * (RIM + p.sunk)
         left, right = max(0, math.floor(x - 0.5 * across)), min(width, math.ceil(x + 0.5 * across))
-        top, low = max(0, math.floor(bottom - full)), min(height, math.ceil(min(bottom, ground + full * _RIM)))
+        top, low = max(0, math.floor(bottom - full)), min(height, math.ceil(min(bottom, ground + full * RIM)))
         if left >= right or top >= low or full < 2.0:
             return
         sign = -1.0 if p.flip else 1.0
@@ -256,7 +253,7 @@ class Plants:
         z = ground / e
         dx, dz = u * z - p.u * p.z, z - p.z + 0.0 * u
         along, beside = (dx * lx + dz * lz) / length, (dx * -lz + dz * lx) / half
-        grid = torch.stack((beside, 1.0 - 2.0 * (along + _RIM) / (1.0 + 2.0 * _RIM)), -1)[None]
+        grid = torch.stack((beside, 1.0 - 2.0 * (along + RIM) / (1.0 + 2.0 * RIM)), -1)[None]
         alpha = F.grid_sample(sprite[None, :1], grid, mode="bilinear", align_corners=False)[0, 0]
         near = torch.exp(-(((self.depths[top:low, left:right] - torch.log(z)) / 0.35) ** 2))
         fall = 0.75 * lit * alpha * near * (1.0 - 0.35 * along.clamp(0.0, 1.0))

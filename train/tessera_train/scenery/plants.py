@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 CONIFER, BROADLEAF, BARE, GRASS = range(4)
 _SHAPES = {CONIFER: (512, 288, 10), BROADLEAF: (384, 416, 10), BARE: (384, 416, 6), GRASS: (128, 160, 8)}
-"""Rows, columns and number of the sprites of each kind; a sprite is one unit high, and has a rim of 2 %."""
-_RIM = 0.02
+"""Rows, columns and number of the sprites of each kind; a sprite is one unit high."""
+RIM = 0.02
+"""Empty space around what a sprite shows, as a share of its height."""
 
 
 class _Growth:
@@ -36,8 +37,8 @@ class _Growth:
     def picture(self, rows: int, columns: int, cover: float) -> torch.Tensor:
         """[5, rows, columns]; what is nearer to the viewer hides what is behind it, softly."""
         x, y, toward, *values = torch.cat(self.parts, 1)
-        scale = rows / (1.0 + 2.0 * _RIM)
-        column, row = columns / 2 + x * scale - 0.5, rows - (y + _RIM) * scale - 0.5
+        scale = rows / (1.0 + 2.0 * RIM)
+        column, row = columns / 2 + x * scale - 0.5, rows - (y + RIM) * scale - 0.5
         weight = torch.exp(9.0 * toward)
         layers = torch.zeros(6, rows * columns)
         planes = torch.stack([torch.ones_like(x), weight, *(weight * v for v in values)])

@@ -234,7 +234,7 @@ def plan(draw: Draw) -> Scene:
     """Draws a scene; what follows on the same `draw` are its lattices."""
     kind = _pick(draw, alpine=0.30, valley=0.18, forest=0.17, coast=0.15, dunes=0.10, canyon=0.10)
     time = _pick(draw, day=0.39, golden=0.33, dusk=0.18, night=0.10)
-    overcast = {"day": 0.26, "golden": 0.0, "dusk": 0.08, "night": 0.06}[time] * (0.4 if kind in ("dunes", "canyon") else 1.0)
+    overcast = {"day": 0.26, "golden": 0.0, "dusk": 0.10, "night": 0.0}[time] * (0.4 if kind in ("dunes", "canyon") else 1.0)
     weather = _pick(draw, clear=0.24 * (1.0 - overcast), scattered=0.43 * (1.0 - overcast), broken=0.33 * (1.0 - overcast),
                     overcast=overcast)  # fmt: skip
     cold = {"alpine": 0.20, "valley": 0.24, "forest": 0.26, "coast": 0.08}.get(kind, 0.0)
@@ -243,7 +243,7 @@ def plan(draw: Draw) -> Scene:
     # A whole number of rows at every usual height, so that all sizes have the horizon at the same place.
     horizon = round(128.0 * draw.uniform(0.50, 0.66)) / 128.0
     tall = draw.chance({"alpine": 1.0, "valley": 0.52, "forest": 0.55, "coast": 0.46, "dunes": 0.34, "canyon": 0.0}[kind])
-    hilly = draw.chance({"alpine": 0.7, "valley": 1.0, "forest": 0.5, "coast": 0.35, "dunes": 0.0, "canyon": 0.0}[kind])
+    hilly = draw.chance({"alpine": 0.7, "valley": 1.0, "forest": 0.8, "coast": 0.35, "dunes": 0.0, "canyon": 0.0}[kind])
     light = _light(draw, time, weather, horizon)
     clouds = _clouds(draw, weather)
     ranges = _ranges(draw, kind, season, tall, hilly)

@@ -59,7 +59,7 @@ def _volume(scene: Scene, draw: Draw):
     level = _quantile(clouds.cover)
     field = unit(broad) - level
     if scene.weather == "overcast":
-        shape = 0.75 + 0.30 * field + 0.25 * bulge
+        shape = 0.62 + 0.34 * field + 0.25 * bulge
         density = shape.clamp(0.0, 1.0) * smooth(y, 0.0, 0.3) * smooth(1.0 - y, 0.0, 0.3)
     else:
         shape = 0.95 * field + 0.55 * bulge - 0.85 * y**1.3
@@ -150,7 +150,7 @@ def _low_clouds(scene: Scene, draw: Draw, u: torch.Tensor, e: torch.Tensor, clea
     else:
         sun, shade = 0.62 * light.direct + 0.12 * light.sunside, 0.75 * light.ambient + 0.28 * light.middle
     if scene.weather == "overcast":
-        sun, shade = 0.35 * light.zenith, 0.95 * light.middle
+        sun, shade = 1.1 * light.zenith, 0.72 * light.middle
     colour = c(sun) * total * forward + c(shade) * glow
     # Air between here and the far clouds.
     air = torch.exp(-0.085 * scene.haze * (1.0 / at - 1.0).clamp_min(0.0))
@@ -179,14 +179,14 @@ def _cirrus(scene: Scene, draw: Draw, u, e) -> torch.Tensor:
     if clouds.cells:
         warp = 0.5 * tile.at(x, z, 3.0, 2.2)
         cells = tile.at(along + warp, 1.25 * beside, 0.62, 0.9) + 0.45 * tile.at(along, beside, 0.27, 2.4)
-        body = smooth(cells + 0.8 * where, 0.1, 1.6)
+        body = smooth(0.8 * cells + 0.8 * where, -0.2, 2.2)
     else:
-        warp = 1.1 * tile.at(x, z, 5.0, 2.2, True) + 0.35 * tile.at(x, z, 1.8, 0.8)
+        warp = 0.55 * tile.at(x, z, 7.0, 2.2, True) + 0.12 * tile.at(x, z, 1.8, 0.8)
         beside = beside + warp
         fibres = 0.0
         for wavelength, gain, turn in ((1.9, 0.55, 0.0), (0.8, 0.5, 0.12), (0.36, 0.38, -0.1), (0.17, 0.24, 0.06)):
             fibres = fibres + gain * tile.at(0.13 * along, beside, wavelength, turn)
-        body = smooth(fibres + 0.9 * where, 0.0, 2.0)
+        body = smooth(0.7 * fibres + 0.9 * where, -0.2, 2.2)
     return clouds.cirrus * 0.85 * body * where * smooth(e, 0.03, 0.14)
 
 

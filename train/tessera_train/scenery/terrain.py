@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from .noise import Draw, Tile, blur, lerp, smooth
 from .scene import Range, Scene
 
-_NEAR_SLICES, _FAR_SLICES = 190, 280
+_NEAR_SLICES, _FAR_SLICES = 200, 270
 _MEETING, _FAR = 26.0, 150.0
 HORIZON_DISTANCE = 3000.0
 
@@ -35,7 +35,7 @@ class Land:
 def slices(scene: Scene, share: float, device) -> torch.Tensor:
     """Depths [slices, 1], near to far; the last one is the horizon's. share: of all slices, 1 for large pictures."""
     close, distant = round(_NEAR_SLICES * share), round(_FAR_SLICES * share)
-    near = 1.0 / (1.25 * (1.0 - scene.horizon))
+    near = 0.42 / (1.0 - scene.horizon)
     a = near * (_MEETING / near) ** torch.linspace(0.0, 1.0, close, device=device)[:-1]
     b = _MEETING * (_FAR / _MEETING) ** torch.linspace(0.0, 1.0, distant - 1, device=device)
     return torch.cat((a, b, torch.tensor([HORIZON_DISTANCE], device=device)))[:, None]
@@ -104,7 +104,8 @@ def _chain(scene: Scene, world: _World, r: Range, index: int) -> torch.Tensor:
         crest = crest * smooth(math.copysign(1.0, scene.shore[1]) * (u + lean), -0.35, 0.25)
     if r.style == "rock":
         forms = _eroded(world, 2.1 * scale, 8, 0.16)
-        body = 0.30 + 1.2 * forms**1.25
+        forms = forms * (1.0 - 0.26 * forms)
+        body = 0.28 + 1.62 * forms**1.25
         return r.height * r.z * lift**1.15 * crest * body * (1.0 + lean)
     if r.style == "mesa":
         n = (
@@ -125,8 +126,8 @@ def _chain(scene: Scene, world: _World, r: Range, index: int) -> torch.Tensor:
         warp = (0.5 * scale * world.octave(3.0 * scale, 1.0 + index), 0.2 * scale * world.octave(2.0 * scale, 2.0))
         n = world.octave(1.5 * scale, 0.35 + 0.2 * index, warp)
         m = world.octave(0.7 * scale, 0.55 + 0.2 * index, warp)
-        ridge = (1.0 - torch.sqrt((0.75 * n) ** 2 + 0.0006)).clamp_min(-0.3)
-        fine = (1.0 - torch.sqrt((0.75 * m) ** 2 + 0.0006)).clamp_min(-0.3)
+        ridge = (1.0 - torch.sqrt((0.75 * n) ** 2 + 0.012)).clamp_min(-0.3)
+        fine = (1.0 - torch.sqrt((0.75 * m) ** 2 + 0.012)).clamp_min(-0.3)
         return r.height * r.z * lift * (0.35 + crest) * (0.75 * ridge + 0.28 * fine * smooth(ridge, -0.3, 0.8) + 0.3)
     n = 0.6 * world.octave(1.6 * scale, 0.5 + index) + 0.35 * world.octave(0.75 * scale, 1.5 + index)
     n = n + 0.16 * world.octave(0.36 * scale, 2.4) + 0.07 * world.octave(0.17 * scale, 3.3)
@@ -187,13 +188,14 @@ def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float, share: float = 
     rolling = 0.6 * octave(16.0, 0.3) + 0.36 * octave(7.0, 1.4) + 0.15 * octave(3.0, 2.5)
     fine = octave(1.2, 3.3) + 0.7 * octave(0.55, 4.1) + 0.5 * octave(0.26, 5.2)
     plain = 0.15 + scene.rolling * 0.09 * rolling + 0.012 * fine
+    if scene.kind == "dunes":
+        ripples = smooth(0.55 / z, 0.02, 0.06) * world.tile.at(0.25 * world.x, world.deep + 0.12 * octave(5.0, 2.8), 0.55, 0.25)
+        plain = 0.12 + 0.045 * rolling + 0.010 * ripples
     if scene.kind == "canyon":
         plain = 0.10 + 0.05 * rolling + 0.012 * fine
     # Long swells far off, that stay visible at their distance.
     swell = 0.5 + 0.5 * world.tile.at(world.x, 2.0 * world.deep, 34.0, 0.8, True)
     plain = plain + 0.5 * scene.rolling * smooth(torch.log(z), 2.0, 3.6) * swell * (scene.water != "sea")
-    water_level = 0.0
-    sea = torch.zeros_like(plain)
     if scene.water == "lake":
         a, b = scene.shore
         bend = 0.22 * octave(9.0, 2.0) + 0.10 * octave(3.6, 0.5) + 0.03 * octave(1.3, 4.4)
@@ -207,7 +209,7 @@ def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float, share: float = 
         off = (
             torch.log(z / at)
             + bend
-            - 1.6 * slant * (u + 0.25 * math.copysign(1.0, slant)).clamp_min(-0.4) * math.copysign(1.0, 1.0)
+            - 1.6 * slant * (u + 0.25 * math.copysign(1.0, slant)).clamp_min(-0.4)
         )
         plain = 0.16 * (-off).clamp(-1.2, 1.4) + (0.05 * rolling + 0.006 * fine) * smooth(-off, 0.1, 0.6)
         plain = plain.clamp_min(-0.5)
@@ -258,14 +260,14 @@ def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float, share: float = 
         grass = c(scene.soil) * (1.0 + 0.07 * patches)
     colour = grass
     if scene.water == "sea":
-        beach = smooth(plain, 0.20, 0.10)
+        beach = smooth(height, 0.20, 0.10)
         colour = lerp(colour, c(scene.soil) * (1.0 + 0.05 * patches), beach)
-        wet = smooth(plain, 0.035, 0.004)
+        wet = smooth(height, 0.035, 0.004)
         colour = colour * (1.0 - 0.45 * wet)
     if scene.water == "lake":
         bank = smooth(plain, 0.05, 0.005) * smooth(torch.log(z), 4.0, 3.0)
         colour = lerp(colour, c(0.75 * scene.soil), 0.75 * bank)
-    bare = c(scene.rock) * (1.0 + 0.13 * patches)
+    bare = c(scene.rock) * (1.0 + 0.12 * patches + 0.09 * octave(5.0, 0.6) + 0.09 * octave(2.3, 3.8))
     if scene.kind == "canyon":
         colour = lerp(colour, bare, mesa * smooth(slope, 0.12, 0.5))
     over_horizon = (height - 1.0) / z
@@ -293,19 +295,18 @@ def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float, share: float = 
     # Snow lies where it is high and not steep; in winter everywhere.
     if scene.snow < 9.0:
         if winter:
-            lies = smooth(0.6 * slope + 0.5 * steep - 0.15 * patches, 2.4, 1.2)
+            lies = smooth(0.7 * slope + 0.5 * steep - 0.15 * patches, 1.55, 0.85)
             lies = torch.where(plain < 0.0, torch.ones_like(lies), lies)
         else:
             lies = smooth(
                 over_horizon + 0.015 * patches - 0.012 * (steep - 0.7).clamp_min(0.0) - 0.010 * lit,
                 scene.snow - 0.012,
                 scene.snow + 0.016,
-            ) * smooth(0.6 * slope + 0.6 * steep - 0.2 * patches, 3.0, 1.6)
+            ) * smooth(0.6 * slope + 0.6 * steep - 0.2 * patches, 2.1, 1.15)
         white = torch.tensor([0.80, 0.83, 0.88], device=device)
         colour = lerp(colour, c(white), lies * (1.0 if winter else rock))
     # Woods over it all.
-    plain_woods = torch.zeros_like(woods)
-    wood = torch.maximum(woods * (0.65 + 0.35 * smooth(patches, -1.2, 0.0)), plain_woods)
+    wood = woods * (0.65 + 0.35 * smooth(patches, -1.2, 0.0))
     if scene.stand in ("conifers", "broadleaf") and any(r.style in ("wooded", "rock") for r in scene.ranges):
         skirt = rock * smooth(over_horizon + 0.03 * (slope - 0.5), 0.055, 0.03) * smooth(patches, -0.5, 0.2)
         wood = torch.maximum(wood, 0.9 * skirt * smooth(height, 0.2, 0.8))
@@ -336,10 +337,10 @@ def land(scene: Scene, draw: Draw, u: torch.Tensor, cell: float, share: float = 
     )
     if scene.water == "sea":
         water = torch.maximum(water, last * torch.ones_like(water))
-    surface = height.clamp_min(0.0) * (1.0 - last) + 0.0 * last
+    surface = height.clamp_min(0.0) * (1.0 - last)
     elevation = (surface - 1.0) / z
-    elevation[0] = -1.5  # nothing shows below the land
-    grain = lerp(0.9, 1.0, rock) * (1.0 - 0.55 * trees)
+    elevation[0] = -4.0  # nothing shows below the land
+    grain = lerp(0.75, 0.6, rock) * (1.0 - 0.55 * trees)
     if scene.kind == "dunes":
         grain = 0.25 + 0.4 * rock
     if scene.kind == "canyon":

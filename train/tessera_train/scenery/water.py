@@ -27,10 +27,19 @@ def _slopes(scene: Scene, draw: Draw, x: torch.Tensor, z: torch.Tensor, rows_per
     return toward, across
 
 
-def reflect(scene: Scene, draw: Draw, picture: torch.Tensor, air: torch.Tensor, above: int, end: torch.Tensor, u: torch.Tensor):
+def reflect(
+    scene: Scene,
+    draw: Draw,
+    picture: torch.Tensor,
+    wet: torch.Tensor,
+    air: torch.Tensor,
+    above: int,
+    end: torch.Tensor,
+    u: torch.Tensor,
+):
     """What the water shows in the rows below the horizon: [3, rows, columns].
 
-    picture [3, height, columns], finished above and at the far shore; air [3, 1, columns], the haze at the horizon; above: rows
+    picture [3, height, columns], finished above and at the far shore; wet [rows, columns], share of water, where it is still black; air [3, 1, columns], the haze at the horizon; above: rows
     over the horizon; end [1, columns], the depth of the far shore; u [1, columns].
     """
     height, columns = picture.shape[1:]
@@ -52,6 +61,8 @@ def reflect(scene: Scene, draw: Draw, picture: torch.Tensor, air: torch.Tensor, 
     # What stands at the far shore is mirrored about the foot of it.
     source = -e - 2.0 / end + 2.0 * toward
     source = torch.maximum(source, -1.0 / end + 0.0 * source)
+    picture = picture.clone()
+    picture[:, above:] += 0.6 * wet * air
     blurred = F.avg_pool2d(picture[None], (4, 2) if not sea else (8, 4), ceil_mode=True)[0] if height >= 256 else picture
     v = (above - source * height) / height
     x = (torch.arange(columns, device=device) + 0.5) / columns + 0.6 * across
