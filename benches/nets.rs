@@ -1,17 +1,17 @@
 //! Times the networks and their operators for `benches/compare_torch.py` and `benches/compare_vulkan.py`: one command per line of
-//! standard input, one line of JSON with the seconds of every repetition on standard output. On the CPU, with `--bf16` by
-//! products in bf16; with `--gpu` on the GPU, there with `--f16` by products in f16. With `--cpu-time`, seconds that the threads
-//! were on a core (Linux): what to compare with one thread on a machine that has other work.
+//! standard input, one line of JSON with the seconds of every repetition on standard output. On the CPU, with `--bf16` with
+//! products in bf16; with `--gpu` on the GPU, there with `--f16` with products in f16. With `--cpu-time`, CPU seconds of all threads
+//! (Linux), for comparisons on a machine with other load.
 //!
-//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `whole` with the same (a layer that sees whole grids, as the U-Net's), both on
+//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `whole` with the same (a layer that only runs on whole grids, as the U-Net's), both on
 //! the GPU also as `conv:VARIANT`; `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention CHANNELS ROWS COLUMNS` (over
 //! pixels), `channels` with the same (attention over channels), `copy MIB`; with a checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH HEIGHT` (with a third
-//! number: a batch of so many pictures) and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is all from the
+//! number: the batch size) and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is everything from the
 //! seed to the samples of all tiles.
 //!
 //! Always on the GPU: `chain:VARIANT` with a convolution's numbers, which is four of it with upload and download; and `fma`, whose
-//! line also tells its `flops`: multiply-adds on registers. Where the device does not have what is asked for the line has no
-//! seconds, and says why.
+//! line also tells its `flops`: multiply-adds on registers. If the device lacks a requested feature the line has no seconds and
+//! gives the reason.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 mod ceiling;
@@ -39,8 +39,8 @@ use tessera::{
     },
     model::{arch::norm_groups, checkpoint::Checkpoint, decoder, unet},
     ops::{
-        Conv2d, GroupNorm, Ops, Shape, Window,
-        cases::Random,
+        Conv2d, Domain, GroupNorm, Ops, Rect, Shape,
+        testing::Random,
         weights::{Param, Weights},
     },
 };
@@ -48,7 +48,7 @@ use tessera::{
 /// Convolutions of a chain on the GPU.
 const CHAIN: usize = 4;
 
-/// Seconds since some moment: of the clock on the wall, or of all threads together on a core.
+/// Seconds since a fixed moment: wall-clock time, or CPU time of all threads.
 fn now(cpu_time: bool) -> Result<f64, Box<dyn Error>> {
     static START: OnceLock<Instant> = OnceLock::new();
     if !cpu_time {
@@ -63,7 +63,7 @@ fn now(cpu_time: bool) -> Result<f64, Box<dyn Error>> {
     Ok(nanoseconds as f64 / 1e9)
 }
 
-/// Seconds of `work`, of several batches that are long enough for the clocks, after two that warm caches and pools.
+/// Seconds of `work` for several batches that are long enough for the clock, after two runs to warm up.
 fn time(
     cpu_time: bool,
     mut work: impl FnMut() -> tessera::error::Result<()>,
@@ -93,10 +93,10 @@ fn random_weights(
     Arc::new(weights)
 }
 
-/// How to time, and on what.
+/// Settings of a measurement.
 struct Setup<'a, O> {
     cpu_time: bool,
-    /// Runs of an operator before its result is waited for.
+    /// Runs of an operator per download.
     runs: usize,
     open: &'a dyn Fn(Arc<Weights>) -> tessera::error::Result<O>,
 }
@@ -111,11 +111,11 @@ fn operator<O: Ops>(
     let mut random = Random::new(1);
     let mut ops = (setup.open)(random_weights(&mut random, params))?;
     let x = ops.upload(shape, &random.values(shape.len(), 0.0, 1.0))?;
-    let pixel = Window { y: 0, x: 0, h: 1, w: 1 };
+    let pixel = Rect { x: 0, y: 0, width: 1, height: 1 };
     let seconds = time(setup.cpu_time, || {
         for left in (0..setup.runs).rev() {
             let out = run(&mut ops, &x)?;
-            // A result may wait until it is read.
+            // A backend may defer a result until it is read.
             let read = ops.crop(&out, pixel)?;
             if left == 0 {
                 ops.download(&read)?;
@@ -126,13 +126,13 @@ fn operator<O: Ops>(
     Ok(seconds.into_iter().map(|seconds| seconds / setup.runs as f64).collect())
 }
 
-/// A layer of `extents`: inputs, outputs, kernel; and the shape of what it reads: rows, columns.
-fn layer(extents: &[usize], whole: bool) -> Result<(Conv2d, Shape), Box<dyn Error>> {
+/// A layer and the shape of its input from `extents`: inputs, outputs, kernel, rows, columns.
+fn layer(extents: &[usize], domain: Domain) -> Result<(Conv2d, Shape), Box<dyn Error>> {
     let &[inputs, outputs, kernel, rows, columns] = extents else {
         return Err("a convolution takes 5 numbers".into());
     };
     let layer =
-        Conv2d { name: "layer".into(), in_channels: inputs, out_channels: outputs, kernel, whole };
+        Conv2d { name: "layer".into(), in_channels: inputs, out_channels: outputs, kernel, domain };
     Ok((layer, Shape::new(1, rows, columns, inputs)))
 }
 
@@ -142,7 +142,7 @@ fn chain(
     open: impl Fn(Arc<Weights>) -> tessera::error::Result<Gpu>,
     extents: &[usize],
 ) -> Result<Vec<f64>, Box<dyn Error>> {
-    let (layer, shape) = layer(extents, true)?;
+    let (layer, shape) = layer(extents, Domain::Whole)?;
     let mut random = Random::new(1);
     let mut gpu = open(random_weights(&mut random, layer.params()))?;
     let data = random.values(shape.len(), 0.0, 1.0);
@@ -155,7 +155,7 @@ fn chain(
     })
 }
 
-/// Nothing but multiply-adds on the GPU.
+/// Multiply-adds on the GPU, without memory accesses.
 fn fma(cpu_time: bool) -> Result<Vec<f64>, Box<dyn Error>> {
     let ceiling = ceiling::Ceiling::new()?;
     let failed = |e: wgpu::PollError| tessera::error::Error::device("gpu", e.to_string());
@@ -175,7 +175,7 @@ fn copy(cpu_time: bool, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
     })
 }
 
-/// What `command` with `extents` takes on the device of `setup`.
+/// Seconds of `command` with `extents` on the device of `setup`.
 fn run<O: Ops>(
     setup: &Setup<O>,
     model: Option<&Checkpoint>,
@@ -184,7 +184,8 @@ fn run<O: Ops>(
 ) -> Result<Vec<f64>, Box<dyn Error>> {
     match (command, extents) {
         ("conv" | "whole", _) => {
-            let (layer, shape) = layer(extents, command == "whole")?;
+            let domain = if command == "whole" { Domain::Whole } else { Domain::Window };
+            let (layer, shape) = layer(extents, domain)?;
             operator(setup, layer.params(), shape, |o, x| o.conv2d(x, &layer))
         }
         ("norm", &[channels, rows, columns]) => {
@@ -203,7 +204,7 @@ fn run<O: Ops>(
         // All rows but one of a tensor, in rows of 64 KiB.
         ("copy", &[mebibytes]) => {
             let rows = mebibytes << 4;
-            let window = Window { y: 1, x: 0, h: rows, w: 256 };
+            let window = Rect { x: 0, y: 1, width: 256, height: rows };
             operator(setup, [], Shape::new(1, rows + 1, 256, 64), |o, x| o.crop(x, window))
         }
         ("generate", &[width, height, steps]) => {
@@ -265,7 +266,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let Some(command) = words.next() else { continue };
         let extents = words.map(str::parse).collect::<Result<Vec<usize>, _>>()?;
         let (command, variant) = match command.split_once(':') {
-            Some((command, variant)) => (command, Some(ConvVariant::from_name(variant)?)),
+            Some((command, variant)) => (command, Some(variant.parse::<ConvVariant>()?)),
             None => (command, None),
         };
         let open_gpu = |weights| {

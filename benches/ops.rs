@@ -13,49 +13,55 @@ use tessera::{
     exec::{
         cpu::{Cpu, Kernels},
         gpu::{Gpu, best_real},
-        trace::Tracer,
     },
     ops::{
-        Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window,
-        cases::{OpCall, Random},
+        Conv2d, Domain, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
+        testing::Random,
+        tracer::Tracer,
         weights::{Param, Weights},
     },
 };
 
-fn conv(inputs: usize, outputs: usize, kernel: usize) -> OpCall {
+fn conv(inputs: usize, outputs: usize, kernel: usize) -> Op {
     let name = format!("conv2d.{inputs}.{outputs}.{kernel}");
-    OpCall::Conv2d(Conv2d { name, in_channels: inputs, out_channels: outputs, kernel, whole: true })
+    Op::Conv2d(Conv2d {
+        name,
+        in_channels: inputs,
+        out_channels: outputs,
+        kernel,
+        domain: Domain::Whole,
+    })
 }
 
-/// What is timed: a label, the operator, extents of its inputs.
-fn table() -> Vec<(&'static str, OpCall, Vec<Shape>)> {
+/// The timed operators: a label, the operator, shapes of its inputs.
+fn table() -> Vec<(&'static str, Op, Vec<Shape>)> {
     let (fine, latent) = (Shape::new(1, 256, 512, 48), Shape::new(1, 64, 128, 128));
     let (deep, coarse) = (Shape::new(1, 16, 32, 128), Shape::new(1, 4, 8, 192));
     let group = GroupNorm { name: "group_norm".into(), channels: 128, groups: 32, silu: true };
     let pixel = PixelNorm { name: "pixel_norm".into(), channels: 48, silu: true };
-    let window = Window { y: 3, x: 5, h: 200, w: 400 };
+    let window = Rect { x: 5, y: 3, width: 400, height: 200 };
     let shuffled = Shape::new(1, 512, 1024, 12);
     vec![
         ("conv2d_3x3_fine", conv(48, 48, 3), vec![fine]),
         ("conv2d_3x3_latent", conv(128, 128, 3), vec![latent]),
         ("conv2d_3x3_coarse", conv(192, 192, 3), vec![coarse]),
         ("conv2d_1x1", conv(128, 96, 1), vec![latent]),
-        ("group_norm", OpCall::GroupNorm(group), vec![latent]),
-        ("pixel_norm", OpCall::PixelNorm(pixel), vec![fine]),
-        ("silu", OpCall::Silu, vec![fine]),
-        ("scale_shift", OpCall::ScaleShift(true), vec![latent, Shape::new(1, 1, 1, 256)]),
-        ("weighted_add", OpCall::WeightedAdd(0.6, 0.8), vec![fine; 2]),
-        ("concat", OpCall::Concat, vec![latent; 2]),
-        ("avg_pool2", OpCall::AvgPool2, vec![fine]),
-        ("global_avg_pool", OpCall::GlobalAvgPool, vec![latent]),
-        ("upsample_nearest2", OpCall::UpsampleNearest2, vec![latent]),
-        ("fir_down2", OpCall::FirDown2, vec![latent]),
-        ("fir_up2", OpCall::FirUp2, vec![latent]),
-        ("pixel_unshuffle", OpCall::PixelUnshuffle(2), vec![Shape::new(1, 1024, 2048, 3)]),
-        ("pixel_shuffle", OpCall::PixelShuffle(2), vec![shuffled]),
-        ("spatial_attention", OpCall::SpatialAttention, vec![deep; 3]),
-        ("channel_attention", OpCall::ChannelAttention, vec![deep; 3]),
-        ("crop", OpCall::Crop(window), vec![fine]),
+        ("group_norm", Op::GroupNorm(group), vec![latent]),
+        ("pixel_norm", Op::PixelNorm(pixel), vec![fine]),
+        ("silu", Op::Silu, vec![fine]),
+        ("scale_shift", Op::ScaleShift(true), vec![latent, Shape::new(1, 1, 1, 256)]),
+        ("weighted_add", Op::WeightedAdd(0.6, 0.8), vec![fine; 2]),
+        ("concat", Op::Concat, vec![latent; 2]),
+        ("avg_pool2", Op::AvgPool2, vec![fine]),
+        ("global_avg_pool", Op::GlobalAvgPool, vec![latent]),
+        ("upsample_nearest2", Op::UpsampleNearest2, vec![latent]),
+        ("fir_down2", Op::FirDown2, vec![latent]),
+        ("fir_up2", Op::FirUp2, vec![latent]),
+        ("pixel_unshuffle", Op::PixelUnshuffle(2), vec![Shape::new(1, 1024, 2048, 3)]),
+        ("pixel_shuffle", Op::PixelShuffle(2), vec![shuffled]),
+        ("spatial_attention", Op::SpatialAttention, vec![deep; 3]),
+        ("channel_attention", Op::ChannelAttention, vec![deep; 3]),
+        ("crop", Op::Crop(window), vec![fine]),
     ]
 }
 
@@ -63,9 +69,9 @@ fn weights() -> Arc<Weights> {
     let (mut random, mut weights) = (Random::new(1), Weights::default());
     for (_, op, _) in table() {
         let params: Vec<(String, Vec<usize>)> = match op {
-            OpCall::Conv2d(p) => p.params().into(),
-            OpCall::GroupNorm(p) => p.params().into(),
-            OpCall::PixelNorm(p) => p.params().into(),
+            Op::Conv2d(p) => p.params().into(),
+            Op::GroupNorm(p) => p.params().into(),
+            Op::PixelNorm(p) => p.params().into(),
             _ => continue,
         };
         for (name, shape) in params {
@@ -76,7 +82,7 @@ fn weights() -> Arc<Weights> {
     Arc::new(weights)
 }
 
-/// Times the table on `o`; queued work is waited for by reading one pixel of the last result back.
+/// Times the table on `o`; downloading a pixel of the last result waits for queued work.
 fn operators<O: Ops>(c: &mut Criterion, device: &str, o: &mut O) {
     let mut group = c.benchmark_group(device);
     group.sample_size(20);
@@ -99,8 +105,9 @@ fn operators<O: Ops>(c: &mut Criterion, device: &str, o: &mut O) {
                     let mut last = None;
                     for _ in 0..times {
                         let out = op.apply(o, &inputs).unwrap();
-                        // An interpreter may wait until a result is read; this reads it.
-                        last = Some(o.crop(&out, Window { y: 0, x: 0, h: 1, w: 1 }).unwrap());
+                        // A backend may defer a result until it is read.
+                        last =
+                            Some(o.crop(&out, Rect { x: 0, y: 0, width: 1, height: 1 }).unwrap());
                     }
                     if let Some(pixel) = last {
                         o.download(&pixel).unwrap();
@@ -123,7 +130,7 @@ fn cpu(c: &mut Criterion) {
     }
 }
 
-/// A software driver computes on the CPU, so that its times say nothing of a GPU.
+/// Skips software drivers: they compute on the CPU.
 fn gpu(c: &mut Criterion) {
     match best_real() {
         Some(index) => operators(c, "gpu", &mut Gpu::new(Some(index), weights()).unwrap()),

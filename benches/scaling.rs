@@ -1,9 +1,9 @@
-//! How time and memory grow with the picture: the embedded model on the CPU from 2 to 128 megapixels. Prints a table; sizes can be
-//! given as arguments (`cargo bench --bench scaling -- 2048x1024 4096x2048`).
+//! Time and memory as functions of the picture's size: the embedded model on the CPU from 2 to 128 megapixels. Prints a table; sizes
+//! can be given as arguments (`cargo bench --bench scaling -- 2048x1024 4096x2048`).
 //!
-//! Columns: the decode in tiles of 512, seconds per megapixel and beside the first size, and the part of its operations that are
-//! there because attention over pixels grows with their square (all the rest is flat); one evaluation of the U-Net, the same; most
-//! memory while decoding and while denoising, and what the plan says. Memory is the process's (Linux), weights included.
+//! Columns: the decode in tiles of 512, in seconds per megapixel and relative to the first size, and the share of its operations that
+//! is due to attention over pixels, which grows with their square; the same for one evaluation of the U-Net; peak memory while
+//! decoding and while denoising, and the plan's estimate. Memory is that of the process (Linux), weights included.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 use std::{
@@ -16,26 +16,26 @@ use tessera::{
     engine::{
         device::{Choice, Device, Precision},
         plan::{Plan, Spec},
-        tiles::{Canvas, TileDecoder, samples},
+        tiles::{PixelBuffer, TileDecoder, samples},
     },
     error::{Error, Result},
-    exec::trace,
+    exec::memory::MEMORY,
     model::{
         arch::Arch,
         checkpoint::Checkpoint,
-        precond,
-        sampler::{Latent, Noisy},
+        cost, precond,
+        sampler::{Latent, NoisyLatents},
     },
-    ops::{Ops, cases::Random},
+    ops::{Ops, testing::Random},
 };
 
-/// Forgets the most memory so far.
+/// Resets the peak memory of the process.
 fn forget_peak() {
-    // Without the right, or the file, the peak of all sizes so far stays.
+    // Without permission, or the file, the peak of all sizes so far remains.
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Most memory since then, in MiB.
+/// Peak memory since the reset, in MiB.
 fn peak_mib() -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -53,7 +53,7 @@ fn latents(plan: &Plan) -> Vec<Latent> {
 fn decode<O: Ops>(ops: &mut O, model: &Checkpoint, plan: &Plan, z: &[Latent]) -> Result<Duration> {
     let began = Instant::now();
     let (spec, arch) = (&plan.spec, &model.arch);
-    let mut canvas = Canvas::create(&env::temp_dir(), spec.width, spec.height, spec.bits)?;
+    let mut canvas = PixelBuffer::create(&env::temp_dir(), spec.width, spec.height, spec.bits)?;
     let decoder = TileDecoder::new(ops, arch, z)?;
     for tile in &plan.tiling.tiles {
         let values = decoder.decode(ops, arch, tile)?;
@@ -66,20 +66,20 @@ fn decode<O: Ops>(ops: &mut O, model: &Checkpoint, plan: &Plan, z: &[Latent]) ->
 /// Seconds of one evaluation of the U-Net.
 fn evaluate<O: Ops>(ops: &mut O, model: &Checkpoint, z: &[Latent]) -> Result<Duration> {
     let began = Instant::now();
-    black_box(precond::denoise(ops, &model.arch, &[Noisy { z, sigma: 1.0 }])?);
+    black_box(precond::denoise(ops, &model.arch, &[NoisyLatents { z, sigma: 1.0 }])?);
     Ok(began.elapsed())
 }
 
 /// Operations of a whole decode.
 fn decode_flops(arch: &Arch, width: usize, height: usize) -> Result<f64> {
     let finest = arch.levels[0].factor;
-    let local = trace::local_cost(arch, height / finest, width / finest)?;
-    Ok((trace::global_cost(arch, width, height)?.flops + local.flops) as f64)
+    let local = cost::local_cost(arch, &MEMORY, height / finest, width / finest)?;
+    Ok((cost::global_cost(arch, &MEMORY, width, height)?.flops + local.flops) as f64)
 }
 
 /// Operations of one evaluation of the U-Net.
 fn unet_flops(arch: &Arch, width: usize, height: usize) -> Result<f64> {
-    Ok(trace::unet_cost(arch, width, height)?.flops as f64)
+    Ok(cost::unet_cost(arch, &MEMORY, width, height)?.flops as f64)
 }
 
 fn table<O: Ops>(ops: &mut O, model: &Checkpoint, sizes: &[(usize, usize)]) -> Result<()> {
@@ -97,7 +97,7 @@ fn table<O: Ops>(ops: &mut O, model: &Checkpoint, sizes: &[(usize, usize)]) -> R
             decode(ops, model, &plan, &z)?;
             evaluate(ops, model, &z)?;
         }
-        // Small sizes are over so soon that the best of several counts.
+        // Small sizes are short, so the best of several runs counts.
         let repetitions = if megapixels < 40.0 { 3 } else { 1 };
         forget_peak();
         let times = (0..repetitions).map(|_| decode(ops, model, &plan, &z));

@@ -1,5 +1,5 @@
-//! The service under load, on loopback: what streaming costs beside a plain `generate`, and what many watchers, a slow one
-//! and a full queue do to it. Prints a table; every tile's CRC32C is checked on the way.
+//! The service under load, on loopback: the cost of streaming compared with a plain `generate`, and the effect of many watchers, a
+//! slow one and a full queue. Prints a table; every tile's CRC32C is checked on the way.
 //!
 //! `cargo bench --bench serve`, or `cargo bench --bench serve -- streaming` or `load` for a part of it
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a failed measurement ends the benchmark")]
@@ -20,18 +20,18 @@ use tessera::api::{
 };
 use tonic::transport::Channel;
 
-/// Runs of every kind, in turns, that what streaming costs is the median of.
+/// Alternating runs of each kind; the cost of streaming is the median.
 const STREAMED: usize = 15;
-/// Pairs of runs, in turns, that what a slow client costs the others is the median of.
+/// Alternating pairs of runs; the cost of a slow client to the others is the median.
 const ROUNDS: usize = 5;
 /// Watchers of one job.
 const WATCHERS: usize = 200;
-/// How much slower than they the slow one reads.
+/// Factor by which the slow watcher reads more slowly than the others.
 const SLOWER: u32 = 100;
 /// Jobs in the queue.
 const JOBS: u64 = 1000;
 
-/// The median of ratios, and what they lie between.
+/// The median of ratios and their range.
 fn of_it(mut ratios: Vec<f64>) -> String {
     ratios.sort_by(f64::total_cmp);
     let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
@@ -43,14 +43,14 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Seconds from the engine's start to the last tile: by the clock, and of processors.
+/// Seconds from the engine's start to the last tile: wall-clock and CPU time.
 #[derive(Clone, Copy, Default)]
 struct Took {
     wall: f64,
     cpu: f64,
 }
 
-/// What streaming costs beside a plain run, each pair made together.
+/// Cost of streaming compared with a plain run, in pairs.
 #[derive(Default)]
 struct Ratios {
     pairs: Vec<(Took, Took)>,
@@ -78,7 +78,7 @@ impl Ratios {
     }
 }
 
-/// Where a process stands.
+/// Start of a measurement of a process: time and its CPU time.
 struct Begun(Instant, f64);
 
 impl Begun {
@@ -91,7 +91,7 @@ impl Begun {
     }
 }
 
-/// Seconds of processors that a process has used; 0 where there is no /proc.
+/// CPU seconds of a process; 0 without /proc.
 fn cpu(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
@@ -125,7 +125,7 @@ fn time(event: &JobEvent) -> f64 {
     time.seconds as f64 + f64::from(time.nanos) * 1e-9
 }
 
-/// Most memory that a process has had, in MiB.
+/// Peak memory of a process in MiB.
 fn peak(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));

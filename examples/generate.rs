@@ -3,7 +3,7 @@
 use std::{env, path::PathBuf};
 
 use tessera::{
-    engine::{self, Cancel, Event, plan, receipt},
+    engine::{self, Cancel, Event, plan, provenance},
     error::{Error, Result},
     exec::cpu::Cpu,
     image_out,
@@ -20,6 +20,6 @@ fn main() -> Result<()> {
     let mut show = |event: Event| eprintln!("{event:?}");
     let cancel = Cancel::default();
     let canvas = engine::generate(&mut ops, &model, &plan, &env::temp_dir(), &mut show, &cancel)?;
-    let metadata = receipt::generated(&model, "CPU", &plan.spec, None);
+    let metadata = provenance::generated(&model, "CPU", &plan.spec, None);
     image_out::write(out, &canvas.source(&cancel), &metadata)
 }

@@ -30,7 +30,7 @@ pub(crate) fn request(bytes: &[u8]) -> bool {
         service::request(message, String::new(), &MODELS).and_then(|request| request.plan());
     match checked {
         Ok(plan) => {
-            assert!(plan.arena_bytes > 0 && plan.flops > 0 && !plan.tiling.tiles.is_empty());
+            assert!(plan.picture_bytes > 0 && plan.flops > 0 && !plan.tiling.tiles.is_empty());
             true
         }
         Err(error) => {

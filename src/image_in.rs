@@ -13,8 +13,6 @@ use image::{
     DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, error::LimitErrorKind,
 };
 
-use sha2::{Digest as _, Sha256};
-
 use crate::error::{Error, Expected, Kind, Result};
 
 /// How large a picture may be.
@@ -52,23 +50,6 @@ const WORKING_SPACE: u64 = 64 << 20;
 
 /// Most bytes per pixel of a decoded picture: four samples of 16 bits.
 const WIDEST_PIXEL: u64 = 8;
-
-/// SHA-256 of the file at `path`, in hexadecimal.
-///
-/// # Errors
-/// [`Kind::Io`] if it can't be read.
-pub fn sha256(path: &Path) -> Result<String> {
-    let failed = |source| Error::io("read", path, source);
-    let (mut file, mut hash) = (File::open(path).map_err(failed)?, Sha256::new());
-    let mut bytes = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut bytes).map_err(failed)? {
-            0 => break,
-            count => hash.update(&bytes[..count]),
-        }
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
 
 /// Reads the picture in `path`, which is recognised by its content.
 ///

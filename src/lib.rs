@@ -1,7 +1,7 @@
 //! Tessera: images of up to 16384 pixels a side from a diffusion model over a pyramid of latents.
 //!
 //! ```
-//! use tessera::engine::{self, Cancel, Event, plan::{Plan, Spec}, receipt};
+//! use tessera::engine::{self, Cancel, Event, plan::{Plan, Spec}, provenance};
 //! use tessera::{exec::cpu::Cpu, image_out, model::checkpoint::Checkpoint};
 //!
 //! # fn main() -> tessera::error::Result<()> {
@@ -11,7 +11,7 @@
 //! let (folder, cancel) = (std::env::temp_dir(), Cancel::default());
 //! let mut observer = |event: Event| eprintln!("{event:?}");
 //! let canvas = engine::generate(&mut ops, &model, &plan, &folder, &mut observer, &cancel)?;
-//! let metadata = receipt::generated(&model, "CPU", &plan.spec, None);
+//! let metadata = provenance::generated(&model, "CPU", &plan.spec, None);
 //! image_out::write(&folder.join("seed-7.png"), &canvas.source(&cancel), &metadata)?;
 //! # Ok(())
 //! # }
@@ -33,7 +33,7 @@
 //!
 //! A module imports only from those above it in this list, or from itself; `tests/layering.rs` enforces it.
 //!
-//! 1. [`error`], [`config`], `telemetry`: errors, settings, log.
+//! 1. [`error`], [`config`], [`geometry`], `telemetry`: errors, settings, rectangles, log.
 //! 2. [`model::arch`] and [`ops`]: the architecture of a model, and the operator set.
 //! 3. [`model`]: the networks, generic over [`ops::Ops`]; samplers, schedule, noise, checkpoints. [`store`], [`image_in`],
 //!    [`image_out`]: files and pictures.
@@ -51,8 +51,8 @@
 //! 3. [`engine::denoise`] samples the latents: one evaluation of [`model::unet`] per step, two with Heun. Coarse levels
 //!    settle first.
 //! 4. [`engine::tiles`] runs the decoder's global stage once, then its local stage tile by tile into a memory-mapped
-//!    [`store::Arena`].
-//! 5. [`image_out`] reads the arena and writes the file: temporary name, sync, rename.
+//!    [`store::BackingFile`].
+//! 5. [`image_out`] reads the backing file and writes the picture: temporary name, sync, rename.
 
 #[cfg(feature = "service")]
 pub mod api;
@@ -64,6 +64,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod exec;
+pub mod geometry;
 pub mod image_in;
 pub mod image_out;
 #[cfg(feature = "service")]

@@ -16,7 +16,7 @@ use tessera::{
     engine::device::{Choice, Precision},
     image_out::Format,
     jobs::{Jobs, Models, Phase, Settings},
-    ops::cases::Random,
+    ops::testing::Random,
     store::journal,
 };
 use tonic::Code;

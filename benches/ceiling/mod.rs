@@ -1,4 +1,4 @@
-//! What a GPU's arithmetic units give when nothing else is asked of them: multiply-adds on registers.
+//! Peak arithmetic throughput of a GPU: multiply-adds on registers.
 
 use std::error::Error;
 
@@ -11,7 +11,7 @@ const ROUNDS: u32 = 1 << 10;
 /// Floating-point operations of one [`Ceiling::run`].
 pub(crate) const FLOPS: u64 = 2 * 4 * 8 * INVOCATIONS as u64 * ROUNDS as u64;
 
-// The sums depend on the invocation, so that nothing can be computed once for all; they are stored, so that nothing is left out.
+// The sums depend on the invocation, so that they can't be shared, and are stored, so that they can't be eliminated.
 const SHADER: &str = "
 @group(0) @binding(0) var<storage, read_write> out: array<vec4<f32>>;
 

@@ -11,13 +11,13 @@ use crate::{
     config::{self, Config},
     engine::{
         device::{self, Choice, Device, Precision},
-        picture,
+        encode,
         plan::{MAX_TILE, MIN_TILE, Spec, TileSize},
     },
     error::{Error, Kind, Result},
     image_in::{self, Picture},
     image_out::Bits,
-    model::{arch::Arch, checkpoint::Checkpoint, sampler::Method},
+    model::{arch::Arch, checkpoint::Checkpoint, sampler::Sampler},
 };
 
 /// Which weights.
@@ -45,7 +45,7 @@ pub(super) fn open_model(path: Option<&PathBuf>) -> Result<Checkpoint> {
 
 /// The picture at `path`.
 pub(super) fn read_picture(path: &Path) -> Result<Picture> {
-    image_in::read(path, picture::LIMITS).map_err(|error| named_input(error, "picture", path))
+    image_in::read(path, encode::LIMITS).map_err(|error| named_input(error, "picture", path))
 }
 
 /// The error with the name of the input file; one that can't be opened is bad input, not a failure of the machine.
@@ -140,7 +140,7 @@ pub(super) struct SamplingArgs {
     pub(super) steps: usize,
     /// heun (best), dpmpp (fastest) or ddim
     #[arg(long, value_name = "NAME", value_parser = parse_method, default_value = "dpmpp")]
-    pub(super) sampler: Method,
+    pub(super) sampler: Sampler,
     #[command(flatten)]
     pub(super) decode: DecodeFlags,
 }
@@ -150,7 +150,7 @@ impl SamplingArgs {
     pub(super) fn spec(&self, arch: &Arch) -> Spec {
         Spec {
             steps: self.steps,
-            method: self.sampler,
+            sampler: self.sampler,
             tile: self.decode.tile,
             bits: self.decode.bits,
             ..Spec::new(arch, self.seed)
@@ -208,9 +208,9 @@ fn parse_bits(text: &str) -> Result<Bits, String> {
 }
 
 /// A sampler by its name.
-fn parse_method(text: &str) -> Result<Method, String> {
-    let method = Method::ALL.into_iter().find(|method| method.name() == text);
-    method.ok_or_else(|| format!("{text:?} is not {}", Method::ALL.map(Method::name).join(", ")))
+fn parse_method(text: &str) -> Result<Sampler, String> {
+    let method = Sampler::ALL.into_iter().find(|method| method.name() == text);
+    method.ok_or_else(|| format!("{text:?} is not {}", Sampler::ALL.map(Sampler::name).join(", ")))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::{
         plan::{Plan, STRENGTH, Spec},
     },
     error::Result,
-    image_in,
+    store::hash,
 };
 
 /// Make a variation of a picture: it gets noise, and is denoised again (SDEdit)
@@ -48,7 +48,7 @@ pub(super) fn run(
     output::check(&args.out)?;
     let model = args.model.open(config)?;
     let picture = args::read_picture(&args.input)?;
-    let sha256 = image_in::sha256(&args.input)?;
+    let sha256 = hash::sha256_file(&args.input)?;
     let spec = Spec {
         width: picture.width as usize,
         height: picture.height as usize,

@@ -19,8 +19,8 @@ use crate::{
         self, Cancel,
         device::{Device, with_ops},
         plan::Plan,
-        receipt,
-        tiles::Canvas,
+        provenance,
+        tiles::PixelBuffer,
     },
     error::{Error, Expected, Result},
     image_in::Picture,
@@ -128,13 +128,13 @@ pub(super) fn one(
         width: spec.width,
         height: spec.height,
         steps: spec.steps,
-        sampler: spec.method.name(),
+        sampler: spec.sampler.name(),
         tiles: plan.tiling.tiles.len(),
         model: &model.arch.name,
         model_sha256: &model.sha256,
         device: &on,
         strength: spec.strength,
-        arena_bytes: plan.arena_bytes,
+        arena_bytes: plan.picture_bytes,
         peak_bytes: plan.peak_bytes,
         flops: plan.flops,
         out: path,
@@ -145,7 +145,7 @@ pub(super) fn one(
         spec.width,
         spec.height,
         spec.seed,
-        spec.method.name(),
+        spec.sampler.name(),
         spec.steps,
     ));
     let scratch = &output::directory(path);
@@ -154,7 +154,7 @@ pub(super) fn one(
         canvas(ops, model, plan, picture, scratch, progress, cancel)
     })?;
     progress.busy("write");
-    let metadata = receipt::generated(model, &name, spec, source.as_deref());
+    let metadata = provenance::generated(model, &name, spec, source.as_deref());
     let bytes = output::write(path, &canvas, metadata, config, cancel)?;
     progress.leave();
     let took = began.elapsed();
@@ -178,7 +178,7 @@ fn canvas<O: Ops>(
     scratch: &Path,
     progress: &mut Progress,
     cancel: &Cancel,
-) -> Result<Canvas> {
+) -> Result<PixelBuffer> {
     match picture {
         Some(picture) => engine::edit(ops, model, plan, picture, scratch, progress, cancel),
         None => engine::generate(ops, model, plan, scratch, progress, cancel),

@@ -14,8 +14,9 @@ use crate::{
     config::Config,
     engine::plan::{self, Plan, Spec, TileSize},
     error::Result,
-    exec::trace,
-    model::checkpoint::Checkpoint,
+    exec::memory::MEMORY,
+    model::{checkpoint::Checkpoint, cost},
+    store::hash::hex,
 };
 
 /// Show a checkpoint: levels, parameters, cost, hashes
@@ -90,10 +91,10 @@ fn report(args: &Args, model: &Checkpoint) -> Result<Report> {
     }
     spec.tile = args.tile;
     let Plan { spec, tiling, latents, .. } = Plan::new(spec, arch)?;
-    let step = trace::unet_cost(arch, spec.width, spec.height)?;
+    let step = cost::unet_cost(arch, &MEMORY, spec.width, spec.height)?;
     let decode = plan::decode_cost(arch, &tiling)?;
     let (rows, columns) = tiling.largest_window();
-    let tile = trace::local_cost(arch, rows, columns)?;
+    let tile = cost::local_cost(arch, &MEMORY, rows, columns)?;
     let levels = arch.levels.iter().zip(&latents).zip(&arch.noise.shift);
     let networks = NETWORKS.map(|name| (name, network(model, name)));
     Ok(Report {
@@ -138,10 +139,7 @@ fn network(model: &Checkpoint, network: &str) -> Network {
             hash.update(chunk.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
         }
     }
-    let mut sha256 = String::new();
-    for byte in hash.finalize() {
-        let _ = write!(sha256, "{byte:02x}");
-    }
+    let sha256 = hex(&hash.finalize());
     Network { parameters: params.iter().map(|(_, p)| p.data.len() as u64).sum(), sha256 }
 }
 

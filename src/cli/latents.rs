@@ -16,8 +16,8 @@ use super::{
 use crate::{
     config::Config,
     engine::{
-        self, Cancel, device::with_ops, latents::LatentFile, picture, plan::Tiling, receipt,
-        tiles::Canvas,
+        self, Cancel, device::with_ops, encode, latents::LatentFile, plan::Tiling, provenance,
+        tiles::PixelBuffer,
     },
     error::Result,
 };
@@ -98,7 +98,7 @@ pub(super) fn encode(
     });
     progress.say(&format!("{}  {width} x {height}  on {on}", args.input.display()));
     progress.busy("encode");
-    let latents = with_ops!(&mut device, ops => picture::encode(ops, &model.arch, picture))?;
+    let latents = with_ops!(&mut device, ops => encode::encode(ops, &model.arch, picture))?;
     cancel.check()?;
     LatentFile { width, height, latents }.write(&args.out, &model)?;
     let bytes = output::length(&args.out)?;
@@ -127,14 +127,15 @@ pub(super) fn decode(
         device: &on,
     });
     progress.say(&format!("{}  {width} x {height}  on {on}", args.input.display()));
-    let canvas = Canvas::create(&output::directory(&args.out), width, height, args.decode.bits)?;
+    let canvas =
+        PixelBuffer::create(&output::directory(&args.out), width, height, args.decode.bits)?;
     let arch = &model.arch;
     let canvas = with_ops!(&mut device, ops => {
         engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel)
     })?;
     progress.busy("write");
     let description = format!("decoded by {}", model.arch.name);
-    let metadata = receipt::decoded(&model, &name, (width, height), description);
+    let metadata = provenance::decoded(&model, &name, (width, height), description);
     let bytes = output::write(&args.out, &canvas, metadata, config, cancel)?;
     done(progress, &args.out, width, height, bytes, began)
 }

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     config::Config,
-    engine::{Cancel, tiles::Canvas},
+    engine::{Cancel, tiles::PixelBuffer},
     error::{Error, Kind, Result},
     image_out::{self, Format, Metadata},
+    store,
 };
 
 /// Refuses a file that can't be written, before any work is done for it.
@@ -18,7 +19,7 @@ pub(super) fn check(path: &Path) -> Result<Format> {
 
 /// Refuses a path where no file can be made.
 pub(super) fn writable(path: &Path) -> Result<()> {
-    image_out::preflight(path).map_err(|error| match error.kind() {
+    store::preflight(path).map_err(|error| match error.kind() {
         // A place that was named and can't be written to is bad input.
         Kind::Io => Error::invalid("out", path.display(), "a writable path").with_source(error),
         _ => error,
@@ -36,7 +37,7 @@ pub(super) fn directory(path: &Path) -> PathBuf {
 /// Writes the picture under a temporary name and renames it; gives the length of the file.
 pub(super) fn write(
     path: &Path,
-    canvas: &Canvas,
+    canvas: &PixelBuffer,
     metadata: Metadata,
     config: &Config,
     cancel: &Cancel,

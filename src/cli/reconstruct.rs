@@ -12,7 +12,9 @@ use super::{
 };
 use crate::{
     config::Config,
-    engine::{self, Cancel, device::with_ops, picture, plan::Tiling, receipt, tiles::Canvas},
+    engine::{
+        self, Cancel, device::with_ops, encode, plan::Tiling, provenance, tiles::PixelBuffer,
+    },
     error::Result,
 };
 
@@ -79,16 +81,17 @@ pub(super) fn run(
         device: &on,
     });
     progress.say(&format!("{}  {width} x {height}  on {on}", args.input.display()));
-    let canvas = Canvas::create(&output::directory(&args.out), width, height, args.decode.bits)?;
+    let canvas =
+        PixelBuffer::create(&output::directory(&args.out), width, height, args.decode.bits)?;
     let (arch, original) = (&model.arch, picture.clone());
     progress.busy("encode");
     let canvas = with_ops!(&mut device, ops => {
         engine::reconstruct(ops, arch, picture, &tiling, canvas, progress, cancel)
     })?;
-    let psnr = picture::psnr(&original, &canvas);
+    let psnr = encode::psnr(&original, &canvas);
     progress.busy("write");
     let description = format!("reconstruction by {}", model.arch.name);
-    let metadata = receipt::decoded(&model, &name, (width, height), description);
+    let metadata = provenance::decoded(&model, &name, (width, height), description);
     let bytes = output::write(&args.out, &canvas, metadata, config, cancel)?;
     progress.leave();
     let took = began.elapsed();

@@ -22,7 +22,7 @@ use crate::{
         plan::{MAX_STEPS, MAX_TILE, MIN_TILE, TileSize},
     },
     error::{Error, Expected, Result},
-    model::sampler::Method,
+    model::sampler,
 };
 
 /// Longest `--deadline`: a year.
@@ -142,9 +142,9 @@ fn order(args: &Args) -> Result<CreateJobRequest> {
         return Err(Error::invalid("steps", 0, Expected::range(1..=MAX_STEPS, 0)));
     }
     let sampler = match sampling.sampler {
-        Method::Dpmpp => Sampler::Dpmpp,
-        Method::Heun => Sampler::Heun,
-        Method::Ddim => Sampler::Ddim,
+        sampler::Sampler::Dpmpp => Sampler::Dpmpp,
+        sampler::Sampler::Heun => Sampler::Heun,
+        sampler::Sampler::Ddim => Sampler::Ddim,
     };
     let deadline = match args.deadline {
         Some(seconds) if !(1..=MAX_DEADLINE).contains(&seconds) => {

@@ -26,6 +26,7 @@ use crate::{
     },
     error::{Error, Expected, Kind, Result},
     image_out::{self, CLASSIC_LIMIT, Format, Metadata},
+    store,
 };
 
 /// Longest receipt and description, in bytes; those of this program have a few hundred.
@@ -49,7 +50,7 @@ impl Client {
         seen: &mut dyn FnMut(&JobEvent),
     ) -> Result<()> {
         let format = Format::of(out)?;
-        image_out::preflight(out)?;
+        store::preflight(out)?;
         let job = self.repeatedly(u32::MAX, || self.try_get(name)).await?;
         let layout = Layout::of(&job)?;
         let incoming = Arc::new(Incoming::new(directory(out), layout)?);

@@ -11,10 +11,10 @@ use crate::{
     api::{ImageFormat, Job, Tile},
     engine::{
         plan::{MAX_EXTENT, MAX_TILE, MIN_TILE, Rect},
-        tiles::Canvas,
+        tiles::PixelBuffer,
     },
     error::{Error, Expected, Kind, Result},
-    image_out::{Area, Bits, Metadata, PixelSource, RawPixels},
+    image_out::{Bits, Metadata, PixelSource, RawPixels},
 };
 
 /// Size and tiles of a picture, checked.
@@ -140,7 +140,7 @@ pub(super) struct Incoming {
 }
 
 struct State {
-    canvas: Canvas,
+    canvas: PixelBuffer,
     /// Which tiles are there, row by row.
     there: Vec<bool>,
     missing: usize,
@@ -164,7 +164,7 @@ impl Incoming {
     /// # Errors
     /// [`Kind::Io`] when the disk has no room.
     pub(super) fn new(dir: &Path, layout: Layout) -> Result<Self> {
-        let canvas = Canvas::create(dir, layout.width, layout.height, layout.bits)?;
+        let canvas = PixelBuffer::create(dir, layout.width, layout.height, layout.bits)?;
         let missing = layout.columns() * layout.rows();
         let there = vec![false; missing];
         let state = State { canvas, there, missing, metadata: None, failure: None };
@@ -238,12 +238,9 @@ impl Incoming {
     }
 
     /// Whether every tile under `area` is there.
-    fn covered(&self, state: &State, area: Area) -> bool {
+    fn covered(&self, state: &State, area: Rect) -> bool {
         let side = self.layout.side;
-        let span = |start: u32, len: u32| {
-            let start = start as usize;
-            start / side..(start + len as usize).div_ceil(side)
-        };
+        let span = |start: usize, len: usize| start / side..(start + len).div_ceil(side);
         span(area.y, area.height).all(|row| {
             let tiles = &state.there[row * self.layout.columns()..][..self.layout.columns()];
             tiles[span(area.x, area.width)].iter().all(|&there| there)
@@ -264,7 +261,7 @@ impl PixelSource for Incoming {
         self.layout.bits
     }
 
-    fn read(&self, area: Area, buffer: &mut [u8]) -> Result<()> {
+    fn read(&self, area: Rect, buffer: &mut [u8]) -> Result<()> {
         let mut state = self.state();
         loop {
             state.check()?;
@@ -299,7 +296,7 @@ mod tests {
         let incoming = Arc::new(incoming()?);
         let reader = incoming.clone();
         // Across the first two tiles.
-        let area = Area { x: 63, y: 10, width: 2, height: 1 };
+        let area = Rect { x: 63, y: 10, width: 2, height: 1 };
         let reader = thread::spawn(move || {
             let mut buffer = [0; 6];
             reader.read(area, &mut buffer).map(|()| buffer)
@@ -317,7 +314,7 @@ mod tests {
     fn a_failure_wakes_readers_and_missing_tiles_are_no_finish() -> Result<()> {
         let incoming = Arc::new(incoming()?);
         let (reader, writer) = (incoming.clone(), incoming.clone());
-        let area = Area { x: 0, y: 0, width: 1, height: 1 };
+        let area = Rect { x: 0, y: 0, width: 1, height: 1 };
         let reader = thread::spawn(move || reader.read(area, &mut [0; 3]).map_err(|e| e.kind()));
         let writer = thread::spawn(move || writer.metadata().map_err(|e| e.kind()));
         let metadata =

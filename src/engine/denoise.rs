@@ -3,7 +3,7 @@
 use crate::{
     engine::{
         Cancel, Event, Observer,
-        picture::{check_finite, encode},
+        encode::{check_finite, encode},
         plan::Plan,
     },
     error::{Error, Kind, Result},
@@ -12,7 +12,7 @@ use crate::{
         arch::Arch,
         checkpoint::Checkpoint,
         precond,
-        sampler::{self, Churn, Denoise, Latent, Member, Noisy, Sampling},
+        sampler::{self, BatchItem, Denoise, Latent, NoisyLatents, SamplerState},
     },
     ops::Ops,
 };
@@ -25,7 +25,7 @@ struct Denoiser<'a, O: Ops> {
 }
 
 impl<O: Ops> Denoise for Denoiser<'_, O> {
-    fn denoise(&mut self, batch: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>> {
+    fn denoise(&mut self, batch: &[NoisyLatents<'_>]) -> Result<Vec<Vec<Latent>>> {
         self.cancel.check()?;
         let denoised = precond::denoise(self.ops, self.arch, batch)?;
         for (level, latent) in denoised.iter().flat_map(|pyramid| pyramid.iter().enumerate()) {
@@ -43,14 +43,14 @@ impl<O: Ops> Denoise for Denoiser<'_, O> {
 pub fn step_together<O: Ops>(
     ops: &mut O,
     arch: &Arch,
-    members: &mut [(&Plan, &mut Sampling)],
+    members: &mut [(&Plan, &mut SamplerState)],
     cancel: &Cancel,
 ) -> Result<()> {
-    let Some(method) = members.first().map(|(plan, _)| plan.spec.method) else { return Ok(()) };
+    let Some(sampler) = members.first().map(|(plan, _)| plan.spec.sampler) else { return Ok(()) };
     let mut members: Vec<_> = (members.iter_mut())
-        .map(|(plan, sampling)| Member { sampling, schedule: &plan.schedule, seed: plan.spec.seed })
+        .map(|(plan, sampling)| BatchItem { state: sampling, schedule: &plan.schedule })
         .collect();
-    sampler::advance(&mut Denoiser { ops, arch, cancel }, &mut members, method, Churn::NONE)
+    sampler::advance(&mut Denoiser { ops, arch, cancel }, &mut members, sampler)
 }
 
 /// Takes the next step of `sampling` along `plan`; returns its events.
@@ -62,7 +62,7 @@ pub fn step<O: Ops>(
     ops: &mut O,
     arch: &Arch,
     plan: &Plan,
-    sampling: &mut Sampling,
+    sampling: &mut SamplerState,
     cancel: &Cancel,
 ) -> Result<Vec<Event>> {
     step_together(ops, arch, &mut [(plan, sampling)], cancel)?;
@@ -76,8 +76,8 @@ pub fn step<O: Ops>(
 }
 
 /// The initial state of `plan`: noise alone.
-pub fn begin(plan: &Plan) -> Sampling {
-    Sampling::start(&plan.schedule, &plan.latents, plan.spec.seed)
+pub fn begin(plan: &Plan) -> SamplerState {
+    SamplerState::start(&plan.schedule, &plan.latents, plan.spec.seed)
 }
 
 /// The initial state of `plan` as an edit of `picture`: its latents with noise.
@@ -89,7 +89,7 @@ pub fn begin_from<O: Ops>(
     model: &Checkpoint,
     plan: &Plan,
     picture: Picture,
-) -> Result<Sampling> {
+) -> Result<SamplerState> {
     let found = (picture.width as usize, picture.height as usize);
     let wanted = (plan.spec.width, plan.spec.height);
     if found != wanted {
@@ -97,7 +97,7 @@ pub fn begin_from<O: Ops>(
         return Err(Error::wrong(Kind::InvalidImage, "picture", found, wanted));
     }
     let latents = normalise(model, encode(ops, &model.arch, picture)?);
-    Ok(Sampling::edit(&plan.schedule, latents, plan.first_step, plan.spec.seed))
+    Ok(SamplerState::edit(&plan.schedule, latents, plan.first_step, plan.spec.seed))
 }
 
 /// Runs `sampling` to the end of `plan`'s schedule; returns the normalised latents, finest first.
@@ -108,7 +108,7 @@ pub fn denoise<O: Ops>(
     ops: &mut O,
     arch: &Arch,
     plan: &Plan,
-    mut sampling: Sampling,
+    mut sampling: SamplerState,
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Vec<Latent>> {

@@ -48,7 +48,12 @@ impl FromStr for Choice {
 
 /// Requested format of the factors of products; sums are always f32. It changes pixels slightly, so the device's name in files
 /// includes it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumString)]
+#[strum(
+    serialize_all = "lowercase",
+    parse_err_ty = String,
+    parse_err_fn = unknown_precision
+)]
 pub enum Precision {
     /// f32.
     #[default]
@@ -61,18 +66,8 @@ pub enum Precision {
     Auto,
 }
 
-impl FromStr for Precision {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            "f16" => Ok(Self::F16),
-            "auto" => Ok(Self::Auto),
-            _ => Err("f32, bf16, f16 or auto".into()),
-        }
-    }
+fn unknown_precision(text: &str) -> String {
+    format!("{text:?} is not f32, bf16, f16 or auto")
 }
 
 /// An opened device: an implementation of [`Ops`](crate::ops::Ops) with a model's weights.

@@ -6,13 +6,13 @@ use std::{collections::BTreeMap, path::Path};
 use crate::{
     engine::plan::{MAX_EXTENT, latent_shapes},
     error::{Error, Result},
-    image_out::AtomicFile,
     model::{
         checkpoint::Checkpoint,
         safetensors::{self, Metadata, Reader},
         sampler::Latent,
     },
     ops::Shape,
+    store::AtomicFile,
 };
 
 /// Value of `format` in the metadata.

@@ -5,10 +5,10 @@
 
 pub mod denoise;
 pub mod device;
+pub mod encode;
 pub mod latents;
-pub mod picture;
 pub mod plan;
-pub mod receipt;
+pub mod provenance;
 pub mod tiles;
 
 use std::{
@@ -27,12 +27,12 @@ use crate::{
     model::{
         arch::Arch,
         checkpoint::Checkpoint,
-        sampler::{Latent, Sampling},
+        sampler::{Latent, SamplerState},
     },
     ops::Ops,
 };
 use plan::{Plan, Rect, Tiling};
-use tiles::{Canvas, TileDecoder};
+use tiles::{PixelBuffer, TileDecoder};
 
 /// Progress of an image.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -146,7 +146,7 @@ pub fn generate<O: Ops>(
     scratch: &Path,
     observer: &mut dyn Observer,
     cancel: &Cancel,
-) -> Result<Canvas> {
+) -> Result<PixelBuffer> {
     make(ops, model, plan, |_| Ok(denoise::begin(plan)), scratch, observer, cancel)
 }
 
@@ -163,7 +163,7 @@ pub fn edit<O: Ops>(
     scratch: &Path,
     observer: &mut dyn Observer,
     cancel: &Cancel,
-) -> Result<Canvas> {
+) -> Result<PixelBuffer> {
     let begin = |ops: &mut O| denoise::begin_from(ops, model, plan, picture);
     make(ops, model, plan, begin, scratch, observer, cancel)
 }
@@ -172,13 +172,13 @@ fn make<O: Ops>(
     ops: &mut O,
     model: &Checkpoint,
     plan: &Plan,
-    begin: impl FnOnce(&mut O) -> Result<Sampling>,
+    begin: impl FnOnce(&mut O) -> Result<SamplerState>,
     scratch: &Path,
     observer: &mut dyn Observer,
     cancel: &Cancel,
-) -> Result<Canvas> {
+) -> Result<PixelBuffer> {
     // A full disk must be an error before the arithmetic, which may take hours.
-    let canvas = Canvas::create(scratch, plan.spec.width, plan.spec.height, plan.spec.bits)?;
+    let canvas = PixelBuffer::create(scratch, plan.spec.width, plan.spec.height, plan.spec.bits)?;
     for message in &plan.notices {
         observer.event(Event::Notice { message: message.clone() });
     }
@@ -198,11 +198,11 @@ pub fn reconstruct<O: Ops>(
     arch: &Arch,
     picture: Picture,
     tiling: &Tiling,
-    canvas: Canvas,
+    canvas: PixelBuffer,
     observer: &mut dyn Observer,
     cancel: &Cancel,
-) -> Result<Canvas> {
-    let latents = picture::encode(ops, arch, picture)?;
+) -> Result<PixelBuffer> {
+    let latents = encode::encode(ops, arch, picture)?;
     decode(ops, arch, &latents, tiling, canvas, observer, cancel)
 }
 
@@ -215,10 +215,10 @@ pub fn decode<O: Ops>(
     arch: &Arch,
     latents: &[Latent],
     tiling: &Tiling,
-    mut canvas: Canvas,
+    mut canvas: PixelBuffer,
     observer: &mut dyn Observer,
     cancel: &Cancel,
-) -> Result<Canvas> {
+) -> Result<PixelBuffer> {
     cancel.check()?;
     observer.event(Event::Decoding { of: tiling.tiles.len() });
     let decoder = TileDecoder::new(ops, arch, latents)?;

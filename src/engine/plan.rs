@@ -3,12 +3,13 @@
 //! A [`Plan`] can always be carried out: impossible sizes, step counts and tiles are refused when it is made, with the wrong
 //! value, its limit and the nearest valid value.
 
+pub use crate::geometry::Rect;
 use crate::{
     error::{Error, Expected, Result},
-    exec::trace,
+    exec::memory::MEMORY,
     image_out::Bits,
-    model::{arch::Arch, decoder, sampler::Method, schedule::Schedule},
-    ops::{Shape, Window},
+    model::{arch::Arch, cost, decoder, params, sampler::Sampler, schedule::Schedule},
+    ops::{Shape, tracer::Cost},
 };
 
 /// Largest width or height of a generated picture, in pixels.
@@ -67,7 +68,7 @@ pub struct Spec {
     /// Denoising steps, 1 to [`MAX_STEPS`].
     pub steps: usize,
     /// Sampler.
-    pub method: Method,
+    pub sampler: Sampler,
     /// Size of the decoder's tiles.
     pub tile: TileSize,
     /// Bits of a sample.
@@ -85,7 +86,7 @@ impl Spec {
             width: arch.width,
             height: arch.height,
             steps: 25,
-            method: Method::Dpmpp,
+            sampler: Sampler::Dpmpp,
             tile: TileSize::Pixels(512),
             bits: Bits::Eight,
             strength: None,
@@ -96,30 +97,6 @@ impl Spec {
     fn first_step(&self) -> usize {
         let made = self.strength.map_or(1.0, |strength| strength.clamp(0.0, 1.0));
         self.steps - (made * self.steps as f64).round() as usize
-    }
-}
-
-/// A rectangle of a picture, in its pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Rect {
-    /// First column.
-    pub x: usize,
-    /// First row.
-    pub y: usize,
-    /// Columns.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-}
-
-impl Rect {
-    /// True if the two share a pixel.
-    pub fn intersects(self, other: Self) -> bool {
-        let meet = |a: usize, a_len: usize, b: usize, b_len: usize| {
-            a < b.saturating_add(b_len) && b < a.saturating_add(a_len)
-        };
-        meet(self.x, self.width, other.x, other.width)
-            && meet(self.y, self.height, other.y, other.height)
     }
 }
 
@@ -134,7 +111,7 @@ pub struct Tile {
     pub rect: Rect,
     /// The part of the global stage's output that the tile reads, in pixels of the finest latent's grid: the tile and the halo around
     /// it, clipped to the grid.
-    pub window: Window,
+    pub window: Rect,
 }
 
 /// The tiles of a picture.
@@ -165,7 +142,7 @@ impl Tiling {
             TileSize::Pixels(side) => (side, side),
             TileSize::Whole => (width, height),
         };
-        let halo = trace::halo(arch)?;
+        let halo = cost::halo(arch)?;
         let factor = arch.finest_factor();
         let coarsest = arch.coarsest_factor();
         let padded = |extent: usize| extent.next_multiple_of(coarsest) / factor;
@@ -186,7 +163,7 @@ impl Tiling {
                     column,
                     row,
                     rect: Rect { x, y, width: w, height: h },
-                    window: Window { y: window_y, x: window_x, h: window_h, w: window_w },
+                    window: Rect { x: window_x, y: window_y, width: window_w, height: window_h },
                 });
             }
         }
@@ -195,8 +172,8 @@ impl Tiling {
 
     /// Rows and columns of the largest window of any tile, in pixels of the finest latent's grid: they set the local stage's memory.
     pub fn largest_window(&self) -> (usize, usize) {
-        let rows = self.tiles.iter().map(|t| t.window.h).max().unwrap_or(0);
-        let columns = self.tiles.iter().map(|t| t.window.w).max().unwrap_or(0);
+        let rows = self.tiles.iter().map(|t| t.window.height).max().unwrap_or(0);
+        let columns = self.tiles.iter().map(|t| t.window.width).max().unwrap_or(0);
         (rows, columns)
     }
 }
@@ -215,12 +192,14 @@ pub struct Plan {
     /// Tiles of the local stage.
     pub tiling: Tiling,
     /// Bytes of the decoded picture.
-    pub arena_bytes: u64,
+    pub picture_bytes: u64,
     /// Estimate of the peak memory in bytes: tensors, weights (as loaded and as packed for the device) and scratch memory of
     /// operators.
     pub peak_bytes: u64,
     /// Floating-point operations of the whole image.
     pub flops: u64,
+    /// Floating-point operations of its parts.
+    pub cost: CostBreakdown,
     /// Remarks for the user, such as an untrained size; nothing is wrong.
     pub notices: Vec<String>,
 }
@@ -249,16 +228,17 @@ impl Plan {
         let schedule = Schedule::new(&arch.noise, spec.steps);
         let first_step = spec.first_step();
 
-        let unet = trace::unet_cost(arch, width, height)?;
+        let unet = cost::unet_cost(arch, &MEMORY, width, height)?;
         let encode = match spec.strength {
-            Some(_) => trace::encoder_cost(arch, width, height)?,
-            None => trace::Cost::default(),
+            Some(_) => cost::encoder_cost(arch, &MEMORY, width, height)?,
+            None => Cost::default(),
         };
         let decode = decode_cost(arch, &tiling)?;
-        let params = trace::params(arch)?;
+        let steps = (schedule.steps() - first_step).max(1) as u64;
+        let params = params::params(arch)?;
         let values: usize = params.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         let samples = 3 * spec.width as u64 * spec.height as u64;
-        let evaluations = schedule.evaluations(spec.method, first_step) as u64;
+        let evaluations = schedule.evaluations(spec.sampler, first_step) as u64;
 
         let mut notices = Vec::new();
         if (spec.width, spec.height) != (arch.width, arch.height) {
@@ -271,11 +251,17 @@ impl Plan {
             latents,
             schedule,
             first_step,
-            arena_bytes: samples * spec.bits.sample_len() as u64,
+            picture_bytes: samples * spec.bits.sample_len() as u64,
             peak_bytes: 4 * values as u64
                 + (unet.packed_bytes + decode.packed_bytes + encode.packed_bytes)
                 + unet.peak_bytes.max(decode.peak_bytes).max(encode.peak_bytes),
             flops: encode.flops + evaluations * unet.flops + decode.flops,
+            cost: CostBreakdown {
+                encode_flops: encode.flops,
+                step_flops: unet.flops * evaluations / steps,
+                global_flops: decode.global_flops,
+                tile_flops: (decode.flops - decode.global_flops) / tiling.tiles.len() as u64,
+            },
             notices,
             tiling,
             spec,
@@ -304,11 +290,26 @@ impl Plan {
     }
 }
 
+/// Floating-point operations of the parts of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CostBreakdown {
+    /// Encoding the picture that is edited; 0 without one.
+    pub encode_flops: u64,
+    /// A denoising step, on average.
+    pub step_flops: u64,
+    /// The decoder's global stage.
+    pub global_flops: u64,
+    /// A tile, on average.
+    pub tile_flops: u64,
+}
+
 /// Cost of decoding one picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeCost {
     /// Floating-point operations, halos included.
     pub flops: u64,
+    /// Those of the global stage.
+    pub global_flops: u64,
     /// Most bytes of tensors and scratch memory at one time.
     pub peak_bytes: u64,
     /// Upper bound in bytes of a backend's packed weights.
@@ -323,25 +324,26 @@ pub fn decode_cost(arch: &Arch, tiling: &Tiling) -> Result<DecodeCost> {
     let coarsest = arch.coarsest_factor();
     let (width, height) =
         (tiling.width.next_multiple_of(coarsest), tiling.height.next_multiple_of(coarsest));
-    let global = trace::global_cost(arch, width, height)?;
+    let global = cost::global_cost(arch, &MEMORY, width, height)?;
     // A picture has at most nine different windows: corners, edges and the middle.
     let mut windows = std::collections::HashMap::new();
     for tile in &tiling.tiles {
-        *windows.entry((tile.window.h, tile.window.w)).or_insert(0u64) += 1;
+        *windows.entry((tile.window.height, tile.window.width)).or_insert(0u64) += 1;
     }
     // The global stage's output stays: features and RGB stream on the finest latent's grid.
     let stage = arch.decoder.stages[decoder::local_stages(arch)];
     let grid = (width / arch.finest_factor()) * (height / arch.finest_factor());
     let kept = 4 * (grid * (stage.channels + 3)) as u64;
-    let trace::Cost { flops, peak_bytes, packed_bytes: global_packed, .. } = global;
-    let mut cost = DecodeCost { flops, peak_bytes, packed_bytes: global_packed };
+    let Cost { flops, peak_bytes, packed_bytes: global_packed, .. } = global;
+    let mut total =
+        DecodeCost { flops, global_flops: flops, peak_bytes, packed_bytes: global_packed };
     for ((rows, columns), count) in windows {
-        let local = trace::local_cost(arch, rows, columns)?;
-        cost.packed_bytes = global_packed + local.packed_bytes;
-        cost.flops += count * local.flops;
-        cost.peak_bytes = cost.peak_bytes.max(kept + local.peak_bytes);
+        let local = cost::local_cost(arch, &MEMORY, rows, columns)?;
+        total.packed_bytes = global_packed + local.packed_bytes;
+        total.flops += count * local.flops;
+        total.peak_bytes = total.peak_bytes.max(kept + local.peak_bytes);
     }
-    Ok(cost)
+    Ok(total)
 }
 
 /// Shape of every level's latent for a picture of `width` x `height` pixels, finest first.

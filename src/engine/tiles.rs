@@ -2,7 +2,7 @@
 //!
 //! The global stage runs once and its output stays on the device. A tile needs a window of it: its own rectangle and the
 //! halo, which the receptive field of the local stage bounds. So memory depends on the size of a tile, not on that of the
-//! picture. Decoded pixels go into the memory-mapped [`Canvas`], from which the writers read.
+//! picture. Decoded pixels go into the memory-mapped [`PixelBuffer`], from which the writers read.
 
 use std::path::Path;
 
@@ -12,10 +12,10 @@ use crate::{
         plan::{Rect, Tile},
     },
     error::{Error, Result},
-    image_out::{Area, Bits, PixelSource, RawPixels},
+    image_out::{Bits, PixelSource, RawPixels},
     model::{arch::Arch, decoder, sampler::Latent},
-    ops::{Download, Ops, Window},
-    store::{self, Arena},
+    ops::{Download, Ops},
+    store::{self, BackingFile},
 };
 
 /// The global stage's output of one picture, from which any tile can be decoded at any time.
@@ -58,11 +58,11 @@ impl<O: Ops> TileDecoder<O> {
         let decoded = decoder::local_stage(ops, arch, features, rgb)?;
         // The halo is cropped on the device: only the tile's own pixels are copied back.
         let factor = arch.finest_factor();
-        let own = Window {
-            y: tile.rect.y - tile.window.y * factor,
+        let own = Rect {
             x: tile.rect.x - tile.window.x * factor,
-            h: tile.rect.height,
-            w: tile.rect.width,
+            y: tile.rect.y - tile.window.y * factor,
+            width: tile.rect.width,
+            height: tile.rect.height,
         };
         let own = ops.crop(&decoded, own)?;
         ops.download_later(&own)
@@ -78,7 +78,7 @@ impl<O: Ops> TileDecoder<O> {
 }
 
 /// A preview, rows of 8-bit RGB, from the decoder's `latents` from `level` on, the coarsest ones. Finer ones count as zero, as in
-/// training. The preview has twice the sides of `level`'s grid ([`decoder::layout`]), at most those of the finest latent's grid,
+/// training. The preview has twice the sides of `level`'s grid ([`decoder::coarse_preview`]), at most those of the finest latent's grid,
 /// so that a preview of a coarse level is cheap.
 ///
 /// # Errors
@@ -94,7 +94,7 @@ pub fn preview<O: Ops>(
         false => ops.upload(latent.shape, &latent.data),
     });
     let seen = seen.collect::<Result<Vec<_>>>()?;
-    let rgb = decoder::layout(ops, arch, &seen, level)?;
+    let rgb = decoder::coarse_preview(ops, arch, &seen, level)?;
     small(ops, &rgb)
 }
 
@@ -130,9 +130,9 @@ pub fn samples(rect: Rect, values: &[f32], bits: Bits) -> Result<Vec<u8>> {
 }
 
 /// Position of the samples of `rect` in a picture of `width` columns whose rows have no gaps.
-pub fn placed(rect: Rect, width: usize, bits: Bits) -> store::Rect {
+pub fn placed(rect: Rect, width: usize, bits: Bits) -> store::RowSpan {
     let pixel = bits.pixel_len();
-    store::Rect {
+    store::RowSpan {
         offset: (rect.y * width + rect.x) * pixel,
         stride: width * pixel,
         row_len: rect.width * pixel,
@@ -141,21 +141,21 @@ pub fn placed(rect: Rect, width: usize, bits: Bits) -> store::Rect {
 }
 
 /// A picture being decoded: rows of RGB samples in a nameless memory-mapped file, which is deleted when the value is dropped.
-pub struct Canvas {
-    arena: Arena,
+pub struct PixelBuffer {
+    file: BackingFile,
     width: usize,
     height: usize,
     bits: Bits,
 }
 
-impl Canvas {
+impl PixelBuffer {
     /// Allocates the whole picture in a nameless file in the directory `dir`, so that a full disk is an error here and not later.
     ///
     /// # Errors
     /// [`crate::error::Kind::Io`] when the file can't be made or the disk is full.
     pub fn create(dir: &Path, width: usize, height: usize, bits: Bits) -> Result<Self> {
-        let arena = Arena::create(dir, (width * height * bits.pixel_len()) as u64)?;
-        Ok(Self { arena, width, height, bits })
+        let file = BackingFile::create(dir, (width * height * bits.pixel_len()) as u64)?;
+        Ok(Self { file, width, height, bits })
     }
 
     /// Writes the samples of one tile, as returned by [`samples`].
@@ -163,12 +163,12 @@ impl Canvas {
     /// # Errors
     /// [`crate::error::Kind::Internal`] when they don't fill `rect` or it leaves the picture.
     pub fn put(&mut self, rect: Rect, samples: &[u8]) -> Result<()> {
-        self.arena.write_rect(placed(rect, self.width, self.bits), samples)
+        self.file.write_rows(placed(rect, self.width, self.bits), samples)
     }
 
     /// All samples: rows without gaps, R G B, in the machine's byte order.
     pub fn bytes(&self) -> &[u8] {
-        self.arena.bytes()
+        self.file.bytes()
     }
 
     /// Bits of a sample.
@@ -183,7 +183,7 @@ impl Canvas {
 }
 
 struct Source<'a> {
-    canvas: &'a Canvas,
+    canvas: &'a PixelBuffer,
     cancel: &'a Cancel,
 }
 
@@ -200,7 +200,7 @@ impl PixelSource for Source<'_> {
         self.canvas.bits
     }
 
-    fn read(&self, area: Area, buffer: &mut [u8]) -> Result<()> {
+    fn read(&self, area: Rect, buffer: &mut [u8]) -> Result<()> {
         self.cancel.check()?;
         RawPixels::new(self.canvas.bytes(), self.width(), self.height(), self.bits())?
             .read(area, buffer)

@@ -3,6 +3,6 @@
 pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+pub mod memory;
 pub mod reference;
-pub mod trace;
 mod winograd;

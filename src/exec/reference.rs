@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     error::Result,
-    ops::{self, Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
+    ops::{self, Conv2d, GroupNorm, Ops, PixelNorm, Rect, Shape, weights::Weights},
 };
 
 /// The reference backend.
@@ -149,7 +149,7 @@ impl Ops for Reference {
         Ok(Tensor::new(shape, out))
     }
 
-    fn crop(&mut self, x: &Tensor, window: Window) -> Result<Tensor> {
+    fn crop(&mut self, x: &Tensor, window: Rect) -> Result<Tensor> {
         let shape = ops::crop::output_shape(x.shape, window)?;
         Ok(Tensor::new(shape, ops::crop::reference(&x.data, x.shape, window)))
     }

@@ -1,4 +1,4 @@
-//! What a picture file says of itself: program, time, a sentence, a receipt.
+//! Metadata of a picture file: program, time, description, generation metadata.
 
 use std::{
     fmt::Write as _,
@@ -10,39 +10,37 @@ use serde_json::{Map, Value};
 /// Namespace of the receipt's properties in XMP.
 const NAMESPACE: &str = "urn:tessera:receipt:1#";
 
-/// What is written beside the pixels.
-#[derive(Clone, Debug, PartialEq)]
+/// Metadata that is written with the pixels.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata {
-    /// One sentence for people, shown by viewers.
+    /// One sentence, shown by viewers.
     pub description: String,
-    /// When the picture was made, if the file is to say so. Files with equal pixels and equal metadata are equal bytes.
+    /// Time of making, if the file is to have one. Files with equal pixels and equal metadata have equal bytes.
     pub created: Option<SystemTime>,
-    /// What the picture was made from, so that it can be made again: seed, hash of the model,
-    /// sampler, steps, device, sizes. In XMP it stands whole, as JSON, in the property `receipt`,
-    /// and its simple entries stand as a property each.
+    /// Generation metadata, from which the picture can be made again: seed, hash of the model, sampler, steps, device, sizes. XMP has
+    /// all of it as JSON in the property `receipt`, and every simple entry as a property.
     pub receipt: Map<String, Value>,
 }
 
 impl Metadata {
-    /// Program and version.
+    /// Name and version of this program.
     pub fn software() -> &'static str {
         concat!("Tessera ", env!("CARGO_PKG_VERSION"))
     }
 
-    /// The description in ASCII, as TIFF's and PNG's plain text fields need it: each other
-    /// character becomes a question mark. XMP has it unchanged.
+    /// The description in ASCII for the text fields of TIFF and PNG: other characters become question marks. XMP has it unchanged.
     pub(super) fn ascii_description(&self) -> String {
         let plain = |c: char| if matches!(c, ' '..='~' | '\n') { c } else { '?' };
         self.description.chars().map(plain).collect()
     }
 
-    /// The time as TIFF writes it, in UTC: `YYYY:MM:DD HH:MM:SS`.
+    /// The time in UTC as TIFF writes it: `YYYY:MM:DD HH:MM:SS`.
     pub(super) fn tiff_time(&self) -> Option<String> {
         let (year, month, day, [hour, minute, second]) = self.utc()?;
         Some(format!("{year:04}:{month:02}:{day:02} {hour:02}:{minute:02}:{second:02}"))
     }
 
-    /// The time by RFC 3339, in UTC.
+    /// The time in UTC by RFC 3339.
     pub(super) fn rfc3339_time(&self) -> Option<String> {
         let (year, month, day, [hour, minute, second]) = self.utc()?;
         Some(format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"))
@@ -100,7 +98,7 @@ fn property(to: &mut String, name: &str, text: &str) {
     let _ = writeln!(to, "<{name}>{}</{name}>", escaped(text));
 }
 
-/// `text` as XML character data. Characters that XML 1.0 can't hold become U+FFFD.
+/// `text` escaped as XML character data; characters that XML 1.0 does not allow become U+FFFD.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -146,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_those_of_the_calendar() {
+    fn metadata_times_follow_the_gregorian_calendar() {
         for (seconds, expected) in [
             (0, "1970:01:01 00:00:00"),
             (951_782_399, "2000:02:28 23:59:59"),
@@ -161,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn text_can_not_break_out_of_its_field() {
+    fn metadata_text_is_escaped() {
         let metadata = metadata(0);
         assert_eq!(metadata.ascii_description(), "a <b> & c? ?");
         let xmp = metadata.xmp();

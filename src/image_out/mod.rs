@@ -1,11 +1,19 @@
-//! Pictures out: tiled multi-resolution TIFF, PNG, metadata.
+//! Output files: tiled multi-resolution TIFF, PNG, metadata.
 //!
-//! The guarantee: the file under its final name is complete and on the disk, or it is not there.
-//! [`write()`] builds it under a temporary name beside it, reads the picture window by window from a
-//! [`PixelSource`], and needs memory for a few dozen tiles (TIFF) or rows (PNG), whatever the
-//! picture's size.
+//! Guarantee: a file under its final name is complete and on the disk, or it is not there. [`write()`] writes to a temporary
+//! name in the same directory, reads the picture window by window from a [`PixelSource`], and needs memory for a few dozen
+//! tiles (TIFF) or rows (PNG), independent of the picture's size.
+//!
+//! ```
+//! use tessera::image_out::{self, Bits, Metadata, RawPixels};
+//!
+//! let grey = [128; 3 * 4 * 2];
+//! let source = RawPixels::new(&grey, 4, 2, Bits::Eight)?;
+//! let metadata = Metadata { description: "grey".into(), ..Metadata::default() };
+//! image_out::write(&std::env::temp_dir().join("grey.png"), &source, &metadata)?;
+//! # Ok::<(), tessera::error::Error>(())
+//! ```
 
-mod atomic;
 mod icc;
 mod metadata;
 mod png;
@@ -14,13 +22,15 @@ mod tiff;
 
 use std::path::Path;
 
-pub use atomic::{AtomicFile, preflight, sync_directory};
 pub use icc::srgb_profile;
 pub use metadata::Metadata;
-pub use tiff::{CLASSIC_LIMIT, TILE, write_tiff, write_tiff_with};
+pub use tiff::{CLASSIC_LIMIT, write_tiff, write_tiff_with};
 
 pub use self::png::write_png;
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    geometry::Rect,
+};
 
 /// Bits per sample of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,20 +56,7 @@ impl Bits {
     }
 }
 
-/// A rectangle of a picture, in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Area {
-    /// Left column.
-    pub x: u32,
-    /// Top row.
-    pub y: u32,
-    /// Number of columns.
-    pub width: u32,
-    /// Number of rows.
-    pub height: u32,
-}
-
-/// A picture of interleaved sRGB samples that can be read in any order, from several threads.
+/// A picture of interleaved sRGB samples that can be read in any order and from several threads.
 pub trait PixelSource: Sync {
     /// Width in pixels.
     fn width(&self) -> u32;
@@ -75,12 +72,11 @@ pub trait PixelSource: Sync {
     ///
     /// # Errors
     ///
-    /// An error ends the writing and is passed on; a cancelled job is one.
-    fn read(&self, area: Area, buffer: &mut [u8]) -> Result<()>;
+    /// Any error, such as [`Kind::Cancelled`]; the writer stops and returns it.
+    fn read(&self, area: Rect, buffer: &mut [u8]) -> Result<()>;
 }
 
-/// A picture in a slice of bytes, such as an arena's: rows without gaps, R G B, samples in the
-/// machine's byte order.
+/// A picture in a slice of bytes: rows without gaps, R G B, samples in the machine's byte order.
 #[derive(Clone, Copy, Debug)]
 pub struct RawPixels<'a> {
     bytes: &'a [u8],
@@ -124,12 +120,12 @@ impl PixelSource for RawPixels<'_> {
         self.bits
     }
 
-    fn read(&self, area: Area, buffer: &mut [u8]) -> Result<()> {
+    fn read(&self, area: Rect, buffer: &mut [u8]) -> Result<()> {
         let pixel = self.bits.pixel_len();
         let stride = self.width as usize * pixel;
-        let row_len = area.width as usize * pixel;
-        let left = area.x as usize * pixel;
-        let rows = self.bytes.chunks_exact(stride).skip(area.y as usize);
+        let row_len = area.width * pixel;
+        let left = area.x * pixel;
+        let rows = self.bytes.chunks_exact(stride).skip(area.y);
         for (to, from) in buffer.chunks_exact_mut(row_len).zip(rows) {
             to.copy_from_slice(&from[left..left + row_len]);
         }
@@ -137,7 +133,7 @@ impl PixelSource for RawPixels<'_> {
     }
 }
 
-/// A file format for pictures, chosen by the ending of the file's name.
+/// A file format, selected by the file's extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `.tif`, `.tiff`: tiled, with overviews.
@@ -147,11 +143,11 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format that `path` asks for.
+    /// The format of `path` by its extension.
     ///
     /// # Errors
     ///
-    /// [`Kind::InvalidArgument`] if its ending is none of `.tif`, `.tiff`, `.png` (in any case).
+    /// [`Kind::InvalidArgument`] if the extension is none of `.tif`, `.tiff`, `.png` (in any case).
     pub fn of(path: &Path) -> Result<Self> {
         let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
         match ending.to_str() {
@@ -162,13 +158,12 @@ impl Format {
     }
 }
 
-/// Writes `source` to `path` in the format that the name asks for, replacing what is there.
+/// Writes `source` to `path` in the format of its extension, replacing an existing file.
 ///
 /// # Errors
 ///
-/// [`Kind::InvalidArgument`] if the name's ending is unknown or the format can't hold the picture;
-/// [`Kind::Io`] if the file can't be written (then nothing is left, and a file that was there
-/// before still is); what `source` returns.
+/// [`Kind::InvalidArgument`] if the extension is unknown or the format can't hold the picture; [`Kind::Io`] if the file can't be
+/// written (no partial file is left, and an existing file is unchanged); those of `source`.
 pub fn write(path: &Path, source: &dyn PixelSource, metadata: &Metadata) -> Result<()> {
     match Format::of(path)? {
         Format::Tiff => write_tiff(path, source, metadata, CLASSIC_LIMIT),
@@ -176,7 +171,7 @@ pub fn write(path: &Path, source: &dyn PixelSource, metadata: &Metadata) -> Resu
     }
 }
 
-/// Refuses pictures without pixels and those with a side longer than `limit`.
+/// Checks that both sides are from 1 to `limit`.
 fn check_size(source: &dyn PixelSource, limit: u32) -> Result<()> {
     for (name, value) in [("width", source.width()), ("height", source.height())] {
         if !(1..=limit).contains(&value) {

@@ -1,4 +1,4 @@
-//! PNG, for pictures that are looked at whole.
+//! PNG output.
 
 use std::path::Path;
 
@@ -6,13 +6,17 @@ use png::{
     BitDepth, ColorType, Encoder, EncodingError, PixelDimensions, SrgbRenderingIntent, Unit,
 };
 
-use super::{Area, AtomicFile, Bits, Metadata, PixelSource, check_size};
-use crate::error::{Error, Result};
+use super::{Bits, Metadata, PixelSource, check_size};
+use crate::{
+    error::{Error, Result},
+    geometry::Rect,
+    store::AtomicFile,
+};
 
-/// Writes `source` as a PNG to `path`, replacing what is there.
+/// Writes `source` as a PNG to `path`, replacing an existing file.
 ///
-/// It has an sRGB chunk, the description, program and time as text, and the receipt as XMP. Rows
-/// are read and compressed one by one.
+/// It has an sRGB chunk, the description, program and time as text, and the generation metadata as XMP. Rows are read and
+/// compressed one by one.
 ///
 /// # Errors
 ///
@@ -27,10 +31,10 @@ pub fn write_png(path: &Path, source: &dyn PixelSource, metadata: &Metadata) -> 
     let mut writer =
         encoder(&mut file, source, metadata).and_then(Encoder::write_header).map_err(failed)?;
     let mut rows = writer.stream_writer().map_err(failed)?;
-    let width = source.width();
-    let mut row = vec![0; width as usize * source.bits().pixel_len()];
-    for y in 0..source.height() {
-        source.read(Area { x: 0, y, width, height: 1 }, &mut row)?;
+    let width = source.width() as usize;
+    let mut row = vec![0; width * source.bits().pixel_len()];
+    for y in 0..source.height() as usize {
+        source.read(Rect { x: 0, y, width, height: 1 }, &mut row)?;
         if source.bits() == Bits::Sixteen {
             for sample in row.chunks_exact_mut(2) {
                 let big_endian = u16::from_ne_bytes([sample[0], sample[1]]).to_be_bytes();

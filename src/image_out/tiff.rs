@@ -1,9 +1,9 @@
 //! Tiled multi-resolution TIFF: Deflate with horizontal predictor, the overviews as further
 //! directories.
 //!
-//! One pass over the tiles of level 0 in Z-order: each tile is compressed, and every four make one
-//! of the level above at once. So the pixels are read once, nothing is kept but the tiles on the
-//! way up, and the file's bytes don't depend on the number of threads.
+//! One pass over the tiles of the picture in Z-order (Morton 1966): each tile is compressed, and every four are combined to one of the
+//! level above at once. So the pixels are read once, memory holds only the tiles of one path up the pyramid, and the file's bytes
+//! do not depend on the number of threads.
 
 use std::{
     io::{Seek, Write},
@@ -23,15 +23,18 @@ use tiff::{
     },
 };
 
-pub use super::pyramid::TILE;
 use super::{
-    AtomicFile, Bits, Metadata, PixelSource, check_size,
-    pyramid::{self, Level, Place, ROW, Sample, Tile},
+    Bits, Metadata, PixelSource, check_size,
+    pyramid::{self, ROW, Sample, Tile},
     srgb_profile,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    geometry::{Pyramid, TILE, TilePosition},
+    store::AtomicFile,
+};
 
-/// Bytes that a classic TIFF can address.
+/// Largest file in bytes that a classic TIFF can address.
 pub const CLASSIC_LIMIT: u64 = u32::MAX as u64;
 
 /// XMP packet (XMP specification part 3, 1.1.2.2); the `tiff` crate has no name for it.
@@ -40,18 +43,17 @@ const XMP: Tag = Tag::Unknown(700);
 /// NewSubfileType of an overview: a reduced-resolution version of another image (TIFF 6.0, p. 36).
 const REDUCED: u32 = 1;
 
-/// The highest level whose whole subtree is compressed at once, in parallel: 64 tiles of level 0,
-/// at most 25 MB raw. Bounds the memory, and keeps 64 cores busy.
+/// Halvings of the highest level whose whole subtree is compressed at once, in parallel: 64 tiles of the picture, at most 25 MB raw.
+/// Bounds the memory and occupies 64 cores.
 const PARALLEL_LEVEL: usize = 3;
 
 /// zlib's own default: beyond it the files hardly shrink.
 const DEFLATE_LEVEL: Compression = Compression::new(6);
 
-/// Writes `source` as a tiled multi-resolution TIFF to `path`, replacing what is there.
+/// Writes `source` as a tiled multi-resolution TIFF to `path`, replacing an existing file.
 ///
-/// The file is classic TIFF if even uncompressed it could not exceed `classic_limit` bytes, which
-/// should be [`CLASSIC_LIMIT`], and BigTIFF otherwise. (How well it will compress is not known
-/// before it is written.)
+/// The file is a classic TIFF if it could not exceed `classic_limit` bytes even uncompressed, and BigTIFF otherwise. `classic_limit`
+/// should be [`CLASSIC_LIMIT`].
 ///
 /// # Errors
 ///
@@ -65,11 +67,11 @@ pub fn write_tiff(
     write_tiff_with(path, source, || Ok(metadata.clone()), classic_limit)
 }
 
-/// [`write_tiff`] with metadata that is asked for when all pixels are in the file, and need not be known before.
+/// As [`write_tiff`]; `metadata` is called when all pixels are in the file.
 ///
 /// # Errors
 ///
-/// See [`write`](super::write()); that of `metadata` ends the writing, too.
+/// See [`write`](super::write()); those of `metadata`.
 pub fn write_tiff_with(
     path: &Path,
     source: &dyn PixelSource,
@@ -78,19 +80,20 @@ pub fn write_tiff_with(
 ) -> Result<()> {
     check_size(source, i32::MAX as u32)?;
     let mut file = AtomicFile::create(path)?;
-    let pyramid = Pyramid { source, levels: Level::all(source.width(), source.height()) };
-    let big = pyramid.longest_file() > classic_limit.min(CLASSIC_LIMIT);
+    let (width, height) = (source.width() as usize, source.height() as usize);
+    let writer = Writer { source, pyramid: Pyramid { width, height } };
+    let big = writer.longest_file() > classic_limit.min(CLASSIC_LIMIT);
     let written = match (source.bits(), big) {
-        (Bits::Eight, false) => pyramid.write::<u8, TiffKindStandard>(&mut file, metadata),
-        (Bits::Eight, true) => pyramid.write::<u8, TiffKindBig>(&mut file, metadata),
-        (Bits::Sixteen, false) => pyramid.write::<u16, TiffKindStandard>(&mut file, metadata),
-        (Bits::Sixteen, true) => pyramid.write::<u16, TiffKindBig>(&mut file, metadata),
+        (Bits::Eight, false) => writer.write::<u8, TiffKindStandard>(&mut file, metadata),
+        (Bits::Eight, true) => writer.write::<u8, TiffKindBig>(&mut file, metadata),
+        (Bits::Sixteen, false) => writer.write::<u16, TiffKindStandard>(&mut file, metadata),
+        (Bits::Sixteen, true) => writer.write::<u16, TiffKindBig>(&mut file, metadata),
     };
     written.map_err(|failure| failure.about(path))?;
     file.commit()
 }
 
-/// What can go wrong between source and file.
+/// A failure of the source or of the file.
 enum Failure {
     Source(Error),
     File(TiffError),
@@ -122,28 +125,39 @@ impl Failure {
 
 /// A compressed tile.
 struct Packed {
-    place: Place,
+    position: TilePosition,
     bytes: Vec<u8>,
 }
 
-/// Where the tiles of one level lie in the file, row by row: the values of TileOffsets and
-/// TileByteCounts.
+/// Positions of the tiles of one level in the file, row by row: the values of TileOffsets and TileByteCounts.
 struct Index {
     offsets: Vec<u64>,
     lengths: Vec<u64>,
 }
 
-struct Pyramid<'a> {
+/// Writes the levels of a picture that are larger than a tile, and the first that is not.
+struct Writer<'a> {
     source: &'a dyn PixelSource,
-    levels: Vec<Level>,
+    pyramid: Pyramid,
 }
 
-impl Pyramid<'_> {
+impl Writer<'_> {
+    /// The levels in the file, largest first: the picture and its overviews.
+    fn levels(&self) -> impl Iterator<Item = usize> {
+        (self.pyramid.within(TILE)..=self.pyramid.last()).rev()
+    }
+
+    /// Number of tiles of a level.
+    fn tiles(&self, level: usize) -> usize {
+        let (columns, rows) = self.pyramid.tiles(level);
+        columns * rows
+    }
+
     /// Upper bound of the file's length: all tiles, each a little longer than raw (Deflate's stored
     /// blocks), its offset and length, and the directories.
     fn longest_file(&self) -> u64 {
-        let raw = (TILE as usize * ROW * self.source.bits().sample_len()) as u64;
-        let tiles: u64 = self.levels.iter().map(|level| level.tiles() as u64).sum();
+        let raw = (TILE * ROW * self.source.bits().sample_len()) as u64;
+        let tiles: u64 = self.levels().map(|level| self.tiles(level) as u64).sum();
         tiles.saturating_mul(raw + raw / 1000 + 64 + 16) + (1 << 20)
     }
 
@@ -153,101 +167,100 @@ impl Pyramid<'_> {
         metadata: impl FnOnce() -> Result<Metadata>,
     ) -> Result<(), Failure> {
         let mut encoder = TiffEncoder::<_, K>::new_generic(file)?;
-        let mut index: Vec<Index> = self
-            .levels
-            .iter()
-            .map(|level| Index { offsets: vec![0; level.tiles()], lengths: vec![0; level.tiles()] })
-            .collect();
+        let empty = |tiles| Index { offsets: vec![0; tiles], lengths: vec![0; tiles] };
+        // By number of halvings.
+        let mut index: Vec<Index> = self.levels().map(|level| empty(self.tiles(level))).collect();
+        let last = self.pyramid.last();
 
-        // All pixels come first in the file, through the first directory's encoder.
+        // All pixels come first in the file, written through the encoder of the first directory.
         let mut directory = encoder.image_directory()?;
-        let top = Place { level: self.levels.len() - 1, column: 0, row: 0 };
+        let top = TilePosition { level: self.pyramid.within(TILE), column: 0, row: 0 };
         self.branch::<T>(top, &mut |packed| {
-            let Place { level, column, row } = packed.place;
-            let at = row as usize * self.levels[level].columns() as usize + column as usize;
-            index[level].offsets[at] = directory.write_data(packed.bytes.as_slice())?;
-            index[level].lengths[at] = packed.bytes.len() as u64;
+            let TilePosition { level, column, row } = packed.position;
+            let at = row * self.pyramid.tiles(level).0 + column;
+            let index = &mut index[last - level];
+            index.offsets[at] = directory.write_data(packed.bytes.as_slice())?;
+            index.lengths[at] = packed.bytes.len() as u64;
             align(&mut directory, packed.bytes.len())
         })?;
 
-        describe(&mut directory, &metadata()?)?;
-        self.layout(&mut directory, self.levels[0], &index[0])?;
+        describe(&mut directory, &metadata()?, &srgb_profile()?)?;
+        self.layout(&mut directory, last, &index[0])?;
         directory.finish()?;
-        for (level, index) in self.levels.iter().zip(&index).skip(1) {
+        for (level, index) in self.levels().zip(&index).skip(1) {
             let mut directory = encoder.image_directory()?;
             directory.write_tag(Tag::NewSubfileType, REDUCED)?;
-            self.layout(&mut directory, *level, index)?;
+            self.layout(&mut directory, level, index)?;
             directory.finish()?;
         }
         Ok(())
     }
 
-    /// Hands all tiles of the subtree under `place` to `sink` and returns its topmost one.
+    /// Passes all tiles of the subtree under `position` to `sink` and returns its topmost one.
     fn branch<T: Sample>(
         &self,
-        place: Place,
+        position: TilePosition,
         sink: &mut dyn FnMut(Packed) -> TiffResult<()>,
     ) -> Result<Tile<T>, Failure> {
-        if place.level <= PARALLEL_LEVEL {
-            let (tile, packed) = self.leafy_branch(place)?;
+        if self.pyramid.last() - position.level <= PARALLEL_LEVEL {
+            let (tile, packed) = self.leafy_branch(position)?;
             for packed in packed {
                 sink(packed)?;
             }
             return Ok(tile);
         }
         let mut children = Vec::with_capacity(4);
-        for child in self.children(place) {
+        for child in self.children(position) {
             children.push((child, self.branch(child, sink)?));
         }
-        let tile = pyramid::combine(&children, self.levels[place.level], place);
+        let tile = pyramid::combine(&children, self.pyramid, position)?;
         drop(children);
-        sink(pack(place, &tile)?)?;
+        sink(pack(position, &tile)?)?;
         Ok(tile)
     }
 
-    /// The topmost tile of the subtree under `place`, and all of its tiles compressed. Parallel.
-    fn leafy_branch<T: Sample>(&self, place: Place) -> Result<(Tile<T>, Vec<Packed>)> {
-        let level = self.levels[place.level];
-        let (tile, mut packed) = if place.level == 0 {
-            (pyramid::read(self.source, level, place)?, Vec::new())
+    /// The topmost tile of the subtree under `position`, and all of its tiles compressed. Parallel.
+    fn leafy_branch<T: Sample>(&self, position: TilePosition) -> Result<(Tile<T>, Vec<Packed>)> {
+        let (tile, mut packed) = if position.level == self.pyramid.last() {
+            (pyramid::read(self.source, self.pyramid, position)?, Vec::new())
         } else {
-            let below = self.children(place).into_par_iter().map(|child| {
+            let below = self.children(position).into_par_iter().map(|child| {
                 self.leafy_branch(child).map(|(tile, packed)| ((child, tile), packed))
             });
             let (children, packed): (Vec<_>, Vec<_>) =
                 below.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-            let tile = pyramid::combine(&children, level, place);
+            let tile = pyramid::combine(&children, self.pyramid, position)?;
             (tile, packed.into_iter().flatten().collect())
         };
-        packed.push(pack(place, &tile)?);
+        packed.push(pack(position, &tile)?);
         Ok((tile, packed))
     }
 
-    /// The tiles below `place` that exist: one, two or four.
-    fn children(&self, place: Place) -> Vec<Place> {
-        let below = self.levels[place.level - 1];
+    /// The tiles below `position` that exist: one, two or four.
+    fn children(&self, position: TilePosition) -> Vec<TilePosition> {
+        let level = position.level + 1;
+        let (columns, rows) = self.pyramid.tiles(level);
         let corners = [(0, 0), (1, 0), (0, 1), (1, 1)];
         corners
             .into_iter()
-            .map(|(x, y)| Place {
-                level: place.level - 1,
-                column: 2 * place.column + x,
-                row: 2 * place.row + y,
-            })
-            .filter(|child| child.column < below.columns() && child.row < below.rows())
+            .map(|(x, y)| (2 * position.column + x, 2 * position.row + y))
+            .filter(|&(column, row)| column < columns && row < rows)
+            .map(|(column, row)| TilePosition { level, column, row })
             .collect()
     }
 
-    /// Tags that say how a level's pixels lie in the file.
+    /// Writes the tags of a level's pixel layout.
     fn layout<W: Write + Seek, K: TiffKind>(
         &self,
         directory: &mut DirectoryEncoder<'_, W, K>,
-        level: Level,
+        level: usize,
         index: &Index,
     ) -> TiffResult<()> {
+        let (width, height) = self.pyramid.size(level);
         let bits = 8 * self.source.bits().sample_len() as u16;
-        directory.write_tag(Tag::ImageWidth, level.width)?;
-        directory.write_tag(Tag::ImageLength, level.height)?;
+        // Sides are those of the source, which are u32.
+        directory.write_tag(Tag::ImageWidth, width as u32)?;
+        directory.write_tag(Tag::ImageLength, height as u32)?;
         directory.write_tag(Tag::BitsPerSample, [bits; 3])?;
         directory.write_tag(Tag::Compression, CompressionMethod::Deflate)?;
         directory.write_tag(Tag::PhotometricInterpretation, PhotometricInterpretation::RGB)?;
@@ -268,12 +281,13 @@ impl Pyramid<'_> {
     }
 }
 
-/// Tags of the whole picture, written for level 0 alone.
+/// Writes the tags of the whole picture, in the first directory only.
 fn describe<W: Write + Seek, K: TiffKind>(
     directory: &mut DirectoryEncoder<'_, W, K>,
     metadata: &Metadata,
+    profile: &[u8],
 ) -> TiffResult<()> {
-    let (xmp, profile) = (metadata.xmp(), srgb_profile());
+    let xmp = metadata.xmp();
     write_aligned(directory, Tag::ImageDescription, metadata.ascii_description().as_str())?;
     write_aligned(directory, Tag::Software, Metadata::software())?;
     if let Some(time) = metadata.tiff_time() {
@@ -281,7 +295,7 @@ fn describe<W: Write + Seek, K: TiffKind>(
     }
     write_aligned(directory, XMP, xmp.as_bytes())?;
     // Not BYTE but UNDEFINED (ICC.1:2001-04, B.4).
-    let entry = directory.write_entry_bytes(Type::UNDEFINED, &profile)?;
+    let entry = directory.write_entry_bytes(Type::UNDEFINED, profile)?;
     directory.extend_from(&Directory::from_iter([(Tag::IccProfile, entry)]));
     align(directory, profile.len())?;
     directory.write_tag(Tag::XResolution, Rational { n: 72, d: 1 })?;
@@ -300,7 +314,7 @@ fn write_aligned<W: Write + Seek, K: TiffKind, V: TiffValue + ?Sized>(
     if value.bytes() > inline { align(directory, value.bytes()) } else { Ok(()) }
 }
 
-/// Fills up to an even offset after `len` bytes.
+/// Pads to an even offset after `len` bytes.
 fn align<W: Write + Seek, K: TiffKind>(
     directory: &mut DirectoryEncoder<'_, W, K>,
     len: usize,
@@ -309,7 +323,7 @@ fn align<W: Write + Seek, K: TiffKind>(
 }
 
 /// Compresses a tile: horizontal differences (TIFF 6.0, section 14), then Deflate.
-fn pack<T: Sample>(place: Place, tile: &Tile<T>) -> Result<Packed> {
+fn pack<T: Sample>(position: TilePosition, tile: &Tile<T>) -> Result<Packed> {
     let mut differences = tile.clone();
     for row in differences.chunks_exact_mut(ROW) {
         for i in (3..ROW).rev() {
@@ -321,6 +335,6 @@ fn pack<T: Sample>(place: Place, tile: &Tile<T>) -> Result<Packed> {
     encoder
         .write_all(raw)
         .and_then(|()| encoder.finish())
-        .map(|bytes| Packed { place, bytes })
+        .map(|bytes| Packed { position, bytes })
         .map_err(|error| Error::internal("compressing a tile").with_source(error))
 }

@@ -15,10 +15,10 @@ use crate::{
         tiles,
     },
     error::{Error, Kind, Result},
-    image_out::{Bits, sync_directory},
+    image_out::Bits,
     jobs::{RETRY_AFTER, job::Saved, record::Record},
-    model::sampler::{Latent, Sampling},
-    store::{self, Arena, DirectoryLock, Journal},
+    model::sampler::{Latent, SamplerState},
+    store::{self, BackingFile, DirectoryLock, Journal, sync_directory},
 };
 
 /// Prefix of directories that are not jobs: being made, or being removed.
@@ -56,7 +56,7 @@ impl Layout {
         // z, and for samplers that look back the step before's D.
         let slot = (2 * 4 * values + 8usize).next_multiple_of(PAGE);
         let (width, bits) = (plan.spec.width, plan.spec.bits);
-        Self { slot, values, pixels: plan.arena_bytes as usize, width, bits }
+        Self { slot, values, pixels: plan.picture_bytes as usize, width, bits }
     }
 
     /// Bytes of the arena.
@@ -65,7 +65,7 @@ impl Layout {
     }
 
     /// Where the samples of `rect` lie.
-    fn placed(&self, rect: Rect) -> store::Rect {
+    fn placed(&self, rect: Rect) -> store::RowSpan {
         let mut placed = tiles::placed(rect, self.width, self.bits);
         placed.offset += 2 * self.slot;
         placed
@@ -121,7 +121,7 @@ impl JobDirectory {
         let failed = |e| Error::io("create", &self.0, e);
         let made = fs::create_dir(&making.0).map_err(failed).and_then(|()| {
             Journal::create(&making.journal())?.append(&[first.to_bytes()?])?;
-            drop(Arena::create_named(&making.arena(), layout.bytes(), lock)?);
+            drop(BackingFile::create_named(&making.arena(), layout.bytes(), lock)?);
             if let Some(source) = source {
                 fs::rename(source, making.source()).map_err(failed)?;
             }
@@ -153,9 +153,9 @@ impl JobDirectory {
     /// Maps the arena, for the one thread that works on the job.
     ///
     /// # Errors
-    /// Those of [`Arena::open_named`].
+    /// Those of [`BackingFile::open_named`].
     pub fn open_arena(&self, layout: &Layout, lock: &DirectoryLock) -> Result<Canvas> {
-        let arena = Arena::open_named(&self.arena(), layout.bytes(), lock)?;
+        let arena = BackingFile::open_named(&self.arena(), layout.bytes(), lock)?;
         Ok(Canvas { arena, layout: layout.clone(), next_slot: 0 })
     }
 
@@ -164,7 +164,7 @@ impl JobDirectory {
     /// # Errors
     /// [`Kind::Io`].
     pub fn read(&self, layout: &Layout, rect: Rect) -> Result<Vec<u8>> {
-        store::read_rect(&self.arena(), layout.placed(rect))
+        store::read_rows(&self.arena(), layout.placed(rect))
     }
 
     /// Removes the directory with all that is in it; what is left after a crash is not taken for a job.
@@ -183,7 +183,7 @@ impl JobDirectory {
 /// A job's arena, mapped.
 #[derive(Debug)]
 pub struct Canvas {
-    arena: Arena,
+    arena: BackingFile,
     layout: Layout,
     /// Where the next checkpoint goes.
     next_slot: usize,
@@ -194,7 +194,7 @@ impl Canvas {
     ///
     /// # Errors
     /// [`Kind::Io`].
-    pub fn save(&mut self, sampling: &Sampling) -> Result<(usize, u32)> {
+    pub fn save(&mut self, sampling: &SamplerState) -> Result<(usize, u32)> {
         let mut values: Vec<f32> = Vec::with_capacity(2 * self.layout.values);
         let previous = sampling.previous.iter().flatten();
         sampling.z.iter().chain(previous).for_each(|latent| values.extend(&latent.data));
@@ -211,7 +211,7 @@ impl Canvas {
     ///
     /// # Errors
     /// [`Kind::Io`] when the arena does not hold it any more.
-    pub(super) fn load(&mut self, plan: &Plan, saved: Saved) -> Result<Sampling> {
+    pub(super) fn load(&mut self, plan: &Plan, saved: Saved) -> Result<SamplerState> {
         let Saved { step, slot, crc32c } = saved;
         self.next_slot = 1 - slot.min(1);
         let start = slot.min(1) * self.layout.slot;
@@ -228,7 +228,7 @@ impl Canvas {
                         .collect()
                 };
                 let z = take();
-                return Ok(Sampling { step, z, previous: (latents == 2).then(take) });
+                return Ok(SamplerState { step, z, previous: (latents == 2).then(take) });
             }
         }
         Err(Error::wrong(
@@ -248,7 +248,7 @@ impl Canvas {
         let (mut start, mut end, mut sums) = (usize::MAX, 0, Vec::new());
         for &(rect, samples) in tiles {
             let placed = self.layout.placed(rect);
-            self.arena.write_rect(placed, samples)?;
+            self.arena.write_rows(placed, samples)?;
             let last = placed.offset + (placed.rows - 1) * placed.stride + placed.row_len;
             (start, end) = (start.min(placed.offset), end.max(last));
             sums.push(crc32c::crc32c(&little_endian(samples, self.layout.bits)));

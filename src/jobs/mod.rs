@@ -45,7 +45,7 @@ use crate::{
         plan::{Plan, Rect, Spec},
     },
     error::{Error, Expected, Resource, Result},
-    image_out::{self, Area, Bits, Format, Metadata, PixelSource},
+    image_out::{self, Bits, Format, Metadata, PixelSource},
     model::checkpoint::Checkpoint,
     store::DirectoryLock,
 };
@@ -225,12 +225,12 @@ impl Jobs {
     /// [`Kind::InvalidArgument`](crate::error::Kind) when it can't be made.
     pub fn quote(&self, spec: &Spec, model: &Checkpoint) -> Result<(Plan, Quote)> {
         let plan = Plan::new(spec.clone(), &model.arch)?;
-        let quote = self.quote_plan(&plan, model)?;
+        let quote = self.quote_plan(&plan);
         Ok((plan, quote))
     }
 
-    fn quote_plan(&self, plan: &Plan, model: &Checkpoint) -> Result<Quote> {
-        quote::quote(plan, &model.arch, self.shared.speed.time(plan.flops))
+    fn quote_plan(&self, plan: &Plan) -> Quote {
+        quote::quote(plan, self.shared.speed.time(plan.flops))
     }
 
     /// Queues a job; when this returns it is durable.
@@ -240,7 +240,7 @@ impl Jobs {
     /// queue is full or the disk is; [`Kind::Unavailable`](crate::error::Kind) while the server is shutting down; [`Kind::Io`](crate::error::Kind).
     pub fn create(&self, request: Request) -> Result<Arc<Job>> {
         let plan = request.plan()?;
-        let quote = self.quote_plan(&plan, &request.model)?;
+        let quote = self.quote_plan(&plan);
         let Request { model, spec, request_id, deadline, viewport, owner, source } = request;
         let memory = self.shared.settings.memory;
         if quote.memory_bytes > memory {
@@ -522,9 +522,8 @@ impl PixelSource for Pixels<'_> {
         self.0.plan.spec.bits
     }
 
-    fn read(&self, area: Area, buffer: &mut [u8]) -> Result<()> {
-        let [x, y, width, height] = [area.x, area.y, area.width, area.height].map(|v| v as usize);
-        buffer.copy_from_slice(&self.0.read(Rect { x, y, width, height })?);
+    fn read(&self, area: Rect, buffer: &mut [u8]) -> Result<()> {
+        buffer.copy_from_slice(&self.0.read(area)?);
         Ok(())
     }
 }

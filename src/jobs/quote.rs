@@ -9,11 +9,8 @@ use std::{
 };
 
 use crate::{
-    engine::plan::{self, Plan},
-    error::Result,
-    exec::trace,
+    engine::plan::{CostBreakdown, Plan},
     jobs::files::Layout,
-    model::arch::Arch,
 };
 
 /// What a job takes.
@@ -38,29 +35,18 @@ pub struct Quote {
 }
 
 /// What `plan` takes.
-pub(super) fn quote(plan: &Plan, arch: &Arch, compute_time: Duration) -> Result<Quote> {
-    let tiles = &plan.tiling.tiles;
-    let [width, height] = [plan.tiling.width, plan.tiling.height]
-        .map(|side| side.next_multiple_of(arch.coarsest_factor()));
-    let evaluations = plan.schedule.evaluations(plan.spec.method, plan.first_step) as u64;
-    let steps = (plan.schedule.steps() - plan.first_step).max(1) as u64;
-    let step_flops = trace::unet_cost(arch, width, height)?.flops * evaluations / steps;
-    let encode_flops = match plan.spec.strength {
-        Some(_) => trace::encoder_cost(arch, width, height)?.flops,
-        None => 0,
-    };
-    let global_flops = trace::global_cost(arch, width, height)?.flops;
-    let decode_flops = plan::decode_cost(arch, &plan.tiling)?.flops;
-    Ok(Quote {
+pub(super) fn quote(plan: &Plan, compute_time: Duration) -> Quote {
+    let CostBreakdown { encode_flops, step_flops, global_flops, tile_flops } = plan.cost;
+    Quote {
         memory_bytes: plan.peak_bytes,
         disk_bytes: Layout::new(plan).bytes(),
         flops: plan.flops,
         encode_flops,
         step_flops,
         global_flops,
-        tile_flops: (decode_flops - global_flops) / tiles.len() as u64,
+        tile_flops,
         compute_time,
-    })
+    }
 }
 
 /// Speed of the devices: what they did lately, and how long it took. Short units count for little, so that what a call

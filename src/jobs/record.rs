@@ -8,7 +8,7 @@ use crate::{
     engine::plan::{Spec, TileSize},
     error::{Error, Kind, Result},
     image_out::Bits,
-    model::sampler::Method,
+    model::sampler::Sampler,
 };
 
 /// One event of a job. Its sequence is its place in the journal, from 1 on.
@@ -174,7 +174,7 @@ impl From<&Spec> for StoredSpec {
             width: spec.width,
             height: spec.height,
             steps: spec.steps,
-            sampler: spec.method.name().to_owned(),
+            sampler: spec.sampler.name().to_owned(),
             tile: match spec.tile {
                 TileSize::Pixels(side) => side,
                 TileSize::Whole => 0,
@@ -190,14 +190,14 @@ impl TryFrom<&StoredSpec> for Spec {
 
     fn try_from(stored: &StoredSpec) -> Result<Self> {
         let StoredSpec { seed, width, height, steps, ref sampler, tile, bits, strength } = *stored;
-        let method = Method::ALL.into_iter().find(|method| method.name() == sampler);
+        let method = Sampler::ALL.into_iter().find(|method| method.name() == sampler);
         Ok(Self {
             seed,
             width,
             height,
             steps,
             strength,
-            method: method.ok_or_else(|| {
+            sampler: method.ok_or_else(|| {
                 Error::invalid("sampler", format!("{sampler:?}"), "a known sampler")
             })?,
             tile: if tile == 0 { TileSize::Whole } else { TileSize::Pixels(tile) },

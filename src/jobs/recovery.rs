@@ -86,6 +86,6 @@ pub fn recover(
     let (order, compute_time) = (order.clone(), Duration::from_micros(*compute_us));
     let model = models.of(&order.model_sha256).unwrap_or(models.first()).clone();
     let plan = Plan::new(Spec::try_from(&order.spec)?, &model.arch)?;
-    let quote = quote(&plan, &model.arch, compute_time)?;
+    let quote = quote(&plan, compute_time);
     Ok(Job::new(id, model, order, plan, quote, directory, records))
 }

@@ -18,7 +18,7 @@ use crate::{
     error::{Error, Kind, Result},
     image_out::{self, Bits, Metadata, RawPixels},
     jobs::{Shared, files::Canvas, job::Job, record::Event},
-    model::sampler::Sampling,
+    model::sampler::SamplerState,
 };
 
 /// Something that was computed for a job.
@@ -30,7 +30,7 @@ pub(super) struct Deed {
 /// See [`Deed`].
 pub(super) enum Work {
     /// A denoising step, and the levels that settled with it.
-    Step { canvas: Arc<Mutex<Canvas>>, sampling: Sampling, settled: Settled },
+    Step { canvas: Arc<Mutex<Canvas>>, sampling: SamplerState, settled: Settled },
     /// The levels that settled with the last step.
     Settled(Settled),
     /// The samples of a tile.
@@ -181,7 +181,12 @@ fn locked(canvas: &Mutex<Canvas>) -> std::sync::MutexGuard<'_, Canvas> {
     canvas.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn step(job: &Job, canvas: &Mutex<Canvas>, sampling: &Sampling, settled: &Settled) -> Result<()> {
+fn step(
+    job: &Job,
+    canvas: &Mutex<Canvas>,
+    sampling: &SamplerState,
+    settled: &Settled,
+) -> Result<()> {
     let (slot, crc32c) = locked(canvas).save(sampling)?;
     let (step, of) = (sampling.step, job.plan.schedule.steps());
     let sigma = job.plan.schedule.sigma(step);

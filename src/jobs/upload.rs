@@ -9,6 +9,7 @@ use crate::{
     error::{Error, Expected, Kind, Result},
     image_in::{self, Limits},
     jobs::files::{UNFINISHED, full_disk},
+    store::hash,
 };
 
 /// Most bytes of a file that a client sends.
@@ -71,7 +72,7 @@ impl Receiving {
         // The client knows the picture by the name of its field; the path stays inside the server.
         let picture = image_in::read(&path, LIMITS).map_err(|error| error.with_field("picture"))?;
         let size = (picture.width as usize, picture.height as usize);
-        let sha256 = image_in::sha256(&path)?;
+        let sha256 = hash::sha256_file(&path)?;
         Ok(Upload { path: Arc::new(path), size, sha256 })
     }
 }

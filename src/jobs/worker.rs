@@ -16,11 +16,11 @@ use crate::{
     engine::{
         Cancel, denoise,
         device::Device,
-        plan, receipt,
+        plan, provenance,
         tiles::{self, TileDecoder},
     },
     error::{Error, Result},
-    exec::trace,
+    exec::memory::MEMORY,
     jobs::{
         Shared,
         files::Canvas,
@@ -30,8 +30,8 @@ use crate::{
         upload,
     },
     model::{
-        precond,
-        sampler::{Latent, Noisy, Sampling},
+        cost, precond,
+        sampler::{Latent, NoisyLatents, SamplerState},
     },
     ops::{Download, Ops},
 };
@@ -53,7 +53,7 @@ struct Active<O: Ops> {
 enum Work<O: Ops> {
     /// The picture that is edited has to be encoded first.
     Encode,
-    Denoise(Sampling),
+    Denoise(SamplerState),
     Decode(TileDecoder<O>),
 }
 
@@ -136,7 +136,7 @@ struct Worker<'a, O: Ops> {
 }
 
 /// The levels that have settled with the newest step, the coarsest first, but for those that were announced before.
-fn settled(job: &Job, sampling: &Sampling) -> Vec<usize> {
+fn settled(job: &Job, sampling: &SamplerState) -> Vec<usize> {
     let (schedule, known) = (&job.plan.schedule, job.settled());
     // Levels that had settled where sampling begins are announced with its first step.
     let is_first = sampling.step <= job.plan.first_step + 1;
@@ -183,11 +183,11 @@ impl<'a, O: Ops> Worker<'a, O> {
             .map(|shape| Latent { shape, data: vec![0.5; shape.len()] })
             .collect();
         // The first one packs weights and compiles shaders.
-        let noisy = [Noisy { z: &z, sigma: 1.0 }];
+        let noisy = [NoisyLatents { z: &z, sigma: 1.0 }];
         precond::denoise(ops, arch, &noisy)?;
         let began = Instant::now();
         precond::denoise(ops, arch, &noisy)?;
-        self.shared.speed.add(trace::unet_cost(arch, side, side)?.flops, began.elapsed());
+        self.shared.speed.add(cost::unet_cost(arch, &MEMORY, side, side)?.flops, began.elapsed());
         Ok(())
     }
 
@@ -218,7 +218,7 @@ impl<'a, O: Ops> Worker<'a, O> {
     }
 
     /// The job's files, and where its sampling stands; it has not begun where a picture is to be encoded.
-    fn open(&mut self, job: &Job) -> Result<(Canvas, Option<Sampling>)> {
+    fn open(&mut self, job: &Job) -> Result<(Canvas, Option<SamplerState>)> {
         let mut canvas = job.directory.open_arena(&job.layout, &self.shared.lock)?;
         let plan = &job.plan;
         let sampling = match job.checkpoint() {
@@ -273,7 +273,7 @@ impl<'a, O: Ops> Worker<'a, O> {
             let other = &active.job.plan;
             active.next_step().is_some()
                 && Arc::ptr_eq(&active.job.model, &first.job.model)
-                && (&other.latents, other.spec.method) == (&plan.latents, plan.spec.method)
+                && (&other.latents, other.spec.sampler) == (&plan.latents, plan.spec.sampler)
                 && in_time(&active.job).is_ok()
         };
         if first.next_step().is_none() || room < 2 {
@@ -379,7 +379,7 @@ impl<'a, O: Ops> Worker<'a, O> {
                 let pixels = decoder.begin(ops, arch, tile)?;
                 sent[index] = true;
                 let (job, canvas) = (job.clone(), canvas.clone());
-                let (flops, is_here) = (job.quote.tile_flops, pixels.is_here());
+                let (flops, is_here) = (job.quote.tile_flops, pixels.is_ready());
                 self.land();
                 self.flight = Some(Flight { job, canvas, index, pixels });
                 if is_here {
@@ -430,7 +430,7 @@ impl<'a, O: Ops> Worker<'a, O> {
 
     fn finished(&self, job: &Job) -> Event {
         let source = job.order.source_sha256.as_deref();
-        let metadata = receipt::generated(&job.model, &self.name, &job.plan.spec, source);
+        let metadata = provenance::generated(&job.model, &self.name, &job.plan.spec, source);
         let receipt = serde_json::Value::Object(metadata.receipt).to_string();
         Event::Finished { receipt, description: metadata.description }
     }

@@ -39,7 +39,7 @@ pub struct Stage {
     pub attention: bool,
 }
 
-/// The encoder; stage i works at factor `unshuffle` * 2^i, the last one at the coarsest finite factor.
+/// The encoder; stage i works at factor `unshuffle` * 2^i, the last one at the coarsest spatial_levels factor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Encoder {
@@ -184,7 +184,7 @@ impl Arch {
     }
 
     /// Levels with a grid (all but the 1x1 one), finest first.
-    pub fn finite(&self) -> &[Level] {
+    pub fn spatial_levels(&self) -> &[Level] {
         match self.levels.last() {
             Some(Level { factor: 0, .. }) => &self.levels[..self.levels.len() - 1],
             _ => &self.levels,
@@ -198,7 +198,7 @@ impl Arch {
 
     /// Largest factor of a level with a grid: both sides of a picture must be multiples of it.
     pub fn coarsest_factor(&self) -> usize {
-        self.finite().last().map_or(1, |level| level.factor)
+        self.spatial_levels().last().map_or(1, |level| level.factor)
     }
 
     /// Factor of the finest latent, where the decoder's local stage begins.
@@ -218,8 +218,8 @@ impl Arch {
     }
 
     /// The level that supplies the latents at `factor`: the coarsest one with a grid that is not coarser than `factor`.
-    pub fn owner(&self, factor: usize) -> usize {
-        self.finite().iter().rposition(|level| level.factor <= factor).unwrap_or(0)
+    pub fn level_of_factor(&self, factor: usize) -> usize {
+        self.spatial_levels().iter().rposition(|level| level.factor <= factor).unwrap_or(0)
     }
 
     /// The factor that stage `stage` of the U-Net works at.
@@ -233,13 +233,13 @@ impl Arch {
     }
 
     /// True if latents enter and leave the U-Net at stage `stage`.
-    pub fn unet_joined(&self, stage: usize) -> bool {
+    pub fn stage_has_latent_io(&self, stage: usize) -> bool {
         self.unet.skip != Skip::Residual || self.unet_level(stage).is_some()
     }
 
     /// Channels of the latents that enter and leave at stage `stage` of the U-Net.
-    pub fn unet_latent(&self, stage: usize) -> usize {
-        let level = self.owner(self.unet_factor(stage));
+    pub fn stage_latent_channels(&self, stage: usize) -> usize {
+        let level = self.level_of_factor(self.unet_factor(stage));
         let unshuffle = if level == 0 { self.unet.unshuffle } else { 1 };
         self.levels[level].channels * unshuffle * unshuffle
     }
@@ -250,7 +250,7 @@ impl Arch {
             false => Err(Error::model(format!("arch.{field}"), value, expected)),
         };
         need(self.version == 1, "version", &self.version, "1".into())?;
-        let factors: Vec<usize> = self.finite().iter().map(|level| level.factor).collect();
+        let factors: Vec<usize> = self.spatial_levels().iter().map(|level| level.factor).collect();
         need(!factors.is_empty(), "levels", &0, "at least one with a factor".into())?;
         for &f in &factors {
             let ok = f.is_power_of_two() && (2..=MAX_FACTOR).contains(&f);

@@ -5,10 +5,10 @@ use std::f32::consts::FRAC_1_SQRT_2;
 use crate::{
     error::Result,
     model::arch::{AttentionRatio, Norm, norm_groups},
-    ops::{Conv2d, GroupNorm, Ops, PixelNorm},
+    ops::{Conv2d, Domain, GroupNorm, Ops, PixelNorm},
 };
 
-/// How a block changes the resolution.
+/// Change of resolution in a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resample {
     /// [`Ops::upsample_nearest2`].
@@ -32,15 +32,14 @@ impl Resample {
 /// The convolution `name` with `kernel` 1 or 3, x [n, h, w, in] -> [n, h, w, out].
 pub(crate) fn conv<O: Ops>(
     o: &mut O,
+    domain: Domain,
     x: &O::Tensor,
     name: String,
     out_channels: usize,
     kernel: usize,
 ) -> Result<O::Tensor> {
     let in_channels = o.shape(x).c;
-    // Encoder and decoder go over large pictures in windows.
-    let whole = name.starts_with("unet.");
-    o.conv2d(x, &Conv2d { name, in_channels, out_channels, kernel, whole })
+    o.conv2d(x, &Conv2d { name, in_channels, out_channels, kernel, domain })
 }
 
 /// The norm `name`, then SiLU if `silu`, x [n, h, w, c] -> [n, h, w, c].
@@ -74,6 +73,8 @@ pub(crate) fn add<O: Ops>(o: &mut O, a: &O::Tensor, b: &O::Tensor) -> Result<O::
 pub struct Block {
     /// Prefix of the parameters' names.
     pub name: String,
+    /// The part of the grid that the block runs on.
+    pub domain: Domain,
     /// Output channels.
     pub channels: usize,
     /// Normalisation.
@@ -90,11 +91,12 @@ impl Block {
     /// A residual block with 3x3 convolutions.
     pub fn new(
         name: impl Into<String>,
+        domain: Domain,
         channels: usize,
         norm: Norm,
         resample: Option<Resample>,
     ) -> Self {
-        Self { name: name.into(), channels, norm, resample, kernel: 3, residual: true }
+        Self { name: name.into(), domain, channels, norm, resample, kernel: 3, residual: true }
     }
 
     /// x [n, h, w, c], embedding [1 or n, 1, 1, E] -> [n, h', w', channels], where h' and w' are h and w, halved or doubled by
@@ -113,13 +115,13 @@ impl Block {
         if let Some(resample) = self.resample {
             h = resample.apply(o, &h)?;
         }
-        h = conv(o, &h, layer("conv1"), self.channels, self.kernel)?;
+        h = conv(o, self.domain, &h, layer("conv1"), self.channels, self.kernel)?;
         h = norm(o, &h, layer("norm2"), self.norm, embedding.is_none())?;
         if let Some(embedding) = embedding {
-            let pair = conv(o, embedding, layer("time"), 2 * self.channels, 1)?;
+            let pair = conv(o, self.domain, embedding, layer("time"), 2 * self.channels, 1)?;
             h = o.scale_shift(&h, &pair, true)?;
         }
-        h = conv(o, &h, layer("conv2"), self.channels, self.kernel)?;
+        h = conv(o, self.domain, &h, layer("conv2"), self.channels, self.kernel)?;
         if !self.residual {
             return Ok(h);
         }
@@ -128,7 +130,7 @@ impl Block {
             x = o.fir_down2(&x)?;
         }
         if o.shape(&x).c != self.channels {
-            x = conv(o, &x, layer("shortcut"), self.channels, 1)?;
+            x = conv(o, self.domain, &x, layer("shortcut"), self.channels, 1)?;
         }
         if let Some(up @ (Resample::FirUp | Resample::NearestUp)) = self.resample {
             x = up.apply(o, &x)?;
@@ -147,6 +149,7 @@ impl Block {
 /// The backend's.
 pub fn sc_attention<O: Ops>(
     o: &mut O,
+    domain: Domain,
     x: &O::Tensor,
     name: &str,
     ratio: AttentionRatio,
@@ -156,9 +159,9 @@ pub fn sc_attention<O: Ops>(
     let share = spatial_share(o, name, ratio, o.shape(x).pixels(), channels)?;
     let mixed = {
         let h = norm(o, x, layer("norm"), Norm::Group, false)?;
-        let q = conv(o, &h, layer("q"), channels, 1)?;
-        let k = conv(o, &h, layer("k"), channels, 1)?;
-        let v = conv(o, &h, layer("v"), channels, 1)?;
+        let q = conv(o, domain, &h, layer("q"), channels, 1)?;
+        let k = conv(o, domain, &h, layer("k"), channels, 1)?;
+        let v = conv(o, domain, &h, layer("v"), channels, 1)?;
         drop(h);
         let spatial = o.spatial_attention(&q, &k, &v)?;
         match share {
@@ -169,7 +172,7 @@ pub fn sc_attention<O: Ops>(
             None => spatial,
         }
     };
-    let out = conv(o, &mixed, layer("out"), channels, 1)?;
+    let out = conv(o, domain, &mixed, layer("out"), channels, 1)?;
     o.weighted_add(x, &out, FRAC_1_SQRT_2, FRAC_1_SQRT_2)
 }
 

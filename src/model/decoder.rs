@@ -7,8 +7,11 @@ use crate::{
         arch::{Arch, Norm},
         block::{Block, Resample, add, conv, norm, sc_attention},
     },
-    ops::Ops,
+    ops::{Domain, Ops},
 };
+
+/// The decoder runs tile by tile.
+const DOMAIN: Domain = Domain::Window;
 
 /// Number of stages that belong to the local stage: those finer than the finest latent.
 pub fn local_stages(arch: &Arch) -> usize {
@@ -32,20 +35,27 @@ fn stage<O: Ops>(
     let kind = if i < local_stages(arch) { Norm::Pixel } else { arch.decoder.global_norm };
     let mut h = h;
     if !coarsest {
-        let up = Block::new(format!("{name}.up"), spec.channels, kind, Some(Resample::NearestUp));
+        let up = Block::new(
+            format!("{name}.up"),
+            DOMAIN,
+            spec.channels,
+            kind,
+            Some(Resample::NearestUp),
+        );
         h = up.run(o, h, None)?;
     }
     if let (false, Some(z)) = (coarsest, z) {
-        let latent = conv(o, z, format!("{name}.frgb"), spec.channels, 1)?;
+        let latent = conv(o, DOMAIN, z, format!("{name}.frgb"), spec.channels, 1)?;
         h = add(o, &h, &latent)?;
     }
     for j in 0..spec.blocks {
-        h = Block::new(format!("{name}.blocks.{j}"), spec.channels, kind, None).run(o, h, None)?;
+        h = Block::new(format!("{name}.blocks.{j}"), DOMAIN, spec.channels, kind, None)
+            .run(o, h, None)?;
     }
     if spec.attention {
-        h = sc_attention(o, &h, &format!("{name}.attention"), arch.attention_ratio)?;
+        h = sc_attention(o, DOMAIN, &h, &format!("{name}.attention"), arch.attention_ratio)?;
     }
-    let mut t = conv(o, &h, format!("{name}.trgb"), 3, 1)?;
+    let mut t = conv(o, DOMAIN, &h, format!("{name}.trgb"), 3, 1)?;
     if let Some(r) = r {
         let r = o.upsample_nearest2(&r)?;
         t = add(o, &r, &t)?;
@@ -72,7 +82,12 @@ pub fn global_stage<O: Ops>(
 ///
 /// # Errors
 /// Those of [`global_stage`].
-pub fn layout<O: Ops>(o: &mut O, arch: &Arch, z: &[O::Tensor], level: usize) -> Result<O::Tensor> {
+pub fn coarse_preview<O: Ops>(
+    o: &mut O,
+    arch: &Arch,
+    z: &[O::Tensor],
+    level: usize,
+) -> Result<O::Tensor> {
     let coarsest = arch.coarsest_factor();
     let factor = arch.levels.get(level).map_or(coarsest, |level| level.factor);
     let factor = if factor == 0 { coarsest } else { factor };
@@ -95,9 +110,10 @@ fn coarse_stages<O: Ops>(
     }
     let stages = &arch.decoder.stages;
     let width = stages[stages.len() - 1].channels;
-    let mut h = conv(o, &z[arch.finite().len() - 1], "decoder.enter".into(), width, 3)?;
+    let mut h =
+        conv(o, DOMAIN, &z[arch.spatial_levels().len() - 1], "decoder.enter".into(), width, 3)?;
     if arch.has_global() {
-        let pair = conv(o, last, "decoder.modulate".into(), 2 * width, 1)?;
+        let pair = conv(o, DOMAIN, last, "decoder.modulate".into(), 2 * width, 1)?;
         h = o.scale_shift(&h, &pair, false)?;
     }
     let mut r = None;
@@ -119,7 +135,7 @@ fn coarse_stages<O: Ops>(
 /// The local stage on any window of the global stage's output: features h [n, h, w, c] and RGB stream r [n, h, w, 3] -> pixels
 /// [n, h f0, w f0, 3] with the finest factor f0, values about -1 to 1.
 ///
-/// Pixels closer to a cut edge than [`halo`](crate::exec::trace::halo) differ from those of the whole picture.
+/// Pixels closer to a cut edge than [`halo`](crate::model::cost::halo) differ from those of the whole picture.
 ///
 /// # Errors
 /// The backend's.
@@ -135,7 +151,7 @@ pub fn local_stage<O: Ops>(
     }
     let shuffle = arch.decoder.shuffle;
     h = norm(o, &h, "decoder.norm".into(), Norm::Pixel, true)?;
-    h = conv(o, &h, "decoder.out".into(), 3 * shuffle * shuffle, 3)?;
+    h = conv(o, DOMAIN, &h, "decoder.out".into(), 3 * shuffle * shuffle, 3)?;
     h = o.pixel_shuffle(&h, shuffle)?;
     for _ in 0..shuffle.ilog2() {
         r = o.upsample_nearest2(&r)?;

@@ -6,12 +6,15 @@ use crate::{
         arch::{Arch, Norm},
         block::{add, conv, norm},
     },
-    ops::Ops,
+    ops::{Domain, Ops},
 };
 
-/// SiLU(PixelNorm(conv3x3 x)).
+/// The encoder may run on windows of large pictures.
+const DOMAIN: Domain = Domain::Window;
+
+/// SiLU(PixelNorm(conv3x3 x)), x [n, h, w, c] -> [n, h, w, channels].
 fn conv_norm<O: Ops>(o: &mut O, x: &O::Tensor, name: &str, channels: usize) -> Result<O::Tensor> {
-    let h = conv(o, x, format!("{name}.conv"), channels, 3)?;
+    let h = conv(o, DOMAIN, x, format!("{name}.conv"), channels, 3)?;
     norm(o, &h, format!("{name}.norm"), Norm::Pixel, true)
 }
 
@@ -25,7 +28,7 @@ pub fn encode<O: Ops>(o: &mut O, arch: &Arch, picture: &O::Tensor) -> Result<Vec
     let (stages, unshuffle) = (&arch.encoder.stages, arch.encoder.unshuffle);
     let mut moments = Vec::with_capacity(arch.levels.len());
     let mut h = o.pixel_unshuffle(picture, unshuffle)?;
-    h = conv(o, &h, "encoder.stem".into(), stages[0].channels, 3)?;
+    h = conv(o, DOMAIN, &h, "encoder.stem".into(), stages[0].channels, 3)?;
     let mut r = picture.clone();
     for _ in 0..unshuffle.ilog2() {
         r = o.avg_pool2(&r)?;
@@ -37,7 +40,7 @@ pub fn encode<O: Ops>(o: &mut O, arch: &Arch, picture: &O::Tensor) -> Result<Vec
             h = conv_norm(o, &h, &format!("{name}.down"), stage.channels)?;
             r = o.avg_pool2(&r)?;
         }
-        let skip = conv(o, &r, format!("{name}.frgb"), stage.channels, 1)?;
+        let skip = conv(o, DOMAIN, &r, format!("{name}.frgb"), stage.channels, 1)?;
         h = add(o, &h, &skip)?;
         drop(skip);
         for j in 0..stage.blocks {
@@ -45,12 +48,12 @@ pub fn encode<O: Ops>(o: &mut O, arch: &Arch, picture: &O::Tensor) -> Result<Vec
         }
         if let Some(level) = arch.level_at(unshuffle << i) {
             let channels = 2 * arch.levels[level].channels;
-            moments.push(conv(o, &h, format!("{name}.head"), channels, 1)?);
+            moments.push(conv(o, DOMAIN, &h, format!("{name}.head"), channels, 1)?);
         }
     }
     if let (true, Some(level)) = (arch.has_global(), arch.levels.last()) {
         h = o.global_avg_pool(&h)?;
-        moments.push(conv(o, &h, "encoder.head".into(), 2 * level.channels, 1)?);
+        moments.push(conv(o, DOMAIN, &h, "encoder.head".into(), 2 * level.channels, 1)?);
     }
     Ok(moments)
 }

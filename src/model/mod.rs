@@ -4,6 +4,7 @@
 pub mod arch;
 pub mod block;
 pub mod checkpoint;
+pub mod cost;
 pub mod decoder;
 pub mod encoder;
 pub mod noise;

@@ -1,8 +1,8 @@
 //! Normal noise from a counter-based generator: Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
 //! 1, 2, 3") and Box-Muller in f64.
 //!
-//! A value depends on seed, level, step, pixel and channel alone: it is the same on every device and platform, and in
-//! whatever order or part it is asked for.
+//! A value depends only on seed, level, step, pixel and channel: it is the same on every device and platform, in any order and for
+//! any part of a tensor.
 
 use crate::ops::Shape;
 
@@ -43,8 +43,7 @@ pub fn normal4(seed: u64, level: u32, step: u32, pixel: u32, block: u32) -> [f32
     [n0, n1, n2, n3]
 }
 
-/// Standard normal values for the latent of `level`, a tensor of `shape`, NHWC. `step` 0 is the noise that sampling starts from;
-/// churn in step i uses i + 1.
+/// Standard normal values for the latent of `level`, a tensor of `shape`, NHWC. Sampling starts from `step` 0.
 pub fn normal(seed: u64, level: usize, step: usize, shape: Shape) -> Vec<f32> {
     let mut out = Vec::with_capacity(shape.len());
     for pixel in 0..shape.n * shape.pixels() {

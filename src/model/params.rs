@@ -4,7 +4,7 @@
 use crate::{
     error::Result,
     model::{arch::Arch, decoder, encoder, unet},
-    ops::{Ops, Shape, trace::Tracer},
+    ops::{Ops, Shape, tracer::Tracer},
 };
 
 /// Traced latents of every level, finest first, for a picture of `width` x `height` pixels: [1, H/f, W/f, C] each with the level's

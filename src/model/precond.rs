@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     model::{
         arch::{Arch, Noise},
-        sampler::{Latent, Noisy},
+        sampler::{Latent, NoisyLatents},
         unet,
     },
     ops::{Ops, Shape},
@@ -58,7 +58,11 @@ pub fn level_sigma(noise: &Noise, level: usize, sigma: f64) -> f64 {
 ///
 /// # Errors
 /// The pyramids differ in their shapes; the backend's.
-pub fn denoise<O: Ops>(o: &mut O, arch: &Arch, batch: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>> {
+pub fn denoise<O: Ops>(
+    o: &mut O,
+    arch: &Arch,
+    batch: &[NoisyLatents<'_>],
+) -> Result<Vec<Vec<Latent>>> {
     let Some(first) = batch.first() else { return Ok(Vec::new()) };
     let shapes: Vec<_> = first.z.iter().map(|latent| latent.shape).collect();
     if batch.iter().any(|noisy| !noisy.z.iter().map(|latent| latent.shape).eq(shapes.clone())) {
@@ -68,7 +72,7 @@ pub fn denoise<O: Ops>(o: &mut O, arch: &Arch, batch: &[Noisy<'_>]) -> Result<Ve
         batch.iter().map(|noisy| Precond::new(&arch.noise, noisy.sigma)).collect();
     let mut scaled = Vec::with_capacity(shapes.len());
     for (level, &shape) in shapes.iter().enumerate() {
-        let scale = |(noisy, precond): (&Noisy<'_>, &Precond)| {
+        let scale = |(noisy, precond): (&NoisyLatents<'_>, &Precond)| {
             let c_in = precond.levels[level].c_in;
             noisy.z[level].data.iter().map(move |&v| (c_in * f64::from(v)) as f32).collect()
         };

@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     error::{Error, Expected, Result},
     ops::weights::Param,
+    store::hash::hex,
 };
 
 /// Longest header that is read, in bytes.
@@ -155,8 +156,7 @@ impl<R: Read> Reader<R> {
             }
             tensors.insert(name, Param { shape: entry.shape, data });
         }
-        let digest = self.hash.finalize();
-        let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hex(&self.hash.finalize());
         Ok(Contents { tensors, metadata: self.metadata, sha256 })
     }
 }

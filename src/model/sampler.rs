@@ -20,7 +20,7 @@ pub struct Latent {
 
 /// A noisy pyramid and its shared sigma.
 #[derive(Clone, Copy, Debug)]
-pub struct Noisy<'a> {
+pub struct NoisyLatents<'a> {
     /// The latents, finest level first.
     pub z: &'a [Latent],
     /// Shared sigma.
@@ -33,12 +33,20 @@ pub trait Denoise {
     ///
     /// # Errors
     /// A failure of the device, or [`crate::error::Kind::Cancelled`].
-    fn denoise(&mut self, batch: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>>;
+    fn denoise(&mut self, batch: &[NoisyLatents<'_>]) -> Result<Vec<Vec<Latent>>>;
 }
 
 /// A sampling algorithm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
+///
+/// ```
+/// use tessera::model::sampler::Sampler;
+///
+/// assert_eq!("heun".parse(), Ok(Sampler::Heun));
+/// assert_eq!(Sampler::Dpmpp.name(), "dpmpp");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
+pub enum Sampler {
     /// EDM's second-order sampler (Karras et al. 2022, algorithms 1 and 2).
     Heun,
     /// DPM-Solver++(2M) (Lu et al. 2022).
@@ -47,46 +55,18 @@ pub enum Method {
     Ddim,
 }
 
-impl Method {
+impl Sampler {
     /// All samplers.
     pub const ALL: [Self; 3] = [Self::Heun, Self::Dpmpp, Self::Ddim];
 
     /// The name in flags, messages and metadata: `heun`, `dpmpp`, `ddim`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Heun => "heun",
-            Self::Dpmpp => "dpmpp",
-            Self::Ddim => "ddim",
-        }
-    }
-}
-
-/// Stochastic churn of EDM's algorithm 2, for [`Method::Heun`]; `s_churn` 0 turns it off.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Churn {
-    /// S_churn: total amount of noise that is added again.
-    pub s_churn: f64,
-    /// S_tmin: no churn below this shared sigma.
-    pub s_min: f64,
-    /// S_tmax: no churn above this shared sigma.
-    pub s_max: f64,
-    /// S_noise: standard deviation of the noise.
-    pub s_noise: f64,
-}
-
-impl Churn {
-    /// No churn.
-    pub const NONE: Self = Self { s_churn: 0.0, s_min: 0.0, s_max: f64::INFINITY, s_noise: 1.0 };
-
-    /// gamma_i at the shared `sigma` of a schedule of `steps` steps.
-    fn gamma(&self, sigma: f64, steps: usize) -> f64 {
-        let inside = (self.s_min..=self.s_max).contains(&sigma);
-        if inside { (self.s_churn / steps as f64).min(std::f64::consts::SQRT_2 - 1.0) } else { 0.0 }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
 /// The noise that sampling starts from, finest level first: normal with standard deviation s_0 of the level.
-pub fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Vec<Latent> {
+fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Vec<Latent> {
     let level = |(l, &shape): (usize, &Shape)| {
         let s = schedule.level(l, 0);
         let data = noise::normal(seed, l, 0, shape);
@@ -97,7 +77,7 @@ pub fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Vec<Latent> {
 
 /// The state of sampling between two steps: everything that the next step needs, so that a copy can continue elsewhere.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sampling {
+pub struct SamplerState {
     /// Number of steps done.
     pub step: usize,
     /// The latents, finest level first.
@@ -106,7 +86,7 @@ pub struct Sampling {
     pub previous: Option<Vec<Latent>>,
 }
 
-impl Sampling {
+impl SamplerState {
     /// The state before the first step: noise alone.
     pub fn start(schedule: &Schedule, shapes: &[Shape], seed: u64) -> Self {
         Self { step: 0, z: start(schedule, shapes, seed), previous: None }
@@ -126,47 +106,43 @@ impl Sampling {
     }
 }
 
-/// One picture of a batch: its state, schedule and seed.
+/// One picture of a batch: its state and schedule.
 #[derive(Debug)]
-pub struct Member<'a> {
+pub struct BatchItem<'a> {
     /// Its state; [`advance`] replaces it.
-    pub sampling: &'a mut Sampling,
+    pub state: &'a mut SamplerState,
     /// Its sigmas.
     pub schedule: &'a Schedule,
-    /// Seed of its noise.
-    pub seed: u64,
 }
 
 /// Takes the next step of every member, with the same evaluations of the denoiser for all. Their latents must have equal shapes;
-/// steps, schedules and seeds may differ.
+/// steps and schedules may differ.
 ///
 /// # Errors
 /// The denoiser's; no member has changed then.
 pub fn advance(
     denoiser: &mut impl Denoise,
-    members: &mut [Member<'_>],
-    method: Method,
-    churn: Churn,
+    members: &mut [BatchItem<'_>],
+    sampler: Sampler,
 ) -> Result<()> {
-    let mut moving: Vec<_> = (members.iter_mut())
-        .filter(|member| member.schedule.active(member.sampling.step))
-        .collect();
-    if method == Method::Heun {
-        let ends = heun(denoiser, churn, &moving)?;
+    let mut moving: Vec<_> =
+        (members.iter_mut()).filter(|member| member.schedule.active(member.state.step)).collect();
+    if sampler == Sampler::Heun {
+        let ends = heun(denoiser, &moving)?;
         for (member, end) in moving.into_iter().zip(ends) {
-            member.sampling.z = end;
+            member.state.z = end;
         }
     } else {
         let batch: Vec<_> = moving
             .iter()
-            .map(|m| Noisy { z: &m.sampling.z, sigma: m.schedule.sigma(m.sampling.step) })
+            .map(|m| NoisyLatents { z: &m.state.z, sigma: m.schedule.sigma(m.state.step) })
             .collect();
         let denoised = if batch.is_empty() { Vec::new() } else { denoiser.denoise(&batch)? };
         for (member, d) in moving.iter_mut().zip(denoised) {
-            let (schedule, Sampling { step: i, z, previous }) =
-                (member.schedule, &mut *member.sampling);
+            let (schedule, SamplerState { step: i, z, previous }) =
+                (member.schedule, &mut *member.state);
             let i = *i;
-            if method == Method::Ddim {
+            if sampler == Sampler::Ddim {
                 *z = each(z, |l| {
                     euler(&z[l], &d[l], schedule.level(l, i), schedule.level(l, i + 1))
                 });
@@ -177,101 +153,97 @@ pub fn advance(
         }
     }
     for member in members {
-        member.sampling.step += 1;
+        member.state.step += 1;
     }
     Ok(())
 }
 
-/// Denoises `z` from [`start`] along `schedule`. `observe` hears of every finished step: how many are done, and z.
+/// Runs the steps of `schedule` that `state` has not done yet; returns the latents. `observe` is called after every step with the
+/// number of steps done and the latents.
+///
+/// ```
+/// use tessera::error::Result;
+/// use tessera::model::arch::Noise;
+/// use tessera::model::sampler::{Denoise, Latent, NoisyLatents, Sampler, SamplerState, sample};
+/// use tessera::{model::schedule::Schedule, ops::Shape};
+///
+/// /// The exact denoiser of data that is always zero.
+/// struct Zero;
+///
+/// impl Denoise for Zero {
+///     fn denoise(&mut self, batch: &[NoisyLatents<'_>]) -> Result<Vec<Vec<Latent>>> {
+///         let zero = |z: &Latent| Latent { shape: z.shape, data: vec![0.0; z.data.len()] };
+///         Ok(batch.iter().map(|noisy| noisy.z.iter().map(zero).collect()).collect())
+///     }
+/// }
+///
+/// let noise = Noise { sigma_data: 0.5, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0, shift: vec![0.0] };
+/// let schedule = Schedule::new(&noise, 5);
+/// let state = SamplerState::start(&schedule, &[Shape::new(1, 2, 2, 3)], 7);
+/// let z = sample(&mut Zero, &schedule, Sampler::Heun, state, |_, _| Ok(()))?;
+/// assert!(z[0].data.iter().all(|&v| v == 0.0));
+/// # Ok::<(), tessera::error::Error>(())
+/// ```
 ///
 /// # Errors
 /// The denoiser's and `observe`'s.
 pub fn sample(
     denoiser: &mut impl Denoise,
     schedule: &Schedule,
-    method: Method,
-    churn: Churn,
-    seed: u64,
-    z: Vec<Latent>,
+    sampler: Sampler,
+    mut state: SamplerState,
     mut observe: impl FnMut(usize, &[Latent]) -> Result<()>,
 ) -> Result<Vec<Latent>> {
-    let mut sampling = Sampling { step: 0, z, previous: None };
-    while sampling.step < schedule.steps() {
-        advance(
-            denoiser,
-            &mut [Member { sampling: &mut sampling, schedule, seed }],
-            method,
-            churn,
-        )?;
-        observe(sampling.step, &sampling.z)?;
+    while state.step < schedule.steps() {
+        advance(denoiser, &mut [BatchItem { state: &mut state, schedule }], sampler)?;
+        observe(state.step, &state.z)?;
     }
-    Ok(sampling.z)
+    Ok(state.z)
 }
 
 /// The latents of every member after a step of EDM's algorithm 2. Levels that settle in this step take Euler's method, as the
 /// last step does.
-fn heun(
-    denoiser: &mut impl Denoise,
-    churn: Churn,
-    members: &[&mut Member<'_>],
-) -> Result<Vec<Vec<Latent>>> {
-    // sigma-hat = sigma + gamma sigma; z-hat = z + sqrt(sigma-hat^2 - sigma^2) S_noise epsilon
-    let gamma = |m: &Member<'_>| churn.gamma(m.schedule.sigma(m.sampling.step), m.schedule.steps());
-    let s_hat = |m: &Member<'_>, l: usize| m.schedule.level(l, m.sampling.step) * (1.0 + gamma(m));
-    let s_next = |m: &Member<'_>, l: usize| m.schedule.level(l, m.sampling.step + 1);
-    let noised = |m: &Member<'_>| {
-        let mut z = m.sampling.z.clone();
-        if gamma(m) > 0.0 {
-            for (l, latent) in z.iter_mut().enumerate() {
-                let s = m.schedule.level(l, m.sampling.step);
-                let added = churn.s_noise * (s_hat(m, l).powi(2) - s * s).sqrt();
-                let epsilon = noise::normal(m.seed, l, m.sampling.step + 1, latent.shape);
-                for (z, epsilon) in latent.data.iter_mut().zip(epsilon) {
-                    *z = (f64::from(*z) + added * f64::from(epsilon)) as f32;
-                }
-            }
-        }
-        z
+fn heun(denoiser: &mut impl Denoise, members: &[&mut BatchItem<'_>]) -> Result<Vec<Vec<Latent>>> {
+    let sigmas = |m: &BatchItem<'_>, l: usize| {
+        (m.schedule.level(l, m.state.step), m.schedule.level(l, m.state.step + 1))
     };
-    let z: Vec<_> = members.iter().map(|m| noised(m)).collect();
-    let mut batch = Vec::with_capacity(members.len());
-    for (m, z) in members.iter().zip(&z) {
-        let sigma = m.schedule.sigma(m.sampling.step) * (1.0 + gamma(m));
-        batch.push(Noisy { z, sigma });
-    }
-    let d = if batch.is_empty() { Vec::new() } else { denoiser.denoise(&batch)? };
-    let mut ends: Vec<_> = (members.iter().zip(&z).zip(&d))
-        .map(|((m, z), d)| each(z, |l| euler(&z[l], &d[l], s_hat(m, l), s_next(m, l))))
+    let batch: Vec<_> = (members.iter())
+        .map(|m| NoisyLatents { z: &m.state.z, sigma: m.schedule.sigma(m.state.step) })
         .collect();
-    let more = |&k: &usize| members[k].schedule.active(members[k].sampling.step + 1);
+    let d = if batch.is_empty() { Vec::new() } else { denoiser.denoise(&batch)? };
+    let first = |(m, d): (&&mut BatchItem<'_>, &Vec<Latent>)| {
+        let z = &m.state.z;
+        each(z, |l| {
+            let (s, s_next) = sigmas(m, l);
+            euler(&z[l], &d[l], s, s_next)
+        })
+    };
+    let mut ends: Vec<_> = members.iter().zip(&d).map(first).collect();
+    let more = |&k: &usize| members[k].schedule.active(members[k].state.step + 1);
     let second: Vec<_> = (0..members.len()).filter(more).collect();
     if second.is_empty() {
         return Ok(ends);
     }
     let batch: Vec<_> = (second.iter())
-        .map(|&k| (&ends[k], members[k].schedule.sigma(members[k].sampling.step + 1)))
-        .map(|(z, sigma)| Noisy { z, sigma })
+        .map(|&k| (&ends[k], members[k].schedule.sigma(members[k].state.step + 1)))
+        .map(|(z, sigma)| NoisyLatents { z, sigma })
         .collect();
     let d_next = denoiser.denoise(&batch)?;
     for (&k, d_next) in second.iter().zip(&d_next) {
-        let (m, z, d, next) = (&*members[k], &z[k], &d[k], &ends[k]);
-        ends[k] = each(z, |l| {
-            let (s, s_next) = (s_hat(m, l), s_next(m, l));
-            if s_next == 0.0 {
-                return next[l].clone();
-            }
-            // z + (s' - s) (slope + slope') / 2, slope = (z - D) / s
-            let half = (s_next - s) / 2.0;
-            let terms = [
-                (&z[l], 1.0 + half / s),
-                (&d[l], -half / s),
-                (&next[l], half / s_next),
-                (&d_next[l], -half / s_next),
-            ];
-            combine(terms)
+        let (m, d, next) = (&*members[k], &d[k], &ends[k]);
+        let z = &m.state.z;
+        ends[k] = each(z, |l| match sigmas(m, l) {
+            (_, 0.0) => next[l].clone(),
+            (s, s_next) => trapezoid([&z[l], &d[l]], [&next[l], &d_next[l]], s, s_next),
         });
     }
     Ok(ends)
+}
+
+/// z' = z + (s' - s) (slope + slope') / 2 with slope = (z - D) / s, from (z, D) at s and (z, D) at s'.
+fn trapezoid([z, d]: [&Latent; 2], [next, d_next]: [&Latent; 2], s: f64, s_next: f64) -> Latent {
+    let half = (s_next - s) / 2.0;
+    combine([(z, 1.0 + half / s), (d, -half / s), (next, half / s_next), (d_next, -half / s_next)])
 }
 
 /// z' = D + (s'/s) (z - D).

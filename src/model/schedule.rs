@@ -4,7 +4,7 @@
 //! sigma_max^(1/rho)))^rho for i < N, sigma_N = 0. Level l has s^l_i = sigma_i exp(shift_l). Where that falls below
 //! sigma_min the level is *settled*: its sigma is 0 from there on. This is what makes denoising go level by level.
 
-use crate::model::{arch::Noise, sampler::Method};
+use crate::model::{arch::Noise, sampler::Sampler};
 
 /// The sigmas of N steps, shared and per level; index N is the end.
 ///
@@ -81,11 +81,13 @@ impl Schedule {
     }
 
     /// Number of evaluations of the denoiser that `method` needs for the steps from `first` on.
-    pub fn evaluations(&self, method: Method, first: usize) -> usize {
+    pub fn evaluations(&self, method: Sampler, first: usize) -> usize {
         let active = (first..self.steps()).filter(|&i| self.active(i)).count();
         match method {
-            Method::Heun => active + (first + 1..=self.steps()).filter(|&i| self.active(i)).count(),
-            Method::Dpmpp | Method::Ddim => active,
+            Sampler::Heun => {
+                active + (first + 1..=self.steps()).filter(|&i| self.active(i)).count()
+            }
+            Sampler::Dpmpp | Sampler::Ddim => active,
         }
     }
 }

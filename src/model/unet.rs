@@ -8,8 +8,11 @@ use crate::{
         arch::{Arch, Norm, Skip},
         block::{Block, Resample, add, conv, norm, sc_attention},
     },
-    ops::{Ops, Shape},
+    ops::{Domain, Ops, Shape},
 };
+
+/// The U-Net always runs on whole grids.
+const DOMAIN: Domain = Domain::Whole;
 
 /// Fourier features of the noise level: cosines, then sines, of c_noise pi/2 32^(k/(K-1)) for k = 0 .. K-1, K = size/2.
 ///
@@ -29,7 +32,7 @@ fn embed<O: Ops>(o: &mut O, arch: &Arch, c_noise: &[f64]) -> Result<O::Tensor> {
     let features: Vec<f32> = c_noise.iter().flat_map(|&c| fourier_features(c, size)).collect();
     let mut e = o.upload(Shape::new(c_noise.len(), 1, 1, size), &features)?;
     for layer in ["unet.time1", "unet.time2"] {
-        e = conv(o, &e, layer.into(), size, 1)?;
+        e = conv(o, DOMAIN, &e, layer.into(), size, 1)?;
         e = o.silu(&e)?;
     }
     Ok(e)
@@ -44,13 +47,13 @@ fn to_latent<O: Ops>(
     kernel: usize,
 ) -> Result<O::Tensor> {
     let h = norm(o, h, format!("{name}.norm"), Norm::Group, true)?;
-    conv(o, &h, format!("{name}.conv"), channels, kernel)
+    conv(o, DOMAIN, &h, format!("{name}.conv"), channels, kernel)
 }
 
 /// The block `name` of the U-Net.
 fn block(arch: &Arch, name: String, channels: usize, resample: Option<Resample>) -> Block {
     let residual = arch.unet.skip != Skip::Input;
-    Block { residual, ..Block::new(name, channels, Norm::Group, resample) }
+    Block { residual, ..Block::new(name, DOMAIN, channels, Norm::Group, resample) }
 }
 
 /// `blocks` blocks at one resolution, then attention if the stage has it.
@@ -70,7 +73,7 @@ fn half_stage<O: Ops>(
     }
     if spec.attention {
         let name = format!("unet.stages.{i}.{half}_attention");
-        h = sc_attention(o, &h, &name, arch.attention_ratio)?;
+        h = sc_attention(o, DOMAIN, &h, &name, arch.attention_ratio)?;
     }
     Ok(h)
 }
@@ -86,13 +89,13 @@ fn global_stage<O: Ops>(
 ) -> Result<(O::Tensor, O::Tensor)> {
     let (channels, width) = (o.shape(h).c, arch.unet.global_channels);
     let mut g = o.global_avg_pool(h)?;
-    g = conv(o, &g, "unet.coarsest.down".into(), width, 1)?;
-    let latent = conv(o, z, "unet.coarsest.frgb".into(), width, 1)?;
+    g = conv(o, DOMAIN, &g, "unet.coarsest.down".into(), width, 1)?;
+    let latent = conv(o, DOMAIN, z, "unet.coarsest.frgb".into(), width, 1)?;
     g = add(o, &g, &latent)?;
     let block = block(arch, "unet.coarsest.block".into(), width, None);
     g = Block { kernel: 1, ..block }.run(o, g, Some(e))?;
     let prediction = to_latent(o, &g, "unet.coarsest.trgb", o.shape(z).c, 1)?;
-    let pair = conv(o, &g, "unet.coarsest.up".into(), 2 * channels, 1)?;
+    let pair = conv(o, DOMAIN, &g, "unet.coarsest.up".into(), 2 * channels, 1)?;
     Ok((o.scale_shift(h, &pair, false)?, prediction))
 }
 
@@ -109,7 +112,7 @@ pub fn predict<O: Ops>(
     z: &[O::Tensor],
     c_noise: &[f64],
 ) -> Result<Vec<O::Tensor>> {
-    o.together(|o| evaluate(o, arch, z, c_noise))
+    o.install(|o| evaluate(o, arch, z, c_noise))
 }
 
 fn evaluate<O: Ops>(
@@ -127,19 +130,19 @@ fn evaluate<O: Ops>(
     let e = embed(o, arch, c_noise)?;
 
     let mut r = if unshuffle == 1 { z[0].clone() } else { o.pixel_unshuffle(&z[0], unshuffle)? };
-    let mut h = conv(o, &r, "unet.enter".into(), stages[0].channels, 3)?;
+    let mut h = conv(o, DOMAIN, &r, "unet.enter".into(), stages[0].channels, 3)?;
     let mut skips = Vec::with_capacity(stages.len());
     for (i, spec) in stages.iter().enumerate() {
         if i > 0 {
             let down = block(arch, name(i, "down"), spec.channels, Some(Resample::FirDown));
             h = down.run(o, h, Some(&e))?;
         }
-        if i > 0 && arch.unet_joined(i) {
+        if i > 0 && arch.stage_has_latent_io(i) {
             r = match arch.unet_level(i) {
                 Some(level) => z[level].clone(),
                 None => o.fir_down2(&r)?,
             };
-            let latent = conv(o, &r, name(i, "frgb"), spec.channels, 1)?;
+            let latent = conv(o, DOMAIN, &r, name(i, "frgb"), spec.channels, 1)?;
             h = add(o, &h, &latent)?;
         }
         h = half_stage(o, arch, i, "encoder", h, &e)?;
@@ -165,10 +168,10 @@ fn evaluate<O: Ops>(
             h = o.concat(&h, &skip)?;
         }
         h = half_stage(o, arch, i, "decoder", h, &e)?;
-        if !arch.unet_joined(i) {
+        if !arch.stage_has_latent_io(i) {
             continue;
         }
-        let mut t = to_latent(o, &h, &name(i, "trgb"), arch.unet_latent(i), 3)?;
+        let mut t = to_latent(o, &h, &name(i, "trgb"), arch.stage_latent_channels(i), 3)?;
         // A stream starts at the coarsest stage of its level and runs to the level's own grid.
         if let Some(coarser) = rgb.take() {
             let up = o.fir_up2(&coarser)?;

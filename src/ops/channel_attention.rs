@@ -21,12 +21,6 @@ pub fn flops(q: Shape) -> u64 {
     products.saturating_add(product(&[q.n, 5, q.c, q.c]))
 }
 
-/// Memory rule: upper bound in bytes of a backend's scratch memory that grows with the picture: two copies of a picture's
-/// tensor in the order of the kernels.
-pub fn scratch_bytes(q: Shape) -> u64 {
-    product(&[2, 4, q.h, q.w, q.c])
-}
-
 /// Naive reference: sums in f64, rounds once. `q`, `k`, `v` and the result are [n, h, w, c] = `s`.
 pub fn reference(q: &[f32], k: &[f32], v: &[f32], s: Shape) -> Vec<f32> {
     let (pixels, channels) = (s.pixels(), s.c);

@@ -43,34 +43,6 @@ pub fn flops(x: Shape, p: &Conv2d) -> u64 {
     product(&[2, p.kernel, p.kernel, p.in_channels, p.out_channels, x.n, x.h, x.w])
 }
 
-/// Rows and columns of an output tile of Winograd's F(4x4, 3x3).
-pub(crate) const OUTPUT_TILE: usize = 4;
-
-/// Rows and columns of the input tile that it is computed from.
-pub(crate) const INPUT_TILE: usize = OUTPUT_TILE + 2;
-
-/// Most bytes of transformed tiles that a backend has at a time.
-pub(crate) const WINOGRAD_BYTES: usize = 128 << 20;
-
-/// True if `p` may be computed by Winograd's algorithm.
-pub(crate) fn winograd_eligible(p: &Conv2d) -> bool {
-    p.whole && p.kernel == 3
-}
-
-/// Memory rule: upper bound in bytes of a backend's packed weights, which it keeps in addition to the loaded ones.
-pub fn packed_bytes(p: &Conv2d) -> u64 {
-    let side = if winograd_eligible(p) { INPUT_TILE } else { p.kernel };
-    product(&[4, side, side, p.in_channels, p.out_channels])
-}
-
-/// Memory rule: upper bound in bytes of a backend's scratch memory for one result, the transformed tiles of Winograd's algorithm.
-pub fn scratch_bytes(x: Shape, p: &Conv2d) -> u64 {
-    let tiles = product(&[x.n, x.h.div_ceil(OUTPUT_TILE), x.w.div_ceil(OUTPUT_TILE)]);
-    let tile = product(&[4, INPUT_TILE, INPUT_TILE, p.in_channels + p.out_channels]);
-    let bytes = tiles.saturating_mul(tile).min(WINOGRAD_BYTES as u64);
-    if winograd_eligible(p) { bytes } else { 0 }
-}
-
 /// Naive reference: sums in f64, rounds once. `x` is [n, h, w, in] = `s`, `weight` [out, in, k, k], `bias` `[out]`, the result
 /// [n, h, w, out].
 pub fn reference(x: &[f32], s: Shape, p: &Conv2d, weight: &[f32], bias: &[f32]) -> Vec<f32> {

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_constant_stays_itself_up_to_the_edges() {
+    fn fir_up2_keeps_a_constant_up_to_the_edges() {
         for (h, w) in [(1, 1), (1, 4), (3, 2)] {
             let shape = Shape::new(2, h, w, 3);
             assert!(reference(&vec![0.7; shape.len()], shape).iter().all(|&v| v == 0.7), "{h}x{w}");

@@ -1,7 +1,7 @@
 //! The operator set: every operator that the networks are written in.
 //!
 //! The networks in [`crate::model`] are generic over [`Ops`]; its implementations in [`crate::exec`] (naive reference,
-//! CPU, GPU) and the [`trace::Tracer`] are called *backends* and run the same network functions. One file per operator holds its
+//! CPU, GPU) and the [`tracer::Tracer`] are called *backends* and run the same network functions. One file per operator holds its
 //! parameters, shape rule, cost rule and naive reference; `shaders/<operator>.wgsl` is its GPU kernel.
 //!
 //! Layout: every tensor is f32, NHWC, dense, written `[n, h, w, c]`. Parameters are found by name: an operator with the
@@ -26,7 +26,6 @@
 //! ```
 
 pub mod avg_pool2;
-pub mod cases;
 pub mod channel_attention;
 pub mod concat;
 pub mod conv2d;
@@ -35,16 +34,23 @@ pub mod fir_down2;
 pub mod fir_up2;
 pub mod global_avg_pool;
 pub mod group_norm;
+mod op;
 pub mod pixel_norm;
 pub mod pixel_shuffle;
 pub mod pixel_unshuffle;
 pub mod scale_shift;
 pub mod silu;
 pub mod spatial_attention;
-pub mod trace;
+#[doc(hidden)]
+pub mod testing;
+pub mod tracer;
 pub mod upsample_nearest2;
 pub mod weighted_add;
 pub mod weights;
+
+pub use op::Op;
+
+pub use crate::geometry::Rect;
 
 use crate::error::{Error, Result};
 
@@ -99,17 +105,13 @@ impl Shape {
     }
 }
 
-/// A rectangle of a tensor's grid, in its pixels.
+/// The part of a picture's grid that a layer runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// First row.
-    pub y: usize,
-    /// First column.
-    pub x: usize,
-    /// Rows.
-    pub h: usize,
-    /// Columns.
-    pub w: usize,
+pub enum Domain {
+    /// Always the whole grid: algorithms whose rounding depends on a pixel's position (Winograd) are allowed.
+    Whole,
+    /// Any window of the grid, such as a tile: a pixel's bits must not depend on its position.
+    Window,
 }
 
 /// A convolution with stride 1 and zero padding of `kernel / 2`, so that the grid keeps its size.
@@ -125,9 +127,8 @@ pub struct Conv2d {
     pub out_channels: usize,
     /// 1 or 3.
     pub kernel: usize,
-    /// True if the layer never runs on a tile. Algorithms whose rounding depends on the pixel's position (Winograd) are then
-    /// allowed.
-    pub whole: bool,
+    /// The part of the grid that the layer runs on.
+    pub domain: Domain,
 }
 
 /// GroupNorm (Wu and He 2018): mean and population variance over (h, w, channels of a group), eps 1e-6 under the root.
@@ -159,22 +160,22 @@ pub struct PixelNorm {
 }
 
 /// A copy of a tensor to the host that may still be in progress; its values are f32, NHWC.
-pub struct Download(Arrival);
+pub struct Download(Transfer);
 
-enum Arrival {
-    Here(Vec<f32>),
-    Later(Box<dyn FnOnce() -> Result<Vec<f32>> + Send>),
+enum Transfer {
+    Ready(Vec<f32>),
+    Pending(Box<dyn FnOnce() -> Result<Vec<f32>> + Send>),
 }
 
 impl Download {
     /// A pending copy; `wait` blocks until it is done. If the value is dropped instead, `wait` is never called.
     pub fn later(wait: impl FnOnce() -> Result<Vec<f32>> + Send + 'static) -> Self {
-        Self(Arrival::Later(Box::new(wait)))
+        Self(Transfer::Pending(Box::new(wait)))
     }
 
     /// True if the values are on the host already, as those of a backend that computes at once.
-    pub fn is_here(&self) -> bool {
-        matches!(self.0, Arrival::Here(_))
+    pub fn is_ready(&self) -> bool {
+        matches!(self.0, Transfer::Ready(_))
     }
 
     /// Blocks until the copy is done; returns the values.
@@ -183,15 +184,15 @@ impl Download {
     /// A failure of the device since the copy began, of kind [`crate::error::Kind::Device`].
     pub fn wait(self) -> Result<Vec<f32>> {
         match self.0 {
-            Arrival::Here(values) => Ok(values),
-            Arrival::Later(wait) => wait(),
+            Transfer::Ready(values) => Ok(values),
+            Transfer::Pending(wait) => wait(),
         }
     }
 }
 
 impl From<Vec<f32>> for Download {
     fn from(values: Vec<f32>) -> Self {
-        Self(Arrival::Here(values))
+        Self(Transfer::Ready(values))
     }
 }
 
@@ -235,7 +236,7 @@ pub trait Ops: Send {
 
     /// Runs `work`, a sequence of operators, on the backend's own threads if it has any: entering a thread pool once costs
     /// less than once per operator.
-    fn together<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R
+    fn install<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R
     where
         Self: Sized,
     {
@@ -372,11 +373,11 @@ pub trait Ops: Send {
         v: &Self::Tensor,
     ) -> Result<Self::Tensor>;
 
-    /// A rectangle of the grid, x `[n, h, w, c]` -> `[n, window.h, window.w, c]`.
+    /// A rectangle of the grid, x `[n, h, w, c]` -> `[n, window.height, window.width, c]`.
     ///
     /// # Errors
     /// The window is empty or reaches past the grid.
-    fn crop(&mut self, x: &Self::Tensor, window: Window) -> Result<Self::Tensor>;
+    fn crop(&mut self, x: &Self::Tensor, window: Rect) -> Result<Self::Tensor>;
 }
 
 /// Checks the arguments of [`Ops::upload`]: `len` values fill `shape`, and there is at least one, as no tensor is empty.

@@ -19,12 +19,6 @@ pub fn flops(q: Shape) -> u64 {
     product(&[q.n, q.h, q.w, q.h, q.w, 4 * q.c + 5])
 }
 
-/// Memory rule: upper bound in bytes of a backend's scratch memory that grows with the picture: two copies of a picture's
-/// tensor in the order of the kernels.
-pub fn scratch_bytes(q: Shape) -> u64 {
-    product(&[2, 4, q.h, q.w, q.c])
-}
-
 /// Replaces `scores` by exp(x - max x) / sum of exp(x - max x).
 pub(crate) fn softmax(scores: &mut [f64]) {
     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

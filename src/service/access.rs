@@ -28,6 +28,7 @@ use crate::{
     error::{Error, Result},
     jobs::{Jobs, RETRY_AFTER},
     service::{convert, http::reply::Failure},
+    store::hash::from_hex,
 };
 
 /// A client that may call. Travels with its requests as an extension.
@@ -90,14 +91,7 @@ impl Tokens {
 fn client(line: &str) -> Option<Client> {
     let mut fields = line.split_whitespace();
     let name = fields.next()?.to_owned();
-    let digits = fields.next()?;
-    if digits.len() != 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut sha256 = [0; 32];
-    for (i, byte) in sha256.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).ok()?;
-    }
+    let sha256 = from_hex(fields.next()?)?;
     let queue = fields.next().map(str::parse).transpose().ok()?;
     let pixels = fields.next().map(str::parse).transpose().ok()?;
     fields.next().is_none().then_some(Client { name, queue, pixels, sha256 })

@@ -11,7 +11,7 @@ use crate::{
     error::{Detail, Error, Kind, Resource, Result},
     image_out::Bits,
     jobs::{self, Job, Models, Phase, Quote, Upload, record},
-    model::{arch::Arch, checkpoint::Checkpoint, sampler::Method},
+    model::{arch::Arch, checkpoint::Checkpoint, sampler::Sampler},
 };
 
 /// Prefix of the names of jobs.
@@ -188,10 +188,10 @@ pub(super) fn spec(message: &api::JobSpec, model: &Checkpoint) -> Result<Spec> {
         16 => Bits::Sixteen,
         bits => return Err(Error::invalid("bits", bits, "8 or 16")),
     };
-    spec.method = match api::Sampler::try_from(message.sampler) {
-        Ok(api::Sampler::Unspecified | api::Sampler::Dpmpp) => Method::Dpmpp,
-        Ok(api::Sampler::Heun) => Method::Heun,
-        Ok(api::Sampler::Ddim) => Method::Ddim,
+    spec.sampler = match api::Sampler::try_from(message.sampler) {
+        Ok(api::Sampler::Unspecified | api::Sampler::Dpmpp) => Sampler::Dpmpp,
+        Ok(api::Sampler::Heun) => Sampler::Heun,
+        Ok(api::Sampler::Ddim) => Sampler::Ddim,
         Err(_) => {
             return Err(Error::invalid("sampler", message.sampler, "a number of enum Sampler"));
         }
@@ -207,10 +207,10 @@ pub(super) fn spec_message(spec: &Spec, arch: &Arch) -> api::JobSpec {
         width: spec.width as u32,
         height: spec.height as u32,
         steps: spec.steps as u32,
-        sampler: match spec.method {
-            Method::Dpmpp => api::Sampler::Dpmpp,
-            Method::Heun => api::Sampler::Heun,
-            Method::Ddim => api::Sampler::Ddim,
+        sampler: match spec.sampler {
+            Sampler::Dpmpp => api::Sampler::Dpmpp,
+            Sampler::Heun => api::Sampler::Heun,
+            Sampler::Ddim => api::Sampler::Ddim,
         }
         .into(),
         tile_size: match spec.tile {

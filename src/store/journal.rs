@@ -1,8 +1,7 @@
-//! The journal: records appended to a file, each durable before it is answered for, read back after any crash.
+//! The journal: records appended to a file, durable when [`Journal::append`] returns, and read back after any crash.
 //!
-//! The guarantee: [`Journal::open`] gives exactly the records whose [`Journal::append`] returned, in order, and at most
-//! those that were being appended when the machine or the process stopped; never a part of one. A record is never
-//! changed after it was written, and a torn tail is cut off when the file is opened.
+//! Guarantee: [`Journal::open`] returns all records whose append succeeded, in order, and possibly some of the append that a crash
+//! interrupted; never a part of a record. Records are never changed, and a torn tail is cut off when the file is opened.
 //!
 //! # Format
 //!
@@ -24,20 +23,20 @@ pub const MAGIC: [u8; 8] = *b"TSRJRNL1";
 /// Longest payload of a record in bytes.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 
-/// An open journal, positioned at its end. One at a time: its directory's owner sees to that.
+/// An open journal, positioned at its end. The owner of its directory must open it only once at a time.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
     path: PathBuf,
-    /// Sequence of the newest record; 0: there is none.
+    /// Sequence of the newest record; 0 if there is none.
     sequence: u64,
     /// Length of the file up to the end of the newest record.
     len: u64,
-    /// A write failed half-way, so what lies behind `len` must be cut off before the next one.
+    /// True after a failed write: the bytes past `len` must be cut off before the next one.
     torn: bool,
 }
 
-/// What a journal held when it was opened.
+/// Contents of a journal when it was opened.
 #[derive(Debug)]
 pub struct Recovered {
     /// Payloads of the records, the oldest first; the first has sequence 1.
@@ -47,7 +46,7 @@ pub struct Recovered {
 }
 
 impl Journal {
-    /// Makes an empty journal; `path` must not exist.
+    /// Creates an empty journal; `path` must not exist.
     ///
     /// # Errors
     /// [`Kind::Io`](crate::error::Kind::Io).
@@ -64,7 +63,7 @@ impl Journal {
         Ok(Self { file, path: path.to_owned(), sequence: 0, len, torn: false })
     }
 
-    /// Opens a journal and cuts a torn tail off.
+    /// Opens a journal and cuts off a torn tail.
     ///
     /// # Errors
     /// [`Kind::Io`](crate::error::Kind::Io) when it can't be read or mended;
@@ -94,12 +93,11 @@ impl Journal {
         self.sequence
     }
 
-    /// Appends records, all or none of them, and waits until the disk has them; gives the sequence of the last one.
-    ///
-    /// (A crash in the middle may leave the first of them, never a part of one.)
+    /// Appends records, all or none of them, and syncs them to the disk; returns the sequence of the last one. A crash may leave the
+    /// first of them, never a part of one.
     ///
     /// # Errors
-    /// [`Kind::Io`](crate::error::Kind::Io), such as a full disk; the journal is then as it was before.
+    /// [`Kind::Io`](crate::error::Kind::Io), such as a full disk; the journal has not changed then.
     /// [`Kind::Internal`](crate::error::Kind::Internal) for a payload over [`MAX_PAYLOAD`].
     pub fn append<P: AsRef<[u8]>>(&mut self, payloads: &[P]) -> Result<u64> {
         let mut bytes = Vec::new();
@@ -116,7 +114,7 @@ impl Journal {
             encode(&mut bytes, sequence, payload);
         }
         self.mend()?;
-        // From here on the tail is torn, until the disk has all of it.
+        // The tail is torn until it is synced.
         self.torn = true;
         self.file
             .write_all(&bytes)
@@ -128,7 +126,7 @@ impl Journal {
         Ok(self.sequence)
     }
 
-    /// Cuts off what a failed write left, and goes to the end.
+    /// Cuts off the bytes of a failed write and seeks to the end.
     fn mend(&mut self) -> Result<()> {
         let failed = |e| Error::io("repair", &self.path, e);
         if self.torn {
@@ -139,7 +137,7 @@ impl Journal {
     }
 }
 
-/// Adds a record as it lies in the file.
+/// Appends a record in the format of the file.
 fn encode(to: &mut Vec<u8>, sequence: u64, payload: &[u8]) {
     to.extend_from_slice(&(payload.len() as u32).to_le_bytes());
     to.extend_from_slice(&crc(sequence, payload).to_le_bytes());
@@ -151,9 +149,9 @@ fn crc(sequence: u64, payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&sequence.to_le_bytes()), payload)
 }
 
-/// The payloads of the whole records of a journal's bytes, and the length up to their end. `None`: no journal.
+/// Payloads of the complete records in a journal's bytes, and the length up to their end; `None` if it is no journal.
 ///
-/// Whatever the bytes are, this neither fails otherwise nor allocates more than they hold.
+/// For any bytes it neither panics nor allocates more than their length.
 pub fn scan(bytes: &[u8]) -> Option<(Vec<Vec<u8>>, usize)> {
     let mut rest = bytes.strip_prefix(&MAGIC)?;
     let mut records = Vec::new();
@@ -167,7 +165,7 @@ pub fn scan(bytes: &[u8]) -> Option<(Vec<Vec<u8>>, usize)> {
     Some((records, bytes.len() - rest.len()))
 }
 
-/// Sequence, payload and what follows, of the record at the start of `bytes`, if a whole one is there.
+/// Sequence, payload and remaining bytes of the record at the start of `bytes`, if it is complete.
 fn first(bytes: &[u8]) -> Option<(u64, &[u8], &[u8])> {
     let (&len, rest) = bytes.split_first_chunk::<4>()?;
     let (&sum, rest) = rest.split_first_chunk::<4>()?;
@@ -193,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn any_cut_leaves_the_whole_records_before_it() -> Result<()> {
+    fn journal_cut_anywhere_keeps_the_complete_records_before() -> Result<()> {
         let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
         let path = filled(dir.path())?;
         let whole = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
@@ -208,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_ends_the_journal_before_its_record() -> Result<()> {
+    fn journal_ends_before_a_record_with_a_flipped_bit() -> Result<()> {
         let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
         let path = filled(dir.path())?;
         let whole = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
@@ -223,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_tail_is_cut_off_and_the_next_record_follows_the_last_whole_one() -> Result<()> {
+    fn journal_cuts_off_a_torn_tail_and_appends_after_it() -> Result<()> {
         let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
         let path = filled(dir.path())?;
         let file = OpenOptions::new().write(true).open(&path).map_err(|e| Error::io("", "", e))?;
@@ -240,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_journal_is_refused_and_left_alone() -> Result<()> {
+    fn journal_refuses_other_files_and_leaves_them_unchanged() -> Result<()> {
         let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
         let path = dir.path().join("journal");
         std::fs::write(&path, b"something else").map_err(|e| Error::io("", "", e))?;

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// Name of the file that is locked.
 const NAME: &str = "lock";
 
-/// Holds a directory: as long as the value lives, nobody else gets it. The operating system releases it when the process
-/// ends, however it ends.
+/// An exclusive lock of a directory while the value lives. The operating system releases it when the process ends, also in a
+/// crash.
 #[derive(Debug)]
 pub struct DirectoryLock {
     directory: PathBuf,
@@ -19,10 +19,11 @@ pub struct DirectoryLock {
 }
 
 impl DirectoryLock {
-    /// Makes the directory if it is missing, and takes hold of it.
+    /// Creates the directory if it is missing, and locks it.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`](crate::error::Kind) when another process has it; [`Kind::Io`](crate::error::Kind) when it can't be made or written to.
+    /// [`Kind::InvalidArgument`](crate::error::Kind) when another process holds the lock; [`Kind::Io`](crate::error::Kind) when the
+    /// directory can't be created or written to.
     pub fn acquire(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory).map_err(|e| Error::io("create", directory, e))?;
         let path = directory.join(NAME);
@@ -39,7 +40,7 @@ impl DirectoryLock {
         }
     }
 
-    /// The directory that is held.
+    /// The locked directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -50,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_held_by_one_at_a_time() -> Result<()> {
+    fn directory_lock_is_exclusive() -> Result<()> {
         let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
         let inner = dir.path().join("a/b");
         let held = DirectoryLock::acquire(&inner)?;

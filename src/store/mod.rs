@@ -1,16 +1,18 @@
-//! Memory-mapped files, and journals. Knows bytes, not networks.
+//! Storage: memory-mapped files, journals, directory locks. It handles bytes and does not know networks.
 //!
-//! The guarantee: no map of this module can be pulled from under its reader. An [`Arena`] has no
-//! name, or lies in a directory that this process holds by a [`DirectoryLock`], so nobody else
-//! shortens it, and all its blocks are on the disk before it is mapped. (Access past the end of a
-//! shortened file ends the process with SIGBUS.) A [`Journal`] gives back what it answered for.
+//! Guarantee: no mapped file is shortened while it is mapped (reading past its end would end the process with SIGBUS). An
+//! [`BackingFile`] has no name or is in a directory that this process holds by a [`DirectoryLock`], and all its blocks are allocated
+//! before it is mapped. A journal returns every record whose append succeeded.
 
-mod arena;
+mod atomic;
+mod backing_file;
+pub mod hash;
 #[cfg(feature = "service")]
 pub mod journal;
 mod lock;
 
-pub use arena::{Arena, Rect, read_rect};
+pub use atomic::{AtomicFile, preflight, sync_directory};
+pub use backing_file::{BackingFile, RowSpan, read_rows};
 #[cfg(feature = "service")]
 pub use journal::Journal;
 pub use lock::DirectoryLock;

@@ -11,7 +11,7 @@ use tessera::{
     image_out::Bits,
     model::{
         checkpoint::Checkpoint,
-        sampler::{Method, Sampling},
+        sampler::{Sampler, SamplerState},
     },
     ops::{Ops, weights::Weights},
 };
@@ -47,14 +47,14 @@ pub(crate) fn together_equals_alone<O: Ops>(make: impl Fn(Arc<Weights>) -> O) {
         let model = model(net);
         let (arch, cancel) = (&model.arch, Cancel::default());
         let mut ops = make(model.weights.clone());
-        for method in Method::ALL {
+        for method in Sampler::ALL {
             let plan = |(seed, steps)| {
                 let spec = spec(&model, seed, TileSize::Whole, Bits::Eight);
-                Plan::new(Spec { method, steps, ..spec }, arch).unwrap()
+                Plan::new(Spec { sampler: method, steps, ..spec }, arch).unwrap()
             };
             let plans = [(1, 3), (2, 3), (3, 5)].map(plan);
             let start =
-                |plan: &Plan| Sampling::start(&plan.schedule, &plan.latents, plan.spec.seed);
+                |plan: &Plan| SamplerState::start(&plan.schedule, &plan.latents, plan.spec.seed);
             let mut alone: Vec<_> = plans.iter().map(start).collect();
             let mut together = alone.clone();
             // The second is a step ahead, so the three end at different times.
@@ -62,7 +62,8 @@ pub(crate) fn together_equals_alone<O: Ops>(make: impl Fn(Arc<Weights>) -> O) {
                 denoise::step(&mut ops, arch, &plans[1], &mut samplings[1], &cancel).unwrap();
             }
             for _ in 0..5 {
-                let on_way = |(plan, at): &(&Plan, &mut Sampling)| at.step < plan.schedule.steps();
+                let on_way =
+                    |(plan, at): &(&Plan, &mut SamplerState)| at.step < plan.schedule.steps();
                 for (plan, at) in plans.iter().zip(&mut alone).filter(on_way) {
                     denoise::step(&mut ops, arch, plan, at, &cancel).unwrap();
                 }

@@ -16,7 +16,7 @@ use std::{
 use tessera::{
     model::{arch::Arch, checkpoint::Checkpoint, params::params},
     ops::{
-        cases::Random,
+        testing::Random,
         weights::{Param, Weights},
     },
 };

@@ -9,12 +9,12 @@ use tessera::{
         arch::{AttentionRatio, Norm},
         block::{Block, Resample, sc_attention},
         decoder, encoder, precond, safetensors,
-        sampler::{Latent, Noisy},
+        sampler::{Latent, NoisyLatents},
         unet,
     },
     ops::{
-        Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window,
-        cases::{OpCall, relative_error},
+        Conv2d, Domain, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
+        testing::relative_error,
         weights::{Param, Weights},
     },
 };
@@ -81,46 +81,47 @@ fn close<O: Ops>(
 }
 
 /// The operator of a case of `ops.safetensors`.
-fn op_call(name: &str, case: &Value) -> OpCall {
+fn op_call(name: &str, case: &Value) -> Op {
     let number = |key: &str| case["params"][key].as_u64().unwrap() as usize;
     let float = |key: &str| case["params"][key].as_f64().unwrap() as f32;
     let silu = || case["params"]["silu"].as_bool().unwrap();
     let name = || name.to_owned();
     match case["op"].as_str().unwrap() {
-        "conv2d" => OpCall::Conv2d(Conv2d {
+        "conv2d" => Op::Conv2d(Conv2d {
             name: name(),
             in_channels: number("in_channels"),
             out_channels: number("out_channels"),
             kernel: number("kernel"),
-            whole: true,
+            domain: Domain::Whole,
         }),
-        "group_norm" => OpCall::GroupNorm(GroupNorm {
+        "group_norm" => Op::GroupNorm(GroupNorm {
             name: name(),
             channels: number("channels"),
             groups: number("groups"),
             silu: silu(),
         }),
-        "pixel_norm" => OpCall::PixelNorm(PixelNorm {
-            name: name(),
-            channels: number("channels"),
-            silu: silu(),
-        }),
-        "silu" => OpCall::Silu,
-        "scale_shift" => OpCall::ScaleShift(silu()),
-        "weighted_add" => OpCall::WeightedAdd(float("wa"), float("wb")),
-        "concat" => OpCall::Concat,
-        "avg_pool2" => OpCall::AvgPool2,
-        "global_avg_pool" => OpCall::GlobalAvgPool,
-        "upsample_nearest2" => OpCall::UpsampleNearest2,
-        "fir_down2" => OpCall::FirDown2,
-        "fir_up2" => OpCall::FirUp2,
-        "pixel_unshuffle" => OpCall::PixelUnshuffle(number("r")),
-        "pixel_shuffle" => OpCall::PixelShuffle(number("r")),
-        "spatial_attention" => OpCall::SpatialAttention,
-        "channel_attention" => OpCall::ChannelAttention,
-        "crop" => {
-            OpCall::Crop(Window { y: number("y"), x: number("x"), h: number("h"), w: number("w") })
+        "pixel_norm" => {
+            Op::PixelNorm(PixelNorm { name: name(), channels: number("channels"), silu: silu() })
         }
+        "silu" => Op::Silu,
+        "scale_shift" => Op::ScaleShift(silu()),
+        "weighted_add" => Op::WeightedAdd(float("wa"), float("wb")),
+        "concat" => Op::Concat,
+        "avg_pool2" => Op::AvgPool2,
+        "global_avg_pool" => Op::GlobalAvgPool,
+        "upsample_nearest2" => Op::UpsampleNearest2,
+        "fir_down2" => Op::FirDown2,
+        "fir_up2" => Op::FirUp2,
+        "pixel_unshuffle" => Op::PixelUnshuffle(number("r")),
+        "pixel_shuffle" => Op::PixelShuffle(number("r")),
+        "spatial_attention" => Op::SpatialAttention,
+        "channel_attention" => Op::ChannelAttention,
+        "crop" => Op::Crop(Rect {
+            x: number("x"),
+            y: number("y"),
+            width: number("w"),
+            height: number("h"),
+        }),
         other => panic!("operator {other} is not known here"),
     }
 }
@@ -176,6 +177,7 @@ pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
                 });
                 let block = Block {
                     name: name.clone(),
+                    domain: Domain::Window,
                     channels: *cout,
                     norm: *norm,
                     resample,
@@ -185,7 +187,7 @@ pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
                 block.run(&mut o, inputs[0].clone(), inputs.get(1)).unwrap()
             }
             BlockCase::Attention { name, ratio } => {
-                sc_attention(&mut o, &inputs[0], name, *ratio).unwrap()
+                sc_attention(&mut o, Domain::Window, &inputs[0], name, *ratio).unwrap()
             }
         };
         close(&mut o, name, &out, fixture.tensor(&format!("{name}/out")), tolerance);
@@ -237,7 +239,7 @@ pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64)
 
         let sigma = f64::from(io.tensor("denoiser/sigma").1[0]);
         let noisy = io.numbered("denoiser/in.");
-        let out = precond::denoise(o, arch, &[Noisy { z: &noisy, sigma }]).unwrap();
+        let out = precond::denoise(o, arch, &[NoisyLatents { z: &noisy, sigma }]).unwrap();
         let out = &out[0];
         for (l, out) in out.iter().enumerate() {
             let name = format!("denoiser/out.{l}");

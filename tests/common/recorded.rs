@@ -17,13 +17,13 @@ use tessera::{
     engine::{
         self, Cancel, Event, denoise,
         plan::{Plan, Spec, TileSize, Tiling},
-        tiles::Canvas,
+        tiles::PixelBuffer,
     },
     exec::cpu::Cpu,
     image_in::Picture,
     image_out::Bits,
-    model::{checkpoint::Checkpoint, sampler::Method},
-    ops::{Ops, cases::Random, weights::Weights},
+    model::{checkpoint::Checkpoint, sampler::Sampler},
+    ops::{Ops, testing::Random, weights::Weights},
 };
 
 use super::{fixture, model};
@@ -74,7 +74,7 @@ impl Record {
             width: self.width,
             height: self.height,
             steps: self.steps,
-            method: Method::ALL.into_iter().find(|m| m.name() == self.sampler).unwrap(),
+            sampler: Sampler::ALL.into_iter().find(|m| m.name() == self.sampler).unwrap(),
             tile: if self.tile == 0 { TileSize::Whole } else { TileSize::Pixels(self.tile) },
             bits: if self.bits == 8 { Bits::Eight } else { Bits::Sixteen },
             strength: self.strength,
@@ -105,7 +105,7 @@ impl Record {
             hash.update(value.to_le_bytes());
         }
         let dir = tempfile::tempdir().unwrap();
-        let canvas = Canvas::create(dir.path(), self.width, self.height, spec.bits).unwrap();
+        let canvas = PixelBuffer::create(dir.path(), self.width, self.height, spec.bits).unwrap();
         let tiling = Tiling::new(&model.arch, self.width, self.height, spec.tile).unwrap();
         let canvas =
             engine::decode(ops, &model.arch, &latents, &tiling, canvas, &mut silent, &cancel)

@@ -164,7 +164,7 @@ pub(crate) fn answer(server: &Server, host: &str, path: &str) -> String {
 
 /// A picture of noise, smooth enough for an encoder to keep something of it.
 pub(crate) fn noise(seed: u64, width: u32, height: u32) -> image::RgbImage {
-    let mut random = tessera::ops::cases::Random::new(seed);
+    let mut random = tessera::ops::testing::Random::new(seed);
     let values = random.values(width as usize * height as usize * 3, 128.0, 40.0);
     let samples = values.into_iter().map(|value| value.clamp(0.0, 255.0) as u8).collect();
     image::RgbImage::from_raw(width, height, samples).unwrap()

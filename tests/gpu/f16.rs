@@ -15,8 +15,8 @@ use tessera::{
     image_out::Bits,
     model::checkpoint::Checkpoint,
     ops::{
-        Conv2d, Ops as _, Shape,
-        cases::{self, OpCall, relative_error},
+        Conv2d, Domain, Op, Ops as _, Shape,
+        testing::{self, relative_error},
         weights::{Param, Weights},
     },
 };
@@ -50,11 +50,11 @@ pub(super) fn cooperative() -> Option<(usize, Turn)> {
 #[test]
 fn convolutions_in_f16_equal_the_reference_but_for_rounding() {
     let Some((index, _lock)) = cooperative() else { return };
-    let table = cases::table(5);
+    let table = testing::suite(5);
     let mut gpu = Gpu::with_f16(Some(index), table.weights.clone()).unwrap();
     assert!(gpu.is_f16());
     let mut reference = Reference::new(table.weights.clone());
-    for case in table.cases.iter().filter(|case| matches!(case.op, OpCall::Conv2d(_))) {
+    for case in table.cases.iter().filter(|case| matches!(case.op, Op::Conv2d(_))) {
         let (wanted, found) = (case.run(&mut reference).unwrap(), case.run(&mut gpu).unwrap());
         let error = relative_error(&found.1, &wanted.1);
         assert!(error <= F16_TOLERANCE, "{}: {error:e}", case.name);
@@ -85,8 +85,13 @@ fn convolutions_in_f16_equal_the_reference_but_for_rounding() {
 #[test]
 fn values_beyond_f16_stay_finite() {
     let Some((index, _lock)) = cooperative() else { return };
-    let layer =
-        Conv2d { name: "layer".into(), in_channels: 16, out_channels: 16, kernel: 1, whole: true };
+    let layer = Conv2d {
+        name: "layer".into(),
+        in_channels: 16,
+        out_channels: 16,
+        kernel: 1,
+        domain: Domain::Whole,
+    };
     let mut own = Weights::default();
     let [(weight, shape), (bias, _)] = layer.params();
     own.insert(weight, Param { shape, data: (0..256).map(|i| f32::from(i % 17 == 0)).collect() });
@@ -137,7 +142,7 @@ fn f16_is_refused_where_it_is_not_there() {
             Err(error) => {
                 assert_eq!((error.kind(), adapter.matrix), (Kind::Device, None));
                 let message = error.to_string();
-                for word in ["f16", &adapter.name, "can't compute: it", "f32 or auto would do"] {
+                for word in ["precision is f16", &adapter.name, "expected f32 or auto"] {
                     assert!(message.contains(word), "{message}");
                 }
             }
@@ -154,11 +159,10 @@ fn f16_is_refused_where_it_is_not_there() {
 #[test]
 fn attention_in_f16_equals_the_reference_but_for_rounding() {
     let Some((index, _lock)) = cooperative() else { return };
-    let table = cases::table(9);
+    let table = testing::suite(9);
     let mut gpu = Gpu::with_f16(Some(index), table.weights.clone()).unwrap();
     let mut reference = Reference::new(table.weights.clone());
-    let is_attention =
-        |op: &OpCall| matches!(op, OpCall::SpatialAttention | OpCall::ChannelAttention);
+    let is_attention = |op: &Op| matches!(op, Op::SpatialAttention | Op::ChannelAttention);
     let (mut worst, mut rounded) = (0.0f64, 0);
     for case in table.cases.iter().filter(|case| is_attention(&case.op)) {
         let shape = case.inputs[0].0;

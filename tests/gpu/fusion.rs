@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use tessera::{
-    error::Result,
     exec::{
-        gpu::{ConvVariant, Gpu, Lazy},
+        gpu::{ConvVariant, Gpu},
         reference::Reference,
     },
     model::{checkpoint::Checkpoint, decoder, unet},
     ops::{
-        Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window,
-        cases::{self, OpCall, Random, Table, relative_error},
+        Conv2d, Domain, Op, Ops, Shape,
+        testing::{self, Random, TestSuite, relative_error},
     },
 };
 
@@ -21,64 +20,6 @@ use crate::{
     f16::{F16_TOLERANCE, cooperative},
     weights,
 };
-
-/// The GPU without fusion: every result is read, so computed, before the next operator.
-struct Eager(Gpu);
-
-impl Eager {
-    fn read(&mut self, x: Result<Lazy>) -> Result<Lazy> {
-        let x = x?;
-        self.0.crop(&x, Window { y: 0, x: 0, h: 1, w: 1 })?;
-        Ok(x)
-    }
-}
-
-/// Operators of [`Eager`]: those of [`Gpu`], read at once.
-macro_rules! eager {
-    ($($name:ident($($x:ident: $kind:ty),*);)*) => {
-        $(fn $name(&mut self, $($x: $kind),*) -> Result<Lazy> {
-            let x = self.0.$name($($x),*);
-            self.read(x)
-        })*
-    };
-}
-
-impl Ops for Eager {
-    type Tensor = Lazy;
-
-    fn shape(&self, x: &Lazy) -> Shape {
-        self.0.shape(x)
-    }
-
-    fn download(&mut self, x: &Lazy) -> Result<Vec<f32>> {
-        self.0.download(x)
-    }
-
-    fn scalar(&mut self, name: &str) -> Result<f32> {
-        self.0.scalar(name)
-    }
-
-    eager! {
-        upload(shape: Shape, data: &[f32]);
-        conv2d(x: &Lazy, p: &Conv2d);
-        group_norm(x: &Lazy, p: &GroupNorm);
-        pixel_norm(x: &Lazy, p: &PixelNorm);
-        silu(x: &Lazy);
-        scale_shift(x: &Lazy, pair: &Lazy, silu: bool);
-        weighted_add(a: &Lazy, b: &Lazy, wa: f32, wb: f32);
-        concat(a: &Lazy, b: &Lazy);
-        avg_pool2(x: &Lazy);
-        global_avg_pool(x: &Lazy);
-        upsample_nearest2(x: &Lazy);
-        fir_down2(x: &Lazy);
-        fir_up2(x: &Lazy);
-        pixel_unshuffle(x: &Lazy, r: usize);
-        pixel_shuffle(x: &Lazy, r: usize);
-        spatial_attention(q: &Lazy, k: &Lazy, v: &Lazy);
-        channel_attention(q: &Lazy, k: &Lazy, v: &Lazy);
-        crop(x: &Lazy, window: Window);
-    }
-}
 
 /// What may be fused with a convolution.
 #[derive(Clone, Copy, Debug)]
@@ -136,16 +77,16 @@ impl Fused {
 /// Every convolution of `table` with all that may be fused with it comes out as in the reference, but for `tolerance`, and has
 /// the bits that it has where nothing is fused. Gives the bits of all.
 fn fused_equal_the_reference(
-    table: &Table,
+    table: &TestSuite,
     open: impl Fn() -> Gpu,
     tolerance: f64,
 ) -> Vec<Vec<u32>> {
-    let (mut gpu, mut eager) = (open(), Eager(open()));
+    let (mut gpu, mut eager) = (open(), open().with_fusion(false));
     let mut reference = Reference::new(table.weights.clone());
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     let mut all = Vec::new();
     for case in &table.cases {
-        let OpCall::Conv2d(p) = &case.op else { continue };
+        let Op::Conv2d(p) = &case.op else { continue };
         for fused in Fused::all(case.inputs[0].0) {
             let found = fused.run(&mut gpu, p, case.inputs[0].0);
             let wanted = fused.run(&mut reference, p, case.inputs[0].0);
@@ -163,7 +104,7 @@ fn fused_equal_the_reference(
 /// the same bits with it.
 #[test]
 fn fusion_with_a_convolution_changes_no_bit() {
-    let mut table = cases::table(6);
+    let mut table = testing::suite(6);
     // The reference takes long for the largest.
     table.cases.retain(|case| case.inputs[0].0.pixels() < 1000);
     if let Some((gpu, _lock)) = gpu(Arc::default()) {
@@ -192,7 +133,7 @@ fn fusion_changes_no_bit_of_a_network() {
     let open = || Gpu::new(None, model.weights.clone()).unwrap();
     for (batch, times) in [(1, 1), (2, 2)] {
         let fused = network_bits(&mut open(), &model, batch, times);
-        assert!(fused == network_bits(&mut Eager(open()), &model, batch, times));
+        assert!(fused == network_bits(&mut open().with_fusion(false), &model, batch, times));
     }
 }
 
@@ -248,7 +189,7 @@ fn what_waits_is_right_however_it_is_read() {
     }
     let layer = |name: &str, kernel| {
         let (in_channels, out_channels) = (8, 8);
-        Conv2d { name: name.into(), in_channels, out_channels, kernel, whole: true }
+        Conv2d { name: name.into(), in_channels, out_channels, kernel, domain: Domain::Whole }
     };
     let layers = [layer("one", 3), layer("other", 1)];
     let weights = weights(layers.iter().flat_map(Conv2d::params), 23);

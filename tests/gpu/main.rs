@@ -25,8 +25,8 @@ use tessera::{
     },
     model::checkpoint::Checkpoint,
     ops::{
-        Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window,
-        cases::{self, OpCall, Random, relative_error},
+        Conv2d, Domain, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
+        testing::{self, Random, relative_error},
         weights::{Param, Weights},
     },
 };
@@ -47,7 +47,7 @@ fn weights(params: impl IntoIterator<Item = (String, Vec<usize>)>, seed: u64) ->
 /// Every case of the shared table comes out as in the reference.
 #[test]
 fn operators_equal_the_reference() {
-    let table = cases::table(3);
+    let table = testing::suite(3);
     let Some((mut gpu, _lock)) = gpu(table.weights.clone()) else { return };
     let mut reference = Reference::new(table.weights.clone());
     let mut failed = Vec::new();
@@ -67,7 +67,7 @@ fn operators_equal_the_reference() {
 /// model and of the largest configuration, on grids of odd extents.
 #[test]
 fn every_variant_of_a_convolution_equals_the_reference() {
-    let table = cases::table(5);
+    let table = testing::suite(5);
     let Some((gpu, _lock)) = gpu(Arc::default()) else { return };
     drop(gpu);
     let (layers, own) = layers(&[]);
@@ -76,7 +76,7 @@ fn every_variant_of_a_convolution_equals_the_reference() {
         let name = variant.name();
         let (mut gpu, mut reference) =
             (open(table.weights.clone()), Reference::new(table.weights.clone()));
-        for case in table.cases.iter().filter(|case| matches!(case.op, OpCall::Conv2d(_))) {
+        for case in table.cases.iter().filter(|case| matches!(case.op, Op::Conv2d(_))) {
             let (wanted, found) = (case.run(&mut reference).unwrap(), case.run(&mut gpu).unwrap());
             let error = relative_error(&found.1, &wanted.1);
             assert!(error <= TOLERANCE, "{name} {}: {error:e}", case.name);
@@ -116,7 +116,7 @@ fn layers(more: &[[usize; 3]]) -> (Vec<Conv2d>, Arc<Weights>) {
                 in_channels,
                 out_channels,
                 kernel,
-                whole: true,
+                domain: Domain::Whole,
             };
             for (name, shape) in layer.params() {
                 let data = random.values(shape.iter().product(), 0.0, 0.1);
@@ -140,7 +140,7 @@ fn layer_error(gpu: &mut Gpu, reference: &mut Reference, layer: &Conv2d, shape: 
 /// compiled when they are used; a file that is cut off is passed over and replaced.
 #[test]
 fn compiling_ahead_changes_no_bit() {
-    let table = cases::table(4);
+    let table = testing::suite(4);
     let Some((mut plain, _lock)) = gpu(table.weights.clone()) else { return };
     let results = |gpu: &mut Gpu| -> Vec<Vec<u32>> {
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
@@ -207,7 +207,7 @@ fn local<O: Ops>(o: &mut O, x: &O::Tensor, c: usize, out: usize) -> O::Tensor {
         in_channels: c,
         out_channels,
         kernel,
-        whole: false,
+        domain: Domain::Window,
     };
     let norm = PixelNorm { name: "norm".into(), channels: c, silu: true };
     let h = o.pixel_norm(x, &norm).unwrap();
@@ -257,10 +257,10 @@ fn tiles_equal_the_whole(make: impl Fn(Arc<Weights>) -> Gpu) {
         for (y0, x0, h, w) in [(0, 0, 5, 6), (5, 6, 1, 1), (4, 9, 9, 17), (12, 26, 1, 1)] {
             let (top, left) = (usize::saturating_sub(y0, halo), usize::saturating_sub(x0, halo));
             let (bottom, right) = ((y0 + h + halo).min(height), (x0 + w + halo).min(width));
-            let window = Window { y: top, x: left, h: bottom - top, w: right - left };
+            let window = Rect { x: left, y: top, width: right - left, height: bottom - top };
             let cut = gpu.crop(&x, window).unwrap();
             let tile = local(&mut gpu, &cut, channels, out);
-            let inner = Window { y: 4 * (y0 - top), x: 4 * (x0 - left), h: 4 * h, w: 4 * w };
+            let inner = Rect { x: 4 * (x0 - left), y: 4 * (y0 - top), width: 4 * w, height: 4 * h };
             let tile = gpu.crop(&tile, inner).unwrap();
             let tile = gpu.download(&tile).unwrap();
             let row = |y: usize| (((4 * y0 + y) * whole_shape.w) + 4 * x0) * out;
@@ -367,9 +367,14 @@ fn misuse_is_refused_like_the_reference() {
     assert!(gpu.upload(shape, &data[1..]).is_err());
     assert!(gpu.upload(Shape::new(0, 3, 5, 2), &[]).is_err());
     let (x, y) = (gpu.upload(shape, &data).unwrap(), reference.upload(shape, &data).unwrap());
-    let window = Window { y: 1, x: usize::MAX, h: 1, w: 2 };
-    let layer =
-        Conv2d { name: "absent".into(), in_channels: 2, out_channels: 3, kernel: 3, whole: true };
+    let window = Rect { x: usize::MAX, y: 1, width: 2, height: 1 };
+    let layer = Conv2d {
+        name: "absent".into(),
+        in_channels: 2,
+        out_channels: 3,
+        kernel: 3,
+        domain: Domain::Whole,
+    };
     let pairs = [
         (gpu.avg_pool2(&x).map(drop), reference.avg_pool2(&y).map(drop)),
         (gpu.crop(&x, window).map(drop), reference.crop(&y, window).map(drop)),

@@ -9,8 +9,8 @@ use tessera::{
         reference::Reference,
     },
     ops::{
-        Conv2d, Ops, PixelNorm, Shape, Window,
-        cases::{self, Random, Table, relative_error},
+        Conv2d, Domain, Ops, PixelNorm, Rect, Shape,
+        testing::{self, Random, TestSuite, relative_error},
         weights::{Param, Weights},
     },
 };
@@ -74,7 +74,7 @@ fn by(variant: Option<ConvVariant>, cpu: Cpu) -> Cpu {
 }
 
 /// Every operator of every case, with all kernels and variants of convolutions.
-fn agree(table: &Table) {
+fn agree(table: &TestSuite) {
     let mut reference = Reference::new(table.weights.clone());
     let ways = kernels().flat_map(|kernels| VARIANTS.map(|variant| (kernels, variant)));
     let mut all: Vec<_> =
@@ -93,7 +93,7 @@ fn agree(table: &Table) {
 
 #[test]
 fn every_operator_agrees_with_the_reference() {
-    agree(&cases::table(2));
+    agree(&testing::suite(2));
 }
 
 /// The channels that meet in the configurations of `train/`, on small grids.
@@ -132,11 +132,11 @@ fn the_layers_of_all_configurations_agree_with_the_reference() {
         (1344, 576),
         (1536, 768),
     ];
-    agree(&cases::layers(5, &channels));
+    agree(&testing::layers(5, &channels));
 }
 
 fn run_all(
-    table: &Table,
+    table: &TestSuite,
     kernels: Kernels,
     variant: Option<ConvVariant>,
     threads: usize,
@@ -155,7 +155,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 /// The number of threads does not show in the bits.
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    let table = cases::table(3);
+    let table = testing::suite(3);
     for (kernels, variant) in kernels().flat_map(|k| VARIANTS.map(|variant| (k, variant))) {
         let one = run_all(&table, kernels, variant, 1);
         for threads in [2, 5] {
@@ -181,7 +181,7 @@ fn what_waits_has_the_bits_of_what_does_not() {
             in_channels: channels,
             out_channels: channels,
             kernel,
-            whole: true,
+            domain: Domain::Whole,
         };
         for (kernels, variant) in kernels().flat_map(|k| VARIANTS.map(|variant| (k, variant))) {
             let run = |keep: fn(&mut Cpu, Tensor) -> Tensor| {
@@ -222,12 +222,12 @@ fn what_waits_has_the_bits_of_what_does_not() {
 fn winograd_is_for_whole_grids_and_knows_no_batch() {
     let (channels, mut random) = (48, Random::new(8));
     let weights = local_weights(&mut random, channels);
-    let layer = |whole| Conv2d {
+    let layer = |domain| Conv2d {
         name: "a".into(),
         in_channels: channels,
         out_channels: channels,
         kernel: 3,
-        whole,
+        domain,
     };
     let shape = Shape::new(2, 21, 30, channels);
     let data = random.values(shape.len(), 0.5, 1.5);
@@ -236,32 +236,33 @@ fn winograd_is_for_whole_grids_and_knows_no_batch() {
     let large_data = random.values(large.len(), 0.5, 1.5);
     let f32_kernels = kernels().filter(|kernels| !kernels.is_bf16());
     for kernels in f32_kernels {
-        let run = |variant, whole, n: usize, h: usize| {
+        let run = |variant, domain, n: usize, h: usize| {
             let mut o = by(variant, cpu(kernels)(weights.clone()));
             let shape = Shape { n, h, ..shape };
             let x = o.upload(shape, &data[..shape.len()]).unwrap();
-            let y = o.conv2d(&x, &layer(whole)).unwrap();
+            let y = o.conv2d(&x, &layer(domain)).unwrap();
             o.download(&y).unwrap()
         };
         let [direct, winograd] = [ConvVariant::Direct, ConvVariant::Winograd].map(Some);
-        let (rule, sums) = (run(None, true, 2, 21), run(direct, true, 2, 21));
-        assert!(bits(&rule) == bits(&run(winograd, true, 2, 21)), "{}", kernels.name());
+        let (rule, sums) = (run(None, Domain::Whole, 2, 21), run(direct, Domain::Whole, 2, 21));
+        assert!(bits(&rule) == bits(&run(winograd, Domain::Whole, 2, 21)), "{}", kernels.name());
         assert!(bits(&rule) != bits(&sums), "{}", kernels.name());
         assert!(relative_error(&rule, &sums) <= TOLERANCE, "{}", kernels.name());
         let [whole_sums, squares] = [direct, winograd].map(|variant| {
             let mut o = by(variant, cpu(kernels)(weights.clone()));
             let x = o.upload(large, &large_data).unwrap();
-            let y = o.conv2d(&x, &layer(true)).unwrap();
+            let y = o.conv2d(&x, &layer(Domain::Whole)).unwrap();
             o.download(&y).unwrap()
         });
         assert!(bits(&whole_sums) != bits(&squares), "{}", kernels.name());
         assert!(relative_error(&squares, &whole_sums) <= TOLERANCE, "{}", kernels.name());
-        let alone = run(None, true, 1, 21);
+        let alone = run(None, Domain::Whole, 1, 21);
         assert!(bits(&alone) == bits(&rule[..alone.len()]), "{}", kernels.name());
         // Windows, and grids of fewer than 128 pixels.
-        assert!(bits(&run(None, false, 2, 21)) == bits(&sums), "{}", kernels.name());
-        assert!(bits(&run(winograd, false, 2, 21)) == bits(&sums), "{}", kernels.name());
-        let small = [None, direct, winograd].map(|variant| bits(&run(variant, true, 1, 4)));
+        assert!(bits(&run(None, Domain::Window, 2, 21)) == bits(&sums), "{}", kernels.name());
+        assert!(bits(&run(winograd, Domain::Window, 2, 21)) == bits(&sums), "{}", kernels.name());
+        let small =
+            [None, direct, winograd].map(|variant| bits(&run(variant, Domain::Whole, 1, 4)));
         assert!(small[0] == small[1] && small[1] != small[2], "{}", kernels.name());
     }
 }
@@ -283,7 +284,7 @@ fn what_is_not_a_number_stays_within_reach() {
             in_channels: channels,
             out_channels: channels,
             kernel: 3,
-            whole: true,
+            domain: Domain::Whole,
         };
         let out = o.conv2d(&x, &layer).unwrap();
         let out = o.download(&out).unwrap();
@@ -321,7 +322,7 @@ fn local(o: &mut Cpu, x: &Tensor) -> Tensor {
         in_channels: channels,
         out_channels,
         kernel: 3,
-        whole: false,
+        domain: Domain::Window,
     };
     let norm = PixelNorm { name: "norm".into(), channels, silu: true };
     let h = o.conv2d(x, &conv("a", channels)).unwrap();
@@ -353,12 +354,16 @@ fn a_window_with_halo_equals_the_whole_bit_for_bit() {
                 let (rows, columns) = (1 + below(h - y), 1 + below(w - x0));
                 let (top, left) = (y.saturating_sub(HALO), x0.saturating_sub(HALO));
                 let (bottom, right) = ((y + rows + HALO).min(h), (x0 + columns + HALO).min(w));
-                let window = Window { y: top, x: left, h: bottom - top, w: right - left };
+                let window = Rect { x: left, y: top, width: right - left, height: bottom - top };
                 let part = cpu.crop(&x, window).unwrap();
                 let part = local(&mut cpu, &part);
-                let inner =
-                    Window { y: 4 * (y - top), x: 4 * (x0 - left), h: 4 * rows, w: 4 * columns };
-                let outer = Window { y: 4 * y, x: 4 * x0, ..inner };
+                let inner = Rect {
+                    x: 4 * (x0 - left),
+                    y: 4 * (y - top),
+                    width: 4 * columns,
+                    height: 4 * rows,
+                };
+                let outer = Rect { x: 4 * x0, y: 4 * y, ..inner };
                 let found = cpu.crop(&part, inner).unwrap();
                 let wanted = cpu.crop(&whole, outer).unwrap();
                 let found = cpu.download(&found).unwrap();
@@ -376,8 +381,13 @@ fn a_layer_of_another_extent_is_refused() {
     let mut random = Random::new(5);
     let mut cpu = Cpu::new(local_weights(&mut random, 8));
     let x = cpu.upload(Shape::new(1, 4, 4, 8), &random.values(128, 0.0, 1.0)).unwrap();
-    let right =
-        Conv2d { name: "a".into(), in_channels: 8, out_channels: 8, kernel: 3, whole: true };
+    let right = Conv2d {
+        name: "a".into(),
+        in_channels: 8,
+        out_channels: 8,
+        kernel: 3,
+        domain: Domain::Whole,
+    };
     assert!(cpu.conv2d(&x, &right).is_ok());
     assert!(cpu.conv2d(&x, &Conv2d { out_channels: 9, ..right.clone() }).is_err());
     assert!(cpu.conv2d(&x, &Conv2d { kernel: 1, ..right }).is_err());

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use tessera::{
     engine::{
-        self, Cancel, Event, denoise,
+        self, Cancel, Event, denoise, encode,
         latents::LatentFile,
-        picture,
         plan::{Plan, Rect, Spec, TileSize, Tiling, latent_shapes},
-        tiles::{self, Canvas, TileDecoder, samples},
+        tiles::{self, PixelBuffer, TileDecoder, samples},
     },
     error::{Error, Kind, Result},
     exec::{
@@ -20,9 +19,9 @@ use tessera::{
     model::{
         arch::Arch,
         decoder,
-        sampler::{Latent, Method},
+        sampler::{Latent, Sampler},
     },
-    ops::{Ops, cases::Random, weights::Weights},
+    ops::{Ops, testing::Random, weights::Weights},
 };
 
 use crate::common::{
@@ -179,10 +178,10 @@ fn every_tile_size_gives_the_same_file_of_pixels() {
 #[test]
 fn the_seed_decides_and_nothing_else_does() {
     let model = model("net-c");
-    for method in Method::ALL {
+    for method in Sampler::ALL {
         let picture = |seed| {
             let spec = spec(&model, seed, TileSize::Pixels(64), Bits::Eight);
-            generate(&model, Spec { method, ..spec })
+            generate(&model, Spec { sampler: method, ..spec })
         };
         assert!(picture(1) == picture(1), "{method:?}");
         assert!(picture(1) != picture(2), "{method:?}");
@@ -239,7 +238,7 @@ fn an_edit_of_strength_0_is_a_reconstruction() {
     });
     assert!(edits[0] == edits[1]);
     let tiling = Tiling::new(&model.arch, width, height, TileSize::Whole).unwrap();
-    let canvas = Canvas::create(dir.path(), width, height, bits).unwrap();
+    let canvas = PixelBuffer::create(dir.path(), width, height, bits).unwrap();
     let arch = &model.arch;
     let wanted =
         engine::reconstruct(&mut cpu, arch, picture, &tiling, canvas, &mut silent, &cancel)
@@ -285,7 +284,7 @@ fn events_tell_every_step_level_and_tile_once_and_in_order() {
 }
 
 /// Generates, cancelling at the first event that `when` picks; gives the outcome and the events after it.
-fn cancelled(when: impl Fn(&Event) -> bool) -> (Result<Canvas, Error>, Vec<Event>) {
+fn cancelled(when: impl Fn(&Event) -> bool) -> (Result<PixelBuffer, Error>, Vec<Event>) {
     let model = model("net-a");
     let plan = Plan::new(spec(&model, 1, TileSize::Pixels(64), Bits::Eight), &model.arch).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -331,7 +330,7 @@ fn tiles_cover_every_pixel_once_and_read_only_the_grid() {
             let Rect { x, y, width: w, height: h } = tile.rect;
             assert!(w <= side && h <= side && w > 0 && h > 0);
             let window = tile.window;
-            assert!(window.x + window.w <= grid_w && window.y + window.h <= grid_h);
+            assert!(window.x + window.width <= grid_w && window.y + window.height <= grid_h);
             for row in y..y + h {
                 covered[row * width + x..][..w].iter_mut().for_each(|count| *count += 1);
             }
@@ -364,7 +363,7 @@ fn encoding_an_odd_size_is_encoding_it_with_its_edges_repeated() {
     let mut ops = Reference::new(model.weights.clone());
     let mut encode = |width, height, samples| {
         let picture = Picture { width, height, bits: 8, samples };
-        picture::encode(&mut ops, &model.arch, picture).unwrap()
+        encode::encode(&mut ops, &model.arch, picture).unwrap()
     };
     assert_eq!(encode(37, 21, samples), encode(48, 32, wide));
 }
@@ -373,15 +372,15 @@ fn encoding_an_odd_size_is_encoding_it_with_its_edges_repeated() {
 fn psnr_is_infinite_for_equal_pictures_and_right_for_known_errors() {
     let dir = tempfile::tempdir().unwrap();
     for (bits, most) in [(Bits::Eight, 255.0), (Bits::Sixteen, 65535.0)] {
-        let mut canvas = Canvas::create(dir.path(), 2, 2, bits).unwrap();
+        let mut canvas = PixelBuffer::create(dir.path(), 2, 2, bits).unwrap();
         let rect = Rect { x: 0, y: 0, width: 2, height: 2 };
         canvas.put(rect, &samples(rect, &[1.0; 12], bits).unwrap()).unwrap();
         let mut picture = Picture { width: 2, height: 2, bits: 8, samples: vec![1.0; 12] };
-        assert_eq!(picture::psnr(&picture, &canvas), f64::INFINITY);
+        assert_eq!(encode::psnr(&picture, &canvas), f64::INFINITY);
         // One of twelve samples is off by half of the range.
         picture.samples[5] = 0.0;
         let expected = 10.0 * (4.0f64 * 12.0).log10();
-        assert!((picture::psnr(&picture, &canvas) - expected).abs() < 1e-9);
+        assert!((encode::psnr(&picture, &canvas) - expected).abs() < 1e-9);
         // What lies outside of the range is clamped, and halves go to the even sample.
         let values = [[-3.0, 9.0, (1.0 / most) as f32 * 126.0], [-1.0; 3], [-1.0; 3], [-1.0; 3]];
         canvas.put(rect, &samples(rect, &values.concat(), bits).unwrap()).unwrap();

@@ -11,8 +11,9 @@ use std::{
 use serde_json::{Map, Value, json};
 use tessera::{
     error::{Detail, Error, Kind, Result},
-    image_out::{self, Area, Bits, CLASSIC_LIMIT, Metadata, PixelSource, RawPixels},
-    store::Arena,
+    geometry::Rect,
+    image_out::{self, Bits, CLASSIC_LIMIT, Metadata, PixelSource, RawPixels},
+    store::{self, BackingFile},
 };
 use tiff::{
     decoder::{Decoder, DecodingResult, Limits},
@@ -199,7 +200,7 @@ fn tiff_tags_tell_program_time_profile_and_receipt() -> Outcome {
     assert_eq!(decoder.get_tag_u32(Tag::TileLength)?, 256);
     assert_eq!(decoder.get_tag_u32(Tag::Compression)?, 8);
     assert_eq!(decoder.get_tag_u32(Tag::Predictor)?, 2);
-    assert_eq!(decoder.get_tag_u8_vec(Tag::IccProfile)?, image_out::srgb_profile());
+    assert_eq!(decoder.get_tag_u8_vec(Tag::IccProfile)?, image_out::srgb_profile()?);
     let xmp = String::from_utf8(decoder.get_tag_u8_vec(Tag::Unknown(700))?)?;
     assert!(xmp.contains("<t:device>CPU &lt;test&gt;</t:device>"), "{xmp}");
     assert!(xmp.contains("Seed 7 &amp; Ångström"), "{xmp}");
@@ -258,12 +259,12 @@ impl PixelSource for Failing {
         Bits::Eight
     }
 
-    fn read(&self, area: Area, buffer: &mut [u8]) -> Result<()> {
+    fn read(&self, area: Rect, buffer: &mut [u8]) -> Result<()> {
         let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         match left {
             // Noise, so that some of it has reached the disk when the failure comes.
             Ok(_) => {
-                let noise = Picture::new(area.width, area.height, Bits::Eight);
+                let noise = Picture::new(area.width as u32, area.height as u32, Bits::Eight);
                 buffer.copy_from_slice(&noise.bytes);
                 Ok(())
             }
@@ -307,10 +308,10 @@ fn a_failure_midway_leaves_no_file_and_keeps_the_old_one() -> Outcome {
 fn an_output_that_can_not_be_written_is_refused_before_the_work() -> Outcome {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("new.tiff");
-    image_out::preflight(&path)?;
+    store::preflight(&path)?;
     assert!(names(directory.path())?.is_empty(), "the test of the directory leaves nothing");
     let refused = |path: &Path| {
-        let error = image_out::preflight(path).err();
+        let error = store::preflight(path).err();
         error.map(|e| (e.kind(), e.to_string())).ok_or("not refused")
     };
     for (path, says) in [
@@ -377,14 +378,14 @@ fn in_a_full_directory() -> Outcome {
         Err(error) if error.kind() == Kind::Io && error.to_string().contains(says) => Ok(()),
         other => Err(format!("{other:?}")),
     };
-    is_io(Arena::create(&directory, 4 << 20).map(drop), "4194304 bytes")?;
+    is_io(BackingFile::create(&directory, 4 << 20).map(drop), "4194304 bytes")?;
     let picture = Picture::new(1000, 600, Bits::Sixteen);
     is_io(image_out::write(&path, &picture.source()?, &metadata()), "new.tiff")?;
     is_io(image_out::write(&old, &picture.source()?, &metadata()), "old.png")?;
     assert_eq!(names(&directory)?, [PathBuf::from("old.png")]);
     assert_eq!(fs::read_to_string(&old)?, "old");
     // There was room: for what fits.
-    Arena::create(&directory, 4096)?.bytes_mut().fill(1);
+    BackingFile::create(&directory, 4096)?.bytes_mut().fill(1);
     Ok(())
 }
 

@@ -10,11 +10,12 @@ use std::{
 const RANKS: &[(&str, usize)] = &[
     ("error", 0),
     ("config", 0),
+    ("geometry", 0),
     ("telemetry", 0),
     ("model::arch", 1),
     ("ops", 1),
     ("model", 2),
-    ("store", 2),
+    ("store", 1),
     ("image_out", 2),
     ("image_in", 2),
     ("exec", 3),

@@ -1,7 +1,7 @@
 //! The interpreters against the networks' definition in PyTorch: the fixtures hold inputs and outputs of every operator,
 //! block and net, computed there in f64.
 
-use tessera::{exec::reference::Reference, ops::cases};
+use tessera::{exec::reference::Reference, ops::testing};
 
 use crate::common::parity;
 
@@ -26,7 +26,7 @@ fn reference_networks_match_pytorch() {
 /// Every case of the table runs, gives finite values, and is the same again from the same seed.
 #[test]
 fn reference_runs_every_case() {
-    let table = cases::table(1);
+    let table = testing::suite(1);
     let mut reference = Reference::new(table.weights.clone());
     for case in &table.cases {
         let (shape, out) =
@@ -34,5 +34,5 @@ fn reference_runs_every_case() {
         assert_eq!(shape.len(), out.len(), "{}", case.name);
         assert!(out.iter().all(|v| v.is_finite()), "{}", case.name);
     }
-    assert_eq!(table.cases[9].inputs, cases::table(1).cases[9].inputs);
+    assert_eq!(table.cases[9].inputs, testing::suite(1).cases[9].inputs);
 }

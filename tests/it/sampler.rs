@@ -7,7 +7,7 @@ use tessera::{
         arch::Noise,
         noise::{normal, normal4, philox4x32},
         precond::{Coefficients, level_sigma},
-        sampler::{Churn, Denoise, Latent, Method, Noisy, sample, start},
+        sampler::{Denoise, Latent, NoisyLatents, Sampler, SamplerState, sample},
         schedule::Schedule,
     },
     ops::Shape,
@@ -33,9 +33,9 @@ struct Gaussian {
 }
 
 impl Denoise for Gaussian {
-    fn denoise(&mut self, batch: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>> {
+    fn denoise(&mut self, batch: &[NoisyLatents<'_>]) -> Result<Vec<Vec<Latent>>> {
         self.calls += 1;
-        let one = |noisy: &Noisy<'_>| {
+        let one = |noisy: &NoisyLatents<'_>| {
             let level = |(l, z): (usize, &Latent)| {
                 let s = level_sigma(&self.noise, l, noisy.sigma);
                 let shrink = Coefficients::new(s, self.noise.sigma_data).c_skip;
@@ -48,20 +48,20 @@ impl Denoise for Gaussian {
     }
 }
 
-fn run(method: Method, steps: usize, churn: Churn, seed: u64) -> (Vec<Latent>, usize) {
+fn run(method: Sampler, steps: usize, seed: u64) -> (Vec<Latent>, usize) {
     let noise = noise();
     let schedule = Schedule::new(&noise, steps);
     let mut denoiser = Gaussian { noise, calls: 0 };
-    let z = start(&schedule, &SHAPES, seed);
-    let z = sample(&mut denoiser, &schedule, method, churn, seed, z, |_, _| Ok(())).unwrap();
+    let state = SamplerState::start(&schedule, &SHAPES, seed);
+    let z = sample(&mut denoiser, &schedule, method, state, |_, _| Ok(())).unwrap();
     (z, denoiser.calls)
 }
 
 /// Largest relative distance of level 0 from the flow's end: z_0 sd / sqrt(sd^2 + s_0^2).
-fn distance(method: Method, steps: usize) -> f64 {
-    let (z, _) = run(method, steps, Churn::NONE, 1);
+fn distance(method: Sampler, steps: usize) -> f64 {
+    let (z, _) = run(method, steps, 1);
     let noise = noise();
-    let from = start(&Schedule::new(&noise, steps), &SHAPES, 1);
+    let from = SamplerState::start(&Schedule::new(&noise, steps), &SHAPES, 1).z;
     let gain = noise.sigma_data / noise.sigma_data.hypot(noise.sigma_max);
     let relative = |(a, b): (&f32, &f32)| (f64::from(*a) / (gain * f64::from(*b)) - 1.0).abs();
     z[0].data.iter().zip(&from[0].data).map(relative).fold(0.0, f64::max)
@@ -164,22 +164,22 @@ fn coarse_levels_settle_first() {
 /// A settled level keeps its bits to the end, and the one that settles becomes what the denoiser said.
 #[test]
 fn settled_levels_stay() {
-    for method in Method::ALL {
+    for method in Sampler::ALL {
         let schedule = Schedule::new(&noise(), 25);
         let mut denoiser = Gaussian { noise: noise(), calls: 0 };
-        let mut seen = vec![start(&schedule, &SHAPES, 3)];
+        let state = SamplerState::start(&schedule, &SHAPES, 3);
+        let mut seen = vec![state.z.clone()];
         let keep = |step: usize, z: &[Latent]| {
             assert_eq!(step, seen.len());
             seen.push(z.to_vec());
             Ok(())
         };
-        let z = start(&schedule, &SHAPES, 3);
-        let end = sample(&mut denoiser, &schedule, method, Churn::NONE, 3, z, keep).unwrap();
+        let end = sample(&mut denoiser, &schedule, method, state, keep).unwrap();
         for (l, end) in end.iter().enumerate() {
             let settled = schedule.settled(l);
             assert_ne!(seen[settled - 1][l], *end, "{method:?}");
             assert!(seen[settled..].iter().all(|z| z[l] == *end), "{method:?}");
-            let before = Noisy { z: &seen[settled - 1], sigma: schedule.sigma(settled - 1) };
+            let before = NoisyLatents { z: &seen[settled - 1], sigma: schedule.sigma(settled - 1) };
             let denoised = denoiser.denoise(&[before]).unwrap();
             assert_eq!(denoised[0][l], *end, "{method:?}");
         }
@@ -190,7 +190,7 @@ fn settled_levels_stay() {
 #[test]
 fn samplers_converge_with_their_order() {
     for (method, order, bound) in
-        [(Method::Ddim, 1.0, 0.1), (Method::Heun, 2.0, 0.02), (Method::Dpmpp, 2.0, 0.02)]
+        [(Sampler::Ddim, 1.0, 0.1), (Sampler::Heun, 2.0, 0.02), (Sampler::Dpmpp, 2.0, 0.02)]
     {
         let errors = [25, 50, 100].map(|steps| distance(method, steps));
         assert!(errors[2] < bound, "{method:?}: {errors:?}");
@@ -201,37 +201,32 @@ fn samplers_converge_with_their_order() {
     }
 }
 
-/// Whatever the sampler, pure noise becomes the data's standard deviation, level by level; churn changes the picture,
-/// not its distribution.
+/// With every sampler noise becomes the data's standard deviation, level by level.
 #[test]
 fn samples_have_the_deviation_of_the_data() {
-    let churn = Churn { s_churn: 20.0, s_min: 0.05, s_max: 50.0, s_noise: 1.0 };
-    for (method, churn) in
-        [(Method::Heun, Churn::NONE), (Method::Dpmpp, Churn::NONE), (Method::Heun, churn)]
-    {
-        let (z, _) = run(method, 40, churn, 11);
+    for method in [Sampler::Heun, Sampler::Dpmpp] {
+        let (z, _) = run(method, 40, 11);
         for latent in &z[..2] {
             let found = deviation(&latent.data);
             let error = 4.0 * 0.5 / (2.0 * latent.data.len() as f64).sqrt();
             assert!((found - 0.5).abs() < error + 0.01, "{method:?}: {found}");
         }
     }
-    assert_ne!(run(Method::Heun, 40, churn, 11).0, run(Method::Heun, 40, Churn::NONE, 11).0);
 }
 
 /// The same seed gives the same bits, another seed another picture.
 #[test]
 fn samples_follow_from_the_seed() {
-    let churn = Churn { s_churn: 5.0, ..Churn::NONE };
-    assert_eq!(run(Method::Heun, 10, churn, 4).0, run(Method::Heun, 10, churn, 4).0);
-    assert_ne!(run(Method::Dpmpp, 10, Churn::NONE, 4).0, run(Method::Dpmpp, 10, Churn::NONE, 5).0);
+    assert_eq!(run(Sampler::Heun, 10, 4).0, run(Sampler::Heun, 10, 4).0);
+    assert_ne!(run(Sampler::Dpmpp, 10, 4).0, run(Sampler::Dpmpp, 10, 5).0);
 }
 
 /// Level l starts with standard deviation s^l_0.
 #[test]
 fn start_has_the_sigma_of_each_level() {
     let schedule = Schedule::new(&noise(), 10);
-    for (l, latent) in start(&schedule, &SHAPES, 2).iter().enumerate().take(2) {
+    let state = SamplerState::start(&schedule, &SHAPES, 2);
+    for (l, latent) in state.z.iter().enumerate().take(2) {
         let ratio = deviation(&latent.data) / schedule.level(l, 0);
         assert!((ratio - 1.0).abs() < 4.0 / (2.0 * latent.data.len() as f64).sqrt(), "{ratio}");
     }
@@ -240,16 +235,16 @@ fn start_has_the_sigma_of_each_level() {
 /// The number of evaluations that a plan states is the number that is made, settled pyramids included.
 #[test]
 fn evaluations_are_as_stated() {
-    for method in Method::ALL {
+    for method in Sampler::ALL {
         for steps in [1, 2, 7, 30] {
             let stated = Schedule::new(&noise(), steps).evaluations(method, 0);
-            assert_eq!(run(method, steps, Churn::NONE, 1).1, stated, "{method:?} {steps}");
+            assert_eq!(run(method, steps, 1).1, stated, "{method:?} {steps}");
         }
         let noise = Noise { shift: vec![-3.0, -5.0], ..noise() };
         let schedule = Schedule::new(&noise, 40);
         let mut denoiser = Gaussian { noise, calls: 0 };
-        let z = start(&schedule, &SHAPES[..2], 1);
-        let end = sample(&mut denoiser, &schedule, method, Churn::NONE, 1, z, |_, _| Ok(()));
+        let state = SamplerState::start(&schedule, &SHAPES[..2], 1);
+        let end = sample(&mut denoiser, &schedule, method, state, |_, _| Ok(()));
         assert!(end.unwrap().iter().all(|z| z.data.iter().all(|v| v.abs() < 5.0)));
         assert_eq!(denoiser.calls, schedule.evaluations(method, 0));
         assert!(denoiser.calls < 40 * 2 - 1);
@@ -261,22 +256,21 @@ fn evaluations_are_as_stated() {
 fn errors_are_handed_on() {
     struct Broken;
     impl Denoise for Broken {
-        fn denoise(&mut self, _: &[Noisy<'_>]) -> Result<Vec<Vec<Latent>>> {
+        fn denoise(&mut self, _: &[NoisyLatents<'_>]) -> Result<Vec<Vec<Latent>>> {
             Err(Error::device("gpu", "lost"))
         }
     }
     let schedule = Schedule::new(&noise(), 4);
-    for method in Method::ALL {
-        let z = start(&schedule, &SHAPES, 1);
-        let error =
-            sample(&mut Broken, &schedule, method, Churn::NONE, 1, z.clone(), |_, _| Ok(()));
+    for method in Sampler::ALL {
+        let state = SamplerState::start(&schedule, &SHAPES, 1);
+        let error = sample(&mut Broken, &schedule, method, state.clone(), |_, _| Ok(()));
         assert_eq!(error.unwrap_err().kind(), Kind::Device);
         let mut denoiser = Gaussian { noise: noise(), calls: 0 };
         let stop = |step, _: &[Latent]| match step {
             2 => Err(Error::cancelled("the test")),
             _ => Ok(()),
         };
-        let error = sample(&mut denoiser, &schedule, method, Churn::NONE, 1, z, stop);
+        let error = sample(&mut denoiser, &schedule, method, state, stop);
         assert_eq!(error.unwrap_err().kind(), Kind::Cancelled);
     }
 }

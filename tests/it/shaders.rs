@@ -56,7 +56,7 @@ fn computed(shader: &str) -> &str {
     variants.iter().find_map(|variant| shader.strip_suffix(variant)).unwrap_or(shader)
 }
 
-/// The shaders in the tree are those of the executor, and compute the operators of the vocabulary.
+/// The shaders in the tree are those of the executor, and compute the operators of the operator set.
 #[test]
 fn shaders_for_each_operator() {
     let operators: BTreeSet<String> = OPERATORS.iter().map(|o| o.name.to_owned()).collect();
@@ -65,12 +65,12 @@ fn shaders_for_each_operator() {
     let shared = stems("shaders/shared", "wgsl").into_iter().map(|stem| format!("shared/{stem}"));
     let found: BTreeSet<_> = stems("shaders", "wgsl").into_iter().chain(shared).collect();
     assert_eq!(found, files.collect());
-    let mut vocabulary = stems("src/ops", "rs");
-    for support in ["mod", "cases", "trace", "weights"] {
-        assert!(vocabulary.remove(support), "{support}");
+    let mut operator_set = stems("src/ops", "rs");
+    for support in ["mod", "op", "testing", "tracer", "weights"] {
+        assert!(operator_set.remove(support), "{support}");
     }
     let computed: BTreeSet<String> = operators.iter().map(|o| computed(o).to_owned()).collect();
-    assert_eq!(vocabulary, computed);
+    assert_eq!(operator_set, computed);
 }
 
 /// Every shader is valid WGSL and translates to SPIR-V, MSL and HLSL; but those with cooperative matrices not to HLSL, which

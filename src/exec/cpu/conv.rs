@@ -13,14 +13,15 @@ use std::{
 };
 
 use bytemuck::{Pod, Zeroable};
+use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
     input::Input,
     kernels::{
-        self, BLOCK, Band, Bf16, Bf16Isa, COLUMN, Epilogue, SLACK, SUMS, Step, TILE, Tiles,
-        VECTORS, Value,
+        self, BLOCK, Band, Bf16Isa, COLUMN, Epilogue, SLACK, SUMS, Step, TILE, Tiles, VECTORS,
+        Value,
     },
 };
 use crate::ops::Shape;
@@ -103,7 +104,7 @@ impl Packed {
         };
         if config.bf16.is_some() {
             packed.weights = lines(2 * steps * TILE * padded / COLUMN);
-            let all: &mut [Bf16] = bytemuck::cast_slice_mut(&mut packed.weights);
+            let all: &mut [bf16] = bytemuck::cast_slice_mut(&mut packed.weights);
             let column = (steps * TILE).max(1);
             all[..steps * TILE * padded / COLUMN].par_chunks_mut(column).enumerate().for_each(
                 |(b, part)| {
@@ -112,7 +113,7 @@ impl Packed {
                         for (o, n) in (b * COLUMN..outputs).zip(0..COLUMN) {
                             for i in 0..inputs {
                                 tile[(i / 2 * COLUMN + n) * 2 + i % 2] =
-                                    kernels::rounded(weight(tap, first + i, o));
+                                    bf16::from_f32(weight(tap, first + i, o));
                             }
                         }
                     }
@@ -167,7 +168,7 @@ impl Packed {
 
     /// Bytes of a point in a band.
     fn point_bytes(&self) -> usize {
-        let value = if self.config.bf16.is_some() { size_of::<Bf16>() } else { size_of::<f32>() };
+        let value = if self.config.bf16.is_some() { size_of::<bf16>() } else { size_of::<f32>() };
         self.inputs.next_multiple_of(BLOCK) * value
     }
 
@@ -647,7 +648,7 @@ impl WithSimd for RunBf16<'_, '_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { task, out, scratch, isa } = self;
         let packed = task.packed;
-        let weights: &[Bf16] = bytemuck::cast_slice(&packed.weights);
+        let weights: &[bf16] = bytemuck::cast_slice(&packed.weights);
         let bias: &[f32] = bytemuck::cast_slice(&packed.bias);
         let values = packed.taps * packed.inputs.div_ceil(BLOCK) * TILE;
         task.each(

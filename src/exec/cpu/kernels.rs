@@ -12,6 +12,7 @@
 use std::array::from_fn;
 
 use bytemuck::Pod;
+use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
 /// Channels of a block; a block of bf16 is a row of an AMX tile.
@@ -44,28 +45,15 @@ impl Value for f32 {
     }
 }
 
-/// The upper half of an f32.
-pub(super) type Bf16 = u16;
-
-impl Value for Bf16 {
+impl Value for bf16 {
     #[inline(always)]
-    fn block(x: [f32; BLOCK]) -> [Bf16; BLOCK] {
+    fn block(x: [f32; BLOCK]) -> [bf16; BLOCK] {
         if x86::has_avx512_bf16() {
             // SAFETY: the instructions are available.
             return unsafe { x86::rounded(x) };
         }
-        from_fn(|i| rounded(x[i]))
+        x.map(bf16::from_f32)
     }
-}
-
-/// `x` to nearest, ties to even.
-#[inline(always)]
-pub(super) fn rounded(x: f32) -> Bf16 {
-    let bits = x.to_bits();
-    let rounded = (bits + (0x7fff + (bits >> 16 & 1))) >> 16;
-    // A NaN whose payload is in the lower half stays one; adding would make it infinite or wrap.
-    let kept = bits >> 16 | 0x40;
-    (if bits & 0x7fff_ffff > 0x7f80_0000 { kept } else { rounded }) as u16
 }
 
 /// As [`Arch::dispatch`], and with AVX512-BF16 where this machine has it, so that its instructions are inlined.
@@ -224,8 +212,8 @@ unsafe fn f32_tile<S: Simd, const P: usize, const V: usize>(
 pub(super) fn bf16_block<S: Simd>(
     simd: S,
     isa: Bf16Isa,
-    band: Band<Bf16>,
-    weights: &[Bf16],
+    band: Band<bf16>,
+    weights: &[bf16],
     bias: &[f32],
     sums: &mut [f32],
     epilogue: &mut impl Epilogue,
@@ -264,9 +252,9 @@ pub(super) fn bf16_block<S: Simd>(
     allow(dead_code, reason = "no CPU of another kind has bf16 here")
 )]
 struct Operands<'a> {
-    values: *const Bf16,
+    values: *const bf16,
     steps: &'a [Step],
-    weights: *const Bf16,
+    weights: *const bf16,
     bias: *const f32,
     sums: *mut f32,
 }
@@ -305,7 +293,9 @@ mod x86 {
 
     use pulp::{WithSimd, x86::V4};
 
-    use super::{BLOCK, Bf16, COLUMN, Operands, Step, TILE};
+    use half::bf16;
+
+    use super::{BLOCK, COLUMN, Operands, Step, TILE};
 
     pub(super) fn has_avx512_bf16() -> bool {
         is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
@@ -320,12 +310,12 @@ mod x86 {
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     #[inline]
-    pub(super) unsafe fn rounded(x: [f32; BLOCK]) -> [Bf16; BLOCK] {
+    pub(super) unsafe fn rounded(x: [f32; BLOCK]) -> [bf16; BLOCK] {
         let (low, high) = x.split_at(COLUMN);
         // SAFETY: both halves are 16 values; the result is as large as a block and has no padding.
         unsafe {
             let (low, high) = (_mm512_loadu_ps(low.as_ptr()), _mm512_loadu_ps(high.as_ptr()));
-            std::mem::transmute::<__m512bh, [Bf16; BLOCK]>(_mm512_cvtne2ps_pbh(high, low))
+            std::mem::transmute::<__m512bh, [bf16; BLOCK]>(_mm512_cvtne2ps_pbh(high, low))
         }
     }
 
@@ -572,7 +562,7 @@ mod x86 {
             let mut sums = [start; P];
             for (s, step) in band.steps.iter().enumerate() {
                 let x = band.values.add(step.offset).cast::<i32>();
-                let columns: [*const Bf16; V] =
+                let columns: [*const bf16; V] =
                     from_fn(|v| band.weights.add((v * band.steps.len() + s) * TILE));
                 for pair in 0..step.inputs.div_ceil(2) {
                     let load =
@@ -600,14 +590,16 @@ mod x86 {
 /// Stubs for CPUs without these instructions.
 #[cfg(not(target_arch = "x86_64"))]
 mod x86 {
-    use super::{BLOCK, Bf16, Operands};
+    use half::bf16;
+
+    use super::{BLOCK, Operands};
 
     pub(super) fn has_avx512_bf16() -> bool {
         false
     }
 
-    pub(super) unsafe fn rounded(x: [f32; BLOCK]) -> [Bf16; BLOCK] {
-        x.map(super::rounded)
+    pub(super) unsafe fn rounded(x: [f32; BLOCK]) -> [bf16; BLOCK] {
+        x.map(bf16::from_f32)
     }
 
     pub(super) fn has_amx() -> bool {
@@ -630,12 +622,12 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cases::Random;
+    use crate::ops::testing::Random;
 
-    /// Blocks are rounded as single values are, whatever instruction does it: random normal numbers, numbers halfway between
-    /// two of bf16, the largest ones, infinities, zeros and what is not a number.
+    /// Blocks are rounded as single values are, by any instructions: random normal numbers, numbers halfway between two of bf16, the
+    /// largest ones, infinities, zeros and NaN.
     #[test]
-    fn a_block_is_rounded_as_its_values_are() {
+    fn bf16_blocks_are_rounded_as_their_values_are() {
         let mut random = Random::new(12);
         let mut values: Vec<f32> = (0..100_000)
             .map(|_| f32::from_bits(random.bits() as u32))
@@ -646,7 +638,8 @@ mod tests {
         values.extend([f32::from_bits(0x7f80_0001), f32::from_bits(0xff80_ffff)]);
         values.resize(values.len().next_multiple_of(BLOCK), 1.0);
         for block in values.as_chunks::<BLOCK>().0 {
-            assert_eq!(Bf16::block(*block), block.map(rounded), "{block:?}");
+            let bits = |block: [bf16; BLOCK]| block.map(bf16::to_bits);
+            assert_eq!(bits(bf16::block(*block)), bits(block.map(bf16::from_f32)), "{block:?}");
         }
     }
 }

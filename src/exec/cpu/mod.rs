@@ -1,7 +1,7 @@
 //! The CPU backend: all cores through rayon's current pool, SIMD and AMX selected at run time.
 //!
 //! Guarantee: a pixel's bits depend only on the inputs in the operator's receptive field, not on the tensor's extents or the number of
-//! threads, nor on the pixel's position except in layers that never run on a tile ([`Conv2d::whole`]).
+//! threads, nor on the pixel's position except in layers that never run on a tile ([`Conv2d::domain`]).
 
 mod attention;
 mod conv;
@@ -30,12 +30,13 @@ use winograd::Winograd;
 use crate::{
     error::{Error, Result},
     exec,
-    ops::{self, Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
+    ops::{self, Conv2d, GroupNorm, Ops, PixelNorm, Rect, Shape, weights::Weights},
 };
 
 /// Instruction sets. Those named bf16 multiply in bf16 and sum in f32 in convolutions and attention; everything else is f32,
 /// including [`ConvVariant::Winograd`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Kernels {
     /// Scalar instructions, available everywhere.
     Portable,
@@ -46,8 +47,10 @@ pub enum Kernels {
     /// NEON on aarch64.
     Neon,
     /// AVX512-BF16.
+    #[strum(serialize = "avx512-bf16")]
     Avx512Bf16,
     /// AMX-BF16.
+    #[strum(serialize = "amx-bf16")]
     AmxBf16,
 }
 
@@ -58,14 +61,7 @@ impl Kernels {
 
     /// The name in files and messages: `portable`, `avx2`, `avx512`, `neon`, `avx512-bf16`, `amx-bf16`.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Portable => "portable",
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
-            Self::Neon => "neon",
-            Self::Avx512Bf16 => "avx512-bf16",
-            Self::AmxBf16 => "amx-bf16",
-        }
+        self.into()
     }
 
     /// True if products are in bf16.
@@ -121,7 +117,7 @@ pub enum ConvVariant {
     /// Sums of all products, in the precision of the [`Kernels`]; any layer.
     Direct,
     /// Winograd's F(4x4, 3x3) in f32 with a quarter of the products; 3x3 layers with multiples of 16 channels that never run on a
-    /// tile ([`Conv2d::whole`]).
+    /// tile ([`Conv2d::domain`]).
     Winograd,
 }
 
@@ -375,7 +371,7 @@ impl Ops for Cpu {
         Ok(self.force(x).to_vec())
     }
 
-    fn together<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
+    fn install<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
         rayon::scope(|_| work(self))
     }
 
@@ -525,7 +521,7 @@ impl Ops for Cpu {
         Ok(self.make(shape, |out| attention::channel(self.config, out, inputs, shape, &self.pool)))
     }
 
-    fn crop(&mut self, x: &Tensor, window: Window) -> Result<Tensor> {
+    fn crop(&mut self, x: &Tensor, window: Rect) -> Result<Tensor> {
         let shape = ops::crop::output_shape(x.shape, window)?;
         let data = self.force(x);
         Ok(self.make(shape, |out| resample::crop(self.config.arch, out, &data, x.shape, window)))

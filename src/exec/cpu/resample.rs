@@ -3,7 +3,7 @@
 use pulp::Arch;
 
 use super::math::for_units;
-use crate::ops::{Shape, Window};
+use crate::ops::{Rect, Shape};
 
 /// Runs `body(n, y, row)` for every row [w, c] of `out`, whose extent is `shape`.
 #[inline(always)]
@@ -230,10 +230,10 @@ pub(super) fn concat(
     );
 }
 
-/// A rectangle of the grid, x [n, h, w, c] -> out [n, window.h, window.w, c].
-pub(super) fn crop(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape, window: Window) {
+/// A rectangle of the grid, x [n, h, w, c] -> out [n, window.height, window.width, c].
+pub(super) fn crop(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape, window: Rect) {
     let rows = Rows { x, shape };
-    let small = Shape { h: window.h, w: window.w, ..shape };
+    let small = Shape { h: window.height, w: window.width, ..shape };
     for_rows(
         arch,
         out,

@@ -158,7 +158,7 @@ mod tests {
 
     use crate::{
         exec::gpu::{ConvVariant, tests::gpu},
-        ops::{Ops as _, Shape, cases::Random},
+        ops::{Ops as _, Shape, testing::Random},
     };
 
     /// Strips of queries, variants of the products and other pictures of a batch do not change a bit, including numbers of pixels or

@@ -17,6 +17,10 @@ use super::{
     OPERATORS,
     device::{AdapterInfo, Device},
 };
+use crate::{
+    error::{Error, Result},
+    store::{AtomicFile, hash::hex},
+};
 
 /// Largest file that is read, in bytes; the pipeline cache for all shaders has a few megabytes.
 const MAX_FILE_BYTES: u64 = 1 << 28;
@@ -60,8 +64,7 @@ impl Folder {
             part(operator.name);
             part(operator.source);
         }
-        let key = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { directory: directory.to_owned(), key }
+        Self { directory: directory.to_owned(), key: hex(&hash.finalize()) }
     }
 
     /// Path of the file `name`; files of several devices share the folder.
@@ -69,7 +72,7 @@ impl Folder {
         self.directory.join(format!("{}-{name}", &self.key[..16]))
     }
 
-    /// What was last written as `name`; None if there is no such file, or it is not what was written.
+    /// The content of the file `name`; None if there is none or it is damaged.
     pub(super) fn read(&self, name: &str) -> Option<Vec<u8>> {
         let path = self.path(name);
         let content = match read(&path) {
@@ -77,33 +80,34 @@ impl Folder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => Err(error.to_string()),
         };
-        content.inspect_err(|why| tracing::warn!("{} is passed over: {why}", path.display())).ok()
+        content.inspect_err(|why| tracing::warn!("{} is ignored: {why}", path.display())).ok()
     }
 
-    /// Puts `content` in the place of what was written as `name`.
+    /// Writes `content` as the file `name`, replacing an existing one.
     pub(super) fn write(&self, name: &str, content: &[u8]) {
         let path = self.path(name);
         if let Err(error) = self.replace(&path, content) {
-            tracing::warn!("{} can't be written: {error}", path.display());
+            tracing::warn!("{}", error.report());
         }
     }
 
-    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+    fn replace(&self, path: &Path, content: &[u8]) -> Result<()> {
+        let failed = |e| Error::io("write", path, e);
         let mut builder = fs::DirBuilder::new();
         #[cfg(unix)]
         {
-            // Drivers take their data at its word: nobody else may write it.
+            // Drivers trust their data: no other user may write it.
             use std::os::unix::fs::DirBuilderExt as _;
             builder.mode(0o700);
         }
-        builder.recursive(true).create(&self.directory)?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
-        serde_json::to_writer(&mut file, &Header::of(&self.key, content))?;
-        file.write_all(b"\n")?;
-        file.write_all(content)?;
-        // The disk is not waited for: what a crash leaves of it fails its checksum.
-        file.persist(path)?;
-        Ok(())
+        builder.recursive(true).create(&self.directory).map_err(failed)?;
+        let header = serde_json::to_vec(&Header::of(&self.key, content));
+        let header = header.map_err(|e| failed(e.into()))?;
+        let mut file = AtomicFile::create(path)?;
+        for part in [&header[..], b"\n", content] {
+            file.write_all(part).map_err(failed)?;
+        }
+        file.commit()
     }
 }
 
@@ -113,7 +117,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(file)
 }
 
-/// What follows the first line of `file`, if it is as the line says; else what is wrong.
+/// The content of `file` after its header, if they agree; else the difference.
 fn content(mut file: Vec<u8>, key: &str) -> Result<Vec<u8>, String> {
     if file.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("its size is beyond {MAX_FILE_BYTES} bytes"));
@@ -133,13 +137,13 @@ fn content(mut file: Vec<u8>, key: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// A driver's compiled pipelines, as it wants to have them back. Vulkan only.
+/// A driver's pipeline cache (Vulkan only).
 #[derive(Debug)]
 pub(super) struct Compiled {
-    /// What pipelines are made with.
+    /// The cache that pipelines are created with.
     pub(super) cache: wgpu::PipelineCache,
     folder: Folder,
-    /// Checksum of what was read.
+    /// Checksum of the data that was read.
     known: Option<u32>,
 }
 
@@ -159,8 +163,8 @@ impl Compiled {
         };
         #[allow(unsafe_code, reason = "wgpu has no other way to give a driver its data back")]
         let make = |d: &wgpu::Device| {
-            // SAFETY: the data, if any, is whole what `get_data` gave for an adapter and driver of the same names and
-            // versions, by its key and checksum; wgpu compares the ids of vendor, device and driver too.
+            // SAFETY: by its key and checksum the data, if any, is the complete result of `get_data` for an adapter and driver of
+            // the same names and versions; wgpu also compares the ids of vendor, device and driver.
             unsafe { d.create_pipeline_cache(&descriptor) }
         };
         let cache = device.caught(make);
@@ -183,7 +187,7 @@ mod tests {
     use super::*;
     use crate::{
         exec::gpu::{AdapterKind, tests::gpu},
-        ops::cases::Random,
+        ops::testing::Random,
     };
 
     fn adapter(driver: &str) -> AdapterInfo {

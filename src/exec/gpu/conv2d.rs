@@ -11,7 +11,7 @@ use super::{
     to_u32, tune, winograd,
 };
 use crate::{
-    error::{Error, Expected, Result},
+    error::Result,
     exec,
     ops::{Conv2d, Shape, conv2d},
 };
@@ -76,24 +76,32 @@ operator!(
 
 /// An algorithm for convolutions. Those of [`ConvVariant::SAME_BITS`] sum the products of a result in the same order and give the
 /// same bits, so that only speed decides between them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    strum::EnumString,
+    strum::IntoStaticStr,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum ConvVariant {
     /// Register tiles, inputs broadcast within a subgroup of at least 8 lanes; multiples of 4 input channels.
     Subgroup,
     /// Tiles in workgroup memory; any device and any number of channels.
     Tiled,
     /// Winograd's F(4x4, 3x3) in f32 with a quarter of the products; subgroups of at least 8 lanes, 3x3 layers with multiples of 4
-    /// channels that never run on a tile ([`Conv2d::whole`]).
+    /// channels that never run on a tile ([`Conv2d::domain`]).
     Winograd,
     /// f16 factors and f32 sums on cooperative matrices; a device opened for f16, at least 16 input and output channels.
     Cooperative,
 }
 
 impl ConvVariant {
-    /// All variants.
-    pub const ALL: [Self; 4] = [Self::Subgroup, Self::Tiled, Self::Winograd, Self::Cooperative];
-
     /// The f32 variants that give the same bits.
     pub const SAME_BITS: [Self; 2] = [Self::Subgroup, Self::Tiled];
 
@@ -106,13 +114,8 @@ impl ConvVariant {
     }
 
     /// Its name: `subgroup`, `tiled`, `winograd`, `cooperative`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Subgroup => "subgroup",
-            Self::Tiled => "tiled",
-            Self::Winograd => "winograd",
-            Self::Cooperative => "cooperative",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 
     /// Products of a pair of channels that are summed separately: taps, or elements of a transformed tile.
@@ -121,17 +124,6 @@ impl ConvVariant {
             Self::Winograd => exec::winograd::TILE_ELEMENTS,
             _ => p.kernel * p.kernel,
         }
-    }
-
-    /// The variant of this name.
-    ///
-    /// # Errors
-    /// [`crate::error::Kind::InvalidArgument`] naming those that there are.
-    pub fn from_name(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|variant| variant.name() == name).ok_or_else(|| {
-            let names = Expected::one_of(Self::ALL.map(Self::name));
-            Error::invalid("convolution", format!("{name:?}"), names)
-        })
     }
 }
 
@@ -485,13 +477,13 @@ mod tests {
     use super::*;
     use crate::{
         exec::gpu::tests::gpu,
-        ops::cases::{self, OpCall},
+        ops::{Op, testing},
     };
 
     #[test]
     fn conv2d_f32_variants_give_the_same_bits() {
-        let mut table = cases::table(7);
-        table.cases.retain(|case| matches!(case.op, OpCall::Conv2d(_)));
+        let mut table = testing::suite(7);
+        table.cases.retain(|case| matches!(case.op, Op::Conv2d(_)));
         let Some(mut one) = gpu(table.weights.clone()) else { return };
         let Some(mut other) = gpu(table.weights.clone()) else { return };
         one.conv = Some(ConvVariant::Subgroup);

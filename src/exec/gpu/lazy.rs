@@ -110,10 +110,14 @@ impl Gpu {
 
     /// A deferred tensor of `shape`; `what` names it in errors. Checks device health and size only: memory is allocated when the
     /// tensor is first read.
-    fn deferred(&self, shape: Shape, state: State, what: &str) -> Result<Lazy> {
+    fn deferred(&mut self, shape: Shape, state: State, what: &str) -> Result<Lazy> {
         self.device.check()?;
         buffers::check_size(&self.device, buffers::bytes(shape), &format!("{what}: {shape:?}"))?;
-        Ok(Lazy::new(shape, state))
+        let lazy = Lazy::new(shape, state);
+        if !self.fusion {
+            self.force(&lazy)?;
+        }
+        Ok(lazy)
     }
 }
 

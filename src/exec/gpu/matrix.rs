@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    ops::{Conv2d, Shape},
+    ops::{Conv2d, Domain, Shape},
 };
 
 params! {
@@ -82,7 +82,13 @@ impl Matrix {
     ) -> Result<Self> {
         let Layout { inputs, outputs, first, strides: [input_stride, output_stride] } = layout;
         let (in_channels, out_channels) = (inputs, outputs);
-        let p = Conv2d { name: what.into(), in_channels, out_channels, kernel: 1, whole: true };
+        let p = Conv2d {
+            name: what.into(),
+            in_channels,
+            out_channels,
+            kernel: 1,
+            domain: Domain::Whole,
+        };
         let variant = conv2d::for_product(gpu, &p);
         let [length, padded] = conv2d::packed_lengths(gpu, variant, &p);
         let halves = variant == ConvVariant::Cooperative;

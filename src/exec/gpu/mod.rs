@@ -3,7 +3,7 @@
 //!
 //! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits. Sums run in a fixed
 //! order, so that a pixel's value does not depend on its position, except in layers that never run on a tile
-//! ([`Conv2d::whole`]). All failures of the device (none found, out of memory, lost) are errors of kind
+//! ([`Conv2d::domain`]). All failures of the device (none found, out of memory, lost) are errors of kind
 //! [`crate::error::Kind::Device`], never panics.
 //!
 //! [`Gpu`] records dispatches and submits them in batches of bounded size, at the latest when a result is downloaded. Convolutions
@@ -38,7 +38,7 @@ pub use self::{
 use crate::{
     error::Result,
     exec,
-    ops::{self, Conv2d, Download, GroupNorm, Ops, PixelNorm, Shape, Window, weights::Weights},
+    ops::{self, Conv2d, Download, GroupNorm, Ops, PixelNorm, Rect, Shape, weights::Weights},
 };
 
 /// All operators that have a shader, in alphabetical order.
@@ -84,6 +84,8 @@ pub struct Gpu {
     parameters: HashMap<String, wgpu::Buffer>,
     /// The requested convolution variant.
     conv: Option<ConvVariant>,
+    /// False: every operator is computed at once.
+    fusion: bool,
     /// Most bytes of transformed tiles of [`ConvVariant::Winograd`] at a time.
     winograd_bytes: usize,
     /// Most scores of attention over pixels at a time, at least those of one query.
@@ -124,6 +126,7 @@ impl Gpu {
             weights,
             parameters: HashMap::new(),
             conv: None,
+            fusion: true,
             winograd_bytes: exec::winograd::SCRATCH_BYTES,
             scores: attention::SCORES,
             table: None,
@@ -156,6 +159,12 @@ impl Gpu {
     #[must_use]
     pub fn with_convolutions(self, variant: ConvVariant) -> Self {
         Self { conv: Some(variant), ..self }
+    }
+
+    /// Turns fusion of operators into convolutions on (the default) or off. It does not change a bit.
+    #[must_use]
+    pub fn with_fusion(self, fusion: bool) -> Self {
+        Self { fusion, ..self }
     }
 
     /// True if convolutions are computed in f16.
@@ -299,7 +308,7 @@ impl Ops for Gpu {
         Ok(attention::channel_attention(self, &q, &k, &v)?.into())
     }
 
-    fn crop(&mut self, x: &Lazy, window: Window) -> Result<Lazy> {
+    fn crop(&mut self, x: &Lazy, window: Rect) -> Result<Lazy> {
         let x = self.force(x)?;
         Ok(resample::crop(self, &x, window)?.into())
     }
@@ -309,7 +318,10 @@ impl Ops for Gpu {
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
-    use crate::{error::Kind, ops::weights::Param};
+    use crate::{
+        error::Kind,
+        ops::{Domain, weights::Param},
+    };
 
     /// The best adapter with `weights`, or None and a message. `tests/gpu` fails without an adapter if one is required.
     pub(super) fn gpu(weights: Arc<Weights>) -> Option<Gpu> {
@@ -323,13 +335,13 @@ mod tests {
     /// After the device is lost every call returns an error of kind `Device` that says so: uploads, operators, downloads, and reads of
     /// deferred tensors.
     #[test]
-    fn a_lost_device_is_an_error() {
+    fn lost_device_is_an_error() {
         let layer = Conv2d {
             name: "layer".into(),
             in_channels: 1,
             out_channels: 1,
             kernel: 1,
-            whole: true,
+            domain: Domain::Whole,
         };
         let mut weights = Weights::default();
         for (name, shape) in layer.params() {

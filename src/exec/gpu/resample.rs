@@ -9,7 +9,7 @@ use super::{
 use crate::{
     error::Result,
     ops::{
-        Window, avg_pool2, crop, fir_down2, fir_up2, pixel_shuffle, pixel_unshuffle,
+        Rect, avg_pool2, crop, fir_down2, fir_up2, pixel_shuffle, pixel_unshuffle,
         upsample_nearest2,
     },
 };
@@ -96,8 +96,8 @@ pub(super) fn pixel_shuffle(gpu: &mut Gpu, x: &Tensor, r: usize) -> Result<Tenso
     map(gpu, &PIXEL_SHUFFLE, params, shape.len(), &[x.binding()], shape)
 }
 
-/// A rectangle of the grid, x [n, h, w, c] -> [n, window.h, window.w, c].
-pub(super) fn crop(gpu: &mut Gpu, x: &Tensor, window: Window) -> Result<Tensor> {
+/// A rectangle of the grid, x [n, h, w, c] -> [n, window.height, window.width, c].
+pub(super) fn crop(gpu: &mut Gpu, x: &Tensor, window: Rect) -> Result<Tensor> {
     let shape = crop::output_shape(x.shape, window)?;
     let params = CropParams {
         count: to_u32(shape.len()),

@@ -222,7 +222,7 @@ mod tests {
     use crate::{
         exec::gpu::tests::gpu,
         model::{checkpoint::Checkpoint, decoder, unet},
-        ops::{Ops as _, cases::Random},
+        ops::{Domain, Ops as _, testing::Random},
     };
 
     /// The bits of all results of the networks of `model` on `gpu` for pictures of two sizes.
@@ -302,7 +302,7 @@ mod tests {
                 in_channels: extent(inputs),
                 out_channels: extent(outputs),
                 kernel: if kernel > 6.0 { 3 } else { 1 },
-                whole: false,
+                domain: Domain::Window,
             };
             let shape = Shape::new(extent(n), extent(h), extent(w), p.out_channels);
             for software in [false, true] {

@@ -116,8 +116,8 @@ mod tests {
     use crate::{
         exec::gpu::{ConvVariant, tests::gpu},
         ops::{
-            Ops as _,
-            cases::Random,
+            Domain, Ops as _,
+            testing::Random,
             weights::{Param, Weights},
         },
     };
@@ -125,9 +125,9 @@ mod tests {
     /// Largest relative L2 error against sums in one order: F(4x4) multiplies by up to 8 and divides by up to 24.
     const TOLERANCE: f64 = 1e-5;
 
-    fn layer(whole: bool) -> (Conv2d, Arc<Weights>) {
+    fn layer(domain: Domain) -> (Conv2d, Arc<Weights>) {
         let (in_channels, out_channels) = (36, 40);
-        let layer = Conv2d { name: "layer".into(), in_channels, out_channels, kernel: 3, whole };
+        let layer = Conv2d { name: "layer".into(), in_channels, out_channels, kernel: 3, domain };
         let (mut weights, mut random) = (Weights::default(), Random::new(31));
         for (name, shape) in layer.params() {
             let data = random.values(shape.iter().product(), 0.0, 0.1);
@@ -151,7 +151,7 @@ mod tests {
     /// a batch as for one alone; never for layers that may run on a window, even if requested.
     #[test]
     fn winograd_runs_on_whole_grids_only() {
-        let (layer_whole, weights) = layer(true);
+        let (layer_whole, weights) = layer(Domain::Whole);
         let Some(mut ours) = gpu(weights.clone()) else { return };
         let mut other = gpu(weights.clone()).unwrap().with_convolutions(ConvVariant::Subgroup);
         let (two, wanted) = (run(&mut ours, &layer_whole, 2), run(&mut other, &layer_whole, 2));
@@ -172,7 +172,7 @@ mod tests {
                 assert!(one[..] == two[..one.len()]);
             }
         }
-        let (windowed, _) = layer(false);
+        let (windowed, _) = layer(Domain::Window);
         assert!(run(&mut ours, &windowed, 2) == wanted);
         let mut asked = gpu(weights).unwrap().with_convolutions(ConvVariant::Winograd);
         let window = run(&mut asked, &windowed, 2);

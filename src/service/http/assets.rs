@@ -11,6 +11,8 @@ use axum::{
 use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest, Sha256};
 
+use crate::store::hash::hex;
+
 use super::reply::{Body, knows};
 
 /// A file of the viewer.
@@ -48,7 +50,7 @@ struct Packed {
 static PACKED: LazyLock<Vec<Packed>> = LazyLock::new(|| {
     let pack = |asset: &Asset| {
         let hash = Sha256::digest(asset.bytes);
-        let digits: String = hash[..12].iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits = hex(&hash[..12]);
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         // Writing to memory does not fail; empty bytes stand for "send it as it is".
         let written = std::io::Write::write_all(&mut encoder, asset.bytes);

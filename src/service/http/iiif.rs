@@ -9,14 +9,13 @@ use axum::{
 use serde_json::json;
 
 use super::{
-    Answer, Arc, Part, Site, number,
-    pyramid::{Place, Pyramid, SIDE},
-    reply,
+    Answer, Arc, Part, Site, number, reply,
     scene::{Encoding, Scene},
 };
 use crate::{
     engine::plan::Rect,
     error::{Error, Resource, Result},
+    geometry::{Pyramid, TILE, TilePosition},
 };
 
 /// Longest side of a whole picture that is sent in one piece.
@@ -46,7 +45,7 @@ pub(super) async fn info(
         .collect();
     // From the level that fits a tile on; that one is among the sizes.
     let factors: Vec<_> =
-        (0..=pyramid.last() - pyramid.within(SIDE)).map(|shift| 1usize << shift).collect();
+        (0..=pyramid.last() - pyramid.within(TILE)).map(|shift| 1usize << shift).collect();
     let info = json!({
         "@context": "http://iiif.io/api/image/3/context.json",
         "id": format!("{}/jobs/{}/iiif", origin(&uri, &headers), job.id),
@@ -58,7 +57,7 @@ pub(super) async fn info(
         "maxWidth": width,
         "maxHeight": height,
         "sizes": sizes,
-        "tiles": [{"width": SIDE, "height": SIDE, "scaleFactors": factors}],
+        "tiles": [{"width": TILE, "height": TILE, "scaleFactors": factors}],
         "extraFormats": ["png"],
         "preferredFormats": ["png", "jpg"],
     });
@@ -93,7 +92,7 @@ pub(super) async fn image(
     let kind = if encoding == Encoding::Jpeg { "jpg" } else { "png" };
     let what = match part {
         Part::Level(level) => format!("whole-{level}-{kind}"),
-        Part::Tile(Place { level, column, row }) => format!("{level}-{column}-{row}-{kind}"),
+        Part::Tile(TilePosition { level, column, row }) => format!("{level}-{column}-{row}-{kind}"),
     };
     site.part(job, &headers, what, part, encoding).await
 }
@@ -126,8 +125,8 @@ fn asked(pyramid: Pyramid, region: &str, size: &str) -> Result<Part> {
         }
     }
     let tile = |level: usize| {
-        let side = SIDE << (pyramid.last() - level);
-        let place = Place { level, column: rect.x / side, row: rect.y / side };
+        let side = TILE << (pyramid.last() - level);
+        let place = TilePosition { level, column: rect.x / side, row: rect.y / side };
         let area = pyramid.area(place).ok()?;
         let fits = size.is_none_or(|size| size == [area.width, area.height]);
         let max = size.is_some() || level == pyramid.last();
@@ -168,7 +167,7 @@ mod tests {
     fn listed_regions_and_sizes_are_found_and_others_are_not() {
         let pyramid = Pyramid { width: 1500, height: 700 };
         let tile = |region, size| match asked(pyramid, region, size) {
-            Ok(Part::Tile(Place { level, column, row })) => Some((level, column, row)),
+            Ok(Part::Tile(TilePosition { level, column, row })) => Some((level, column, row)),
             Ok(Part::Level(_)) | Err(_) => None,
         };
         let whole = |region, size| match asked(pyramid, region, size) {

@@ -13,13 +13,11 @@ use image::{
     },
 };
 
-use super::{
-    pyramid::{Place, Pyramid, SIDE},
-    views::Views,
-};
+use super::views::Views;
 use crate::{
     engine::plan::Rect,
     error::{Error, Result},
+    geometry::{Pyramid, TILE, TilePosition},
     image_out::Bits,
     jobs::{Job, Phase},
     service::stream::damaged_preview,
@@ -249,7 +247,11 @@ impl Scene {
     ///
     /// # Errors
     /// [`Kind::NotFound`](crate::error::Kind) when there is no such tile; [`Kind::Io`](crate::error::Kind).
-    pub(super) fn tile(&mut self, views: &Views, place: Place) -> Result<(Arc<Block>, bool)> {
+    pub(super) fn tile(
+        &mut self,
+        views: &Views,
+        place: TilePosition,
+    ) -> Result<(Arc<Block>, bool)> {
         let area = self.pyramid.area(place)?;
         let decoded = self.decoded(self.pyramid.under(place.level, area));
         Ok((self.compose(views, place, area, decoded)?, decoded == Decoded::All))
@@ -265,8 +267,8 @@ impl Scene {
         let (mut out, mut complete) = (Block::empty(width, height), true);
         for row in 0..rows {
             for column in 0..columns {
-                let (tile, final_) = self.tile(views, Place { level, column, row })?;
-                out.paste(&tile, column * SIDE, row * SIDE);
+                let (tile, final_) = self.tile(views, TilePosition { level, column, row })?;
+                out.paste(&tile, column * TILE, row * TILE);
                 complete &= final_;
             }
         }
@@ -276,7 +278,7 @@ impl Scene {
     fn compose(
         &mut self,
         views: &Views,
-        place: Place,
+        place: TilePosition,
         area: Rect,
         decoded: Decoded,
     ) -> Result<Arc<Block>> {
@@ -296,10 +298,10 @@ impl Scene {
                     ((2 * area.width).min(size.0 - x), (2 * area.height).min(size.1 - y));
                 let mut four = Block::empty(width, height);
                 for (right, low) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
-                    if right * SIDE < width && low * SIDE < height {
+                    if right * TILE < width && low * TILE < height {
                         let (column, row) = (2 * place.column + right, 2 * place.row + low);
-                        let part = Place { level: place.level + 1, column, row };
-                        four.paste(&self.tile(views, part)?.0, right * SIDE, low * SIDE);
+                        let part = TilePosition { level: place.level + 1, column, row };
+                        four.paste(&self.tile(views, part)?.0, right * TILE, low * TILE);
                     }
                 }
                 four.halved()

@@ -8,12 +8,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{
-    pyramid::Place,
-    scene::{Block, Preview, Scene},
-};
+use super::scene::{Block, Preview, Scene};
 use crate::{
     error::Result,
+    geometry::TilePosition,
     jobs::{Job, record::Event},
 };
 
@@ -30,7 +28,7 @@ const EVENTS: usize = 4096;
 #[derive(Default)]
 pub(super) struct Views {
     progress: Mutex<Kept<String, Arc<Mutex<Progress>>>>,
-    blocks: Mutex<Kept<(String, Place), Arc<Block>>>,
+    blocks: Mutex<Kept<(String, TilePosition), Arc<Block>>>,
 }
 
 /// How far a job is, by its events so far.
@@ -71,12 +69,12 @@ impl Views {
     }
 
     /// A block that was kept.
-    pub(super) fn block(&self, id: &str, place: Place) -> Option<Arc<Block>> {
+    pub(super) fn block(&self, id: &str, place: TilePosition) -> Option<Arc<Block>> {
         lock(&self.blocks).get(&(id.to_owned(), place))
     }
 
     /// Keeps a block of final pixels.
-    pub(super) fn keep(&self, id: &str, place: Place, block: Arc<Block>) {
+    pub(super) fn keep(&self, id: &str, place: TilePosition, block: Arc<Block>) {
         let bytes = block.bytes();
         lock(&self.blocks).put((id.to_owned(), place), block, bytes, MAX_BYTES);
     }

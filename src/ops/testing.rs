@@ -7,95 +7,23 @@
 use std::sync::Arc;
 
 use super::{
-    Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window,
+    Conv2d, Domain, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
     weights::{Param, Weights},
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-/// One call of an operator, without its inputs.
-#[derive(Clone, Debug, PartialEq)]
-pub enum OpCall {
-    /// [`Ops::conv2d`].
-    Conv2d(Conv2d),
-    /// [`Ops::group_norm`].
-    GroupNorm(GroupNorm),
-    /// [`Ops::pixel_norm`].
-    PixelNorm(PixelNorm),
-    /// [`Ops::silu`].
-    Silu,
-    /// [`Ops::scale_shift`]; whether SiLU follows.
-    ScaleShift(bool),
-    /// [`Ops::weighted_add`]; wa and wb.
-    WeightedAdd(f32, f32),
-    /// [`Ops::concat`].
-    Concat,
-    /// [`Ops::avg_pool2`].
-    AvgPool2,
-    /// [`Ops::global_avg_pool`].
-    GlobalAvgPool,
-    /// [`Ops::upsample_nearest2`].
-    UpsampleNearest2,
-    /// [`Ops::fir_down2`].
-    FirDown2,
-    /// [`Ops::fir_up2`].
-    FirUp2,
-    /// [`Ops::pixel_unshuffle`] by r.
-    PixelUnshuffle(usize),
-    /// [`Ops::pixel_shuffle`] by r.
-    PixelShuffle(usize),
-    /// [`Ops::spatial_attention`].
-    SpatialAttention,
-    /// [`Ops::channel_attention`].
-    ChannelAttention,
-    /// [`Ops::crop`] to a window.
-    Crop(Window),
-}
-
-impl OpCall {
-    /// Calls the operator of `o` with `inputs`.
-    ///
-    /// # Errors
-    /// The operator's, and one when it takes another number of inputs.
-    pub fn apply<O: Ops>(&self, o: &mut O, inputs: &[O::Tensor]) -> Result<O::Tensor> {
-        match (self, inputs) {
-            (Self::Conv2d(p), [x]) => o.conv2d(x, p),
-            (Self::GroupNorm(p), [x]) => o.group_norm(x, p),
-            (Self::PixelNorm(p), [x]) => o.pixel_norm(x, p),
-            (Self::Silu, [x]) => o.silu(x),
-            (Self::ScaleShift(silu), [x, pair]) => o.scale_shift(x, pair, *silu),
-            (Self::WeightedAdd(wa, wb), [a, b]) => o.weighted_add(a, b, *wa, *wb),
-            (Self::Concat, [a, b]) => o.concat(a, b),
-            (Self::AvgPool2, [x]) => o.avg_pool2(x),
-            (Self::GlobalAvgPool, [x]) => o.global_avg_pool(x),
-            (Self::UpsampleNearest2, [x]) => o.upsample_nearest2(x),
-            (Self::FirDown2, [x]) => o.fir_down2(x),
-            (Self::FirUp2, [x]) => o.fir_up2(x),
-            (Self::PixelUnshuffle(r), [x]) => o.pixel_unshuffle(x, *r),
-            (Self::PixelShuffle(r), [x]) => o.pixel_shuffle(x, *r),
-            (Self::SpatialAttention, [q, k, v]) => o.spatial_attention(q, k, v),
-            (Self::ChannelAttention, [q, k, v]) => o.channel_attention(q, k, v),
-            (Self::Crop(window), [x]) => o.crop(x, *window),
-            _ => Err(Error::invalid(
-                format!("inputs of {self:?}"),
-                inputs.len(),
-                "the number that the operator takes",
-            )),
-        }
-    }
-}
-
-/// A call with its inputs. Its parameters, if it has any, are in [`Table::weights`].
+/// An operator with its inputs. Its parameters, if it has any, are in [`TestSuite::weights`].
 #[derive(Clone, Debug)]
-pub struct Case {
+pub struct TestCase {
     /// Operator and number; layers have this name.
     pub name: String,
     /// The operator.
-    pub op: OpCall,
+    pub op: Op,
     /// Inputs, NHWC.
     pub inputs: Vec<(Shape, Vec<f32>)>,
 }
 
-impl Case {
+impl TestCase {
     /// Runs the case; returns the shape and the values of its result.
     ///
     /// # Errors
@@ -110,11 +38,11 @@ impl Case {
 
 /// Test cases with the parameters of all their layers: a backend made from `weights` can run all of them.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub struct TestSuite {
     /// Parameters of every case's layer.
     pub weights: Arc<Weights>,
     /// The cases.
-    pub cases: Vec<Case>,
+    pub cases: Vec<TestCase>,
 }
 
 /// Relative L2 error |a - b| / |b|, sums in f64; 0 when both are zero everywhere, infinite when the lengths differ.
@@ -163,8 +91,8 @@ const GRIDS: [(usize, usize, usize); 6] =
 const CHANNELS: [usize; 8] = [1, 3, 5, 8, 17, 33, 64, 100];
 const GROUPS: [usize; 8] = [1, 1, 1, 2, 1, 3, 16, 25];
 
-/// The table of `seed`.
-pub fn table(seed: u64) -> Table {
+/// The suite of `seed`.
+pub fn suite(seed: u64) -> TestSuite {
     let mut b =
         Builder { random: Random::new(seed), weights: Weights::default(), cases: Vec::new() };
     let grid = |i: usize, c: usize| {
@@ -187,43 +115,43 @@ pub fn table(seed: u64) -> Table {
                 b.group_norm(shape, GROUPS[i], silu);
                 b.pixel_norm(shape, silu);
                 let pair = Shape::new(if k == 0 { 1 } else { shape.n }, 1, 1, 2 * c);
-                b.push("scale_shift", OpCall::ScaleShift(silu), &[shape, pair]);
+                b.push("scale_shift", Op::ScaleShift(silu), &[shape, pair]);
             }
         }
         for k in 0..2 {
             let shape = grid(i + 3 * k, c);
             let even = Shape { h: 2 * shape.h, w: 2 * shape.w, ..shape };
-            b.push("silu", OpCall::Silu, &[shape]);
-            b.push("weighted_add", OpCall::WeightedAdd(0.75, -1.25), &[shape; 2]);
-            b.push("concat", OpCall::Concat, &[shape, shape.with_channels(CHANNELS[7 - i])]);
-            b.push("avg_pool2", OpCall::AvgPool2, &[even]);
-            b.push("global_avg_pool", OpCall::GlobalAvgPool, &[shape]);
-            b.push("upsample_nearest2", OpCall::UpsampleNearest2, &[shape]);
-            b.push("fir_down2", OpCall::FirDown2, &[even]);
-            b.push("fir_up2", OpCall::FirUp2, &[shape]);
+            b.push("silu", Op::Silu, &[shape]);
+            b.push("weighted_add", Op::WeightedAdd(0.75, -1.25), &[shape; 2]);
+            b.push("concat", Op::Concat, &[shape, shape.with_channels(CHANNELS[7 - i])]);
+            b.push("avg_pool2", Op::AvgPool2, &[even]);
+            b.push("global_avg_pool", Op::GlobalAvgPool, &[shape]);
+            b.push("upsample_nearest2", Op::UpsampleNearest2, &[shape]);
+            b.push("fir_down2", Op::FirDown2, &[even]);
+            b.push("fir_up2", Op::FirUp2, &[shape]);
             let r = [1, 2, 4, 8][(i + k) % 4];
             let unshuffled = Shape { h: r * shape.h, w: r * shape.w, ..shape };
-            b.push("pixel_unshuffle", OpCall::PixelUnshuffle(r), &[unshuffled]);
+            b.push("pixel_unshuffle", Op::PixelUnshuffle(r), &[unshuffled]);
             let deep = shape.with_channels(r * r * c.min(5));
-            b.push("pixel_shuffle", OpCall::PixelShuffle(r), &[deep]);
-            b.push("spatial_attention", OpCall::SpatialAttention, &[shape; 3]);
-            b.push("channel_attention", OpCall::ChannelAttention, &[shape; 3]);
-            let whole = Window { y: 0, x: 0, h: shape.h, w: shape.w };
+            b.push("pixel_shuffle", Op::PixelShuffle(r), &[deep]);
+            b.push("spatial_attention", Op::SpatialAttention, &[shape; 3]);
+            b.push("channel_attention", Op::ChannelAttention, &[shape; 3]);
+            let whole = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
             let (y, x) = (shape.h / 3, shape.w / 2);
-            let part = Window { y, x, h: (shape.h - y).div_ceil(2), w: shape.w - x };
-            b.push("crop", OpCall::Crop(if k == 0 { part } else { whole }), &[shape]);
+            let part = Rect { x, y, width: shape.w - x, height: (shape.h - y).div_ceil(2) };
+            b.push("crop", Op::Crop(if k == 0 { part } else { whole }), &[shape]);
         }
     }
-    b.push("spatial_attention", OpCall::SpatialAttention, &[Shape::new(1, 23, 45, 32); 3]);
-    b.push("channel_attention", OpCall::ChannelAttention, &[Shape::new(1, 23, 45, 96); 3]);
-    b.push("global_avg_pool", OpCall::GlobalAvgPool, &[Shape::new(1, 61, 67, 9)]);
+    b.push("spatial_attention", Op::SpatialAttention, &[Shape::new(1, 23, 45, 32); 3]);
+    b.push("channel_attention", Op::ChannelAttention, &[Shape::new(1, 23, 45, 96); 3]);
+    b.push("global_avg_pool", Op::GlobalAvgPool, &[Shape::new(1, 61, 67, 9)]);
     b.group_norm(Shape::new(1, 61, 67, 48), 12, true);
     b.pixel_norm(Shape::new(1, 61, 67, 16), true);
-    Table { weights: Arc::new(b.weights), cases: b.cases }
+    TestSuite { weights: Arc::new(b.weights), cases: b.cases }
 }
 
-/// Convolutions of `layers`, inputs and outputs, 1x1 and 3x3, on small grids that differ.
-pub fn layers(seed: u64, layers: &[(usize, usize)]) -> Table {
+/// A suite of convolutions, 1x1 and 3x3, with the (input, output) channels of `layers`, on small grids that differ.
+pub fn layers(seed: u64, layers: &[(usize, usize)]) -> TestSuite {
     let mut b =
         Builder { random: Random::new(seed), weights: Weights::default(), cases: Vec::new() };
     for (i, &(inputs, outputs)) in layers.iter().enumerate() {
@@ -231,13 +159,13 @@ pub fn layers(seed: u64, layers: &[(usize, usize)]) -> Table {
             b.conv2d(Shape::new(1, 1 + i % 4, 3 + i % 3, inputs), outputs, kernel);
         }
     }
-    Table { weights: Arc::new(b.weights), cases: b.cases }
+    TestSuite { weights: Arc::new(b.weights), cases: b.cases }
 }
 
 struct Builder {
     random: Random,
     weights: Weights,
-    cases: Vec<Case>,
+    cases: Vec<TestCase>,
 }
 
 impl Builder {
@@ -245,10 +173,10 @@ impl Builder {
         format!("{op}.{}", self.cases.len())
     }
 
-    fn push(&mut self, op: &str, call: OpCall, shapes: &[Shape]) {
+    fn push(&mut self, op: &str, call: Op, shapes: &[Shape]) {
         let name = self.name(op);
         let inputs = shapes.iter().map(|s| (*s, self.random.values(s.len(), 0.5, 1.5))).collect();
-        self.cases.push(Case { name, op: call, inputs });
+        self.cases.push(TestCase { name, op: call, inputs });
     }
 
     fn param(&mut self, (name, shape): (String, Vec<usize>), center: f32, scale: f32) {
@@ -262,12 +190,12 @@ impl Builder {
             in_channels: x.c,
             out_channels,
             kernel,
-            whole: true,
+            domain: Domain::Whole,
         };
         let [weight, bias] = p.params();
         self.param(weight, 0.0, 1.7 / ((kernel * kernel * x.c) as f32).sqrt());
         self.param(bias, 0.0, 1.0);
-        self.push("conv2d", OpCall::Conv2d(p), &[x]);
+        self.push("conv2d", Op::Conv2d(p), &[x]);
     }
 
     fn group_norm(&mut self, x: Shape, groups: usize, silu: bool) {
@@ -275,13 +203,13 @@ impl Builder {
         let [weight, bias] = p.params();
         self.param(weight, 1.0, 0.5);
         self.param(bias, 0.0, 1.0);
-        self.push("group_norm", OpCall::GroupNorm(p), &[x]);
+        self.push("group_norm", Op::GroupNorm(p), &[x]);
     }
 
     fn pixel_norm(&mut self, x: Shape, silu: bool) {
         let p = PixelNorm { name: self.name("pixel_norm"), channels: x.c, silu };
         let [weight] = p.params();
         self.param(weight, 1.0, 0.5);
-        self.push("pixel_norm", OpCall::PixelNorm(p), &[x]);
+        self.push("pixel_norm", Op::PixelNorm(p), &[x]);
     }
 }

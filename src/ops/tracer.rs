@@ -6,19 +6,20 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
-use super::{Conv2d, GroupNorm, Ops, PixelNorm, Shape, Window, elements};
+use super::{Conv2d, GroupNorm, Ops, PixelNorm, Rect, Shape, elements};
 use crate::error::{Error, Result};
 
 /// Cost of a traced network. Numbers saturate.
 ///
 /// ```
-/// use tessera::ops::{Ops, Shape, trace::Tracer};
+/// use tessera::ops::{Ops, Shape, tracer::Tracer};
 ///
 /// let mut tracer = Tracer::new();
 /// let x = tracer.input(Shape::new(1, 8, 8, 4))?;
@@ -49,9 +50,23 @@ impl Cost {
     }
 }
 
+/// Memory rules of a backend: upper bounds in bytes of what it allocates in addition to tensors and parameters.
+pub trait BackendMemory: fmt::Debug + Send + Sync {
+    /// Packed weights of a layer.
+    fn packed_weights(&self, p: &Conv2d) -> u64;
+
+    /// Scratch memory of a convolution with an input of shape `x`.
+    fn conv2d_scratch(&self, x: Shape, p: &Conv2d) -> u64;
+
+    /// Scratch memory of attention over pixels or over channels with queries of shape `q`.
+    fn attention_scratch(&self, q: Shape) -> u64;
+}
+
 /// The tracing backend.
 #[derive(Debug, Default)]
 pub struct Tracer {
+    /// Counted in [`Cost::packed_bytes`] and [`Cost::peak_bytes`]; None: a backend that allocates nothing.
+    backend: Option<&'static dyn BackendMemory>,
     cost: Cost,
     known: HashMap<String, usize>,
     memory: Arc<Memory>,
@@ -61,15 +76,15 @@ pub struct Tracer {
 #[derive(Clone, Debug)]
 pub struct Tensor {
     shape: Shape,
-    reach: Option<usize>,
+    radius: Option<usize>,
     _allocation: Arc<Allocation>,
 }
 
 impl Tensor {
     /// Receptive-field radius in this tensor's pixels: the width of the border, along a cut edge of the input, whose values depend on
     /// the part that was cut off. None: unbounded.
-    pub fn reach(&self) -> Option<usize> {
-        self.reach
+    pub fn radius(&self) -> Option<usize> {
+        self.radius
     }
 }
 
@@ -98,13 +113,18 @@ fn bytes_of(shape: Shape) -> u64 {
 }
 
 fn farthest(a: &Tensor, b: &Tensor) -> Option<usize> {
-    Some(a.reach?.max(b.reach?))
+    Some(a.radius?.max(b.radius?))
 }
 
 impl Tracer {
-    /// A tracer with zero cost.
+    /// A tracer with zero cost, for a backend without memory of its own.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A tracer with zero cost that counts the memory of `backend`.
+    pub fn with_memory(backend: &'static dyn BackendMemory) -> Self {
+        Self { backend: Some(backend), ..Self::default() }
     }
 
     /// An input of `shape`, with a receptive-field radius of 0.
@@ -120,7 +140,7 @@ impl Tracer {
         Cost { peak_bytes: self.memory.peak.load(Relaxed), ..self.cost }
     }
 
-    fn tensor(&self, shape: Shape, reach: Option<usize>) -> Result<Tensor> {
+    fn tensor(&self, shape: Shape, radius: Option<usize>) -> Result<Tensor> {
         let bytes = bytes_of(shape);
         if bytes == 0 || bytes > 1 << 52 {
             return Err(Error::invalid(
@@ -132,11 +152,12 @@ impl Tracer {
         let alive = self.memory.alive.fetch_add(bytes, Relaxed).saturating_add(bytes);
         self.memory.peak.fetch_max(alive, Relaxed);
         let allocation = Arc::new(Allocation { bytes, memory: self.memory.clone() });
-        Ok(Tensor { shape, reach, _allocation: allocation })
+        Ok(Tensor { shape, radius, _allocation: allocation })
     }
 
     /// Counts an operator's scratch memory in addition to everything alive.
-    fn scratch(&self, bytes: u64) {
+    fn scratch(&self, bytes: impl FnOnce(&dyn BackendMemory) -> u64) {
+        let bytes = self.backend.map_or(0, bytes);
         let alive = self.memory.alive.load(Relaxed);
         self.memory.peak.fetch_max(alive.saturating_add(bytes), Relaxed);
     }
@@ -147,9 +168,9 @@ impl Tracer {
         inputs: &[&Tensor],
         shape: Result<Shape>,
         flops: u64,
-        reach: Option<usize>,
+        radius: Option<usize>,
     ) -> Result<Tensor> {
-        let out = self.tensor(shape?, reach)?;
+        let out = self.tensor(shape?, radius)?;
         let tensors = inputs.iter().map(|x| x.shape).chain([out.shape]);
         let bytes = tensors.map(bytes_of).fold(0, u64::saturating_add);
         self.cost.bytes = self.cost.bytes.saturating_add(bytes);
@@ -199,13 +220,13 @@ impl Ops for Tracer {
     fn conv2d(&mut self, x: &Tensor, p: &Conv2d) -> Result<Tensor> {
         let shape = super::conv2d::output_shape(x.shape, p)?;
         if !self.known.contains_key(&p.params()[0].0) {
-            let bytes = super::conv2d::packed_bytes(p);
+            let bytes = self.backend.map_or(0, |backend| backend.packed_weights(p));
             self.cost.packed_bytes = self.cost.packed_bytes.saturating_add(bytes);
         }
         p.params().into_iter().try_for_each(|param| self.param(param))?;
-        let reach = x.reach.map(|reach| reach + p.kernel / 2);
-        let out = self.result(&[x], Ok(shape), super::conv2d::flops(x.shape, p), reach)?;
-        self.scratch(super::conv2d::scratch_bytes(x.shape, p));
+        let radius = x.radius.map(|radius| radius + p.kernel / 2);
+        let out = self.result(&[x], Ok(shape), super::conv2d::flops(x.shape, p), radius)?;
+        self.scratch(|backend| backend.conv2d_scratch(x.shape, p));
         Ok(out)
     }
 
@@ -218,12 +239,12 @@ impl Ops for Tracer {
     fn pixel_norm(&mut self, x: &Tensor, p: &PixelNorm) -> Result<Tensor> {
         let shape = super::pixel_norm::output_shape(x.shape, p)?;
         p.params().into_iter().try_for_each(|param| self.param(param))?;
-        self.result(&[x], Ok(shape), super::pixel_norm::flops(x.shape, p), x.reach)
+        self.result(&[x], Ok(shape), super::pixel_norm::flops(x.shape, p), x.radius)
     }
 
     fn silu(&mut self, x: &Tensor) -> Result<Tensor> {
         let flops = super::silu::flops(x.shape);
-        self.result(&[x], super::silu::output_shape(x.shape), flops, x.reach)
+        self.result(&[x], super::silu::output_shape(x.shape), flops, x.radius)
     }
 
     fn scale_shift(&mut self, x: &Tensor, pair: &Tensor, silu: bool) -> Result<Tensor> {
@@ -243,8 +264,8 @@ impl Ops for Tracer {
 
     fn avg_pool2(&mut self, x: &Tensor) -> Result<Tensor> {
         let flops = super::avg_pool2::flops(x.shape);
-        let reach = x.reach.map(|reach| reach.div_ceil(2));
-        self.result(&[x], super::avg_pool2::output_shape(x.shape), flops, reach)
+        let radius = x.radius.map(|radius| radius.div_ceil(2));
+        self.result(&[x], super::avg_pool2::output_shape(x.shape), flops, radius)
     }
 
     fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
@@ -254,47 +275,47 @@ impl Ops for Tracer {
 
     fn upsample_nearest2(&mut self, x: &Tensor) -> Result<Tensor> {
         let shape = super::upsample_nearest2::output_shape(x.shape);
-        self.result(&[x], shape, 0, x.reach.map(|reach| 2 * reach))
+        self.result(&[x], shape, 0, x.radius.map(|radius| 2 * radius))
     }
 
     fn fir_down2(&mut self, x: &Tensor) -> Result<Tensor> {
         let flops = super::fir_down2::flops(x.shape);
-        let reach = x.reach.map(|reach| (reach + 1).div_ceil(2));
-        self.result(&[x], super::fir_down2::output_shape(x.shape), flops, reach)
+        let radius = x.radius.map(|radius| (radius + 1).div_ceil(2));
+        self.result(&[x], super::fir_down2::output_shape(x.shape), flops, radius)
     }
 
     fn fir_up2(&mut self, x: &Tensor) -> Result<Tensor> {
         let flops = super::fir_up2::flops(x.shape);
-        let reach = x.reach.map(|reach| 2 * reach + 1);
-        self.result(&[x], super::fir_up2::output_shape(x.shape), flops, reach)
+        let radius = x.radius.map(|radius| 2 * radius + 1);
+        self.result(&[x], super::fir_up2::output_shape(x.shape), flops, radius)
     }
 
     fn pixel_unshuffle(&mut self, x: &Tensor, r: usize) -> Result<Tensor> {
         let shape = super::pixel_unshuffle::output_shape(x.shape, r)?;
-        self.result(&[x], Ok(shape), 0, x.reach.map(|reach| reach.div_ceil(r)))
+        self.result(&[x], Ok(shape), 0, x.radius.map(|radius| radius.div_ceil(r)))
     }
 
     fn pixel_shuffle(&mut self, x: &Tensor, r: usize) -> Result<Tensor> {
         let shape = super::pixel_shuffle::output_shape(x.shape, r)?;
-        self.result(&[x], Ok(shape), 0, x.reach.map(|reach| reach * r))
+        self.result(&[x], Ok(shape), 0, x.radius.map(|radius| radius * r))
     }
 
     fn spatial_attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let shape = super::spatial_attention::output_shape(q.shape, k.shape, v.shape);
         let out = self.result(&[q, k, v], shape, super::spatial_attention::flops(q.shape), None)?;
-        self.scratch(super::spatial_attention::scratch_bytes(q.shape));
+        self.scratch(|backend| backend.attention_scratch(q.shape));
         Ok(out)
     }
 
     fn channel_attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let shape = super::channel_attention::output_shape(q.shape, k.shape, v.shape);
         let out = self.result(&[q, k, v], shape, super::channel_attention::flops(q.shape), None)?;
-        self.scratch(super::channel_attention::scratch_bytes(q.shape));
+        self.scratch(|backend| backend.attention_scratch(q.shape));
         Ok(out)
     }
 
-    fn crop(&mut self, x: &Tensor, window: Window) -> Result<Tensor> {
+    fn crop(&mut self, x: &Tensor, window: Rect) -> Result<Tensor> {
         let shape = super::crop::output_shape(x.shape, window);
-        self.result(&[x], shape, 0, x.reach)
+        self.result(&[x], shape, 0, x.radius)
     }
 }

@@ -22,7 +22,6 @@ mod assets;
 mod download;
 mod iiif;
 mod order;
-mod pyramid;
 pub(in crate::service) mod reply;
 mod scene;
 mod views;
@@ -40,13 +39,13 @@ use axum::{
 use tokio::sync::Semaphore;
 use tokio_stream::StreamExt as _;
 
+use crate::geometry::{TILE, TilePosition};
 use crate::{
     error::{Error, Kind, Resource, Result},
     image_out::Format,
     jobs::{self, Job, Jobs},
     service::{access::Client, upload::Uploads},
 };
-use pyramid::{Place, SIDE};
 use reply::Failure;
 use scene::{Encoding, Scene};
 use views::Views;
@@ -176,7 +175,7 @@ impl Site {
 #[derive(Clone, Copy)]
 enum Part {
     /// A tile of the pyramid.
-    Tile(Place),
+    Tile(TilePosition),
     /// A whole level, for small ones.
     Level(usize),
 }
@@ -186,7 +185,7 @@ async fn deep_zoom(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Ans
     let (width, height) = (spec.width, spec.height);
     let text = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
-         <Image xmlns=\"http://schemas.microsoft.com/deepzoom/2008\" Format=\"png\" Overlap=\"0\" TileSize=\"{SIDE}\">\
+         <Image xmlns=\"http://schemas.microsoft.com/deepzoom/2008\" Format=\"png\" Overlap=\"0\" TileSize=\"{TILE}\">\
          <Size Width=\"{width}\" Height=\"{height}\"/></Image>\n"
     );
     Ok(reply::fleeting("application/xml", text))
@@ -201,7 +200,7 @@ async fn deep_zoom_tile(
     let place = name.strip_suffix(".png").and_then(|name| name.split_once('_'));
     let (column, row) =
         place.ok_or_else(|| Error::invalid("name", format!("{name:?}"), "COLUMN_ROW.png"))?;
-    let place = Place {
+    let place = TilePosition {
         level: number("level", &level)?,
         column: number("column", column)?,
         row: number("row", row)?,

@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all.
+//! Atomic writing of files.
 
 use std::{
     fs,
@@ -12,17 +12,16 @@ use crate::error::{Error, Result};
 
 /// A file being written under a temporary name in the directory of its final one.
 ///
-/// [`commit`](Self::commit) puts it on the disk and then under its final name in one step,
-/// replacing what is there. Dropped before, it is removed, and what was there stays.
+/// [`commit`](Self::commit) syncs it to the disk and then renames it to its final name in one step, replacing an existing file. If
+/// dropped before, it is removed, and an existing file is unchanged.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: BufWriter<NamedTempFile>,
     path: PathBuf,
 }
 
-/// Refuses an output path that can't be written to, before the work for it is done.
-///
-/// Makes and removes a temporary file beside it, which is the only true test of a directory.
+/// Checks that an output file can be written, before the work for it is done, by creating and removing a temporary file in its
+/// directory.
 ///
 /// # Errors
 ///
@@ -34,8 +33,7 @@ pub fn preflight(path: &Path) -> Result<()> {
 }
 
 impl AtomicFile {
-    /// Starts the file that will be `path`. A symbolic link is followed: what it points to is
-    /// replaced.
+    /// Begins the file `path`. A symbolic link is followed: its target is replaced.
     ///
     /// # Errors
     ///
@@ -69,12 +67,12 @@ impl AtomicFile {
         Ok(Self { file: BufWriter::with_capacity(1 << 20, file), path })
     }
 
-    /// The final name, to say in messages.
+    /// The final name, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes what is buffered, waits until the disk has it, and gives the file its final name.
+    /// Flushes the buffer, syncs the file to the disk and renames it to its final name.
     ///
     /// # Errors
     ///
@@ -105,7 +103,7 @@ impl Seek for AtomicFile {
     }
 }
 
-/// The directory that a file of this name is in.
+/// The directory of the file `path`.
 fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -113,21 +111,21 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// Waits until the new name is on the disk.
+/// Syncs a directory to the disk, so that a renamed file keeps its new name.
 ///
 /// # Errors
 ///
-/// What the disk reports.
+/// Those of the disk.
 #[cfg(unix)]
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     fs::File::open(directory)?.sync_all()
 }
 
-/// Elsewhere directories can't be synchronised; the file system's own journal must do.
+/// Does nothing: here directories can't be synced.
 ///
 /// # Errors
 ///
-/// None.
+/// Never.
 #[cfg(not(unix))]
 pub fn sync_directory(_: &Path) -> io::Result<()> {
     Ok(())

@@ -1,7 +1,7 @@
 //! Encoding of pictures: padding, the encoder, and the PSNR of a reconstruction.
 
 use crate::{
-    engine::{plan::MAX_EXTENT, tiles::Canvas},
+    engine::{plan::MAX_EXTENT, tiles::PixelBuffer},
     error::{Error, Result},
     image_in::{Limits, Picture},
     image_out::Bits,
@@ -70,7 +70,7 @@ pub(super) fn check_finite(latent: &Latent, level: usize, doing: &str) -> Result
 }
 
 /// Peak signal-to-noise ratio of `canvas` against the picture of the same size, in dB; infinite when they are equal.
-pub fn psnr(picture: &Picture, canvas: &Canvas) -> f64 {
+pub fn psnr(picture: &Picture, canvas: &PixelBuffer) -> f64 {
     let samples = canvas.bytes();
     let error: f64 = match canvas.bits() {
         Bits::Eight => squares(picture, samples.iter().map(|&v| f64::from(v) / 255.0)),

@@ -1,4 +1,4 @@
-//! The arena: working space of one picture, as large as the disk, mapped into memory.
+//! The backing file of one picture, mapped into memory.
 #![allow(unsafe_code, reason = "mapping a file is unsafe; the file here is private to the process")]
 
 use std::{
@@ -18,22 +18,29 @@ use crate::{
 
 /// A preallocated, memory-mapped file.
 ///
-/// Every block of the file is allocated when the arena is made, so that a full disk is an error
-/// there and never a signal later. It begins as zeros and lies page-aligned in memory.
+/// Every block of the file is allocated when it is created, so that a full disk is an error then and never a signal later. Its bytes
+/// are zeros and page-aligned in memory.
 ///
-/// A nameless one ([`Arena::create`]) goes away with the value, even when the process is killed,
-/// and no other process can open it. A named one ([`Arena::create_named`]) lasts, and can be opened
-/// again; it must lie in a directory that this process holds by a
-/// [`DirectoryLock`](crate::store::DirectoryLock).
+/// A nameless one ([`BackingFile::create`]) is deleted with the value, even when the process is killed, and no other process can open
+/// it. A named one ([`BackingFile::create_named`]) persists and can be opened again; it must be in a directory that this process holds
+/// by a [`DirectoryLock`](crate::store::DirectoryLock).
+///
+/// ```
+/// use tessera::store::BackingFile;
+///
+/// let mut file = BackingFile::create(&std::env::temp_dir(), 16)?;
+/// file.bytes_mut()[3] = 7;
+/// assert_eq!(file.bytes()[..5], [0, 0, 0, 7, 0]);
+/// # Ok::<(), tessera::error::Error>(())
+/// ```
 #[derive(Debug)]
-pub struct Arena {
+pub struct BackingFile {
     map: MmapMut,
 }
 
-/// A rectangle of an arena that holds rows of samples: where it starts and how its rows follow.
-/// All lengths are in bytes.
+/// Rows of bytes at equal distances in a file: a rectangle of samples. All lengths are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rect {
+pub struct RowSpan {
     /// Offset of the first row's first byte.
     pub offset: usize,
     /// Distance between the starts of two rows.
@@ -44,10 +51,8 @@ pub struct Rect {
     pub rows: usize,
 }
 
-impl Arena {
-    /// Makes an arena of `len` bytes in `directory`.
-    ///
-    /// The directory should be on a disk: where it is memory (tmpfs), so is the arena.
+impl BackingFile {
+    /// Creates a nameless backing file of `len` bytes in `directory`, which should be on a disk: on a tmpfs it takes memory.
     ///
     /// # Errors
     ///
@@ -69,24 +74,24 @@ impl Arena {
         Ok(Self { map })
     }
 
-    /// Makes an arena of `len` bytes that lasts, as the file `path`, which must not exist.
+    /// Creates a persistent backing file of `len` bytes as the file `path`, which must not exist.
     ///
     /// # Errors
     ///
-    /// Those of [`Arena::create`]; a file that could not be allocated is removed.
+    /// Those of [`BackingFile::create`]; a file that could not be allocated is removed.
     pub fn create_named(path: &Path, len: u64, _lock: &DirectoryLock) -> Result<Self> {
         check_len(len)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
         let file = file.map_err(|e| Error::io("create", path, e))?;
         let made = allocate(&file, len).and_then(|()| file.sync_all());
         made.and_then(|()| map_owned(&file)).map(|map| Self { map }).map_err(|e| {
-            // What is left of it would only be in the way.
+            // A partial file would block the next attempt.
             let _ = std::fs::remove_file(path);
             Error::io(format!("allocate {len} bytes for"), path, e)
         })
     }
 
-    /// Opens an arena of `len` bytes that [`Arena::create_named`] made.
+    /// Opens a backing file of `len` bytes made by [`BackingFile::create_named`].
     ///
     /// # Errors
     ///
@@ -101,12 +106,12 @@ impl Arena {
             let field = format!("length of {}", path.display());
             return Err(Error::wrong(Kind::Io, field, found, format!("{len} bytes")));
         }
-        // A file with holes would be a signal on a full disk; allocating again is free where there are none.
+        // Writing to a hole on a full disk would be a signal; allocating again is free without holes.
         allocate_holes(&file, len).map_err(failed)?;
         map_owned(&file).map(|map| Self { map }).map_err(failed)
     }
 
-    /// Waits until the disk has the bytes of `range`.
+    /// Syncs the bytes of `range` to the disk.
     ///
     /// # Errors
     ///
@@ -114,7 +119,7 @@ impl Arena {
     pub fn sync(&self, range: Range<usize>) -> Result<()> {
         self.map
             .flush_range(range.start, range.len())
-            .map_err(|e| Error::io("sync", "the arena", e))
+            .map_err(|e| Error::io("sync", "the backing file", e))
     }
 
     /// All bytes.
@@ -122,21 +127,20 @@ impl Arena {
         &self.map
     }
 
-    /// All bytes, to write.
+    /// All bytes, mutable.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.map
     }
 
-    /// Writes `samples`, rows without gaps, into the rectangle `rect`: bytes for 8 bits per
-    /// sample, `u16` in the machine's byte order for 16.
+    /// Writes `samples`, rows without gaps, to `rect`: bytes for 8 bits per sample, `u16` in the machine's byte order for 16.
     ///
     /// # Errors
     ///
     /// [`Kind::Internal`](crate::error::Kind::Internal) if the samples don't fill the rectangle
-    /// exactly or the rectangle leaves the arena.
-    pub fn write_rect<T: NoUninit>(&mut self, rect: Rect, samples: &[T]) -> Result<()> {
+    /// exactly or the rectangle leaves the file.
+    pub fn write_rows<T: NoUninit>(&mut self, rect: RowSpan, samples: &[T]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(samples);
-        let Rect { offset, stride, row_len, rows } = rect;
+        let RowSpan { offset, stride, row_len, rows } = rect;
         let end = rows
             .checked_sub(1)
             .and_then(|before| before.checked_mul(stride))
@@ -149,7 +153,7 @@ impl Arena {
         {
             return Err(Error::wrong(
                 Kind::Internal,
-                "arena write",
+                "backing file write",
                 format!("{} bytes to {rect:?}", bytes.len()),
                 format!("a rectangle of as many bytes within {}", self.map.len()),
             ));
@@ -162,14 +166,14 @@ impl Arena {
     }
 }
 
-/// Reads `rect` of a named arena that another thread may be writing elsewhere in: rows without gaps.
+/// Reads `rect` of a named backing file, rows without gaps, while another thread may write other parts of it.
 ///
-/// The file is read, not mapped: the map is its owner's alone, and a file that was shortened is an error.
+/// The file is read, not mapped, so that a shortened file is an error.
 ///
 /// # Errors
 ///
 /// [`Kind::Io`](crate::error::Kind::Io) if it can't be opened or ends before the rectangle.
-pub fn read_rect(path: &Path, rect: Rect) -> Result<Vec<u8>> {
+pub fn read_rows(path: &Path, rect: RowSpan) -> Result<Vec<u8>> {
     let failed = |e| Error::io("read", path, e);
     let mut file = File::open(path).map_err(failed)?;
     let mut bytes = vec![0; rect.row_len * rect.rows];
@@ -180,12 +184,12 @@ pub fn read_rect(path: &Path, rect: Rect) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Refuses a length that can't be mapped.
+/// Checks that `len` can be mapped.
 fn check_len(len: u64) -> Result<()> {
     let mappable = usize::try_from(len).is_ok_and(|n| n <= isize::MAX as usize);
     if len == 0 || !mappable {
         let expected = format!("from 1 to {} bytes", isize::MAX);
-        return Err(Error::invalid("arena length", len, expected));
+        return Err(Error::invalid("backing file length", len, expected));
     }
     Ok(())
 }
@@ -197,13 +201,13 @@ fn map_owned(file: &File) -> io::Result<MmapMut> {
     unsafe { MmapMut::map_mut(file) }
 }
 
-/// Allocates what `file` lacks of its `len` bytes, and leaves the rest as it is.
+/// Allocates the holes of `file`, which has `len` bytes.
 fn allocate_holes(file: &File, len: u64) -> io::Result<()> {
-    // Where the file system has no such request, the file was written in full when it was made.
+    // Without support for this the file was written in full when it was created.
     reserve(file, len).map(drop)
 }
 
-/// Gives `file` a length of `len` zeros with every block allocated.
+/// Extends the empty `file` to `len` zeros with every block allocated.
 fn allocate(file: &File, len: u64) -> io::Result<()> {
     if reserve(file, len)? {
         return Ok(());
@@ -214,8 +218,7 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
-/// Asks the file system for the blocks of `file`. False if it has no such request: then writing
-/// the zeros does the same, slowly.
+/// Allocates the blocks of `file` by `fallocate`; false if the file system does not support it.
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 fn reserve(file: &File, len: u64) -> io::Result<bool> {
     use rustix::{fs, io::Errno};
@@ -240,10 +243,10 @@ mod tests {
     use crate::error::Kind;
 
     #[test]
-    fn writes_a_rectangle_and_nothing_else() -> Result<()> {
-        let mut arena = Arena::create(&std::env::temp_dir(), 40)?;
-        arena.write_rect(Rect { offset: 12, stride: 10, row_len: 4, rows: 3 }, &[7_u16; 6])?;
-        for (i, &byte) in arena.bytes().iter().enumerate() {
+    fn backing_file_writes_only_the_given_rows() -> Result<()> {
+        let mut file = BackingFile::create(&std::env::temp_dir(), 40)?;
+        file.write_rows(RowSpan { offset: 12, stride: 10, row_len: 4, rows: 3 }, &[7_u16; 6])?;
+        for (i, &byte) in file.bytes().iter().enumerate() {
             let inside = i >= 10 && (2..6).contains(&(i % 10));
             let expected = u16::to_ne_bytes(7)[i % 2];
             assert_eq!(byte, if inside { expected } else { 0 }, "byte {i}");
@@ -252,40 +255,40 @@ mod tests {
     }
 
     #[test]
-    fn refuses_rectangles_that_leave_the_arena_or_lack_samples() -> Result<()> {
-        let mut arena = Arena::create(&std::env::temp_dir(), 40)?;
-        let rect = Rect { offset: 12, stride: 10, row_len: 8, rows: 3 };
-        arena.write_rect(rect, &[1_u8; 24])?;
+    fn backing_file_refuses_rows_outside_and_missing_samples() -> Result<()> {
+        let mut file = BackingFile::create(&std::env::temp_dir(), 40)?;
+        let rect = RowSpan { offset: 12, stride: 10, row_len: 8, rows: 3 };
+        file.write_rows(rect, &[1_u8; 24])?;
         for (rect, len) in [
-            (Rect { offset: 13, ..rect }, 24),
-            (Rect { offset: usize::MAX, ..rect }, 24),
-            (Rect { stride: usize::MAX, ..rect }, 24),
-            (Rect { stride: 7, ..rect }, 24),
-            (Rect { rows: 0, ..rect }, 0),
+            (RowSpan { offset: 13, ..rect }, 24),
+            (RowSpan { offset: usize::MAX, ..rect }, 24),
+            (RowSpan { stride: usize::MAX, ..rect }, 24),
+            (RowSpan { stride: 7, ..rect }, 24),
+            (RowSpan { rows: 0, ..rect }, 0),
             (rect, 23),
         ] {
-            let error = arena.write_rect(rect, &vec![1_u8; len]).err().map(|e| e.kind());
+            let error = file.write_rows(rect, &vec![1_u8; len]).err().map(|e| e.kind());
             assert_eq!(error, Some(Kind::Internal), "{rect:?}");
         }
         Ok(())
     }
 
     #[test]
-    fn refuses_empty_and_unmappable_lengths_and_missing_directories() {
-        let kind = |path: &Path, len| Arena::create(path, len).err().map(|e| e.kind());
+    fn backing_file_refuses_unmappable_lengths_and_missing_directories() {
+        let kind = |path: &Path, len| BackingFile::create(path, len).err().map(|e| e.kind());
         assert_eq!(kind(&std::env::temp_dir(), 0), Some(Kind::InvalidArgument));
         assert_eq!(kind(&std::env::temp_dir(), u64::MAX), Some(Kind::InvalidArgument));
         assert_eq!(kind(Path::new("/nonexistent/directory"), 1), Some(Kind::Io));
     }
 
     #[test]
-    fn leaves_nothing_in_its_directory_even_while_it_lives() -> io::Result<()> {
+    fn nameless_backing_file_is_not_in_its_directory() -> io::Result<()> {
         let directory = tempfile::tempdir()?;
-        let arena = Arena::create(directory.path(), 1 << 16).map_err(io::Error::other)?;
+        let file = BackingFile::create(directory.path(), 1 << 16).map_err(io::Error::other)?;
         if cfg!(unix) {
             assert_eq!(std::fs::read_dir(directory.path())?.count(), 0);
         }
-        drop(arena);
+        drop(file);
         assert_eq!(std::fs::read_dir(directory.path())?.count(), 0);
         Ok(())
     }

@@ -26,7 +26,7 @@ pub fn decoded(
 /// Metadata of a picture that was generated or, with the SHA-256 `source` of the input file, edited. The tile's size is left
 /// out, as it does not change a pixel.
 pub fn generated(model: &Checkpoint, device: &str, spec: &Spec, source: Option<&str>) -> Metadata {
-    let (name, sampler) = (&model.arch.name, spec.method.name());
+    let (name, sampler) = (&model.arch.name, spec.sampler.name());
     let mut description = format!("{name}, seed {}, {sampler} {} steps", spec.seed, spec.steps);
     if let Some(strength) = spec.strength {
         description += &format!(", a given picture changed by {strength}");

@@ -1,61 +1,98 @@
-//! The arithmetic of Deep Zoom: levels and tiles of a picture.
-//!
-//! The guarantee: every pixel of every level is in exactly one tile. Level 0 is one pixel; each further level doubles both
-//! sides, rounded up so that the last one is the picture. Tiles have [`SIDE`] pixels a side, those at the far edges less,
-//! and do not overlap: a tile covers the four of the next level that have twice its column and row.
+//! Rectangles and tile pyramids of pictures.
 
-use crate::{
-    engine::plan::Rect,
-    error::{Error, Resource, Result},
-};
+use crate::error::{Error, Resource, Result};
 
-/// Side of a tile in pixels.
-pub(super) const SIDE: usize = 256;
-
-/// Place of a tile in the pyramid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Place {
-    /// Level, 0 the smallest.
-    pub(super) level: usize,
-    /// Column of tiles.
-    pub(super) column: usize,
-    /// Row of tiles.
-    pub(super) row: usize,
+/// A rectangle of a picture or of a tensor's grid, in its pixels.
+///
+/// ```
+/// use tessera::geometry::Rect;
+///
+/// let rect = Rect { x: 2, y: 0, width: 3, height: 4 };
+/// assert!(rect.intersects(Rect { x: 4, y: 3, ..rect }));
+/// assert!(!rect.intersects(Rect { x: 5, ..rect }));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Rect {
+    /// First column.
+    pub x: usize,
+    /// First row.
+    pub y: usize,
+    /// Number of columns.
+    pub width: usize,
+    /// Number of rows.
+    pub height: usize,
 }
 
-/// The levels of a picture.
+impl Rect {
+    /// True if the two share a pixel.
+    pub fn intersects(self, other: Self) -> bool {
+        let meet = |a: usize, a_len: usize, b: usize, b_len: usize| {
+            a < b.saturating_add(b_len) && b < a.saturating_add(a_len)
+        };
+        meet(self.x, self.width, other.x, other.width)
+            && meet(self.y, self.height, other.y, other.height)
+    }
+}
+
+/// Side of a tile of a pyramid, in pixels.
+pub const TILE: usize = 256;
+
+/// Position of a tile in a [`Pyramid`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TilePosition {
+    /// Level, 0 the smallest.
+    pub level: usize,
+    /// Column of tiles.
+    pub column: usize,
+    /// Row of tiles.
+    pub row: usize,
+}
+
+/// The Deep Zoom pyramid of a picture: level 0 is one pixel, each further level doubles both sides, rounded up so that the last one
+/// is the picture. Tiles have [`TILE`] pixels a side, those at the right and bottom edges may be smaller, and they do not overlap, so that
+/// every pixel of a level is in exactly one tile. A tile covers the four tiles of the next level with twice its column and row.
+///
+/// ```
+/// use tessera::geometry::{Pyramid, TilePosition};
+///
+/// let pyramid = Pyramid { width: 1000, height: 513 };
+/// assert_eq!((pyramid.last(), pyramid.size(9)), (10, (500, 257)));
+/// let tile = pyramid.area(TilePosition { level: 9, column: 1, row: 0 })?;
+/// assert_eq!((tile.x, tile.width), (256, 244));
+/// # Ok::<(), tessera::error::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pyramid {
+pub struct Pyramid {
     /// Width in pixels, at least 1.
-    pub(super) width: usize,
+    pub width: usize,
     /// Height in pixels, at least 1.
-    pub(super) height: usize,
+    pub height: usize,
 }
 
 impl Pyramid {
     /// The last level: the picture itself.
-    pub(super) fn last(self) -> usize {
+    pub fn last(self) -> usize {
         (usize::BITS - (self.width.max(self.height).max(1) - 1).leading_zeros()) as usize
     }
 
     /// Width and height of a level up to the last one.
-    pub(super) fn size(self, level: usize) -> (usize, usize) {
+    pub fn size(self, level: usize) -> (usize, usize) {
         let scale = 1 << (self.last() - level);
         (self.width.div_ceil(scale), self.height.div_ceil(scale))
     }
 
     /// Columns and rows of a level's tiles.
-    pub(super) fn tiles(self, level: usize) -> (usize, usize) {
+    pub fn tiles(self, level: usize) -> (usize, usize) {
         let (width, height) = self.size(level);
-        (width.div_ceil(SIDE), height.div_ceil(SIDE))
+        (width.div_ceil(TILE), height.div_ceil(TILE))
     }
 
-    /// The pixels of its level that a tile covers.
+    /// The pixels of its level that the tile at `position` covers.
     ///
     /// # Errors
     /// [`Kind::NotFound`](crate::error::Kind) when there is no such tile.
-    pub(super) fn area(self, place: Place) -> Result<Rect> {
-        let Place { level, column, row } = place;
+    pub fn area(self, position: TilePosition) -> Result<Rect> {
+        let TilePosition { level, column, row } = position;
         let exists = level <= self.last() && {
             let (columns, rows) = self.tiles(level);
             column < columns && row < rows
@@ -65,12 +102,12 @@ impl Pyramid {
             return Err(Error::not_found(Resource::Tile, name));
         }
         let (width, height) = self.size(level);
-        let (x, y) = (column * SIDE, row * SIDE);
-        Ok(Rect { x, y, width: (width - x).min(SIDE), height: (height - y).min(SIDE) })
+        let (x, y) = (column * TILE, row * TILE);
+        Ok(Rect { x, y, width: (width - x).min(TILE), height: (height - y).min(TILE) })
     }
 
     /// The pixels of the picture that lie under `area` of `level`.
-    pub(super) fn under(self, level: usize, area: Rect) -> Rect {
+    pub fn under(self, level: usize, area: Rect) -> Rect {
         let shift = self.last() - level;
         let (x, y) = (area.x << shift, area.y << shift);
         Rect {
@@ -82,7 +119,7 @@ impl Pyramid {
     }
 
     /// The largest level with no side longer than `limit`.
-    pub(super) fn within(self, limit: usize) -> usize {
+    pub fn within(self, limit: usize) -> usize {
         let fits = |&level: &usize| {
             let (width, height) = self.size(level);
             width.max(height) <= limit
@@ -98,7 +135,7 @@ mod tests {
     use crate::error::Kind;
 
     #[test]
-    fn levels_are_those_of_deep_zoom() {
+    fn pyramid_levels_are_those_of_deep_zoom() {
         for (width, height, last) in
             [(1, 1, 0), (2, 1, 1), (256, 256, 8), (257, 3, 9), (1000, 513, 10), (16384, 8192, 14)]
         {
@@ -115,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn tiles_cover_every_level_and_their_pixels_the_picture_once() {
+    fn pyramid_tiles_cover_every_level_and_the_picture_once() {
         for (width, height) in [(1000, 513), (769, 1), (256, 512), (1, 300)] {
             let pyramid = Pyramid { width, height };
             for level in 0..=pyramid.last() {
@@ -123,7 +160,7 @@ mod tests {
                 let (mut seen, mut below) = (0, 0);
                 for column in 0..columns {
                     for row in 0..rows {
-                        let area = pyramid.area(Place { level, column, row }).unwrap();
+                        let area = pyramid.area(TilePosition { level, column, row }).unwrap();
                         let under = pyramid.under(level, area);
                         seen += area.width * area.height;
                         below += under.width * under.height;
@@ -131,10 +168,10 @@ mod tests {
                 }
                 let (level_width, level_height) = pyramid.size(level);
                 assert_eq!((seen, below), (level_width * level_height, width * height));
-                let past = Place { level, column: columns, row: 0 };
+                let past = TilePosition { level, column: columns, row: 0 };
                 assert_eq!(pyramid.area(past).unwrap_err().kind(), Kind::NotFound);
             }
-            let past = Place { level: pyramid.last() + 1, column: 0, row: 0 };
+            let past = TilePosition { level: pyramid.last() + 1, column: 0, row: 0 };
             assert_eq!(pyramid.area(past).unwrap_err().kind(), Kind::NotFound);
         }
     }
