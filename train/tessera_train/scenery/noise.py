@@ -82,12 +82,6 @@ class Spectrum:
         k = torch.sqrt(self.fy**2 + (self.fx * stretch) ** 2).clamp_min(1e-6)
         return self._field(torch.exp(-0.5 * (torch.log2(k / frequency) / octaves) ** 2))
 
-    def fractal(self, low: float, slope: float = 1.0, stretch: float = 1.0) -> torch.Tensor:
-        """All frequencies from about `low` up, amplitude falling by 2^-slope an octave; unit deviation."""
-        k = torch.sqrt(self.fy**2 + (self.fx * stretch) ** 2).clamp_min(1e-6)
-        # In two dimensions an octave at k holds k^2 of the waves: one more power of k levels that out.
-        return self._field((1.0 + (k / low) ** 2) ** (-0.5 * (slope + 1.0)) * (1.0 - torch.exp(-((k / low) ** 2))))
-
 
 def smooth(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Smoothstep from 0 at `low` to 1 at `high`."""

@@ -105,7 +105,6 @@ class Scene:
     edge: tuple[float, float]  # of a forest's edge: its z, and the u of its gap
     framing: float  # side of the tall tree before everything, -1 or 1; 0: none
     tufts: float  # density of the tall grass at the viewer's feet, 0..1
-    flowers: float
     wind: float  # on the water: the slope of its waves
     depths: torch.Tensor  # colour of deep water
 
@@ -306,7 +305,6 @@ def plan(draw: Draw) -> Scene:
         rolling=lerp(0.6, 1.4, n[18]),
         stand=stand, forest=forest, edge=(lerp(6.0, 11.0, n[19]), gap), framing=framing,
         tufts=(0.3 + 0.7 * n[21]) * (1.0 if kind in ("alpine", "valley", "forest") else 0.25 if kind == "coast" else 0.0),
-        flowers=max(0.0, n[22] - 0.55) if season == "summer" else 0.0,
         wind=0.15 + 0.85 * n[23] ** 2,
         depths=depths.to(dev),
     )  # fmt: skip
