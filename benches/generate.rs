@@ -1,5 +1,5 @@
-//! A whole picture from the embedded model, noise to decoded pixels, per size: on the CPU, in bf16 too if it has that, and on a real
-//! GPU if there is one. Two steps, as further ones only repeat them.
+//! A whole picture from the embedded model, noise to decoded pixels, per size: on the CPU, in bf16 too if it has that,
+//! and on a real GPU if there is one. Two steps, as further ones only repeat them.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 use std::{env, path::Path, time::Duration};

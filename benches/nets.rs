@@ -1,17 +1,18 @@
-//! Times the networks and their operators for `benches/compare_torch.py` and `benches/compare_vulkan.py`: one command per line of
-//! standard input, one line of JSON with the seconds of every repetition on standard output. On the CPU, with `--bf16` with
-//! products in bf16; with `--gpu` on the GPU, there with `--f16` with products in f16. With `--cpu-time`, CPU seconds of all threads
-//! (Linux), for comparisons on a machine with other load.
+//! Times the networks and their operators for `benches/compare_torch.py` and `benches/compare_vulkan.py`: one command
+//! per line of standard input, one line of JSON with the seconds of every repetition on standard output. On the CPU,
+//! with `--bf16` with products in bf16; with `--gpu` on the GPU, there with `--f16` with products in f16. With
+//! `--cpu-time`, CPU seconds of all threads (Linux), for comparisons on a machine with other load.
 //!
-//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `whole` with the same (a layer that only runs on whole grids, as the U-Net's), both on
-//! the GPU also as `conv:VARIANT`; `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention CHANNELS ROWS COLUMNS` (over
-//! pixels), `channels` with the same (attention over channels), `copy MIB`; with a checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH HEIGHT` (with a third
-//! number: the batch size) and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is everything from the
-//! seed to the samples of all tiles.
+//! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `whole` with the same (a layer that only runs on whole grids, as the
+//! U-Net's), both on the GPU also as `conv:VARIANT`; `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention
+//! CHANNELS ROWS COLUMNS` (over pixels), `channels` with the same (attention over channels), `copy MIB`; with a
+//! checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH HEIGHT` (with a third number: the batch size)
+//! and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is everything from the seed to the samples
+//! of all tiles.
 //!
-//! Always on the GPU: `chain:VARIANT` with a convolution's numbers, which is four of it with upload and download; and `fma`, whose
-//! line also tells its `flops`: multiply-adds on registers. If the device lacks a requested feature the line has no seconds and
-//! gives the reason.
+//! Always on the GPU: `chain:VARIANT` with a convolution's numbers, which is four of it with upload and download; and
+//! `fma`, whose line also tells its `flops`: multiply-adds on registers. If the device lacks a requested feature the
+//! line has no seconds and gives the reason.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 mod ceiling;

@@ -1,5 +1,6 @@
-//! GFLOP/s of every operator at the sizes of the default model, on the CPU in f32 and bf16 and, where there is a real one, on the GPU:
-//! criterion's "elements" are floating point operations as the cost rules count them (bytes moved, where that is 0).
+//! GFLOP/s of every operator at the sizes of the default model, on the CPU in f32 and bf16 and, where there is a real
+//! one, on the GPU: criterion's "elements" are floating point operations as the cost rules count them (bytes moved,
+//! where that is 0).
 #![allow(
     missing_docs,
     clippy::unwrap_used,

@@ -1,9 +1,10 @@
-//! Time and memory as functions of the picture's size: the embedded model on the CPU from 2 to 128 megapixels. Prints a table; sizes
-//! can be given as arguments (`cargo bench --bench scaling -- 2048x1024 4096x2048`).
+//! Time and memory as functions of the picture's size: the embedded model on the CPU from 2 to 128 megapixels. Prints a
+//! table; sizes can be given as arguments (`cargo bench --bench scaling -- 2048x1024 4096x2048`).
 //!
-//! Columns: the decode in tiles of 512, in seconds per megapixel and relative to the first size, and the share of its operations that
-//! is due to attention over pixels, which grows with their square; the same for one evaluation of the U-Net; peak memory while
-//! decoding and while denoising, and the plan's estimate. Memory is that of the process (Linux), weights included.
+//! Columns: the decode in tiles of 512, in seconds per megapixel and relative to the first size, and the share of its
+//! operations that is due to attention over pixels, which grows with their square; the same for one evaluation of the
+//! U-Net; peak memory while decoding and while denoising, and the plan's estimate. Memory is that of the process
+//! (Linux), weights included.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 use std::{

@@ -1,5 +1,5 @@
-//! The service under load, on loopback: the cost of streaming compared with a plain `generate`, and the effect of many watchers, a
-//! slow one and a full queue. Prints a table; every tile's CRC32C is checked on the way.
+//! The service under load, on loopback: the cost of streaming compared with a plain `generate`, and the effect of many
+//! watchers, a slow one and a full queue. Prints a table; every tile's CRC32C is checked on the way.
 //!
 //! `cargo bench --bench serve`, or `cargo bench --bench serve -- streaming` or `load` for a part of it
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a failed measurement ends the benchmark")]
@@ -209,8 +209,8 @@ async fn streaming() {
     row("from the last step to the first tile", format!("{:.0} ms", median(gaps)));
 }
 
-/// Seconds until each of the watchers has all of a job of 512x512 in 64 tiles, the median, and its number of events. Beside
-/// them one may read an event every `pause` for as long; it gets the rest afterwards.
+/// Seconds until each of the watchers has all of a job of 512x512 in 64 tiles, the median, and its number of events.
+/// Beside them one may read an event every `pause` for as long; it gets the rest afterwards.
 async fn watchers(server: &Server, pause: Option<Duration>, seed: u64) -> (f64, u32) {
     // The slow one has a connection of its own.
     let (mut client, apart) = (server.client().await, server.client().await);

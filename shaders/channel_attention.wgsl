@@ -1,5 +1,5 @@
-// The weights of attention over channels: A = softmax over j of (sum over pixels q_i k_j / sqrt N). The products are summed
-// over chunks of pixels (`scores`), the chunks added up and the softmax taken (`softmax`).
+// The weights of attention over channels: A = softmax over j of (sum over pixels q_i k_j / sqrt N). The products are
+// summed over chunks of pixels (`scores`), the chunks added up and the softmax taken (`softmax`).
 
 struct Params {
     // Invocations of `scores`, workgroups of `softmax`.

@@ -1,20 +1,21 @@
-// Convolution, stride 1, zero padding that keeps the grid, as an implicit GEMM on the device's matrix units: f16 factors, f32
-// sums. It is written in blocks of 16x16, which `shared/matrix16.wgsl` or `shared/matrix8.wgsl`, before it, defines.
+// Convolution, stride 1, zero padding that keeps the grid, as an implicit GEMM on the device's matrix units: f16
+// factors, f32 sums. It is written in blocks of 16x16, which `shared/matrix16.wgsl` or `shared/matrix8.wgsl`, before
+// it, defines.
 //
 // Four subgroups of a workgroup compute 32 pixels times 32 output channels each, ACROSS of them adjacent in channels
-// and the others in pixels; 32 input channels at a time of the pixels, rounded to f16, and of the weights are in workgroup memory.
-// There are LANES * 4 invocations, LANES being the largest size of a subgroup on the device. If the driver chooses
-// smaller subgroups there are more than four: the others only load and store workgroup memory.
+// and the others in pixels; 32 input channels at a time of the pixels, rounded to f16, and of the weights are in
+// workgroup memory. There are LANES * 4 invocations, LANES being the largest size of a subgroup on the device. If the
+// driver chooses smaller subgroups there are more than four: the others only load and store workgroup memory.
 //
-// The sum of one result runs over rows of taps, columns of taps and blocks of input channels in this order, independent of its
-// position; the order within a block is the device's. The bias comes last.
+// The sum of one result runs over rows of taps, columns of taps and blocks of input channels in this order, independent
+// of its position; the order within a block is the device's. The bias comes last.
 
 override LANES: u32 = 32u;
 override ACROSS: u32 = 2u;
 
 const SUBGROUPS: u32 = 4u;
-// Strides in values of pixels, and of input channels of the weights, in workgroup memory: multiples of 16 bytes, as matrices
-// require, that do not start every row in the same bank.
+// Strides in values of pixels, and of input channels of the weights, in workgroup memory: multiples of 16 bytes, as
+// matrices require, that do not start every row in the same bank.
 const PIXEL_STRIDE: u32 = 40u;
 const WEIGHT_STRIDE: u32 = 72u;
 // Largest finite f16.
@@ -105,8 +106,8 @@ fn fetch_weights(i: u32, t: u32, first: u32, count: u32, lane: u32) {
     }
 }
 
-// Accumulates `count` sixteens of input channels from workgroup memory, 0 for a subgroup that has nothing to compute. A loop instead
-// of a condition, since matrix operations must be in uniform control flow.
+// Accumulates `count` sixteens of input channels from workgroup memory, 0 for a subgroup that has nothing to compute. A
+// loop instead of a condition, since matrix operations must be in uniform control flow.
 fn multiply(tile: ptr<function, Tile>, subgroup: u32, count: u32) {
     let pixel = subgroup / ACROSS * 32u * PIXEL_STRIDE;
     let channel = subgroup % ACROSS * 32u;

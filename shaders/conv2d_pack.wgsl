@@ -1,5 +1,5 @@
-// Packs a matrix on the device as the weights of a 1x1 convolution: [block of outputs][input][output of the block], padded with
-// zeros. A product of two matrices is then a convolution (`matrix.rs`).
+// Packs a matrix on the device as the weights of a 1x1 convolution: [block of outputs][input][output of the block],
+// padded with zeros. A product of two matrices is then a convolution (`matrix.rs`).
 
 struct Params {
     // Invocations.

@@ -1,8 +1,9 @@
-// Convolution, stride 1, zero padding that keeps the grid, for multiples of 4 input channels. A workgroup computes 32 pixels
-// times 4 LANES output channels, an invocation 4 of these channels for all of the pixels, in registers. Eight lanes of a
-// subgroup load 4 input channels of 8 pixels at once and broadcast them, so that each load serves 8 uses.
+// Convolution, stride 1, zero padding that keeps the grid, for multiples of 4 input channels. A workgroup computes 32
+// pixels times 4 LANES output channels, an invocation 4 of these channels for all of the pixels, in registers. Eight
+// lanes of a subgroup load 4 input channels of 8 pixels at once and broadcast them, so that each load serves 8 uses.
 //
-// The sum of one result runs over rows of taps, columns of taps and input channels in this order, independent of its position.
+// The sum of one result runs over rows of taps, columns of taps and input channels in this order, independent of its
+// position.
 
 // 4 output channels of 32 pixels.
 struct Sums {
@@ -37,7 +38,8 @@ struct Source {
     inside: bool,
 }
 
-// The source of tap (dy - 1, dx - 1) of `pixel`. Indices outside of the picture may wrap; values read there are not used.
+// The source of tap (dy - 1, dx - 1) of `pixel`. Indices outside of the picture may wrap; values read there are not
+// used.
 fn source(pixel: u32, dy: u32, dx: u32) -> Source {
     let row = pixel / params.width % params.height + dy;
     let column = pixel % params.width + dx;

@@ -1,8 +1,9 @@
-// Convolution, stride 1, zero padding that keeps the grid, as an implicit GEMM in tiles: a workgroup
-// computes 64 pixels times 64 output channels, an invocation 4 times 4 of them; 16 input channels at a time of the pixels
-// and of the weights are in workgroup memory.
+// Convolution, stride 1, zero padding that keeps the grid, as an implicit GEMM in tiles: a workgroup computes 64 pixels
+// times 64 output channels, an invocation 4 times 4 of them; 16 input channels at a time of the pixels and of the
+// weights are in workgroup memory.
 //
-// The sum of one result runs over rows of taps, columns of taps and input channels in this order, independent of its position.
+// The sum of one result runs over rows of taps, columns of taps and input channels in this order, independent of its
+// position.
 
 // Multiples of 4 input channels for `main`, any number for `main_unaligned`.
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;

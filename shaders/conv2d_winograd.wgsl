@@ -3,8 +3,8 @@
 // input tile of each output tile (B^T d B), `multiply` is a GEMM over input channels for each of the 36 tile elements,
 // `output_transform` transforms the products (A^T m A). Multiples of 4 channels.
 //
-// The rounding of a result depends on its position in its tile and on all 36 inputs, so a window of a grid does not have the bits of
-// the whole grid.
+// The rounding of a result depends on its position in its tile and on all 36 inputs, so a window of a grid does not
+// have the bits of the whole grid.
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 // G g G^T: [block][tile element][in][LANES quads of the block's output channels]

@@ -18,8 +18,8 @@ fn source(first_row: u32, row: u32, column: u32, c: u32) -> f32 {
     return x[((first_row + row) * params.width + column) * params.channels + c];
 }
 
-// The source pixel of weight 1; the one at i / 2 has weight 3. It is the one before for even i, the one after for odd i; edges are
-// repeated.
+// The source pixel of weight 1; the one at i / 2 has weight 3. It is the one before for even i, the one after for odd
+// i; edges are repeated.
 fn far(i: u32, extent: u32) -> u32 {
     return select(max(i / 2u, 1u) - 1u, min(i / 2u + 1u, extent - 1u), i % 2u == 1u);
 }

@@ -1,6 +1,6 @@
-// GroupNorm, then SiLU if params.silu. Three kernels: `partial` computes the moments of chunks of pixels per channel, `combine`
-// merges them per group (Chan, Golub and LeVeque 1983), `apply` is the affine map. All values are taken relative to the group's
-// first element, so that a mean far from 0 loses no precision.
+// GroupNorm, then SiLU if params.silu. Three kernels: `partial` computes the moments of chunks of pixels per channel,
+// `combine` merges them per group (Chan, Golub and LeVeque 1983), `apply` is the affine map. All values are taken
+// relative to the group's first element, so that a mean far from 0 loses no precision.
 
 struct Params {
     // Invocations of `partial` and `apply`, workgroups of `combine`.

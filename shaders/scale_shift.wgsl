@@ -1,4 +1,5 @@
-// x * (1 + scale) + shift, then SiLU if params.silu; one invocation per element. pair is [n or 1, 1, 1, 2C]: scale, then shift.
+// x * (1 + scale) + shift, then SiLU if params.silu; one invocation per element. pair is [n or 1, 1, 1, 2C]: scale,
+// then shift.
 
 struct Params {
     count: u32,

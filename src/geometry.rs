@@ -48,9 +48,10 @@ pub struct TilePosition {
     pub row: usize,
 }
 
-/// The Deep Zoom pyramid of a picture: level 0 is one pixel, each further level doubles both sides, rounded up so that the last one
-/// is the picture. Tiles have [`TILE`] pixels a side, those at the right and bottom edges may be smaller, and they do not overlap, so that
-/// every pixel of a level is in exactly one tile. A tile covers the four tiles of the next level with twice its column and row.
+/// The Deep Zoom pyramid of a picture: level 0 is one pixel, each further level doubles both sides, rounded up so that
+/// the last one is the picture. Tiles have [`TILE`] pixels a side, those at the right and bottom edges may be smaller,
+/// and they do not overlap, so that every pixel of a level is in exactly one tile. A tile covers the four tiles of the
+/// next level with twice its column and row.
 ///
 /// ```
 /// use tessera::geometry::{Pyramid, TilePosition};

@@ -1,9 +1,10 @@
 // Parameters and epilogue of all variants of the convolution; it comes before each of them.
 
-// 0: the result is the convolution. Otherwise it is the weighted sum of the convolution and a tensor of the same shape, the addend;
-// the convolution is the first (1) or the second term (2).
+// 0: the result is the convolution. Otherwise it is the weighted sum of the convolution and a tensor of the same shape,
+// the addend; the convolution is the first (1) or the second term (2).
 override SUM: u32 = 0u;
-// 1: the input or the addend has half the rows and columns and is upsampled (nearest) as it is read. 0: it is read as it is.
+// 1: the input or the addend has half the rows and columns and is upsampled (nearest) as it is read. 0: it is read as
+// it is.
 override UP: u32 = 0u;
 override ADDEND_UP: u32 = 0u;
 
@@ -36,8 +37,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 
-// Index of `pixel` of the result in a tensor that is upsampled as it is read (`up` 1) or not (0). Upsampled heights are even, so
-// rows can be counted over all pictures.
+// Index of `pixel` of the result in a tensor that is upsampled as it is read (`up` 1) or not (0). Upsampled heights are
+// even, so rows can be counted over all pictures.
 fn source_pixel(pixel: u32, up: u32) -> u32 {
     if (up == 0u) {
         return pixel;

@@ -1,8 +1,8 @@
 enable f16;
 enable wgpu_cooperative_matrix;
 
-// Blocks of `conv2d_cooperative.wgsl` on devices with matrices of 8x8: a block is four matrices, named by their halves of rows and
-// columns.
+// Blocks of `conv2d_cooperative.wgsl` on devices with matrices of 8x8: a block is four matrices, named by their halves
+// of rows and columns.
 
 alias Pixels8 = coop_mat8x8<f16, A>;
 alias Weights8 = coop_mat8x8<f16, B>;

@@ -1,4 +1,5 @@
-// Reductions over the 64 invocations of a workgroup in a fixed order of pairs. All invocations must call them; each gets the result.
+// Reductions over the 64 invocations of a workgroup in a fixed order of pairs. All invocations must call them; each
+// gets the result.
 
 var<workgroup> shared_values: array<f32, 64>;
 

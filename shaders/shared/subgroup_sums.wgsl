@@ -1,5 +1,5 @@
-// Register-tiled sums of products whose shared factors are broadcast within a subgroup; it comes before the shaders that use it. An
-// invocation computes 4 output channels of 32 pixels, its workgroup 4 LANES output channels.
+// Register-tiled sums of products whose shared factors are broadcast within a subgroup; it comes before the shaders
+// that use it. An invocation computes 4 output channels of 32 pixels, its workgroup 4 LANES output channels.
 
 override LANES: u32 = 8u;
 

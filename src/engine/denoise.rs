@@ -35,8 +35,8 @@ impl<O: Ops> Denoise for Denoiser<'_, O> {
     }
 }
 
-/// Takes the next step of every member along its plan, as one batch for the network. The plans must have latents of the same
-/// shapes and the same sampler.
+/// Takes the next step of every member along its plan, as one batch for the network. The plans must have latents of the
+/// same shapes and the same sampler.
 ///
 /// # Errors
 /// Those of [`step`], for the first member that fails; none has changed then.
@@ -56,8 +56,8 @@ pub fn step_together<O: Ops>(
 /// Takes the next step of `sampling` along `plan`; returns its events.
 ///
 /// # Errors
-/// [`crate::error::Kind::Cancelled`]; [`crate::error::Kind::InvalidModel`] when the weights overflow; the backend's. `sampling`
-/// has not changed then.
+/// [`crate::error::Kind::Cancelled`]; [`crate::error::Kind::InvalidModel`] when the weights overflow; the backend's.
+/// `sampling` has not changed then.
 pub fn step<O: Ops>(
     ops: &mut O,
     arch: &Arch,

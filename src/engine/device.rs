@@ -46,8 +46,8 @@ impl FromStr for Choice {
     }
 }
 
-/// Requested format of the factors of products; sums are always f32. It changes pixels slightly, so the device's name in files
-/// includes it.
+/// Requested format of the factors of products; sums are always f32. It changes pixels slightly, so the device's name
+/// in files includes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumString)]
 #[strum(
     serialize_all = "lowercase",
@@ -114,8 +114,8 @@ impl Device {
     /// `gpu_cache`, if there is one.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found, or it does not have the
-    /// precision.
+    /// [`crate::error::Kind::Device`] when there is no such device, naming those that were found, or it does not have
+    /// the precision.
     pub fn open(
         choice: Choice,
         precision: Precision,

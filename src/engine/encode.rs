@@ -33,8 +33,8 @@ fn padded(picture: Picture, multiple: usize) -> (Shape, Vec<f32>) {
     (shape, samples)
 }
 
-/// The latents of `picture`, finest first, [1, H/f, W/f, C] each with the level's factor f and channels C: the encoder's means, not
-/// normalised. H and W are the picture's sides padded to multiples of the coarsest factor.
+/// The latents of `picture`, finest first, [1, H/f, W/f, C] each with the level's factor f and channels C: the
+/// encoder's means, not normalised. H and W are the picture's sides padded to multiples of the coarsest factor.
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidModel`] when the weights overflow; the backend's.

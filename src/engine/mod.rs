@@ -1,7 +1,8 @@
 //! One image: plan, denoise, decode; synchronous.
 //!
-//! Everything here is generic over [`Ops`], so that the same code runs on every backend. Progress goes to an [`Observer`], and
-//! a [`Cancel`] flag is checked before every step and every tile. The crate's documentation opens with an example.
+//! Everything here is generic over [`Ops`], so that the same code runs on every backend. Progress goes to an
+//! [`Observer`], and a [`Cancel`] flag is checked before every step and every tile. The crate's documentation opens
+//! with an example.
 
 pub mod denoise;
 pub mod device;
@@ -133,12 +134,13 @@ impl Cancel {
     }
 }
 
-/// Generates the picture of `plan`: denoises its latents, then decodes them tile by tile into a nameless file in the directory
-/// `scratch`.
+/// Generates the picture of `plan`: denoises its latents, then decodes them tile by tile into a nameless file in the
+/// directory `scratch`.
 ///
 /// # Errors
-/// [`Kind::Cancelled`](crate::error::Kind) when `cancel` was set; [`Kind::InvalidModel`](crate::error::Kind) when the weights
-/// overflow; [`Kind::Device`](crate::error::Kind) or [`Kind::Io`](crate::error::Kind) when the device or the disk fails.
+/// [`Kind::Cancelled`](crate::error::Kind) when `cancel` was set; [`Kind::InvalidModel`](crate::error::Kind) when the
+/// weights overflow; [`Kind::Device`](crate::error::Kind) or [`Kind::Io`](crate::error::Kind) when the device or the
+/// disk fails.
 pub fn generate<O: Ops>(
     ops: &mut O,
     model: &Checkpoint,
@@ -150,8 +152,8 @@ pub fn generate<O: Ops>(
     make(ops, model, plan, |_| Ok(denoise::begin(plan)), scratch, observer, cancel)
 }
 
-/// Generates a variation of `picture` (SDEdit): encodes it, adds the noise of the plan's strength, and continues as [`generate`]
-/// does.
+/// Generates a variation of `picture` (SDEdit): encodes it, adds the noise of the plan's strength, and continues as
+/// [`generate`] does.
 ///
 /// # Errors
 /// As [`generate`]; [`Kind::InvalidImage`](crate::error::Kind) when the picture is not of the plan's size.
@@ -188,8 +190,8 @@ fn make<O: Ops>(
     decode(ops, &model.arch, &latents, &plan.tiling, canvas, observer, cancel)
 }
 
-/// Encodes `picture` and decodes it again onto `canvas`, which `tiling` covers; sides that are no multiple of the coarsest factor
-/// are padded and cropped.
+/// Encodes `picture` and decodes it again onto `canvas`, which `tiling` covers; sides that are no multiple of the
+/// coarsest factor are padded and cropped.
 ///
 /// # Errors
 /// As [`generate`].

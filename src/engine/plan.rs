@@ -1,7 +1,7 @@
 //! The plan of one image: everything that follows from the [`Spec`] and the architecture, before any arithmetic.
 //!
-//! A [`Plan`] can always be carried out: impossible sizes, step counts and tiles are refused when it is made, with the wrong
-//! value, its limit and the nearest valid value.
+//! A [`Plan`] can always be carried out: impossible sizes, step counts and tiles are refused when it is made, with the
+//! wrong value, its limit and the nearest valid value.
 
 pub use crate::geometry::Rect;
 use crate::{
@@ -26,7 +26,8 @@ pub const MAX_TILE: usize = 1024;
 /// Size of the tiles that the decoder's local stage runs on. It does not change a bit of the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TileSize {
-    /// Squares of this many pixels a side, from [`MIN_TILE`] to [`MAX_TILE`]; those at the right and bottom edges may be smaller.
+    /// Squares of this many pixels a side, from [`MIN_TILE`] to [`MAX_TILE`]; those at the right and bottom edges may
+    /// be smaller.
     Pixels(usize),
     /// One tile, the whole picture.
     Whole,
@@ -73,8 +74,8 @@ pub struct Spec {
     pub tile: TileSize,
     /// Bits of a sample.
     pub bits: Bits,
-    /// Strength of an edit, 0 to 1: the share of the noise schedule that a given picture goes through. 0 only encodes and decodes
-    /// it, 1 keeps nothing but its size. None: generate from noise alone.
+    /// Strength of an edit, 0 to 1: the share of the noise schedule that a given picture goes through. 0 only encodes
+    /// and decodes it, 1 keeps nothing but its size. None: generate from noise alone.
     pub strength: Option<f64>,
 }
 
@@ -93,7 +94,8 @@ impl Spec {
         }
     }
 
-    /// The first step of the schedule that is run. An edited picture gets the noise of that step (SDEdit, Meng et al. 2022).
+    /// The first step of the schedule that is run. An edited picture gets the noise of that step (SDEdit, Meng et al.
+    /// 2022).
     fn first_step(&self) -> usize {
         let made = self.strength.map_or(1.0, |strength| strength.clamp(0.0, 1.0));
         self.steps - (made * self.steps as f64).round() as usize
@@ -109,8 +111,8 @@ pub struct Tile {
     pub row: usize,
     /// Pixels of the picture that the tile decodes.
     pub rect: Rect,
-    /// The part of the global stage's output that the tile reads, in pixels of the finest latent's grid: the tile and the halo around
-    /// it, clipped to the grid.
+    /// The part of the global stage's output that the tile reads, in pixels of the finest latent's grid: the tile and
+    /// the halo around it, clipped to the grid.
     pub window: Rect,
 }
 
@@ -170,7 +172,8 @@ impl Tiling {
         Ok(Self { width, height, tiles, columns, rows, halo })
     }
 
-    /// Rows and columns of the largest window of any tile, in pixels of the finest latent's grid: they set the local stage's memory.
+    /// Rows and columns of the largest window of any tile, in pixels of the finest latent's grid: they set the local
+    /// stage's memory.
     pub fn largest_window(&self) -> (usize, usize) {
         let rows = self.tiles.iter().map(|t| t.window.height).max().unwrap_or(0);
         let columns = self.tiles.iter().map(|t| t.window.width).max().unwrap_or(0);
@@ -193,8 +196,8 @@ pub struct Plan {
     pub tiling: Tiling,
     /// Bytes of the decoded picture.
     pub picture_bytes: u64,
-    /// Estimate of the peak memory in bytes: tensors, weights (as loaded and as packed for the device) and scratch memory of
-    /// operators.
+    /// Estimate of the peak memory in bytes: tensors, weights (as loaded and as packed for the device) and scratch
+    /// memory of operators.
     pub peak_bytes: u64,
     /// Floating-point operations of the whole image.
     pub flops: u64,

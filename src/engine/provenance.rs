@@ -23,8 +23,8 @@ pub fn decoded(
     Metadata { description, created: None, receipt }
 }
 
-/// Metadata of a picture that was generated or, with the SHA-256 `source` of the input file, edited. The tile's size is left
-/// out, as it does not change a pixel.
+/// Metadata of a picture that was generated or, with the SHA-256 `source` of the input file, edited. The tile's size is
+/// left out, as it does not change a pixel.
 pub fn generated(model: &Checkpoint, device: &str, spec: &Spec, source: Option<&str>) -> Metadata {
     let (name, sampler) = (&model.arch.name, spec.sampler.name());
     let mut description = format!("{name}, seed {}, {sampler} {} steps", spec.seed, spec.steps);

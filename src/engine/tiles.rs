@@ -1,8 +1,8 @@
 //! Tiled decode: every tile size and every order give the same pixels, bit for bit, on the same device.
 //!
-//! The global stage runs once and its output stays on the device. A tile needs a window of it: its own rectangle and the
-//! halo, which the receptive field of the local stage bounds. So memory depends on the size of a tile, not on that of the
-//! picture. Decoded pixels go into the memory-mapped [`PixelBuffer`], from which the writers read.
+//! The global stage runs once and its output stays on the device. A tile needs a window of it: its own rectangle and
+//! the halo, which the receptive field of the local stage bounds. So memory depends on the size of a tile, not on that
+//! of the picture. Decoded pixels go into the memory-mapped [`PixelBuffer`], from which the writers read.
 
 use std::path::Path;
 
@@ -77,9 +77,9 @@ impl<O: Ops> TileDecoder<O> {
     }
 }
 
-/// A preview, rows of 8-bit RGB, from the decoder's `latents` from `level` on, the coarsest ones. Finer ones count as zero, as in
-/// training. The preview has twice the sides of `level`'s grid ([`decoder::coarse_preview`]), at most those of the finest latent's grid,
-/// so that a preview of a coarse level is cheap.
+/// A preview, rows of 8-bit RGB, from the decoder's `latents` from `level` on, the coarsest ones. Finer ones count as
+/// zero, as in training. The preview has twice the sides of `level`'s grid ([`decoder::coarse_preview`]), at most those
+/// of the finest latent's grid, so that a preview of a coarse level is cheap.
 ///
 /// # Errors
 /// The backend's; [`crate::error::Kind::InvalidModel`] when a value is not finite.
@@ -140,7 +140,8 @@ pub fn placed(rect: Rect, width: usize, bits: Bits) -> store::RowSpan {
     }
 }
 
-/// A picture being decoded: rows of RGB samples in a nameless memory-mapped file, which is deleted when the value is dropped.
+/// A picture being decoded: rows of RGB samples in a nameless memory-mapped file, which is deleted when the value is
+/// dropped.
 pub struct PixelBuffer {
     file: BackingFile,
     width: usize,
@@ -149,7 +150,8 @@ pub struct PixelBuffer {
 }
 
 impl PixelBuffer {
-    /// Allocates the whole picture in a nameless file in the directory `dir`, so that a full disk is an error here and not later.
+    /// Allocates the whole picture in a nameless file in the directory `dir`, so that a full disk is an error here and
+    /// not later.
     ///
     /// # Errors
     /// [`crate::error::Kind::Io`] when the file can't be made or the disk is full.

@@ -1,8 +1,8 @@
-//! Winograd's F(4x4, 3x3) (Lavin and Gray 2015, arXiv 1509.09308): a 3x3 convolution computes output tiles of 4x4 from input tiles
-//! of 6x6, with 36 products of a pair of channels instead of 144.
+//! Winograd's F(4x4, 3x3) (Lavin and Gray 2015, arXiv 1509.09308): a 3x3 convolution computes output tiles of 4x4 from
+//! input tiles of 6x6, with 36 products of a pair of channels instead of 144.
 //!
-//! The rounding of a result depends on its position in its tile and on all 36 inputs, so a window of a grid does not have the
-//! bits of the whole grid. It is for layers that never run on a window ([`Conv2d::domain`]).
+//! The rounding of a result depends on its position in its tile and on all 36 inputs, so a window of a grid does not
+//! have the bits of the whole grid. It is for layers that never run on a window ([`Conv2d::domain`]).
 
 use std::array::from_fn;
 
@@ -23,8 +23,8 @@ pub(super) const TILE_ELEMENTS: usize = INPUT_TILE * INPUT_TILE;
 /// Fewest input and output channels for which the transforms cost less than they save.
 const MIN_CHANNELS: usize = 32;
 
-/// Fewest pixels of a picture: with fewer tiles reading the weights, four times those of a direct sum, costs more than the products
-/// saved.
+/// Fewest pixels of a picture: with fewer tiles reading the weights, four times those of a direct sum, costs more than
+/// the products saved.
 const MIN_PIXELS: usize = 8 * OUTPUT_TILE * OUTPUT_TILE;
 
 /// G of the paper's F(4x4, 3x3): transforms 3 weights of a row or column.
@@ -64,8 +64,8 @@ pub(super) fn is_supported(p: &Conv2d, group: usize) -> bool {
     is_eligible(p) && grouped
 }
 
-/// True if it is faster for a result of `shape`. The number of pictures must not count, so that a picture has the same bits in a batch
-/// as alone.
+/// True if it is faster for a result of `shape`. The number of pictures must not count, so that a picture has the same
+/// bits in a batch as alone.
 pub(super) fn is_profitable(p: &Conv2d, shape: Shape) -> bool {
     p.in_channels.min(p.out_channels) >= MIN_CHANNELS && shape.pixels() >= MIN_PIXELS
 }

@@ -17,8 +17,8 @@ pub struct Metadata {
     pub description: String,
     /// Time of making, if the file is to have one. Files with equal pixels and equal metadata have equal bytes.
     pub created: Option<SystemTime>,
-    /// Generation metadata, from which the picture can be made again: seed, hash of the model, sampler, steps, device, sizes. XMP has
-    /// all of it as JSON in the property `receipt`, and every simple entry as a property.
+    /// Generation metadata, from which the picture can be made again: seed, hash of the model, sampler, steps, device,
+    /// sizes. XMP has all of it as JSON in the property `receipt`, and every simple entry as a property.
     pub receipt: Map<String, Value>,
 }
 
@@ -28,7 +28,8 @@ impl Metadata {
         concat!("Tessera ", env!("CARGO_PKG_VERSION"))
     }
 
-    /// The description in ASCII for the text fields of TIFF and PNG: other characters become question marks. XMP has it unchanged.
+    /// The description in ASCII for the text fields of TIFF and PNG: other characters become question marks. XMP has it
+    /// unchanged.
     pub(super) fn ascii_description(&self) -> String {
         let plain = |c: char| if matches!(c, ' '..='~' | '\n') { c } else { '?' };
         self.description.chars().map(plain).collect()

@@ -1,8 +1,8 @@
 //! Output files: tiled multi-resolution TIFF, PNG, metadata.
 //!
-//! Guarantee: a file under its final name is complete and on the disk, or it is not there. [`write()`] writes to a temporary
-//! name in the same directory, reads the picture window by window from a [`PixelSource`], and needs memory for a few dozen
-//! tiles (TIFF) or rows (PNG), independent of the picture's size.
+//! Guarantee: a file under its final name is complete and on the disk, or it is not there. [`write()`] writes to a
+//! temporary name in the same directory, reads the picture window by window from a [`PixelSource`], and needs memory
+//! for a few dozen tiles (TIFF) or rows (PNG), independent of the picture's size.
 //!
 //! ```
 //! use tessera::image_out::{self, Bits, Metadata, RawPixels};
@@ -162,8 +162,8 @@ impl Format {
 ///
 /// # Errors
 ///
-/// [`Kind::InvalidArgument`] if the extension is unknown or the format can't hold the picture; [`Kind::Io`] if the file can't be
-/// written (no partial file is left, and an existing file is unchanged); those of `source`.
+/// [`Kind::InvalidArgument`] if the extension is unknown or the format can't hold the picture; [`Kind::Io`] if the file
+/// can't be written (no partial file is left, and an existing file is unchanged); those of `source`.
 pub fn write(path: &Path, source: &dyn PixelSource, metadata: &Metadata) -> Result<()> {
     match Format::of(path)? {
         Format::Tiff => write_tiff(path, source, metadata, CLASSIC_LIMIT),

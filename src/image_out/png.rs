@@ -15,8 +15,8 @@ use crate::{
 
 /// Writes `source` as a PNG to `path`, replacing an existing file.
 ///
-/// It has an sRGB chunk, the description, program and time as text, and the generation metadata as XMP. Rows are read and
-/// compressed one by one.
+/// It has an sRGB chunk, the description, program and time as text, and the generation metadata as XMP. Rows are read
+/// and compressed one by one.
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
 //! Tiles of the overview pyramid ([`Pyramid`]), computed from the four below.
 //!
-//! The last level is the picture; each one above has half the width and height, rounded up, until both fit one tile. A pixel is the
-//! rounded mean of the 2x2 pixels below it; at odd edges the last row and column count twice. Means are of the stored
-//! (sRGB-encoded) values, in integers: they are equal on every machine and common among writers of pyramids.
+//! The last level is the picture; each one above has half the width and height, rounded up, until both fit one tile. A
+//! pixel is the rounded mean of the 2x2 pixels below it; at odd edges the last row and column count twice. Means are of
+//! the stored (sRGB-encoded) values, in integers: they are equal on every machine and common among writers of pyramids.
 
 use bytemuck::Pod;
 

@@ -1,9 +1,9 @@
 //! Tiled multi-resolution TIFF: Deflate with horizontal predictor, the overviews as further
 //! directories.
 //!
-//! One pass over the tiles of the picture in Z-order (Morton 1966): each tile is compressed, and every four are combined to one of the
-//! level above at once. So the pixels are read once, memory holds only the tiles of one path up the pyramid, and the file's bytes
-//! do not depend on the number of threads.
+//! One pass over the tiles of the picture in Z-order (Morton 1966): each tile is compressed, and every four are
+//! combined to one of the level above at once. So the pixels are read once, memory holds only the tiles of one path up
+//! the pyramid, and the file's bytes do not depend on the number of threads.
 
 use std::{
     io::{Seek, Write},
@@ -43,8 +43,8 @@ const XMP: Tag = Tag::Unknown(700);
 /// NewSubfileType of an overview: a reduced-resolution version of another image (TIFF 6.0, p. 36).
 const REDUCED: u32 = 1;
 
-/// Halvings of the highest level whose whole subtree is compressed at once, in parallel: 64 tiles of the picture, at most 25 MB raw.
-/// Bounds the memory and occupies 64 cores.
+/// Halvings of the highest level whose whole subtree is compressed at once, in parallel: 64 tiles of the picture, at
+/// most 25 MB raw. Bounds the memory and occupies 64 cores.
 const PARALLEL_LEVEL: usize = 3;
 
 /// zlib's own default: beyond it the files hardly shrink.
@@ -52,8 +52,8 @@ const DEFLATE_LEVEL: Compression = Compression::new(6);
 
 /// Writes `source` as a tiled multi-resolution TIFF to `path`, replacing an existing file.
 ///
-/// The file is a classic TIFF if it could not exceed `classic_limit` bytes even uncompressed, and BigTIFF otherwise. `classic_limit`
-/// should be [`CLASSIC_LIMIT`].
+/// The file is a classic TIFF if it could not exceed `classic_limit` bytes even uncompressed, and BigTIFF otherwise.
+/// `classic_limit` should be [`CLASSIC_LIMIT`].
 ///
 /// # Errors
 ///

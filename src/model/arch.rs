@@ -1,5 +1,6 @@
-//! [`Arch`]: the architecture of a pyramid diffusion model, as a JSON document. A value that came from [`Arch::from_json`] is
-//! consistent: every network can be built from it. The Python package `tessera_train` reads the same document.
+//! [`Arch`]: the architecture of a pyramid diffusion model, as a JSON document. A value that came from
+//! [`Arch::from_json`] is consistent: every network can be built from it. The Python package `tessera_train` reads the
+//! same document.
 
 use std::fmt;
 
@@ -7,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// One latent of the pyramid: `channels` at 1/`factor` of the picture's size; factor 0: one pixel for the whole picture.
+/// One latent of the pyramid: `channels` at 1/`factor` of the picture's size; factor 0: one pixel for the whole
+/// picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Level {
@@ -227,7 +229,8 @@ impl Arch {
         (self.finest_factor() * self.unet.unshuffle) << stage
     }
 
-    /// The level whose latent enters and leaves at stage `stage` of the U-Net; the finest one does so at stage 0, unshuffled.
+    /// The level whose latent enters and leaves at stage `stage` of the U-Net; the finest one does so at stage 0,
+    /// unshuffled.
     pub fn unet_level(&self, stage: usize) -> Option<usize> {
         if stage == 0 { Some(0) } else { self.level_at(self.unet_factor(stage)) }
     }
@@ -349,8 +352,8 @@ impl Arch {
     }
 }
 
-/// Groups of a GroupNorm: the largest divisor of `channels` that is at most min(channels / 4, 32), as in NCSN++ and EDM (at
-/// least four channels a group).
+/// Groups of a GroupNorm: the largest divisor of `channels` that is at most min(channels / 4, 32), as in NCSN++ and EDM
+/// (at least four channels a group).
 ///
 /// ```
 /// # use tessera::model::arch::norm_groups;

@@ -99,8 +99,8 @@ impl Block {
         Self { name: name.into(), domain, channels, norm, resample, kernel: 3, residual: true }
     }
 
-    /// x [n, h, w, c], embedding [1 or n, 1, 1, E] -> [n, h', w', channels], where h' and w' are h and w, halved or doubled by
-    /// `resample`.
+    /// x [n, h, w, c], embedding [1 or n, 1, 1, E] -> [n, h', w', channels], where h' and w' are h and w, halved or
+    /// doubled by `resample`.
     ///
     /// # Errors
     /// The backend's.
@@ -139,8 +139,8 @@ impl Block {
     }
 }
 
-/// Spatial-channel attention, x [n, h, w, c] -> [n, h, w, c] (the paper's figures 2 and 3; the arithmetic is the project's
-/// reconstruction).
+/// Spatial-channel attention, x [n, h, w, c] -> [n, h, w, c] (the paper's figures 2 and 3; the arithmetic is the
+/// project's reconstruction).
 ///
 /// S attends over pixels, T over channels; out = (x + W_o[share * S + (1 - share) * T]) / sqrt(2). With
 /// [`AttentionRatio::Spatial`] there is no T.

@@ -58,7 +58,8 @@ pub fn global_cost(
     Ok(o.finish())
 }
 
-/// Cost of the decoder's local stage for a window of `rows` x `columns` pixels of the finest latent's grid, halo included.
+/// Cost of the decoder's local stage for a window of `rows` x `columns` pixels of the finest latent's grid, halo
+/// included.
 ///
 /// # Errors
 /// The window is empty.
@@ -73,8 +74,8 @@ pub fn local_cost(
     Ok(o.finish())
 }
 
-/// Halo of a tile in pixels of the finest latent's grid: the receptive-field radius of the local stage. With that many pixels
-/// beyond each of its edges a tile has the bits of the whole picture.
+/// Halo of a tile in pixels of the finest latent's grid: the receptive-field radius of the local stage. With that many
+/// pixels beyond each of its edges a tile has the bits of the whole picture.
 ///
 /// # Errors
 /// The receptive field is unbounded, which no valid `arch` has.

@@ -1,5 +1,5 @@
-//! The decoder: a global stage up to the finest latent's grid, and from there to pixels a local stage whose receptive field is
-//! bounded, so that it can run tile by tile.
+//! The decoder: a global stage up to the finest latent's grid, and from there to pixels a local stage whose receptive
+//! field is bounded, so that it can run tile by tile.
 
 use crate::{
     error::{Error, Result},
@@ -18,9 +18,9 @@ pub fn local_stages(arch: &Arch) -> usize {
     (arch.finest_factor() / arch.decoder.shuffle).ilog2() as usize
 }
 
-/// Stage `i`: upsampled features h [n, h, w, c] and RGB stream r [n, h, w, 3] -> features [n, 2h, 2w, c'] and RGB stream
-/// [n, 2h, 2w, 3]. The coarsest stage does not upsample. The stage's latent z enters through the layer `frgb`; `trgb` gives the
-/// change of the RGB stream.
+/// Stage `i`: upsampled features h [n, h, w, c] and RGB stream r [n, h, w, 3] -> features [n, 2h, 2w, c'] and RGB
+/// stream [n, 2h, 2w, 3]. The coarsest stage does not upsample. The stage's latent z enters through the layer `frgb`;
+/// `trgb` gives the change of the RGB stream.
 fn stage<O: Ops>(
     o: &mut O,
     arch: &Arch,
@@ -63,9 +63,9 @@ fn stage<O: Ops>(
     Ok((h, t))
 }
 
-/// The global stage: latents z, finest first, [n, H/f, W/f, C] each with the level's factor f and channels C, not normalised ->
-/// features [n, H/f0, W/f0, c] and RGB stream [n, H/f0, W/f0, 3] with the finest factor f0 and the width c of the first global
-/// stage.
+/// The global stage: latents z, finest first, [n, H/f, W/f, C] each with the level's factor f and channels C, not
+/// normalised -> features [n, H/f0, W/f0, c] and RGB stream [n, H/f0, W/f0, 3] with the finest factor f0 and the width
+/// c of the first global stage.
 ///
 /// # Errors
 /// There is not one latent per level; the backend's.
@@ -77,8 +77,9 @@ pub fn global_stage<O: Ops>(
     coarse_stages(o, arch, z, local_stages(arch))
 }
 
-/// A coarse preview: the global stage up to twice the grid of `level`, or to the finest latent's grid where that is coarser.
-/// Latents z as in [`global_stage`], of which finer ones than that are not read -> RGB stream [n, h, w, 3] on that grid.
+/// A coarse preview: the global stage up to twice the grid of `level`, or to the finest latent's grid where that is
+/// coarser. Latents z as in [`global_stage`], of which finer ones than that are not read -> RGB stream [n, h, w, 3] on
+/// that grid.
 ///
 /// # Errors
 /// Those of [`global_stage`].
@@ -132,8 +133,8 @@ fn coarse_stages<O: Ops>(
     }
 }
 
-/// The local stage on any window of the global stage's output: features h [n, h, w, c] and RGB stream r [n, h, w, 3] -> pixels
-/// [n, h f0, w f0, 3] with the finest factor f0, values about -1 to 1.
+/// The local stage on any window of the global stage's output: features h [n, h, w, c] and RGB stream r [n, h, w, 3] ->
+/// pixels [n, h f0, w f0, 3] with the finest factor f0, values about -1 to 1.
 ///
 /// Pixels closer to a cut edge than [`halo`](crate::model::cost::halo) differ from those of the whole picture.
 ///

@@ -18,9 +18,9 @@ fn conv_norm<O: Ops>(o: &mut O, x: &O::Tensor, name: &str, channels: usize) -> R
     norm(o, &h, format!("{name}.norm"), Norm::Pixel, true)
 }
 
-/// The encoder: picture [n, H, W, 3] with values from -1 to 1 -> per level, finest first, the moments [n, H/f, W/f, 2 C] with the
-/// level's factor f and channels C: C means, then C logarithms of variances, not yet clamped to -30 .. 20. The 1x1 level has
-/// [n, 1, 1, 2 C].
+/// The encoder: picture [n, H, W, 3] with values from -1 to 1 -> per level, finest first, the moments [n, H/f, W/f, 2
+/// C] with the level's factor f and channels C: C means, then C logarithms of variances, not yet clamped to -30 .. 20.
+/// The 1x1 level has [n, 1, 1, 2 C].
 ///
 /// # Errors
 /// H or W is not a multiple of [`Arch::coarsest_factor`]; the backend's.

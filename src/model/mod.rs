@@ -1,5 +1,5 @@
-//! The model: its architecture, the networks as functions generic over [`crate::ops::Ops`], samplers and checkpoints. It does
-//! not depend on any backend.
+//! The model: its architecture, the networks as functions generic over [`crate::ops::Ops`], samplers and checkpoints.
+//! It does not depend on any backend.
 
 pub mod arch;
 pub mod block;

@@ -1,8 +1,8 @@
-//! Normal noise from a counter-based generator: Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
-//! 1, 2, 3") and Box-Muller in f64.
+//! Normal noise from a counter-based generator: Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy
+//! as 1, 2, 3") and Box-Muller in f64.
 //!
-//! A value depends only on seed, level, step, pixel and channel: it is the same on every device and platform, in any order and for
-//! any part of a tensor.
+//! A value depends only on seed, level, step, pixel and channel: it is the same on every device and platform, in any
+//! order and for any part of a tensor.
 
 use crate::ops::Shape;
 

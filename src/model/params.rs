@@ -1,5 +1,5 @@
-//! The list of parameters of an architecture: what its checkpoint must hold, no more and no less. It comes from tracing the
-//! networks.
+//! The list of parameters of an architecture: what its checkpoint must hold, no more and no less. It comes from tracing
+//! the networks.
 
 use crate::{
     error::Result,
@@ -7,8 +7,8 @@ use crate::{
     ops::{Ops, Shape, tracer::Tracer},
 };
 
-/// Traced latents of every level, finest first, for a picture of `width` x `height` pixels: [1, H/f, W/f, C] each with the level's
-/// factor f and channels C.
+/// Traced latents of every level, finest first, for a picture of `width` x `height` pixels: [1, H/f, W/f, C] each with
+/// the level's factor f and channels C.
 ///
 /// # Errors
 /// When a grid is empty or its tensor has more than 2^52 bytes.

@@ -1,5 +1,5 @@
-//! EDM's preconditioning (Karras et al. 2022, table 1), with one sigma per level of the pyramid. Sigma is the standard deviation of
-//! the noise in units of normalised latents.
+//! EDM's preconditioning (Karras et al. 2022, table 1), with one sigma per level of the pyramid. Sigma is the standard
+//! deviation of the noise in units of normalised latents.
 
 use crate::{
     error::{Error, Result},
@@ -53,8 +53,9 @@ pub fn level_sigma(noise: &Noise, level: usize, sigma: f64) -> f64 {
     (sigma * libm::exp(noise.shift[level])).max(noise.sigma_min)
 }
 
-/// D(z; sigma) for every pyramid of `batch`, in their order, by one evaluation of the network; the results have the shapes of the
-/// inputs. Sigmas may differ within the batch. A pyramid's result has the same bits as in a batch of its own.
+/// D(z; sigma) for every pyramid of `batch`, in their order, by one evaluation of the network; the results have the
+/// shapes of the inputs. Sigmas may differ within the batch. A pyramid's result has the same bits as in a batch of its
+/// own.
 ///
 /// # Errors
 /// The pyramids differ in their shapes; the backend's.

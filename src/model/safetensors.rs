@@ -1,13 +1,13 @@
 //! The safetensors format: a reader for untrusted files, and a writer.
 //!
-//! A file is 8 bytes of little-endian header length, the header (a JSON object from tensor names to dtype, shape and byte
-//! range, and `__metadata__`), and the values. The reader checks everything: the header's length against the
-//! file's before memory is allocated, that names do not repeat, and that the ranges fill the rest of the file without holes or
-//! overlaps. F32, F16 and BF16 are read, as f32, and must be finite.
+//! A file is 8 bytes of little-endian header length, the header (a JSON object from tensor names to dtype, shape and
+//! byte range, and `__metadata__`), and the values. The reader checks everything: the header's length against the
+//! file's before memory is allocated, that names do not repeat, and that the ranges fill the rest of the file without
+//! holes or overlaps. F32, F16 and BF16 are read, as f32, and must be finite.
 //!
-//! It is not the `safetensors` crate, because that one accepts repeated names (the last one wins), needs the whole file in
-//! memory, and neither bounds the header by the file's length nor rejects values that are not finite. The checkpoint's
-//! hash is computed in the same pass.
+//! It is not the `safetensors` crate, because that one accepts repeated names (the last one wins), needs the whole file
+//! in memory, and neither bounds the header by the file's length nor rejects values that are not finite. The
+//! checkpoint's hash is computed in the same pass.
 
 use std::{
     collections::BTreeMap,
@@ -186,7 +186,8 @@ fn fill(source: &mut impl Read, buffer: &mut [u8], part: &str) -> Result<()> {
         .map_err(|e| Error::model(part.to_owned(), "incomplete", "all its bytes").with_source(e))
 }
 
-/// The tensors sorted by position, after checking that their ranges fill `len` bytes exactly and agree with their shapes.
+/// The tensors sorted by position, after checking that their ranges fill `len` bytes exactly and agree with their
+/// shapes.
 fn check_layout(entries: BTreeMap<String, Entry>, len: u64) -> Result<Vec<(String, Entry)>> {
     let mut entries: Vec<_> = entries.into_iter().collect();
     entries.sort_by_key(|(_, entry)| entry.data_offsets);

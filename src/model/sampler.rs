@@ -1,7 +1,7 @@
 //! The samplers, in their papers' symbols: from noise to latents. Every level has its own sigma s.
 //!
-//! D = D(z; sigma) is the denoised pyramid. A level whose next s is 0 becomes its D and does not change any more: it is *settled*.
-//! Updates are computed in f64 and rounded to f32 once per step.
+//! D = D(z; sigma) is the denoised pyramid. A level whose next s is 0 becomes its D and does not change any more: it is
+//! *settled*. Updates are computed in f64 and rounded to f32 once per step.
 
 use crate::{
     error::Result,
@@ -92,8 +92,8 @@ impl SamplerState {
         Self { step: 0, z: start(schedule, shapes, seed), previous: None }
     }
 
-    /// The state before step `first`: normalised latents `z` with the noise of that step added (SDEdit, Meng et al. 2022). Levels
-    /// that are settled by then get no noise.
+    /// The state before step `first`: normalised latents `z` with the noise of that step added (SDEdit, Meng et al.
+    /// 2022). Levels that are settled by then get no noise.
     pub fn edit(schedule: &Schedule, mut z: Vec<Latent>, first: usize, seed: u64) -> Self {
         for (l, latent) in z.iter_mut().enumerate() {
             let s = schedule.level(l, first);
@@ -115,8 +115,8 @@ pub struct BatchItem<'a> {
     pub schedule: &'a Schedule,
 }
 
-/// Takes the next step of every member, with the same evaluations of the denoiser for all. Their latents must have equal shapes;
-/// steps and schedules may differ.
+/// Takes the next step of every member, with the same evaluations of the denoiser for all. Their latents must have
+/// equal shapes; steps and schedules may differ.
 ///
 /// # Errors
 /// The denoiser's; no member has changed then.
@@ -158,8 +158,8 @@ pub fn advance(
     Ok(())
 }
 
-/// Runs the steps of `schedule` that `state` has not done yet; returns the latents. `observe` is called after every step with the
-/// number of steps done and the latents.
+/// Runs the steps of `schedule` that `state` has not done yet; returns the latents. `observe` is called after every
+/// step with the number of steps done and the latents.
 ///
 /// ```
 /// use tessera::error::Result;
@@ -201,8 +201,8 @@ pub fn sample(
     Ok(state.z)
 }
 
-/// The latents of every member after a step of EDM's algorithm 2. Levels that settle in this step take Euler's method, as the
-/// last step does.
+/// The latents of every member after a step of EDM's algorithm 2. Levels that settle in this step take Euler's method,
+/// as the last step does.
 fn heun(denoiser: &mut impl Denoise, members: &[&mut BatchItem<'_>]) -> Result<Vec<Vec<Latent>>> {
     let sigmas = |m: &BatchItem<'_>, l: usize| {
         (m.schedule.level(l, m.state.step), m.schedule.level(l, m.state.step + 1))

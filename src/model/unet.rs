@@ -16,8 +16,9 @@ const DOMAIN: Domain = Domain::Whole;
 
 /// Fourier features of the noise level: cosines, then sines, of c_noise pi/2 32^(k/(K-1)) for k = 0 .. K-1, K = size/2.
 ///
-/// The frequencies are this project's choice. c_noise lies between about -1.6 and 1.1 (ln(sigma)/4), so the slowest feature
-/// passes through less than a period and the fastest resolves steps of the schedule. NCSN++ draws its frequencies at random.
+/// The frequencies are this project's choice. c_noise lies between about -1.6 and 1.1 (ln(sigma)/4), so the slowest
+/// feature passes through less than a period and the fastest resolves steps of the schedule. NCSN++ draws its
+/// frequencies at random.
 fn fourier_features(c_noise: f64, size: usize) -> Vec<f32> {
     let half = size / 2;
     let last = half.saturating_sub(1).max(1) as f64;
@@ -78,8 +79,8 @@ fn half_stage<O: Ops>(
     Ok(h)
 }
 
-/// The 1x1 level: features h [n, h, w, c] of the coarsest stage, latent z [n, 1, 1, C], embedding e [n, 1, 1, E] -> h scaled and
-/// shifted [n, h, w, c], and the prediction [n, 1, 1, C].
+/// The 1x1 level: features h [n, h, w, c] of the coarsest stage, latent z [n, 1, 1, C], embedding e [n, 1, 1, E] -> h
+/// scaled and shifted [n, h, w, c], and the prediction [n, 1, 1, C].
 fn global_stage<O: Ops>(
     o: &mut O,
     arch: &Arch,
@@ -101,8 +102,9 @@ fn global_stage<O: Ops>(
 
 /// The network F of the preconditioned denoiser (Karras et al. 2022, equation 7).
 ///
-/// Scaled latents c_in z, finest first, [n, H/f, W/f, C] each with the level's factor f and channels C -> predictions of the same
-/// shapes. The 1x1 level has [n, 1, 1, C]. `c_noise` has a value for each of the n pictures, or one for all.
+/// Scaled latents c_in z, finest first, [n, H/f, W/f, C] each with the level's factor f and channels C -> predictions
+/// of the same shapes. The 1x1 level has [n, 1, 1, C]. `c_noise` has a value for each of the n pictures, or one for
+/// all.
 ///
 /// # Errors
 /// There is not one latent per level; the backend's.

@@ -1,5 +1,5 @@
-//! Attention over channels: A = softmax over j of (sum over pixels q_i k_j / sqrt N), out_i = sum over j of A_ij v_j; per
-//! picture of N pixels.
+//! Attention over channels: A = softmax over j of (sum over pixels q_i k_j / sqrt N), out_i = sum over j of A_ij v_j;
+//! per picture of N pixels.
 
 use super::{Shape, need, product, spatial_attention::softmax};
 use crate::error::{Error, Result};

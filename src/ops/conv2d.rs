@@ -43,8 +43,8 @@ pub fn flops(x: Shape, p: &Conv2d) -> u64 {
     product(&[2, p.kernel, p.kernel, p.in_channels, p.out_channels, x.n, x.h, x.w])
 }
 
-/// Naive reference: sums in f64, rounds once. `x` is [n, h, w, in] = `s`, `weight` [out, in, k, k], `bias` `[out]`, the result
-/// [n, h, w, out].
+/// Naive reference: sums in f64, rounds once. `x` is [n, h, w, in] = `s`, `weight` [out, in, k, k], `bias` `[out]`, the
+/// result [n, h, w, out].
 pub fn reference(x: &[f32], s: Shape, p: &Conv2d, weight: &[f32], bias: &[f32]) -> Vec<f32> {
     let (cin, k, pad) = (p.in_channels, p.kernel, p.kernel / 2);
     let mut out = Vec::with_capacity(s.n * s.pixels() * p.out_channels);

@@ -1,7 +1,7 @@
 //! FIR `[1,3,3,1]`/4 per axis after zero insertion: twice the resolution (NCSN++, Song et al. 2021), edges repeated.
 //!
-//! NCSN++ pads with zeros. Here the operator also carries the stream of latents, which would lose a quarter of its value at
-//! the edges and leave a visible rim in the picture.
+//! NCSN++ pads with zeros. Here the operator also carries the stream of latents, which would lose a quarter of its
+//! value at the edges and leave a visible rim in the picture.
 
 use super::{Shape, elements};
 use crate::error::Result;

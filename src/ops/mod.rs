@@ -1,15 +1,15 @@
 //! The operator set: every operator that the networks are written in.
 //!
 //! The networks in [`crate::model`] are generic over [`Ops`]; its implementations in [`crate::exec`] (naive reference,
-//! CPU, GPU) and the [`tracer::Tracer`] are called *backends* and run the same network functions. One file per operator holds its
-//! parameters, shape rule, cost rule and naive reference; `shaders/<operator>.wgsl` is its GPU kernel.
+//! CPU, GPU) and the [`tracer::Tracer`] are called *backends* and run the same network functions. One file per operator
+//! holds its parameters, shape rule, cost rule and naive reference; `shaders/<operator>.wgsl` is its GPU kernel.
 //!
 //! Layout: every tensor is f32, NHWC, dense, written `[n, h, w, c]`. Parameters are found by name: an operator with the
 //! name `name` reads the checkpoint's `name.weight` and, where it has one, `name.bias`, in PyTorch's layouts.
 //!
-//! Every backend takes its shape checks from the operators' `output_shape`, so all of them refuse the same calls. The cost
-//! rules (`flops`) count multiplications and additions; a division, root or exponential counts as one. They saturate
-//! instead of wrapping. The references sum in f64 and round once.
+//! Every backend takes its shape checks from the operators' `output_shape`, so all of them refuse the same calls. The
+//! cost rules (`flops`) count multiplications and additions; a division, root or exponential counts as one. They
+//! saturate instead of wrapping. The references sum in f64 and round once.
 //!
 //! # Examples
 //!
@@ -198,14 +198,16 @@ impl From<Vec<f32>> for Download {
 
 /// A backend: the operators over its own kind of tensor.
 ///
-/// Shapes are `[n, h, w, c]`, N = `h w` is the number of pixels of a picture and C its number of channels. Methods never
-/// panic on wrong shapes or parameters. Results depend on the inputs alone: within the operator's receptive field a pixel's
-/// value does not depend on the tensor's extents, so that decoding tile by tile gives the bits of decoding at once.
+/// Shapes are `[n, h, w, c]`, N = `h w` is the number of pixels of a picture and C its number of channels. Methods
+/// never panic on wrong shapes or parameters. Results depend on the inputs alone: within the operator's receptive field
+/// a pixel's value does not depend on the tensor's extents, so that decoding tile by tile gives the bits of decoding at
+/// once.
 ///
 /// # Errors
 /// All operators return [`crate::error::Kind::InvalidArgument`] for shapes that don't fit,
 /// [`crate::error::Kind::InvalidModel`] for a parameter that is missing or has another shape, and
-/// [`crate::error::Kind::Device`] when the device fails or has no memory left. The sections of single methods say which shapes fit.
+/// [`crate::error::Kind::Device`] when the device fails or has no memory left. The sections of single methods say which
+/// shapes fit.
 pub trait Ops: Send {
     /// A tensor on the backend's device; cloning shares the memory.
     type Tensor: Clone + Send + Sync;
@@ -234,8 +236,8 @@ pub trait Ops: Send {
         Ok(values.into())
     }
 
-    /// Runs `work`, a sequence of operators, on the backend's own threads if it has any: entering a thread pool once costs
-    /// less than once per operator.
+    /// Runs `work`, a sequence of operators, on the backend's own threads if it has any: entering a thread pool once
+    /// costs less than once per operator.
     fn install<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R
     where
         Self: Sized,
@@ -336,8 +338,8 @@ pub trait Ops: Send {
     /// Those of all operators.
     fn fir_up2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// Space to depth, x `[n, h, w, c]` -> `[n, h/r, w/r, c r^2]`: channel (c r + dy) r + dx of the result is channel c at
-    /// offset (dy, dx) of the r x r cell, as in PyTorch's `PixelUnshuffle`.
+    /// Space to depth, x `[n, h, w, c]` -> `[n, h/r, w/r, c r^2]`: channel (c r + dy) r + dx of the result is channel c
+    /// at offset (dy, dx) of the r x r cell, as in PyTorch's `PixelUnshuffle`.
     ///
     /// # Errors
     /// `r` is 0 or does not divide h and w.
@@ -380,7 +382,8 @@ pub trait Ops: Send {
     fn crop(&mut self, x: &Self::Tensor, window: Rect) -> Result<Self::Tensor>;
 }
 
-/// Checks the arguments of [`Ops::upload`]: `len` values fill `shape`, and there is at least one, as no tensor is empty.
+/// Checks the arguments of [`Ops::upload`]: `len` values fill `shape`, and there is at least one, as no tensor is
+/// empty.
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] when they don't.

@@ -1,4 +1,5 @@
-//! RMS norm over the channels of each pixel with a gain, then SiLU if `silu`. It reads no neighbours, so it can run on tiles.
+//! RMS norm over the channels of each pixel with a gain, then SiLU if `silu`. It reads no neighbours, so it can run on
+//! tiles.
 
 use super::{PixelNorm, Shape, elements, need, silu, weights::Weights};
 use crate::error::{Error, Result};

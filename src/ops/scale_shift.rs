@@ -21,8 +21,8 @@ pub fn flops(x: Shape, silu: bool) -> u64 {
     elements(x).saturating_mul(if silu { 5 } else { 2 })
 }
 
-/// Naive reference: computes in f64, rounds once. `x` and the result are [n, h, w, c] = `s`, `pair` is [n or 1, 1, 1, 2 c] =
-/// `ps`: scales, then shifts.
+/// Naive reference: computes in f64, rounds once. `x` and the result are [n, h, w, c] = `s`, `pair` is [n or 1, 1, 1, 2
+/// c] = `ps`: scales, then shifts.
 pub fn reference(x: &[f32], s: Shape, pair: &[f32], ps: Shape, silu: bool) -> Vec<f32> {
     let mut out = Vec::with_capacity(x.len());
     for (i, &v) in x.iter().enumerate() {

@@ -1,8 +1,8 @@
-//! The tracer: a backend without arithmetic. It follows shapes and collects the parameters, FLOPs, bytes moved and peak memory of a
-//! network, and the receptive field of its results.
+//! The tracer: a backend without arithmetic. It follows shapes and collects the parameters, FLOPs, bytes moved and peak
+//! memory of a network, and the receptive field of its results.
 //!
-//! It only needs the operators' shape and cost rules, so it belongs to this module and not to the backends: the checkpoint
-//! loader gets the list of parameters from it.
+//! It only needs the operators' shape and cost rules, so it belongs to this module and not to the backends: the
+//! checkpoint loader gets the list of parameters from it.
 
 use std::{
     collections::HashMap,
@@ -36,7 +36,8 @@ pub struct Cost {
     pub bytes: u64,
     /// Names and shapes of the parameters in the order of first use.
     pub params: Vec<(String, Vec<usize>)>,
-    /// Peak memory in bytes: tensors alive at one time, with inputs and the operators' scratch memory, without parameters.
+    /// Peak memory in bytes: tensors alive at one time, with inputs and the operators' scratch memory, without
+    /// parameters.
     pub peak_bytes: u64,
     /// Upper bound in bytes of a backend's packed weights, which it keeps in addition to the parameters.
     pub packed_bytes: u64,
@@ -81,8 +82,8 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Receptive-field radius in this tensor's pixels: the width of the border, along a cut edge of the input, whose values depend on
-    /// the part that was cut off. None: unbounded.
+    /// Receptive-field radius in this tensor's pixels: the width of the border, along a cut edge of the input, whose
+    /// values depend on the part that was cut off. None: unbounded.
     pub fn radius(&self) -> Option<usize> {
         self.radius
     }

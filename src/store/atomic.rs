@@ -12,16 +12,16 @@ use crate::error::{Error, Result};
 
 /// A file being written under a temporary name in the directory of its final one.
 ///
-/// [`commit`](Self::commit) syncs it to the disk and then renames it to its final name in one step, replacing an existing file. If
-/// dropped before, it is removed, and an existing file is unchanged.
+/// [`commit`](Self::commit) syncs it to the disk and then renames it to its final name in one step, replacing an
+/// existing file. If dropped before, it is removed, and an existing file is unchanged.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: BufWriter<NamedTempFile>,
     path: PathBuf,
 }
 
-/// Checks that an output file can be written, before the work for it is done, by creating and removing a temporary file in its
-/// directory.
+/// Checks that an output file can be written, before the work for it is done, by creating and removing a temporary file
+/// in its directory.
 ///
 /// # Errors
 ///

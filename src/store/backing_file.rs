@@ -18,12 +18,12 @@ use crate::{
 
 /// A preallocated, memory-mapped file.
 ///
-/// Every block of the file is allocated when it is created, so that a full disk is an error then and never a signal later. Its bytes
-/// are zeros and page-aligned in memory.
+/// Every block of the file is allocated when it is created, so that a full disk is an error then and never a signal
+/// later. Its bytes are zeros and page-aligned in memory.
 ///
-/// A nameless one ([`BackingFile::create`]) is deleted with the value, even when the process is killed, and no other process can open
-/// it. A named one ([`BackingFile::create_named`]) persists and can be opened again; it must be in a directory that this process holds
-/// by a [`DirectoryLock`](crate::store::DirectoryLock).
+/// A nameless one ([`BackingFile::create`]) is deleted with the value, even when the process is killed, and no other
+/// process can open it. A named one ([`BackingFile::create_named`]) persists and can be opened again; it must be in a
+/// directory that this process holds by a [`DirectoryLock`](crate::store::DirectoryLock).
 ///
 /// ```
 /// use tessera::store::BackingFile;
@@ -52,7 +52,8 @@ pub struct RowSpan {
 }
 
 impl BackingFile {
-    /// Creates a nameless backing file of `len` bytes in `directory`, which should be on a disk: on a tmpfs it takes memory.
+    /// Creates a nameless backing file of `len` bytes in `directory`, which should be on a disk: on a tmpfs it takes
+    /// memory.
     ///
     /// # Errors
     ///
@@ -132,7 +133,8 @@ impl BackingFile {
         &mut self.map
     }
 
-    /// Writes `samples`, rows without gaps, to `rect`: bytes for 8 bits per sample, `u16` in the machine's byte order for 16.
+    /// Writes `samples`, rows without gaps, to `rect`: bytes for 8 bits per sample, `u16` in the machine's byte order
+    /// for 16.
     ///
     /// # Errors
     ///

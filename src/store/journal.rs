@@ -1,7 +1,8 @@
 //! The journal: records appended to a file, durable when [`Journal::append`] returns, and read back after any crash.
 //!
-//! Guarantee: [`Journal::open`] returns all records whose append succeeded, in order, and possibly some of the append that a crash
-//! interrupted; never a part of a record. Records are never changed, and a torn tail is cut off when the file is opened.
+//! Guarantee: [`Journal::open`] returns all records whose append succeeded, in order, and possibly some of the append
+//! that a crash interrupted; never a part of a record. Records are never changed, and a torn tail is cut off when the
+//! file is opened.
 //!
 //! # Format
 //!
@@ -93,8 +94,8 @@ impl Journal {
         self.sequence
     }
 
-    /// Appends records, all or none of them, and syncs them to the disk; returns the sequence of the last one. A crash may leave the
-    /// first of them, never a part of one.
+    /// Appends records, all or none of them, and syncs them to the disk; returns the sequence of the last one. A crash
+    /// may leave the first of them, never a part of one.
     ///
     /// # Errors
     /// [`Kind::Io`](crate::error::Kind::Io), such as a full disk; the journal has not changed then.

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// Name of the file that is locked.
 const NAME: &str = "lock";
 
-/// An exclusive lock of a directory while the value lives. The operating system releases it when the process ends, also in a
-/// crash.
+/// An exclusive lock of a directory while the value lives. The operating system releases it when the process ends, also
+/// in a crash.
 #[derive(Debug)]
 pub struct DirectoryLock {
     directory: PathBuf,
@@ -22,8 +22,8 @@ impl DirectoryLock {
     /// Creates the directory if it is missing, and locks it.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`](crate::error::Kind) when another process holds the lock; [`Kind::Io`](crate::error::Kind) when the
-    /// directory can't be created or written to.
+    /// [`Kind::InvalidArgument`](crate::error::Kind) when another process holds the lock;
+    /// [`Kind::Io`](crate::error::Kind) when the directory can't be created or written to.
     pub fn acquire(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory).map_err(|e| Error::io("create", directory, e))?;
         let path = directory.join(NAME);

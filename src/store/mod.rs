@@ -1,8 +1,8 @@
 //! Storage: memory-mapped files, journals, directory locks. It handles bytes and does not know networks.
 //!
-//! Guarantee: no mapped file is shortened while it is mapped (reading past its end would end the process with SIGBUS). An
-//! [`BackingFile`] has no name or is in a directory that this process holds by a [`DirectoryLock`], and all its blocks are allocated
-//! before it is mapped. A journal returns every record whose append succeeded.
+//! Guarantee: no mapped file is shortened while it is mapped (reading past its end would end the process with SIGBUS).
+//! An [`BackingFile`] has no name or is in a directory that this process holds by a [`DirectoryLock`], and all its
+//! blocks are allocated before it is mapped. A journal returns every record whose append succeeded.
 
 mod atomic;
 mod backing_file;

@@ -19,7 +19,8 @@ const KEYS: usize = 256;
 
 /// Attention over pixels, q, k, v [n, h, w, c] -> out [n, h, w, c].
 ///
-/// A task iterates over the keys in parts with an online softmax per query (Milakov and Gimelshein 2018, arXiv 1805.02867).
+/// A task iterates over the keys in parts with an online softmax per query (Milakov and Gimelshein 2018, arXiv
+/// 1805.02867).
 pub(super) fn spatial(
     config: KernelConfig,
     out: &mut [f32],

@@ -1,11 +1,11 @@
 //! Convolutions and matrix products: bands of the input, packed in the order of the kernels, times packed weights.
 //!
-//! A task copies a few rows of the input with their neighbours into a [`Band`], applies the deferred prologue (norm, SiLU,
-//! upsampling) and rounds to the product's precision. It then runs the kernels over all blocks of outputs and adds the residual as
-//! it stores. Pixels past the edges are zeros in the band.
+//! A task copies a few rows of the input with their neighbours into a [`Band`], applies the deferred prologue (norm,
+//! SiLU, upsampling) and rounds to the product's precision. It then runs the kernels over all blocks of outputs and
+//! adds the residual as it stores. Pixels past the edges are zeros in the band.
 //!
-//! Guarantee: every output is bias + sum over (block of 32 inputs, tap, input) in that order; its bits do not depend on the tile,
-//! band or thread that computed it.
+//! Guarantee: every output is bias + sum over (block of 32 inputs, tap, input) in that order; its bits do not depend on
+//! the tile, band or thread that computed it.
 
 use std::{
     cell::RefCell,
@@ -179,7 +179,8 @@ impl Packed {
         (first, self.block_width().min(padded - first))
     }
 
-    /// The product at every pixel, input [n, h, w, in] -> `out` [n, h, w, out], on all cores; with `residual` the weighted sum.
+    /// The product at every pixel, input [n, h, w, in] -> `out` [n, h, w, out], on all cores; with `residual` the
+    /// weighted sum.
     pub(super) fn run(&self, input: &Input, residual: Option<&Residual>, out: &mut [f32]) {
         let shape = input.grid();
         let picture = shape.pixels() * self.outputs;
@@ -252,7 +253,8 @@ impl Packed {
     }
 }
 
-/// The shortest time of a small product for each of `configs` on this thread, measured in turns so that other load affects all.
+/// The shortest time of a small product for each of `configs` on this thread, measured in turns so that other load
+/// affects all.
 pub(super) fn shortest<const N: usize>(configs: [KernelConfig; N]) -> [Duration; N] {
     const TIMES: usize = 8;
     const EXTENT: usize = 192;

@@ -41,7 +41,8 @@ impl<'a> Input<'a> {
         Self { shape, data, prologue: &Prologue::Plain, silu: false, up: false }
     }
 
-    /// Calls `to(pixel, block, values, number of channels)` for `pixels` of picture `n` with the prologue and SiLU applied.
+    /// Calls `to(pixel, block, values, number of channels)` for `pixels` of picture `n` with the prologue and SiLU
+    /// applied.
     #[inline(always)]
     pub(super) fn each_block(
         &self,

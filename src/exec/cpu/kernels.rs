@@ -1,8 +1,8 @@
-//! The innermost loops: register tiles of several points by several outputs, in f32 through pulp and in bf16 with f32 sums on
-//! AVX512-BF16 and AMX. The only file of the CPU backend with `unsafe` code.
+//! The innermost loops: register tiles of several points by several outputs, in f32 through pulp and in bf16 with f32
+//! sums on AVX512-BF16 and AMX. The only file of the CPU backend with `unsafe` code.
 //!
-//! They read a [`Band`]: blocks of 32 channels, so that neighbouring points are always 32 values apart and every address is a
-//! constant offset from one register. Every sum is bias + the steps in their order, for every tile.
+//! They read a [`Band`]: blocks of 32 channels, so that neighbouring points are always 32 values apart and every
+//! address is a constant offset from one register. Every sum is bias + the steps in their order, for every tile.
 
 #![allow(
     unsafe_code,
@@ -103,7 +103,8 @@ pub(super) struct Band<'a, T> {
 }
 
 impl<'a, T: Value> Band<'a, T> {
-    /// A band for `points` outputs, each the sum over `steps`. No step may leave `values`, also for [`SLACK`] points past the last.
+    /// A band for `points` outputs, each the sum over `steps`. No step may leave `values`, also for [`SLACK`] points
+    /// past the last.
     pub(super) fn new(values: &'a [T], steps: &'a [Step], points: usize) -> Self {
         let reach = steps.iter().map(|step| step.offset).max().unwrap_or(0);
         assert!(reach + (points + SLACK) * BLOCK <= values.len());
@@ -142,8 +143,8 @@ pub(super) fn f32_block<S: Simd, const V: usize>(
     while at < band.points {
         let left = band.points - at;
         let sums = &mut sums[..];
-        // SAFETY: the lengths of weights, bias and sums are checked above, those of the band in `Band::new`, whose slack is larger
-        // than any tile here.
+        // SAFETY: the lengths of weights, bias and sums are checked above, those of the band in `Band::new`, whose
+        // slack is larger than any tile here.
         let points = unsafe {
             if S::REGISTER_COUNT >= 32 && left > 8 {
                 f32_tile::<S, POINTS_32, V>(simd, &band, at, weights, bias, sums.as_mut_ptr())
@@ -225,8 +226,8 @@ pub(super) fn bf16_block<S: Simd>(
     let mut at = 0;
     while at < band.points {
         let left = band.points - at;
-        // SAFETY: the instructions are available; the lengths of weights, bias and sums are checked above, those of the band in
-        // `Band::new`.
+        // SAFETY: the instructions are available; the lengths of weights, bias and sums are checked above, those of the
+        // band in `Band::new`.
         let points = unsafe {
             let band = Operands {
                 values: band.values.as_ptr().add(at * BLOCK),
@@ -624,8 +625,8 @@ mod tests {
     use super::*;
     use crate::ops::testing::Random;
 
-    /// Blocks are rounded as single values are, by any instructions: random normal numbers, numbers halfway between two of bf16, the
-    /// largest ones, infinities, zeros and NaN.
+    /// Blocks are rounded as single values are, by any instructions: random normal numbers, numbers halfway between two
+    /// of bf16, the largest ones, infinities, zeros and NaN.
     #[test]
     fn bf16_blocks_are_rounded_as_their_values_are() {
         let mut random = Random::new(12);

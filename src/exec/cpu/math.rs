@@ -1,7 +1,7 @@
 //! Elementwise arithmetic and the loop over chunks that runs it on all cores.
 //!
-//! The functions are plain f32 arithmetic without contraction, inlined into loops that the compiler vectorises for the instruction
-//! set `arch`, so an element's bits depend neither on the instructions nor on its position in a vector.
+//! The functions are plain f32 arithmetic without contraction, inlined into loops that the compiler vectorises for the
+//! instruction set `arch`, so an element's bits depend neither on the instructions nor on its position in a vector.
 
 use std::f32::consts::{LN_2, LOG2_E};
 
@@ -16,8 +16,8 @@ const TASK: usize = 16 * 1024;
 pub(super) fn exp(x: f32) -> f32 {
     /// Adding it leaves the nearest integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    /// ln 2 in two parts (Cody and Waite 1980): the first is ln 2 rounded to 12 bits of mantissa, so that its multiples by the integers
-    /// here are exact; the second is the rest.
+    /// ln 2 in two parts (Cody and Waite 1980): the first is ln 2 rounded to 12 bits of mantissa, so that its multiples
+    /// by the integers here are exact; the second is the rest.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = (std::f64::consts::LN_2 - LN_2_HIGH as f64) as f32;
     const { assert!(LN_2_HIGH - LN_2 < 3e-4 && LN_2_HIGH.to_bits() & 0xfff == 0) }

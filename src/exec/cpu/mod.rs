@@ -1,7 +1,8 @@
 //! The CPU backend: all cores through rayon's current pool, SIMD and AMX selected at run time.
 //!
-//! Guarantee: a pixel's bits depend only on the inputs in the operator's receptive field, not on the tensor's extents or the number of
-//! threads, nor on the pixel's position except in layers that never run on a tile ([`Conv2d::domain`]).
+//! Guarantee: a pixel's bits depend only on the inputs in the operator's receptive field, not on the tensor's extents
+//! or the number of threads, nor on the pixel's position except in layers that never run on a tile
+//! ([`Conv2d::domain`]).
 
 mod attention;
 mod conv;
@@ -33,8 +34,8 @@ use crate::{
     ops::{self, Conv2d, GroupNorm, Ops, PixelNorm, Rect, Shape, weights::Weights},
 };
 
-/// Instruction sets. Those named bf16 multiply in bf16 and sum in f32 in convolutions and attention; everything else is f32,
-/// including [`ConvVariant::Winograd`].
+/// Instruction sets. Those named bf16 multiply in bf16 and sum in f32 in convolutions and attention; everything else is
+/// f32, including [`ConvVariant::Winograd`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "lowercase")]
 pub enum Kernels {
@@ -79,8 +80,8 @@ impl Kernels {
         Self::ALL.into_iter().rfind(|kernels| kernels.is_bf16() == bf16 && kernels.available())
     }
 
-    /// The best bf16 instructions if they are faster than the best f32 ones; some CPUs multiply bf16 at half their f32 rate. Times a
-    /// small product, once per process.
+    /// The best bf16 instructions if they are faster than the best f32 ones; some CPUs multiply bf16 at half their f32
+    /// rate. Times a small product, once per process.
     pub fn faster_bf16() -> Option<Self> {
         static FASTER: OnceLock<Option<Kernels>> = OnceLock::new();
         *FASTER.get_or_init(|| {
@@ -116,15 +117,15 @@ impl Kernels {
 pub enum ConvVariant {
     /// Sums of all products, in the precision of the [`Kernels`]; any layer.
     Direct,
-    /// Winograd's F(4x4, 3x3) in f32 with a quarter of the products; 3x3 layers with multiples of 16 channels that never run on a
-    /// tile ([`Conv2d::domain`]).
+    /// Winograd's F(4x4, 3x3) in f32 with a quarter of the products; 3x3 layers with multiples of 16 channels that
+    /// never run on a tile ([`Conv2d::domain`]).
     Winograd,
 }
 
 /// A tensor in memory or a deferred operator; clones share it.
 ///
-/// Norms, SiLU and nearest-neighbour upsampling are deferred to the operator that reads them, which applies them as it loads. A
-/// convolution is deferred so that a weighted sum can be fused into its stores.
+/// Norms, SiLU and nearest-neighbour upsampling are deferred to the operator that reads them, which applies them as it
+/// loads. A convolution is deferred so that a weighted sum can be fused into its stores.
 #[derive(Clone)]
 pub struct Tensor {
     shape: Shape,
@@ -316,8 +317,8 @@ impl Cpu {
         }
     }
 
-    /// True if `p` with a result of `shape` is computed by [`ConvVariant::Winograd`]: by request, else if it is profitable, but not with
-    /// AMX, whose products cost less than the transforms.
+    /// True if `p` with a result of `shape` is computed by [`ConvVariant::Winograd`]: by request, else if it is
+    /// profitable, but not with AMX, whose products cost less than the transforms.
     fn selects_winograd(&self, p: &Conv2d, shape: Shape) -> bool {
         let wanted = match self.conv {
             Some(variant) => variant == ConvVariant::Winograd,

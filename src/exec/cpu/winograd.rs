@@ -1,7 +1,8 @@
 //! 3x3 convolutions by Winograd's F(4x4, 3x3), in f32.
 //!
-//! Three passes, each on all cores, over as many rows of output tiles at a time as fit the third-level cache: input transform
-//! (B^T d B of the paper), a batched GEMM with the transformed weights, one matrix per tile element, and output transform (A^T m A).
+//! Three passes, each on all cores, over as many rows of output tiles at a time as fit the third-level cache: input
+//! transform (B^T d B of the paper), a batched GEMM with the transformed weights, one matrix per tile element, and
+//! output transform (A^T m A).
 
 use std::{array::from_fn, sync::Arc};
 
@@ -220,8 +221,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Channels of the pixel at row `y` and column `x` of the grid, counted from one before its edges; `prepared` is the output of
-    /// [`Source::prepare`].
+    /// Channels of the pixel at row `y` and column `x` of the grid, counted from one before its edges; `prepared` is
+    /// the output of [`Source::prepare`].
     #[inline(always)]
     fn pixel<'b>(&self, prepared: &'b [f32], zeros: &'b [f32], y: usize, x: usize) -> &'b [f32]
     where
@@ -270,7 +271,8 @@ fn output_transform<S: Simd>(simd: S, m: [S::f32s; INPUT_TILE]) -> [S::f32s; OUT
     ]
 }
 
-/// `[$value for $i in 0..6]`. (`array::map` is a call that would not be inlined into the function of the instruction set.)
+/// `[$value for $i in 0..6]`. (`array::map` is a call that would not be inlined into the function of the instruction
+/// set.)
 macro_rules! six {
     ($i:ident => $value:expr) => {
         six!($i => $value, 0usize, 1usize, 2usize, 3usize, 4usize, 5usize)

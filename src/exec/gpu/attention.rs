@@ -1,6 +1,6 @@
-//! Attention over pixels and over channels. Matrix products run on the kernels of convolutions (`matrix.rs`), except the scores of
-//! attention over channels: they are few and each is a sum over all pixels, computed in chunks. They are f32, as they grow with
-//! the number of pixels.
+//! Attention over pixels and over channels. Matrix products run on the kernels of convolutions (`matrix.rs`), except
+//! the scores of attention over channels: they are few and each is a sum over all pixels, computed in chunks. They are
+//! f32, as they grow with the number of pixels.
 
 use super::{
     Gpu, Tensor, WORKGROUP,
@@ -35,9 +35,14 @@ params! {
     }
 }
 
-operator!(SPATIAL_ATTENTION, "spatial_attention" from ["shared/reduce", "spatial_attention"], SpatialParams, [ReadWrite], "softmax": [1]);
 operator!(
-    CHANNEL_ATTENTION, "channel_attention" from ["shared/invocation", "shared/reduce", "channel_attention"], ChannelParams, [Read, Read, ReadWrite, ReadWrite],
+    SPATIAL_ATTENTION, "spatial_attention" from ["shared/reduce", "spatial_attention"],
+    SpatialParams, [ReadWrite],
+    "softmax": [1]
+);
+operator!(
+    CHANNEL_ATTENTION, "channel_attention" from ["shared/invocation", "shared/reduce", "channel_attention"],
+    ChannelParams, [Read, Read, ReadWrite, ReadWrite],
     "scores": [1, 2, 3],
     "softmax": [3, 4]
 );
@@ -47,8 +52,8 @@ pub(super) const SCORES: usize = 1 << 22;
 
 /// Attention over pixels, q, k, v [n, h, w, c] -> [n, h, w, c].
 ///
-/// Per picture of N pixels and strip of S queries: scores [S][N] = q (k^T / sqrt c), softmax of every row in place, scores v. S is
-/// bounded by `gpu.scores` / N.
+/// Per picture of N pixels and strip of S queries: scores [S][N] = q (k^T / sqrt c), softmax of every row in place,
+/// scores v. S is bounded by `gpu.scores` / N.
 pub(super) fn spatial_attention(
     gpu: &mut Gpu,
     q: &Tensor,
@@ -93,8 +98,8 @@ pub(super) fn spatial_attention(
 
 /// Attention over channels, q, k, v [n, h, w, c] -> [n, h, w, c].
 ///
-/// Two kernels: `scores` writes partial products q^T k [n][chunk][i][j] over chunks of pixels, `softmax` adds the chunks and writes
-/// weights [n][j][i]. The result is v times the weights.
+/// Two kernels: `scores` writes partial products q^T k [n][chunk][i][j] over chunks of pixels, `softmax` adds the
+/// chunks and writes weights [n][j][i]. The result is v times the weights.
 pub(super) fn channel_attention(
     gpu: &mut Gpu,
     q: &Tensor,
@@ -161,8 +166,8 @@ mod tests {
         ops::{Ops as _, Shape, testing::Random},
     };
 
-    /// Strips of queries, variants of the products and other pictures of a batch do not change a bit, including numbers of pixels or
-    /// channels that do not fill a kernel's blocks.
+    /// Strips of queries, variants of the products and other pictures of a batch do not change a bit, including numbers
+    /// of pixels or channels that do not fill a kernel's blocks.
     #[test]
     fn attention_has_the_same_bits_for_all_strips_variants_and_batches() {
         let mut random = Random::new(51);

@@ -27,8 +27,8 @@ impl Tensor {
 
 /// Device memory that returns to its pool when dropped.
 ///
-/// It may be reused while queued work still reads it, as the next owner's work comes later in the same queue. Only writes from the
-/// host would overtake queued work, so [`super::Gpu`] submits before them.
+/// It may be reused while queued work still reads it, as the next owner's work comes later in the same queue. Only
+/// writes from the host would overtake queued work, so [`super::Gpu`] submits before them.
 #[derive(Debug)]
 pub(super) struct Block {
     pub(super) buffer: wgpu::Buffer,

@@ -1,8 +1,8 @@
 //! The cache folder: compiled pipelines and measurements, in one file per adapter, driver and set of shaders.
 //!
-//! A file is a line of JSON with the key, the length and the checksum of the content, then the content. Files are written atomically;
-//! one that is truncated, changed or of another device is ignored with a log message. A cache that can't be read or written only
-//! costs time.
+//! A file is a line of JSON with the key, the length and the checksum of the content, then the content. Files are
+//! written atomically; one that is truncated, changed or of another device is ignored with a log message. A cache that
+//! can't be read or written only costs time.
 
 use std::{
     fs,
@@ -163,8 +163,8 @@ impl Compiled {
         };
         #[allow(unsafe_code, reason = "wgpu has no other way to give a driver its data back")]
         let make = |d: &wgpu::Device| {
-            // SAFETY: by its key and checksum the data, if any, is the complete result of `get_data` for an adapter and driver of
-            // the same names and versions; wgpu also compares the ids of vendor, device and driver.
+            // SAFETY: by its key and checksum the data, if any, is the complete result of `get_data` for an adapter and
+            // driver of the same names and versions; wgpu also compares the ids of vendor, device and driver.
             unsafe { d.create_pipeline_cache(&descriptor) }
         };
         let cache = device.caught(make);

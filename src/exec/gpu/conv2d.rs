@@ -69,13 +69,14 @@ operator!(
     "main_unaligned": [1, 2, 3, 4, 5]
 );
 operator!(
-    CONV2D_TILED, "conv2d_tiled" from ["shared/conv2d", "conv2d_tiled"], ConvParams, [Read, Read, Read, ReadWrite, Read],
+    CONV2D_TILED, "conv2d_tiled" from ["shared/conv2d", "conv2d_tiled"],
+    ConvParams, [Read, Read, Read, ReadWrite, Read],
     "main": [1, 2, 3, 4, 5],
     "main_unaligned": [1, 2, 3, 4, 5]
 );
 
-/// An algorithm for convolutions. Those of [`ConvVariant::SAME_BITS`] sum the products of a result in the same order and give the
-/// same bits, so that only speed decides between them.
+/// An algorithm for convolutions. Those of [`ConvVariant::SAME_BITS`] sum the products of a result in the same order
+/// and give the same bits, so that only speed decides between them.
 #[derive(
     Clone,
     Copy,
@@ -94,10 +95,11 @@ pub enum ConvVariant {
     Subgroup,
     /// Tiles in workgroup memory; any device and any number of channels.
     Tiled,
-    /// Winograd's F(4x4, 3x3) in f32 with a quarter of the products; subgroups of at least 8 lanes, 3x3 layers with multiples of 4
-    /// channels that never run on a tile ([`Conv2d::domain`]).
+    /// Winograd's F(4x4, 3x3) in f32 with a quarter of the products; subgroups of at least 8 lanes, 3x3 layers with
+    /// multiples of 4 channels that never run on a tile ([`Conv2d::domain`]).
     Winograd,
-    /// f16 factors and f32 sums on cooperative matrices; a device opened for f16, at least 16 input and output channels.
+    /// f16 factors and f32 sums on cooperative matrices; a device opened for f16, at least 16 input and output
+    /// channels.
     Cooperative,
 }
 
@@ -137,8 +139,8 @@ pub(super) struct Tile {
 /// Fewest lanes of a subgroup for [`ConvVariant::Subgroup`] and [`ConvVariant::Winograd`].
 const MIN_LANES: u32 = 8;
 
-/// Workgroup of [`ConvVariant::Subgroup`] and of the GEMM of [`ConvVariant::Winograd`]: at most a subgroup, whose lanes share
-/// their loads.
+/// Workgroup of [`ConvVariant::Subgroup`] and of the GEMM of [`ConvVariant::Winograd`]: at most a subgroup, whose lanes
+/// share their loads.
 pub(super) fn subgroup_tile(device: &Device) -> Tile {
     let lanes = match device.subgroup_size {
         0..16 => 8,
@@ -153,15 +155,16 @@ fn tiled_tile() -> Tile {
     Tile { pixels: 64, channels: 64, constants: Vec::new() }
 }
 
-/// Workgroup of [`ConvVariant::Cooperative`]: four subgroups, `across` of them adjacent in channels and the others in pixels.
+/// Workgroup of [`ConvVariant::Cooperative`]: four subgroups, `across` of them adjacent in channels and the others in
+/// pixels.
 fn cooperative_tile(device: &Device, across: usize) -> Tile {
     let lanes = f64::from(device.subgroup_max_size);
     let constants = vec![("LANES", lanes), ("ACROSS", across as f64)];
     Tile { pixels: 128 / across, channels: 32 * across, constants }
 }
 
-/// The override constants to compile `kernel` of `operator` with ahead of use on `device`; none if it can't run there, or only as a
-/// last resort.
+/// The override constants to compile `kernel` of `operator` with ahead of use on `device`; none if it can't run there,
+/// or only as a last resort.
 pub(super) fn constants(
     device: &Device,
     operator: &Operator,
@@ -227,7 +230,8 @@ const COMPILED_AHEAD: [Fusion; 4] = {
     [plain, Fusion { up: true, ..plain }, sum, Fusion { addend_up: true, ..sum }]
 };
 
-/// True if the device and the layer allow `variant`. It must not depend on the grid: a tile is computed as the whole picture is.
+/// True if the device and the layer allow `variant`. It must not depend on the grid: a tile is computed as the whole
+/// picture is.
 fn is_supported(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
     match variant {
         ConvVariant::Subgroup => {
@@ -244,14 +248,14 @@ fn is_supported(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
     }
 }
 
-/// The f32 variant without a measurement: workgroup memory on a GPU, registers on a software device, where workgroup memory is
-/// ordinary memory and its barriers are costly.
+/// The f32 variant without a measurement: workgroup memory on a GPU, registers on a software device, where workgroup
+/// memory is ordinary memory and its barriers are costly.
 fn default_variant(device: &Device) -> ConvVariant {
     if device.info.software { ConvVariant::Subgroup } else { ConvVariant::Tiled }
 }
 
-/// Selects the variant for `p` with a result of `shape`, in this order: explicit request, cooperative f16, Winograd (by rule, as it
-/// changes bits), autotuned, default.
+/// Selects the variant for `p` with a result of `shape`, in this order: explicit request, cooperative f16, Winograd (by
+/// rule, as it changes bits), autotuned, default.
 fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
     let wanted = gpu.conv.or_else(|| {
         if is_supported(gpu, ConvVariant::Cooperative, p) {
@@ -307,7 +311,8 @@ pub(super) struct Product {
     bias: wgpu::Buffer,
 }
 
-/// A weighted sum of a convolution and `addend`, a tensor of the same shape: `wa` times the first plus `wb` times the second.
+/// A weighted sum of a convolution and `addend`, a tensor of the same shape: `wa` times the first plus `wb` times the
+/// second.
 #[derive(Debug)]
 pub(super) struct Sum<'a> {
     pub(super) addend: &'a Source,
@@ -357,8 +362,8 @@ pub(super) fn compute(gpu: &mut Gpu, product: &Product, sum: Option<&Sum<'_>>) -
     Ok(y)
 }
 
-/// Dispatches `p` by `variant` with `buffers` = input, packed weight, packed bias, result of `shape`; `place` has the offsets of input
-/// and result. With `sum` the result is that sum.
+/// Dispatches `p` by `variant` with `buffers` = input, packed weight, packed bias, result of `shape`; `place` has the
+/// offsets of input and result. With `sum` the result is that sum.
 pub(super) fn run(
     gpu: &mut Gpu,
     variant: ConvVariant,
@@ -455,9 +460,9 @@ impl Workload {
     }
 }
 
-/// [out, in, element] -> [block of output channels, element, in, channel of the block] for `variant`, padded with zeros to multiples
-/// of its step in input channels and to whole blocks in output channels. Elements are taps, row by row, or those of
-/// [`exec::winograd::transformed`].
+/// [out, in, element] -> [block of output channels, element, in, channel of the block] for `variant`, padded with zeros
+/// to multiples of its step in input channels and to whole blocks in output channels. Elements are taps, row by row, or
+/// those of [`exec::winograd::transformed`].
 fn pack(weight: &[f32], p: &Conv2d, block: usize, variant: ConvVariant) -> Vec<f32> {
     let (inputs, elements) = (p.in_channels.next_multiple_of(variant.step()), variant.elements(p));
     let blocks = p.out_channels.div_ceil(block);

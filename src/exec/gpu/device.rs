@@ -44,7 +44,8 @@ pub struct AdapterInfo {
     pub matrix: Option<usize>,
 }
 
-/// Limit of a tensor in bytes: element counts and byte offsets in the shaders have 32 bits, and some drivers fail from 4 GiB on.
+/// Limit of a tensor in bytes: element counts and byte offsets in the shaders have 32 bits, and some drivers fail from
+/// 4 GiB on.
 const MAX_TENSOR_BYTES: u64 = 1 << 31;
 
 /// Workgroup memory of the convolution on cooperative matrices, in bytes.
@@ -177,9 +178,9 @@ fn choose_matrix(offered: &[wgpu::CooperativeMatrixProperties]) -> Result<usize,
 /// The opt-in to wgpu's experimental features.
 fn experimental() -> wgpu::ExperimentalFeatures {
     #[allow(unsafe_code, reason = "the only way to cooperative matrices")]
-    // SAFETY: the caller must accept that such features may have bugs that lead to undefined behaviour. Of them only cooperative
-    // matrices are enabled, and only if the adapter lists them and f16 was requested; the one shader that uses them is this
-    // crate's own, uses them in uniform control flow, and stays within its workgroup memory.
+    // SAFETY: the caller must accept that such features may have bugs that lead to undefined behaviour. Of them only
+    // cooperative matrices are enabled, and only if the adapter lists them and f16 was requested; the one shader that
+    // uses them is this crate's own, uses them in uniform control flow, and stays within its workgroup memory.
     unsafe {
         wgpu::ExperimentalFeatures::enabled()
     }
@@ -228,8 +229,8 @@ impl Device {
     /// Opens adapter `index`, or the best one: a real GPU if there is one; with `f16` to use its cooperative matrices.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Device`] when it does not exist or can't be opened (the message lists what was found), or has
-    /// no cooperative matrices that fit (it says what is missing).
+    /// [`crate::error::Kind::Device`] when it does not exist or can't be opened (the message lists what was found), or
+    /// has no cooperative matrices that fit (it says what is missing).
     pub(super) fn open(index: Option<usize>, f16: bool) -> Result<Self> {
         let mut found = list();
         let infos: Vec<AdapterInfo> = found.iter().map(|(info, _)| info.clone()).collect();
@@ -411,7 +412,8 @@ mod tests {
         assert_eq!(best(&all[..2]), Some(1));
     }
 
-    /// The larger supported size with f16 factors and f32 sums is chosen; without one the error names all that are offered.
+    /// The larger supported size with f16 factors and f32 sums is chosen; without one the error names all that are
+    /// offered.
     #[test]
     fn cooperative_matrix_size_is_chosen_from_the_list() {
         use wgpu::CooperativeScalarType::{F16, F32};

@@ -1,5 +1,5 @@
-//! Deferred operators: a convolution, so that a weighted sum of it can be fused into its stores, and nearest-neighbour upsampling,
-//! which a convolution fuses into its loads.
+//! Deferred operators: a convolution, so that a weighted sum of it can be fused into its stores, and nearest-neighbour
+//! upsampling, which a convolution fuses into its loads.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,8 +15,8 @@ use crate::{
 
 /// A tensor of [`Gpu`]: in memory, or a deferred convolution or upsampling; clones share it.
 ///
-/// A convolution that is fused into a weighted sum is not stored by itself. If it is read afterwards, it is recomputed once and then
-/// cached.
+/// A convolution that is fused into a weighted sum is not stored by itself. If it is read afterwards, it is recomputed
+/// once and then cached.
 #[derive(Clone, Debug)]
 pub struct Lazy {
     shape: Shape,
@@ -108,8 +108,8 @@ impl Gpu {
         Ok(Source { tensor: self.force(x)?, upsampled: false })
     }
 
-    /// A deferred tensor of `shape`; `what` names it in errors. Checks device health and size only: memory is allocated when the
-    /// tensor is first read.
+    /// A deferred tensor of `shape`; `what` names it in errors. Checks device health and size only: memory is allocated
+    /// when the tensor is first read.
     fn deferred(&mut self, shape: Shape, state: State, what: &str) -> Result<Lazy> {
         self.device.check()?;
         buffers::check_size(&self.device, buffers::bytes(shape), &format!("{what}: {shape:?}"))?;
@@ -135,7 +135,8 @@ pub(super) fn upsample_nearest2(gpu: &mut Gpu, x: &Lazy) -> Result<Lazy> {
     gpu.deferred(shape, State::Upsampled(x), "upsample_nearest2")
 }
 
-/// wa a + wb b, a, b [n, h, w, c] -> [n, h, w, c], fused into the stores of a deferred convolution if one of them is one.
+/// wa a + wb b, a, b [n, h, w, c] -> [n, h, w, c], fused into the stores of a deferred convolution if one of them is
+/// one.
 pub(super) fn weighted_add(gpu: &mut Gpu, a: &Lazy, b: &Lazy, wa: f32, wb: f32) -> Result<Lazy> {
     weighted_add::output_shape(a.shape, b.shape)?;
     // Of two deferred convolutions the second one is fused: it is a block's last and largest.

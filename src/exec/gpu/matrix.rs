@@ -1,5 +1,5 @@
-//! Products of two matrices on the device: the second one is packed as the weights of a 1x1 convolution, whose kernels compute the
-//! product.
+//! Products of two matrices on the device: the second one is packed as the weights of a 1x1 convolution, whose kernels
+//! compute the product.
 
 use super::{
     Gpu, WORKGROUP,
@@ -37,9 +37,14 @@ params! {
     }
 }
 
-operator!(CONV2D_PACK, "conv2d_pack" from ["shared/invocation", "conv2d_pack"], PackParams, [Read, ReadWrite], "main": [1, 2]);
 operator!(
-    CONV2D_PACK16, "conv2d_pack16" from ["shared/invocation", "conv2d_pack", "conv2d_pack16"], PackParams, [Read, ReadWrite],
+    CONV2D_PACK, "conv2d_pack" from ["shared/invocation", "conv2d_pack"],
+    PackParams, [Read, ReadWrite],
+    "main": [1, 2]
+);
+operator!(
+    CONV2D_PACK16, "conv2d_pack16" from ["shared/invocation", "conv2d_pack", "conv2d_pack16"],
+    PackParams, [Read, ReadWrite],
     "main": [1, 2],
     "pairs": [1, 2]
 );

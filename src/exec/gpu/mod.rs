@@ -1,15 +1,15 @@
-//! The GPU backend: wgpu on Vulkan, Metal or DX12, one WGSL file per operator in `shaders/`, f32 and NHWC. Convolutions have
-//! variants, selected by the adapter's features, by measurements and by the requested precision.
+//! The GPU backend: wgpu on Vulkan, Metal or DX12, one WGSL file per operator in `shaders/`, f32 and NHWC. Convolutions
+//! have variants, selected by the adapter's features, by measurements and by the requested precision.
 //!
-//! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits. Sums run in a fixed
-//! order, so that a pixel's value does not depend on its position, except in layers that never run on a tile
+//! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits. Sums run in
+//! a fixed order, so that a pixel's value does not depend on its position, except in layers that never run on a tile
 //! ([`Conv2d::domain`]). All failures of the device (none found, out of memory, lost) are errors of kind
 //! [`crate::error::Kind::Device`], never panics.
 //!
-//! [`Gpu`] records dispatches and submits them in batches of bounded size, at the latest when a result is downloaded. Convolutions
-//! and nearest-neighbour upsampling are deferred until they are read ([`Lazy`]), so that a convolution can fuse upsampling into its
-//! loads and a weighted sum into its stores. Memory of dropped tensors is recycled; parameters are uploaded on first use, in the layout
-//! of their kernel.
+//! [`Gpu`] records dispatches and submits them in batches of bounded size, at the latest when a result is downloaded.
+//! Convolutions and nearest-neighbour upsampling are deferred until they are read ([`Lazy`]), so that a convolution can
+//! fuse upsampling into its loads and a weighted sum into its stores. Memory of dropped tensors is recycled; parameters
+//! are uploaded on first use, in the layout of their kernel.
 
 mod attention;
 mod buffers;
@@ -95,8 +95,8 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// A backend on adapter `index` of [`adapters`] with the parameters `weights`; without an index on the best adapter, a real
-    /// GPU if there is one.
+    /// A backend on adapter `index` of [`adapters`] with the parameters `weights`; without an index on the best
+    /// adapter, a real GPU if there is one.
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`] when there is no such adapter (the message lists what was found) or it can't be
@@ -105,8 +105,8 @@ impl Gpu {
         Self::on(device::Device::open(index, false)?, weights)
     }
 
-    /// As [`Gpu::new`], with convolutions in f16 and f32 sums on cooperative matrices; those of fewer than 16 input or output
-    /// channels stay f32.
+    /// As [`Gpu::new`], with convolutions in f16 and f32 sums on cooperative matrices; those of fewer than 16 input or
+    /// output channels stay f32.
     ///
     /// # Errors
     /// As [`Gpu::new`], and [`crate::error::Kind::Device`] naming the feature that the adapter lacks.
@@ -133,11 +133,11 @@ impl Gpu {
         })
     }
 
-    /// Starts to compile all shaders in the background instead of each on first use, and turns on autotuning: the first time a
-    /// shape of convolution is met, the variants that give the same bits are timed.
+    /// Starts to compile all shaders in the background instead of each on first use, and turns on autotuning: the first
+    /// time a shape of convolution is met, the variants that give the same bits are timed.
     ///
-    /// The driver's pipeline cache and the measurements are kept in the folder `cache`, if given. Files that are damaged or belong to
-    /// another device or driver are ignored; failures to write are logged.
+    /// The driver's pipeline cache and the measurements are kept in the folder `cache`, if given. Files that are
+    /// damaged or belong to another device or driver are ignored; failures to write are logged.
     #[must_use]
     pub fn prepared(self, cache: Option<&Path>) -> Self {
         let folder = cache.map(|directory| cache::Folder::new(directory, &self.device.info));
@@ -154,8 +154,8 @@ impl Gpu {
         Self { pipelines, table: Some(table), ..self }
     }
 
-    /// Uses `variant` for all convolutions that the device and the layer allow it for; [`ConvVariant::Cooperative`] needs
-    /// [`Gpu::with_f16`].
+    /// Uses `variant` for all convolutions that the device and the layer allow it for; [`ConvVariant::Cooperative`]
+    /// needs [`Gpu::with_f16`].
     #[must_use]
     pub fn with_convolutions(self, variant: ConvVariant) -> Self {
         Self { conv: Some(variant), ..self }
@@ -332,8 +332,8 @@ mod tests {
         None
     }
 
-    /// After the device is lost every call returns an error of kind `Device` that says so: uploads, operators, downloads, and reads of
-    /// deferred tensors.
+    /// After the device is lost every call returns an error of kind `Device` that says so: uploads, operators,
+    /// downloads, and reads of deferred tensors.
     #[test]
     fn lost_device_is_an_error() {
         let layer = Conv2d {

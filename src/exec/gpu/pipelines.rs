@@ -105,8 +105,8 @@ macro_rules! params {
     };
 }
 
-/// Declares an operator: its name, its shader's files if not only the one of that name, its parameter struct, its storage
-/// bindings from 1 on, its entry points with the bindings that they use.
+/// Declares an operator: its name, its shader's files if not only the one of that name, its parameter struct, its
+/// storage bindings from 1 on, its entry points with the bindings that they use.
 macro_rules! operator {
     ($static:ident, $name:literal, $($rest:tt)*) => {
         $crate::exec::gpu::pipelines::operator!($static, $name from [$name], $($rest)*);
@@ -196,7 +196,8 @@ impl Pipelines {
         Self { compiler: compiler.into(), ahead: None, stop: Arc::default() }
     }
 
-    /// Starts to compile `kernels` on all cores, with the driver's pipeline cache from `folder`; the cache is written back at the end.
+    /// Starts to compile `kernels` on all cores, with the driver's pipeline cache from `folder`; the cache is written
+    /// back at the end.
     pub(super) fn ahead(
         device: Arc<Device>,
         kernels: Vec<Wanted>,

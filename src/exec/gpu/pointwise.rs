@@ -17,13 +17,34 @@ params! { struct ScaleShiftParams { count: u32, channels: u32, picture: u32, sil
 params! { struct PixelNormParams { count: u32, channels: u32, silu: u32, eps: f32, } }
 params! { struct ConcatParams { count: u32, a_channels: u32, b_channels: u32, pad0: u32, } }
 
-operator!(SILU, "silu" from ["shared/invocation", "shared/activation", "silu"], SiluParams, [Read, ReadWrite], "main": [1, 2]);
-operator!(WEIGHTED_ADD, "weighted_add" from ["shared/invocation", "weighted_add"], WeightedAddParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
-operator!(SCALE_SHIFT, "scale_shift" from ["shared/invocation", "shared/activation", "scale_shift"], ScaleShiftParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
-operator!(PIXEL_NORM, "pixel_norm" from ["shared/invocation", "shared/activation", "pixel_norm"], PixelNormParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
-operator!(CONCAT, "concat" from ["shared/invocation", "concat"], ConcatParams, [Read, Read, ReadWrite], "main": [1, 2, 3]);
+operator!(
+    SILU, "silu" from ["shared/invocation", "shared/activation", "silu"],
+    SiluParams, [Read, ReadWrite],
+    "main": [1, 2]
+);
+operator!(
+    WEIGHTED_ADD, "weighted_add" from ["shared/invocation", "weighted_add"],
+    WeightedAddParams, [Read, Read, ReadWrite],
+    "main": [1, 2, 3]
+);
+operator!(
+    SCALE_SHIFT, "scale_shift" from ["shared/invocation", "shared/activation", "scale_shift"],
+    ScaleShiftParams, [Read, Read, ReadWrite],
+    "main": [1, 2, 3]
+);
+operator!(
+    PIXEL_NORM, "pixel_norm" from ["shared/invocation", "shared/activation", "pixel_norm"],
+    PixelNormParams, [Read, Read, ReadWrite],
+    "main": [1, 2, 3]
+);
+operator!(
+    CONCAT, "concat" from ["shared/invocation", "concat"],
+    ConcatParams, [Read, Read, ReadWrite],
+    "main": [1, 2, 3]
+);
 
-/// Dispatches the only kernel of `operator` with `count` invocations; its bindings are `inputs` and the result of `shape`.
+/// Dispatches the only kernel of `operator` with `count` invocations; its bindings are `inputs` and the result of
+/// `shape`.
 pub(super) fn map<P: Params>(
     gpu: &mut Gpu,
     operator: &'static Operator,

@@ -157,7 +157,8 @@ impl Gpu {
         if recorder.dispatches.is_empty() {
             return;
         }
-        // The write takes effect after the last submission, whose dispatches read the old values, and before the next one.
+        // The write takes effect after the last submission, whose dispatches read the old values, and before the next
+        // one.
         self.device.queue.write_buffer(&recorder.uniforms, 0, &recorder.bytes);
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for dispatch in &recorder.dispatches {

@@ -37,12 +37,14 @@ params! {
 }
 
 operator!(
-    GLOBAL_AVG_POOL, "global_avg_pool" from ["shared/invocation", "global_avg_pool"], GlobalAvgPoolParams, [Read, ReadWrite, ReadWrite],
+    GLOBAL_AVG_POOL, "global_avg_pool" from ["shared/invocation", "global_avg_pool"],
+    GlobalAvgPoolParams, [Read, ReadWrite, ReadWrite],
     "partial": [1, 2],
     "combine": [2, 3]
 );
 operator!(
-    GROUP_NORM, "group_norm" from ["shared/invocation", "shared/activation", "group_norm"], GroupNormParams, [Read, ReadWrite, ReadWrite, Read, Read, ReadWrite],
+    GROUP_NORM, "group_norm" from ["shared/invocation", "shared/activation", "group_norm"],
+    GroupNormParams, [Read, ReadWrite, ReadWrite, Read, Read, ReadWrite],
     "partial": [1, 2],
     "combine": [1, 2, 3],
     "apply": [1, 3, 4, 5, 6]
@@ -96,8 +98,9 @@ pub(super) fn global_avg_pool(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
 
 /// GroupNorm, then SiLU if `p.silu`, x [n, h, w, c] -> [n, h, w, c].
 ///
-/// Three kernels: `partial` writes (mean, sum of squared deviations) [n][chunk][c] relative to the group's first element, `combine`
-/// merges them to (first element, mean, 1 / standard deviation) [n][group], one workgroup per group, `apply` normalises.
+/// Three kernels: `partial` writes (mean, sum of squared deviations) [n][chunk][c] relative to the group's first
+/// element, `combine` merges them to (first element, mean, 1 / standard deviation) [n][group], one workgroup per group,
+/// `apply` normalises.
 pub(super) fn group_norm(gpu: &mut Gpu, x: &Tensor, p: &GroupNorm) -> Result<Tensor> {
     let shape = group_norm::output_shape(x.shape, p)?;
     let [weight, bias] = p.params().map(|(name, _)| name);

@@ -30,12 +30,36 @@ params! {
     }
 }
 
-operator!(AVG_POOL2, "avg_pool2" from ["shared/invocation", "avg_pool2"], WidthParams, [Read, ReadWrite], "main": [1, 2]);
-operator!(UPSAMPLE_NEAREST2, "upsample_nearest2" from ["shared/invocation", "upsample_nearest2"], WidthParams, [Read, ReadWrite], "main": [1, 2]);
-operator!(FIR_DOWN2, "fir_down2" from ["shared/invocation", "fir_down2"], ExtentParams, [Read, ReadWrite], "main": [1, 2]);
-operator!(FIR_UP2, "fir_up2" from ["shared/invocation", "fir_up2"], ExtentParams, [Read, ReadWrite], "main": [1, 2]);
-operator!(PIXEL_UNSHUFFLE, "pixel_unshuffle" from ["shared/invocation", "pixel_unshuffle"], ShuffleParams, [Read, ReadWrite], "main": [1, 2]);
-operator!(PIXEL_SHUFFLE, "pixel_shuffle" from ["shared/invocation", "pixel_shuffle"], ShuffleParams, [Read, ReadWrite], "main": [1, 2]);
+operator!(
+    AVG_POOL2, "avg_pool2" from ["shared/invocation", "avg_pool2"],
+    WidthParams, [Read, ReadWrite],
+    "main": [1, 2]
+);
+operator!(
+    UPSAMPLE_NEAREST2, "upsample_nearest2" from ["shared/invocation", "upsample_nearest2"],
+    WidthParams, [Read, ReadWrite],
+    "main": [1, 2]
+);
+operator!(
+    FIR_DOWN2, "fir_down2" from ["shared/invocation", "fir_down2"],
+    ExtentParams, [Read, ReadWrite],
+    "main": [1, 2]
+);
+operator!(
+    FIR_UP2, "fir_up2" from ["shared/invocation", "fir_up2"],
+    ExtentParams, [Read, ReadWrite],
+    "main": [1, 2]
+);
+operator!(
+    PIXEL_UNSHUFFLE, "pixel_unshuffle" from ["shared/invocation", "pixel_unshuffle"],
+    ShuffleParams, [Read, ReadWrite],
+    "main": [1, 2]
+);
+operator!(
+    PIXEL_SHUFFLE, "pixel_shuffle" from ["shared/invocation", "pixel_shuffle"],
+    ShuffleParams, [Read, ReadWrite],
+    "main": [1, 2]
+);
 operator!(CROP, "crop" from ["shared/invocation", "crop"], CropParams, [Read, ReadWrite], "main": [1, 2]);
 
 /// Mean of every 2x2 pixels, x [n, h, w, c] -> [n, h/2, w/2, c].

@@ -120,13 +120,14 @@ impl Table {
     }
 }
 
-/// True if a measurement is allowed at the time `open` after opening the device, of which `spent` was spent on measurements.
+/// True if a measurement is allowed at the time `open` after opening the device, of which `spent` was spent on
+/// measurements.
 fn in_budget(sparing: bool, open: Duration, spent: Duration) -> bool {
     !sparing || spent < open.saturating_sub(SOFTWARE_GRACE) / SOFTWARE_SHARE
 }
 
-/// The fastest of `variants` for `p` with a result of `shape`, from the table or measured now; None without autotuning or if the
-/// measurement failed.
+/// The fastest of `variants` for `p` with a result of `shape`, from the table or measured now; None without autotuning
+/// or if the measurement failed.
 pub(super) fn fastest(
     gpu: &mut Gpu,
     variants: &[ConvVariant],

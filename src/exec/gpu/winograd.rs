@@ -24,7 +24,8 @@ operator!(
 /// Most output tiles of a workgroup of `multiply`.
 const RUN: usize = 32;
 
-/// Output tiles of a workgroup of `multiply` in units of 8, for `tiles` in all: with more of them many lanes would be idle.
+/// Output tiles of a workgroup of `multiply` in units of 8, for `tiles` in all: with more of them many lanes would be
+/// idle.
 fn tiles_of_8(tiles: usize) -> usize {
     tiles.div_ceil(8).next_power_of_two().min(RUN / 8)
 }
@@ -47,8 +48,8 @@ pub(super) fn compiled_ahead(kernel: &Kernel) -> Vec<Vec<(&'static str, f64)>> {
     all.map(|(fusion, tiles)| constants(kernel, fusion, tiles)).collect()
 }
 
-/// Dispatches `p` with `buffers` = input, packed weight, packed bias, result of `shape`, addend; `params` has the fields that all
-/// variants share.
+/// Dispatches `p` with `buffers` = input, packed weight, packed bias, result of `shape`, addend; `params` has the
+/// fields that all variants share.
 ///
 /// Scratch buffers: transformed inputs [tile element][tile][in] and products [tile element][tile][out], bounded by
 /// `gpu.winograd_bytes`; larger pictures take several passes.
@@ -147,8 +148,8 @@ mod tests {
         [alone, sum].map(|y| gpu.download(&y).unwrap())
     }
 
-    /// It is selected for layers on whole grids, within the tolerance of the other variants and with the same bits for a picture of
-    /// a batch as for one alone; never for layers that may run on a window, even if requested.
+    /// It is selected for layers on whole grids, within the tolerance of the other variants and with the same bits for
+    /// a picture of a batch as for one alone; never for layers that may run on a window, even if requested.
     #[test]
     fn winograd_runs_on_whole_grids_only() {
         let (layer_whole, weights) = layer(Domain::Whole);
