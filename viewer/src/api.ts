@@ -11,12 +11,12 @@ export function token(): string | null {
   return sessionStorage.getItem(KEY);
 }
 
-/** Keeps a token until the tab is closed. */
+/** Stores a token for this tab. */
 export function setToken(value: string): void {
   sessionStorage.setItem(KEY, value);
 }
 
-/** Headers of requests that are not gRPC. */
+/** Headers of plain HTTP requests. */
 export function headers(): Record<string, string> {
   const value = token();
   return value ? { authorization: `Bearer ${value}` } : {};
@@ -37,14 +37,14 @@ export function idOf(name: string): string {
   return name.replace(/^jobs\//, "");
 }
 
-/** Whether the same call may go through later. */
-export function passes(error: unknown): boolean {
+/** True if a later attempt may succeed. */
+export function isTransient(error: unknown): boolean {
   const { code } = ConnectError.from(error);
   return [Code.Unavailable, Code.Unknown, Code.Aborted, Code.Internal, Code.DeadlineExceeded].includes(code);
 }
 
-/** An error as a sentence. */
-export function words(error: unknown): string {
+/** Text of an error for people. */
+export function errorMessage(error: unknown): string {
   const { code, rawMessage } = ConnectError.from(error);
   const said = rawMessage ? `${rawMessage.charAt(0).toUpperCase()}${rawMessage.slice(1)}` : "";
   switch (code) {

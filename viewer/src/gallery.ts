@@ -1,9 +1,9 @@
-// The list of pictures on the server.
-import { headers, idOf, jobs, token, words } from "./api";
-import { element, make, say } from "./dom";
+// List of the server's pictures.
+import { headers, idOf, jobs, token, errorMessage } from "./api";
+import { element, createElement, showAlert } from "./dom";
 import { type Job, JobState } from "./gen/tessera/v1/job_service_pb";
 
-/** Pictures shown at most; the newest ones. */
+/** Number of newest pictures that are listed. */
 const MOST = 100;
 
 export const STATES: Record<JobState, string> = {
@@ -58,12 +58,12 @@ export class Gallery {
     try {
       found = await newest();
     } catch (error) {
-      say(words(error));
+      showAlert(errorMessage(error));
       this.toggle(false);
       return;
     }
     if (!found.length) {
-      this.list.replaceChildren(make("li", "None yet.", "none"));
+      this.list.replaceChildren(createElement("li", "None yet.", "none"));
       this.rows.clear();
       return;
     }
@@ -76,7 +76,7 @@ export class Gallery {
     }
     this.rows = rows;
     const children = [...rows.values()].map(({ row }) => row);
-    // Rows that have the focus are left in place.
+    // The row with the focus stays in place.
     if (children.some((row, i) => row !== this.list.children[i]) || children.length !== this.list.children.length) {
       this.list.replaceChildren(...children);
     }
@@ -85,35 +85,35 @@ export class Gallery {
   private row(job: Job, current: boolean): HTMLLIElement {
     const id = idOf(job.name);
     const { seed = 0n, width = 1, height = 1, steps = 1 } = job.spec ?? {};
-    const link = make("a");
+    const link = createElement("a");
     link.href = `#jobs/${id}`;
     if (current) link.setAttribute("aria-current", "true");
-    const thumb = make("img", "", "thumb");
+    const thumb = createElement("img", "", "thumb");
     thumb.alt = "";
     thumb.loading = "lazy";
     const last = Math.ceil(Math.log2(Math.max(width, height)));
     const source = `/jobs/${id}/image_files/${Math.min(8, last)}/0_0.png`;
     if (token()) void picture(source).then((url) => (thumb.src = url));
     else thumb.src = source;
-    const text = make("span");
+    const text = createElement("span");
     const tiles = job.tileColumns * job.tileRows;
     const progress: Partial<Record<JobState, string>> = {
       [JobState.DENOISING]: ` ${job.stepsDone} / ${steps}`,
       [JobState.DECODING]: ` ${job.tilesDone} / ${tiles}`,
     };
-    text.append(make("b", `Seed ${seed}`), make("small", `${width} × ${height} · ${STATES[job.state]}${progress[job.state] ?? ""}`));
+    text.append(createElement("b", `Seed ${seed}`), createElement("small", `${width} × ${height} · ${STATES[job.state]}${progress[job.state] ?? ""}`));
     link.append(thumb, text);
-    const remove = make("button", "Delete");
+    const remove = createElement("button", "Delete");
     remove.type = "button";
     remove.setAttribute("aria-label", `Delete the picture of seed ${seed}`);
     remove.addEventListener("click", () => void this.remove(job, remove));
     remove.addEventListener("blur", () => calm(remove));
-    const row = make("li");
+    const row = createElement("li");
     row.append(link, remove);
     return row;
   }
 
-  /** The first press asks, the second one deletes. */
+  /** Deletes a picture at the second press; the first asks for confirmation. */
   private async remove(job: Job, button: HTMLButtonElement): Promise<void> {
     if (!button.classList.contains("sure")) {
       button.classList.add("sure");
@@ -124,7 +124,7 @@ export class Gallery {
       await jobs.deleteJob({ name: job.name });
       if (idOf(job.name) === this.current()) location.hash = "";
     } catch (error) {
-      say(words(error));
+      showAlert(errorMessage(error));
     }
     await this.fill();
   }
@@ -135,7 +135,7 @@ function calm(button: HTMLButtonElement): void {
   button.textContent = "Delete";
 }
 
-/** A small picture as an address that needs no token. */
+/** A thumbnail as an object URL, which needs no token. */
 async function picture(source: string): Promise<string> {
   const answer = await fetch(source, { headers: headers() });
   return answer.ok ? URL.createObjectURL(await answer.blob()) : "";

@@ -1,7 +1,7 @@
-// The viewer: starts pictures, shows them while they are being made, and says how far they are.
+// The viewer: creates pictures, shows them while they are computed, and displays their progress.
 import { Code, ConnectError } from "@connectrpc/connect";
-import { headers, idOf, jobs, models, setToken, token, words } from "./api";
-import { debounced, element, make, say } from "./dom";
+import { headers, idOf, jobs, models, setToken, token, errorMessage } from "./api";
+import { debounced, element, createElement, showAlert } from "./dom";
 import { Gallery, STATES, newest } from "./gallery";
 import { type Job, type JobEvent, type JobSpec, JobState } from "./gen/tessera/v1/job_service_pb";
 import { type Model } from "./gen/tessera/v1/model_service_pb";
@@ -25,7 +25,7 @@ const hint = element("hint");
 const stage = new Stage(element("stage"));
 
 let model: Model | null = null;
-/** How often the form was changed by hand. */
+/** Number of manual changes of the form. */
 let edits = 0;
 
 /** The job that is shown. */
@@ -45,7 +45,7 @@ const gallery = new Gallery(() => shown?.id ?? null);
 
 // ---- Settings of the next picture
 
-/** Sizes that the model can make: its own shape, squares and tall ones, from small to the largest. */
+/** Offered sizes: the model's aspect ratio, squares and portraits, from small to the largest. */
 function sizes({ width, height, sizeMultiple, maxExtent }: Model): Map<string, [number, number][]> {
   const round = (value: number) => Math.max(sizeMultiple, Math.round(value / sizeMultiple) * sizeMultiple);
   const scaled = (w: number, h: number): [number, number][] => {
@@ -64,10 +64,10 @@ function offerSizes(of: Model): void {
   const trained = `${of.width}x${of.height}`;
   size.replaceChildren();
   for (const [label, pairs] of sizes(of)) {
-    const group = make("optgroup");
+    const group = createElement("optgroup");
     group.label = label;
     for (const [width, height] of pairs) {
-      const option = make("option", `${width} × ${height}`);
+      const option = createElement("option", `${width} × ${height}`);
       option.value = `${width}x${height}`;
       option.selected = option.value === trained;
       group.append(option);
@@ -81,7 +81,7 @@ function spec() {
   return { seed: BigInt(seed.value), width, height, steps: Number(steps.value), sampler: Number(sampler.value) };
 }
 
-/** Puts what a picture was made from into the form, to be varied. */
+/** Copies a picture's settings to the form. */
 function showSpec(from: JobSpec): void {
   seed.value = String(from.seed);
   steps.value = String(from.steps);
@@ -91,7 +91,7 @@ function showSpec(from: JobSpec): void {
   askQuote();
 }
 
-/** Bytes for people. */
+/** Formats bytes. */
 function bytes(value: number): string {
   const units = ["B", "KB", "MB", "GB", "TB"];
   const unit = Math.min(Math.floor(Math.log10(Math.max(value, 1)) / 3), units.length - 1);
@@ -99,7 +99,7 @@ function bytes(value: number): string {
   return `${scaled.toFixed(scaled < 10 ? 1 : 0)} ${units[unit]}`;
 }
 
-/** Seconds for people. */
+/** Formats seconds. */
 function duration(seconds: number): string {
   if (seconds < 1) return "under a second";
   if (seconds < 90) return `about ${Math.round(seconds)} s`;
@@ -118,7 +118,7 @@ const askQuote = debounced(250, async () => {
     quote.textContent = `${duration(time)} · ${bytes(Number(found.memoryBytes))} of memory`;
     quote.title = found.notices.map((notice) => `${notice.charAt(0).toUpperCase()}${notice.slice(1)}.`).join("\n");
   } catch {
-    // The order itself will say what is wrong.
+    // The request itself reports the error.
     if (mine === asked) quote.textContent = "";
   }
 });
@@ -137,7 +137,7 @@ function showFields(open: boolean): void {
 async function order(): Promise<void> {
   generate.disabled = true;
   try {
-    // An answer that is lost on the way is asked for again by the same id.
+    // A lost response is requested again with the same id.
     const requestId = crypto.getRandomValues(new Uint32Array(4)).join("-");
     const request = { spec: spec(), requestId };
     const { job } = await jobs.createJob(request).catch((error: unknown) => {
@@ -147,13 +147,13 @@ async function order(): Promise<void> {
     showFields(false);
     if (job) location.hash = `jobs/${idOf(job.name)}`;
   } catch (error) {
-    if (!(await askToken(error))) say(words(error));
+    if (!(await askToken(error))) showAlert(errorMessage(error));
   } finally {
     generate.disabled = false;
   }
 }
 
-/** Sends a picture to be edited, and opens the job. */
+/** Uploads a picture to edit and opens the job. */
 async function editPicture(picture: File): Promise<void> {
   const { seed: noise, steps: count, sampler: method } = spec();
   const query = new URLSearchParams({
@@ -163,24 +163,24 @@ async function editPicture(picture: File): Promise<void> {
     sampler: ["dpmpp", "dpmpp", "heun", "ddim"][method] ?? "dpmpp",
   });
   try {
-    // A type that is no picture's lets the server say what it takes.
+    // For an unknown type the server reports the accepted ones.
     const type = picture.type.startsWith("image/") ? picture.type : "image/x-unknown";
     const sent = { method: "POST", headers: { ...headers(), "content-type": type }, body: picture };
     const answer = await fetch(`/jobs?${query}`, sent);
     if (answer.status === 401) throw new ConnectError("a bearer token is needed", Code.Unauthenticated);
     if (!answer.ok) {
       const { detail } = (await answer.json()) as { detail: string };
-      say(`The picture can't be edited: ${detail}.`);
+      showAlert(`The picture can't be edited: ${detail}.`);
       return;
     }
     const { name } = (await answer.json()) as { name: string };
     location.hash = `jobs/${idOf(name)}`;
   } catch (error) {
-    if (!(await askToken(error))) say(words(error));
+    if (!(await askToken(error))) showAlert(errorMessage(error));
   }
 }
 
-/** Asks for a token if that is what is missing; true if there is a new one. */
+/** Asks for a token after an authentication error; true if one was entered. */
 async function askToken(error: unknown): Promise<boolean> {
   if (ConnectError.from(error).code !== Code.Unauthenticated) return false;
   const dialog = element<HTMLDialogElement>("token");
@@ -196,7 +196,7 @@ async function askToken(error: unknown): Promise<boolean> {
 
 // ---- The picture that is shown
 
-/** Shows a picture; its numbers go into the form unless somebody has typed since `before` edits. */
+/** Shows a picture. Its settings are copied to the form unless the form was edited after `before` edits. */
 async function open(id: string, before: number): Promise<void> {
   if (shown?.id === id) return;
   shown?.stop.abort();
@@ -206,10 +206,10 @@ async function open(id: string, before: number): Promise<void> {
   try {
     ({ job } = await jobs.getJob({ name: `jobs/${id}` }));
   } catch (error) {
-    if (!(await askToken(error))) say(words(error));
+    if (!(await askToken(error))) showAlert(errorMessage(error));
     return;
   }
-  // Another one may have been opened meanwhile.
+  // Another picture may have been opened meanwhile.
   if (!job?.spec || location.hash !== `#jobs/${id}`) return;
   shown = {
     id, job, stop,
@@ -230,7 +230,7 @@ async function open(id: string, before: number): Promise<void> {
   try {
     await watch(job.name, stop.signal, (event) => take(current, event));
   } catch (error) {
-    if (!(await askToken(error))) say(words(error));
+    if (!(await askToken(error))) showAlert(errorMessage(error));
   }
 }
 
@@ -240,7 +240,7 @@ function ended(): boolean {
 
 function take(of: Shown, { sequence, event }: JobEvent): void {
   if (of !== shown) return;
-  // What had happened before is not news.
+  // Events before this time are not highlighted.
   const news = sequence > of.job.sequence;
   switch (event.case) {
     case "started":
@@ -276,7 +276,7 @@ function take(of: Shown, { sequence, event }: JobEvent): void {
 
 let drawing = 0;
 function renderSoon(): void {
-  // Timers of hidden pages are slow but run; frames do not.
+  // Hidden pages run timers, slowly, but no animation frames.
   if (!drawing) drawing = window.setTimeout(() => ((drawing = 0), render()), 30);
 }
 
@@ -320,7 +320,7 @@ function render(): void {
   renderLevels();
 }
 
-/** The pyramid: a bar for each level, coarse to fine. */
+/** Shows the pyramid: a bar for each level, coarse to fine. */
 function renderLevels(): void {
   const place = element("levels");
   const count = model?.levels.length ?? 0;
@@ -328,7 +328,7 @@ function renderLevels(): void {
   if (place.children.length !== count) {
     place.replaceChildren();
     for (let i = 0; i < count; i++) {
-      const bar = make("i");
+      const bar = createElement("i");
       bar.style.width = "5px";
       bar.style.height = `${5 + (15 * i) / Math.max(count - 1, 1)}px`;
       place.append(bar);
@@ -346,7 +346,7 @@ function renderLevels(): void {
   place.title = label;
 }
 
-/** The last viewport that the server was told. */
+/** The last viewport sent to the server. */
 let seen = "";
 const tellView = debounced(300, async () => {
   if (!shown || ended()) return;
@@ -357,7 +357,7 @@ const tellView = debounced(300, async () => {
   try {
     await jobs.setViewport({ name: shown.job.name, viewport });
   } catch {
-    // The picture comes in another order, and the next move tells again.
+    // The viewport only changes the order of tiles; the next movement sends it again.
     seen = "?";
   }
 });
@@ -383,7 +383,7 @@ element("editing").addEventListener("submit", () => {
   const [picture] = file.files ?? [];
   if (picture) void editPicture(picture);
 });
-// A picture that is dropped on the page is put into the dialog.
+// A picture dropped on the page is selected in the dialog.
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     const { dataTransfer } = event as DragEvent;
@@ -406,19 +406,19 @@ cancel.addEventListener("click", async () => {
   try {
     await jobs.cancelJob({ name: shown.job.name });
   } catch (error) {
-    say(words(error));
+    showAlert(errorMessage(error));
   } finally {
     cancel.disabled = false;
   }
 });
 for (const kind of ["tiff", "png"]) {
   element(kind).addEventListener("click", async (event) => {
-    // A link carries no token.
+    // Links do not send the token.
     if (!token() || !shown) return;
     event.preventDefault();
     const answer = await fetch(`/jobs/${shown.id}/image.${kind}`, { headers: headers() });
-    if (!answer.ok) return void say("The picture can't be downloaded.");
-    const link = make("a");
+    if (!answer.ok) return void showAlert("The picture can't be downloaded.");
+    const link = createElement("a");
     link.href = URL.createObjectURL(await answer.blob());
     link.download = `tessera-${shown.job.spec?.seed ?? ""}.${kind}`;
     link.click();
@@ -470,19 +470,19 @@ async function start(): Promise<void> {
     const { models: found } = await models.listModels({});
     model = found[0] ?? null;
     if (model) offerSizes(model);
-    else say("The server has no model.");
+    else showAlert("The server has no model.");
     if (!location.hash) {
       const [last] = await newest();
       if (last) history.replaceState(null, "", `#jobs/${idOf(last.name)}`);
     }
   } catch (error) {
-    if (!(await askToken(error))) say(words(error));
+    if (!(await askToken(error))) showAlert(errorMessage(error));
   }
   askQuote();
-  // Who types while the page finds out what the server has is not overruled.
+  // Input during this request is kept.
   route(0);
 }
 void start();
 
-// For tests: whether all that is shown is final.
+// For tests: true if everything shown is final.
 Object.assign(window, { tessera: { sharp: () => stage.sharp(), view: () => stage.view() } });

@@ -1,7 +1,7 @@
-// The picture: OpenSeadragon over the server's Deep Zoom tiles, which change while the picture is being made.
+// The picture: OpenSeadragon with the server's Deep Zoom tiles, which change while the picture is computed.
 //
-// Each tile that is shown is remembered with the moment at which it was asked for. When something under it has changed
-// since then it is fetched again and swapped in place: nothing flickers, and nothing that is final is fetched twice.
+// Each shown tile has the time of its request. If its pixels have changed since, it is fetched again and replaced without
+// flicker; final tiles are not fetched again.
 import OpenSeadragon from "openseadragon";
 import { headers } from "./api";
 import { debounced, pause } from "./dom";
@@ -15,7 +15,7 @@ export interface Rect {
   height: number;
 }
 
-/** What is shown. */
+/** The shown picture. */
 interface Picture {
   id: string;
   width: number;
@@ -26,16 +26,16 @@ interface Picture {
   tileWidth: number;
   tileHeight: number;
   lastLevel: number;
-  /** Moment at which each of the decoder's tiles was done; 0: not yet. */
+  /** Time at which each of the decoder's tiles was done; 0: pending. */
   done: Float64Array;
-  /** Moment at which the preview last changed. */
+  /** Time of the last change of the preview. */
   settled: number;
-  /** Moment at which each shown tile was asked for. */
+  /** Time at which each shown tile was requested. */
   shown: Map<string, number>;
 }
 
 export class Stage {
-  /** Called when what is looked at may have changed. */
+  /** Called when the viewport may have changed. */
   onview: () => void = () => {};
   private readonly viewer: OpenSeadragon.Viewer;
   private picture: Picture | null = null;
@@ -66,7 +66,7 @@ export class Stage {
       viewportMargins: { left: 20, top: 20, right: 20, bottom: 20 },
       timeout: 600_000,
     } as OpenSeadragon.Options);
-    // The page's own keys do the same wherever the focus is.
+    // The page handles these keys independently of the focus.
     this.viewer.addHandler("canvas-key", (event) => (event.preventDefaultAction = true));
     const view = () => this.onview();
     for (const event of ["animation-finish", "open", "resize"] as const) this.viewer.addHandler(event, view);
@@ -79,7 +79,7 @@ export class Stage {
     element.removeAttribute("aria-label");
   }
 
-  /** Shows a job's picture, of which nothing is known to be done. */
+  /** Shows a job's picture without any decoded tiles. */
   open(id: string, width: number, height: number, columns: number, rows: number, tileSize: number): void {
     const lastLevel = Math.ceil(Math.log2(Math.max(width, height, 1)));
     const picture: Picture = {
@@ -118,7 +118,7 @@ export class Stage {
     this.viewer.open(source as never);
   }
 
-  /** A tile of the decoder is done. `show`: it has just happened, and may be pointed out. */
+  /** Records a decoded tile. `show`: it was decoded just now and is highlighted. */
   tileDone(column: number, row: number, rect: Rect, show: boolean): void {
     if (!this.picture) return;
     this.picture.done[row * this.picture.columns + column] = ++this.moment;
@@ -126,7 +126,7 @@ export class Stage {
     this.soon();
   }
 
-  /** The preview has changed. */
+  /** Records a new preview. */
   levelSettled(): void {
     if (!this.picture) return;
     this.picture.settled = ++this.moment;
@@ -135,7 +135,7 @@ export class Stage {
     this.soon();
   }
 
-  /** Shows where the picture will be, until a level has settled. */
+  /** Shows the outline of the picture until a level has settled. */
   wait(): void {
     if (this.waiting || this.picture?.settled) return;
     this.waiting = document.createElement("div");
@@ -143,7 +143,7 @@ export class Stage {
     this.placeWaiting();
   }
 
-  /** Nothing more will come. */
+  /** Records the end of the job. */
   rest(): void {
     this.waiting?.remove();
     this.waiting = null;
@@ -156,7 +156,7 @@ export class Stage {
     }
   }
 
-  /** The part of the picture that is looked at; null: all of it. */
+  /** Visible part of the picture; null: all of it. */
   view(): Rect | null {
     const item = this.viewer.world.getItemAt(0);
     if (!this.picture || !item) return null;
@@ -188,7 +188,7 @@ export class Stage {
     this.viewer.viewport?.goHome();
   }
 
-  /** Shows nothing. */
+  /** Removes the picture. */
   close(): void {
     this.picture = null;
     this.rest();
@@ -196,7 +196,7 @@ export class Stage {
     this.viewer.close();
   }
 
-  /** Whether everything that is shown is final and as fresh as can be; for tests. */
+  /** True if everything shown is final and up to date; for tests. */
   sharp(): boolean {
     const picture = this.picture;
     const item = this.viewer.world.getItemAt(0);
@@ -211,7 +211,7 @@ export class Stage {
       return fetch(`/jobs/${picture.id}/image_files/${level}/${x}_${y}.png`, { headers: headers(), signal });
     };
     let answer = await get().catch(() => null);
-    // A server that is away comes back, and the tile is still wanted.
+    // Retried: the server may become available again.
     while (!answer && !signal?.aborted && picture === this.picture) {
       await pause(1000);
       answer = await get().catch(() => null);
@@ -230,7 +230,7 @@ export class Stage {
     return pixels;
   }
 
-  /** Whether a tile shows something that has changed since. */
+  /** True if the pixels of a tile have changed since its request. */
   private stale(picture: Picture, key: string): boolean {
     const [level = 0, x = 0, y = 0] = key.split("/").map(Number);
     const shown = picture.shown.get(key) ?? 0;
@@ -249,7 +249,7 @@ export class Stage {
     return false;
   }
 
-  /** Fetches what has changed under the tiles that are loaded. One pass at a time. */
+  /** Fetches loaded tiles again that have changed. One pass at a time. */
   private async refresh(): Promise<void> {
     if (this.refreshing) {
       this.again = true;
@@ -258,7 +258,7 @@ export class Stage {
     this.refreshing = true;
     try {
       const item = this.viewer.world.getItemAt(0);
-      // `false`: what is not replaced stays as it is.
+      // `false`: tiles that are not replaced stay.
       if (item) await (item as unknown as Invalidated).requestInvalidate(false);
     } finally {
       this.refreshing = false;
@@ -269,7 +269,7 @@ export class Stage {
     }
   }
 
-  /** OpenSeadragon asks whether a tile has other pixels now. */
+  /** Called by OpenSeadragon to refresh a tile. */
   private async replace(event: OpenSeadragon.TileInvalidatedEvent): Promise<void> {
     const { picture } = this;
     const { level, x, y } = event.tile as unknown as { level: number; x: number; y: number };
@@ -281,7 +281,7 @@ export class Stage {
       if (await event.outdated()) throw new Error("outdated");
       await event.setData(pixels, "context2d");
     } catch {
-      // It stays stale, and is asked for again.
+      // The tile stays stale and is requested again.
       if (before === undefined) picture.shown.delete(key);
       else picture.shown.set(key, before);
     }
@@ -292,7 +292,7 @@ export class Stage {
     return url.startsWith(`/jobs/${picture.id}/`);
   }
 
-  /** Draws the eye to a tile that has come. */
+  /** Highlights a new tile. */
   private pointOut(rect: Rect): void {
     const item = this.viewer.world.getItemAt(0);
     if (!item || document.hidden) return;
@@ -306,7 +306,7 @@ export class Stage {
   }
 }
 
-/** What this file uses of OpenSeadragon's jobs. */
+/** The used part of OpenSeadragon's image jobs. */
 interface Download {
   tile: { level: number; x: number; y: number };
   userData: { stop?: AbortController };

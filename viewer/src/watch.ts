@@ -1,9 +1,9 @@
-// Follows a job's events, and goes on where it was when the connection breaks.
-import { passes, jobs, words } from "./api";
-import { pause, say } from "./dom";
+// Watches a job's events and resumes after a broken connection.
+import { isTransient, jobs, errorMessage } from "./api";
+import { pause, showAlert } from "./dom";
 import { type JobEvent } from "./gen/tessera/v1/job_service_pb";
 
-/** Calls `take` with every event of the job after `sequence`, in order, once each; ends after the last one. */
+/** Calls `take` once for each event of the job after `sequence`, in order; resolves after the last event. */
 export async function watch(name: string, signal: AbortSignal, take: (event: JobEvent) => void): Promise<void> {
   let afterSequence = 0n;
   let failures = 0;
@@ -20,12 +20,12 @@ export async function watch(name: string, signal: AbortSignal, take: (event: Job
         take(event);
         if (["finished", "failed", "cancelled"].includes(event.event.case ?? "")) return;
       }
-      // A stream that ends early is one that broke: the server is stopping.
+      // The stream ended early because the server is stopping.
     } catch (error) {
       if (signal.aborted) return;
-      if (!passes(error)) throw error;
+      if (!isTransient(error)) throw error;
       away();
-      if (failures > 0) away = say(`${words(error)} Trying again.`, true);
+      if (failures > 0) away = showAlert(`${errorMessage(error)} Trying again.`, true);
     }
     failures += 1;
     await pause(Math.min(500 * 2 ** failures, 8000));
