@@ -1,5 +1,4 @@
-//! The messages and services of `proto/tessera/v1`, as the compiler of proto files writes them; what they mean stands in
-//! those files.
+//! Messages and services generated from `proto/tessera/v1`, where they are documented.
 
 #![allow(
     missing_docs,

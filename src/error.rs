@@ -6,6 +6,7 @@
 use std::{borrow::Cow, fmt, io, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
+use strum::{EnumString, IntoStaticStr};
 
 /// Result with the crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -14,8 +15,19 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 type Text = Cow<'static, str>;
 
 /// Category of an [`Error`]: it determines exit codes and status codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    EnumString,
+    IntoStaticStr,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 #[non_exhaustive]
 pub enum Kind {
     /// An argument is out of range, malformed or unknown. Exit code 2.
@@ -34,7 +46,7 @@ pub enum Kind {
     NotFound,
     /// The resource exists, but its state does not allow the operation yet.
     NotReady,
-    /// A limit is reached. [`Error::retry_after`] tells a limit that may be free later from one that never is.
+    /// A limit is reached. [`Error::retry_after`] distinguishes a limit that may be lifted later from a permanent one.
     Exhausted,
     /// A deadline or time limit has passed.
     Expired,
@@ -47,45 +59,15 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 13] = [
-        Self::InvalidArgument,
-        Self::InvalidModel,
-        Self::InvalidImage,
-        Self::Device,
-        Self::Io,
-        Self::Cancelled,
-        Self::NotFound,
-        Self::NotReady,
-        Self::Exhausted,
-        Self::Expired,
-        Self::Unavailable,
-        Self::Unauthenticated,
-        Self::Internal,
-    ];
-
     /// Machine-readable name: `invalid_argument`, `io`, ...
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::InvalidArgument => "invalid_argument",
-            Self::InvalidModel => "invalid_model",
-            Self::InvalidImage => "invalid_image",
-            Self::Device => "device",
-            Self::Io => "io",
-            Self::Cancelled => "cancelled",
-            Self::NotFound => "not_found",
-            Self::NotReady => "not_ready",
-            Self::Exhausted => "exhausted",
-            Self::Expired => "expired",
-            Self::Unavailable => "unavailable",
-            Self::Unauthenticated => "unauthenticated",
-            Self::Internal => "internal",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
 /// Type of a named thing in [`Detail::NotFound`] and [`Detail::State`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 #[non_exhaustive]
 pub enum Resource {
     /// A job.
@@ -99,17 +81,9 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// All types.
-    pub const ALL: [Self; 4] = [Self::Job, Self::Model, Self::Tile, Self::Preview];
-
     /// Machine-readable name: `job`, `model`, ...
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Job => "job",
-            Self::Model => "model",
-            Self::Tile => "tile",
-            Self::Preview => "preview",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -298,10 +272,7 @@ impl Detail {
     pub fn from_fields(field: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let text = |name| field(name).map(Text::from);
         let number = |name| field(name)?.parse().ok();
-        let resource = || {
-            let name = field("resource")?;
-            Resource::ALL.into_iter().find(|resource| resource.name() == name)
-        };
+        let resource = || field("resource")?.parse().ok();
         if let Some(needed) = number("needed") {
             return Some(Self::Exhausted {
                 resource: text("resource")?,
@@ -372,7 +343,7 @@ impl Detail {
 }
 
 /// Most characters of a value or name in an error: statuses travel in headers, whose length is limited.
-const MAX_VALUE: usize = 200;
+const MAX_VALUE: usize = 100;
 
 fn excerpt(text: String) -> String {
     match text.char_indices().nth(MAX_VALUE) {
@@ -648,7 +619,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_survive_a_trip_as_text() {
+    fn fields_survive_conversion_to_text() {
         for error in [
             Error::invalid("steps", 0, "a positive number"),
             Error::missing("name", "a name"),

@@ -1,14 +1,18 @@
-//! Flags that several subcommands share, and how their values are read.
+//! Flags that several subcommands share.
 
 use std::{
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-use clap::Args;
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use strum::VariantNames;
 
 use crate::{
-    config::{self, Config},
+    config::Config,
     engine::{
         device::{self, Choice, Device, Precision},
         encode,
@@ -20,22 +24,22 @@ use crate::{
     model::{arch::Arch, checkpoint::Checkpoint, sampler::Sampler},
 };
 
-/// Which weights.
+/// The checkpoint.
 #[derive(Debug, Args)]
 pub(super) struct ModelArgs {
-    /// Checkpoint to use in place of the embedded one [env: TESSERA_MODEL]
-    #[arg(long, value_name = "FILE")]
+    /// Checkpoint to use instead of the embedded one
+    #[arg(long, value_name = "FILE", env = "TESSERA_MODEL")]
     pub(super) model: Option<PathBuf>,
 }
 
 impl ModelArgs {
-    /// The checkpoint: flag, then environment, then the embedded one.
-    pub(super) fn open(&self, config: &Config) -> Result<Checkpoint> {
-        open_model(self.model.as_ref().or(config.model.as_ref()))
+    /// Opens the checkpoint, or the embedded one if none is given.
+    pub(super) fn open(&self) -> Result<Checkpoint> {
+        open_model(self.model.as_ref())
     }
 }
 
-/// The checkpoint at `path`, or the embedded one.
+/// Opens the checkpoint at `path`, or the embedded one.
 pub(super) fn open_model(path: Option<&PathBuf>) -> Result<Checkpoint> {
     match path {
         Some(path) => Checkpoint::open(path).map_err(|error| named_input(error, "model", path)),
@@ -43,12 +47,12 @@ pub(super) fn open_model(path: Option<&PathBuf>) -> Result<Checkpoint> {
     }
 }
 
-/// The picture at `path`.
+/// Reads the picture at `path`.
 pub(super) fn read_picture(path: &Path) -> Result<Picture> {
     image_in::read(path, encode::LIMITS).map_err(|error| named_input(error, "picture", path))
 }
 
-/// The error with the name of the input file; one that can't be opened is bad input, not a failure of the machine.
+/// An error of reading the input file of `field`. A file that can't be opened is an invalid argument.
 pub(super) fn named_input(error: Error, field: &'static str, path: &Path) -> Error {
     let kind = match error.kind() {
         Kind::Io => Kind::InvalidArgument,
@@ -57,69 +61,62 @@ pub(super) fn named_input(error: Error, field: &'static str, path: &Path) -> Err
     Error::wrong(kind, field, path.display(), "a usable file").with_source(error)
 }
 
-/// Where the work is done.
+/// The device and how it computes.
 #[derive(Debug, Args)]
 pub(super) struct DeviceArgs {
-    /// auto, cpu, gpu or gpu:N; auto takes a real GPU, else the CPU [env: TESSERA_DEVICE]
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<Choice>,
-    /// f32, bf16, f16 or auto: what is multiplied in; bf16 is for CPUs with AMX or AVX512-BF16, f16 for GPUs with
-    /// cooperative matrices, auto takes what is faster [env: TESSERA_PRECISION] [default: f32]
-    #[arg(long, value_name = "PRECISION")]
-    precision: Option<Precision>,
-    /// Threads of the CPU path; all cores if not given [env: TESSERA_THREADS]
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = config::parse_threads)]
-    threads: Option<usize>,
-    /// Folder for what was compiled and measured on a GPU, or "none"; the user's cache folder if not given [env:
-    /// TESSERA_GPU_CACHE]
-    #[arg(long, value_name = "DIR")]
+    /// auto, cpu, gpu or gpu:N; auto selects a hardware GPU, else the CPU
+    #[arg(long, value_name = "DEVICE", env = "TESSERA_DEVICE", default_value = "auto")]
+    device: Choice,
+    /// Number format of multiplications; bf16 needs a CPU with AMX or AVX512-BF16, f16 a GPU with cooperative matrices,
+    /// auto selects the fastest
+    #[arg(long, value_name = "PRECISION", env = "TESSERA_PRECISION", value_parser = names::<Precision>(), default_value = "f32")]
+    pub(super) precision: Precision,
+    /// Threads of the CPU path, 1 to 1024; all cores if not given
+    #[arg(long, allow_negative_numbers = true, value_name = "N", env = "TESSERA_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Directory of compiled and measured GPU kernels, or "none"; the user's cache directory if not given
+    #[arg(long, value_name = "DIR", env = "TESSERA_GPU_CACHE")]
     gpu_cache: Option<PathBuf>,
 }
 
+/// A parser of an enum by the names of its variants.
+pub(super) fn names<T>() -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>
+        + VariantNames
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    PossibleValuesParser::new(T::VARIANTS).try_map(|name| name.parse::<T>())
+}
+
 impl DeviceArgs {
-    /// The device, with the model's weights.
+    /// Opens the device with the model's weights.
     pub(super) fn open(&self, config: &Config, model: &Checkpoint) -> Result<Device> {
-        let (choice, precision) = (self.choice(config)?, self.precision(config)?);
-        let gpu_cache = self.gpu_cache(config);
-        Device::open(choice, precision, gpu_cache.as_deref(), model.weights.clone())
+        let (choice, gpu_cache) = (self.choice()?, self.gpu_cache(config));
+        Device::open(choice, self.precision, gpu_cache.as_deref(), model.weights.clone())
     }
 
-    /// Where a GPU's shaders lie: flag, then environment, then the user's cache folder.
+    /// Directory of compiled GPU kernels; `None`: they are not kept.
     pub(super) fn gpu_cache(&self, config: &Config) -> Option<PathBuf> {
         match &self.gpu_cache {
-            Some(folder) => config::folder_or_none(folder.clone()),
+            Some(directory) => Some(directory.clone()).filter(|path| path != Path::new("none")),
             None => config.gpu_cache.clone(),
         }
     }
 
-    /// What it multiplies in: flag, then environment, then f32.
-    pub(super) fn precision(&self, config: &Config) -> Result<Precision> {
-        match (self.precision, &config.precision) {
-            (Some(precision), _) => Ok(precision),
-            (None, Some(text)) => text
-                .parse()
-                .map_err(|expected: String| Error::invalid("TESSERA_PRECISION", text, expected)),
-            (None, None) => Ok(Precision::default()),
+    /// The device. Sets the number of threads of the CPU path.
+    pub(super) fn choice(&self) -> Result<Choice> {
+        if let Some(threads) = self.threads {
+            device::set_threads(usize::from(threads))?;
         }
-    }
-
-    /// Which device: flag, then environment; sets the threads of the CPU path on the way.
-    pub(super) fn choice(&self, config: &Config) -> Result<Choice> {
-        let choice = match (&self.device, &config.device) {
-            (Some(choice), _) => *choice,
-            (None, Some(text)) => text
-                .parse()
-                .map_err(|expected: String| Error::invalid("TESSERA_DEVICE", text, expected))?,
-            (None, None) => Choice::Auto,
-        };
-        if let Some(threads) = self.threads.or(config.threads) {
-            device::set_threads(threads)?;
-        }
-        Ok(choice)
+        Ok(self.device)
     }
 }
 
-/// Which picture.
+/// Size and sampling of a new picture.
 #[derive(Debug, Args)]
 pub(super) struct PictureArgs {
     /// Size in pixels; the size the model was trained for if not given
@@ -129,24 +126,24 @@ pub(super) struct PictureArgs {
     pub(super) sampling: SamplingArgs,
 }
 
-/// How it is sampled and decoded.
+/// Sampling and decoding.
 #[derive(Debug, Args)]
 pub(super) struct SamplingArgs {
-    /// Key of the noise; the same seed gives the same picture
+    /// Seed of the noise; the same seed gives the same picture
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
     /// Denoising steps, 1 to 1000
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 25)]
     pub(super) steps: usize,
-    /// heun (best), dpmpp (fastest) or ddim
-    #[arg(long, value_name = "NAME", value_parser = parse_method, default_value = "dpmpp")]
+    /// Sampler: heun is best, dpmpp fastest
+    #[arg(long, value_name = "NAME", value_parser = names::<Sampler>(), default_value = "dpmpp")]
     pub(super) sampler: Sampler,
     #[command(flatten)]
     pub(super) decode: DecodeFlags,
 }
 
 impl SamplingArgs {
-    /// What they say of a picture of the model's size.
+    /// The spec for a picture of the model's size.
     pub(super) fn spec(&self, arch: &Arch) -> Spec {
         Spec {
             steps: self.steps,
@@ -158,13 +155,13 @@ impl SamplingArgs {
     }
 }
 
-/// How pixels are decoded.
+/// Decoding.
 #[derive(Debug, Args)]
 pub(super) struct DecodeFlags {
-    /// Side of a decoded tile in pixels, 64 to 1024, or "whole"; the picture is the same for all
+    /// Side of a decoded tile in pixels, 64 to 1024, or "whole"; it does not change the picture
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = parse_tile, default_value = "512")]
     pub(super) tile: TileSize,
-    /// Bits of a sample, 8 or 16
+    /// Bits per sample, 8 or 16
     #[arg(long, allow_negative_numbers = true, value_name = "BITS", value_parser = parse_bits, default_value = "8")]
     pub(super) bits: Bits,
 }
@@ -190,7 +187,7 @@ impl FromStr for Size {
     }
 }
 
-/// A number of pixels or "whole"; whether the number is in range is the plan's to say.
+/// Parses a number of pixels or "whole"; its range is checked by the plan.
 pub(super) fn parse_tile(text: &str) -> Result<TileSize, String> {
     match (text, text.parse()) {
         ("whole", _) => Ok(TileSize::Whole),
@@ -205,12 +202,6 @@ fn parse_bits(text: &str) -> Result<Bits, String> {
         "16" => Ok(Bits::Sixteen),
         _ => Err(format!("{text:?} bits are not 8 or 16")),
     }
-}
-
-/// A sampler by its name.
-fn parse_method(text: &str) -> Result<Sampler, String> {
-    let method = Sampler::ALL.into_iter().find(|method| method.name() == text);
-    method.ok_or_else(|| format!("{text:?} is not {}", Sampler::ALL.map(Sampler::name).join(", ")))
 }
 
 #[cfg(test)]
@@ -228,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tile_is_a_number_or_whole() {
+    fn tile_sizes_are_numbers_or_whole() {
         assert_eq!(parse_tile("64"), Ok(TileSize::Pixels(64)));
         assert_eq!(parse_tile("whole"), Ok(TileSize::Whole));
         assert!(parse_tile("half").is_err());

@@ -1,4 +1,4 @@
-//! `tessera devices`: what there is to compute on.
+//! `tessera devices`: lists devices.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::progress::{Progress, ProgressArgs};
 use crate::{engine::device, error::Result};
 
-/// List the devices and which one "auto" takes
+/// List the devices and the one that "auto" selects
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -25,7 +25,7 @@ pub(super) fn run(_: &Args, progress: &mut Progress) -> Result<()> {
     let mut out = String::new();
     for device in &devices {
         let mark = if device.auto { "*" } else { " " };
-        // Writing to a String can't fail.
+        // Writing to a String does not fail.
         let _ = writeln!(out, "{mark} {:<6}  {}", device.selector, device.description);
     }
     out.push_str("\n* taken by --device auto\n");

@@ -1,4 +1,4 @@
-//! `tessera edit`: a picture, partly made anew.
+//! `tessera edit`: variations of a picture.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ use crate::{
     store::hash,
 };
 
-/// Make a variation of a picture: it gets noise, and is denoised again (SDEdit)
+/// Make a variation of a picture: add noise and denoise it (SDEdit)
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Picture to read: JPEG, PNG or TIFF, 8 or 16 bit
@@ -26,7 +26,7 @@ pub(super) struct Args {
     /// Picture to write: .tiff or .png
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// How much is made anew: 0 keeps all that the model can hold, 1 only the size
+    /// Amount of change: 0 only encodes and decodes the picture, 1 makes an unrelated one
     #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value_t = STRENGTH)]
     strength: f64,
     #[command(flatten)]
@@ -46,7 +46,7 @@ pub(super) fn run(
     cancel: &Cancel,
 ) -> Result<()> {
     output::check(&args.out)?;
-    let model = args.model.open(config)?;
+    let model = args.model.open()?;
     let picture = args::read_picture(&args.input)?;
     let sha256 = hash::sha256_file(&args.input)?;
     let spec = Spec {

@@ -1,4 +1,4 @@
-//! `tessera fetch`: a server's picture as a file, written while its tiles arrive.
+//! `tessera fetch`: writes a server's picture to a file while its tiles arrive.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,24 +6,24 @@ use std::{
 };
 
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     output,
     progress::{Progress, ProgressArgs},
-    server::{Follow, PatienceArgs, ServerArgs},
+    server::{EventPrinter, RetryArgs, ServerArgs},
     text,
 };
 use crate::{
-    client::{self, plain},
+    client::{self, sanitize},
     config::Config,
-    engine::Cancel,
     error::Result,
 };
 
-/// Write a server's picture to a file, while it is being made or after
+/// Write a job's picture to a file, waiting for its end if necessary
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Name of the job, as "submit" prints it
+    /// Name of the job, as printed by "submit"
     #[arg(value_name = "JOB")]
     job: String,
     /// Picture to write, .tiff or .png
@@ -32,7 +32,7 @@ pub(super) struct Args {
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
-    patience: PatienceArgs,
+    retry: RetryArgs,
     #[command(flatten)]
     pub(super) progress: ProgressArgs,
 }
@@ -50,16 +50,16 @@ pub(super) fn run(
     args: &Args,
     config: &Config,
     progress: &mut Progress,
-    cancel: &Cancel,
+    cancel: &CancellationToken,
 ) -> Result<()> {
     let began = Instant::now();
     output::check(&args.out)?;
     let name = client::full_name(&args.job);
     let job = client::run(cancel, async {
-        let client = args.server.connect_with(config, args.patience.retry()).await?;
+        let client = args.server.connect_with(args.retry.retry()).await?;
         let job = client.get(&name).await?;
-        let mut follow = Follow::new(&job, progress);
-        let mut show = |event: &crate::api::JobEvent| follow.show(event, progress);
+        let mut printer = EventPrinter::new(&job, progress);
+        let mut show = |event: &crate::api::JobEvent| printer.show(event, progress);
         client.fetch(&name, &args.out, config.created, &mut show).await?;
         Ok(job)
     })?;
@@ -72,7 +72,7 @@ pub(super) fn run(
     progress.result(&format!(
         "{}  {}  {} x {}  {} bit  {}  {}\n",
         args.out.display(),
-        plain(&name),
+        sanitize(&name),
         spec.width,
         spec.height,
         spec.bits,

@@ -1,4 +1,4 @@
-//! `tessera generate`: from seeds to pictures.
+//! `tessera generate`: pictures from seeds.
 
 use std::{
     path::{Path, PathBuf},
@@ -28,7 +28,7 @@ use crate::{
     ops::Ops,
 };
 
-/// Most pictures of one run.
+/// Most pictures of one command.
 const MAX_COUNT: u64 = 9999;
 
 /// Make a picture from a seed
@@ -36,7 +36,7 @@ const MAX_COUNT: u64 = 9999;
 pub(super) struct Args {
     #[command(flatten)]
     picture: PictureArgs,
-    /// Pictures to make, with seeds from --seed on
+    /// Number of pictures, with consecutive seeds from --seed on
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1)]
     count: u64,
     /// Picture to write, .tiff or .png; tessera-SEED.tiff if not given
@@ -89,7 +89,7 @@ pub(super) fn run(
     for (_, path) in &jobs {
         output::check(path)?;
     }
-    let model = args.model.open(config)?;
+    let model = args.model.open()?;
     let mut spec = args.picture.sampling.spec(&model.arch);
     if let Some(Size { width, height }) = args.picture.size {
         (spec.width, spec.height) = (width, height);
@@ -99,16 +99,16 @@ pub(super) fn run(
     for (seed, path) in &jobs {
         plan.spec.seed = *seed;
         one(&model, &plan, None, &mut device, path, config, progress, cancel)?;
-        // What there is to know was said with the first picture.
+        // Notices are shown with the first picture only.
         plan.notices.clear();
     }
     Ok(())
 }
 
-/// A picture that is given, and the SHA-256 of its file.
+/// A source picture and the SHA-256 of its file.
 pub(super) type Given = (Picture, String);
 
-/// One picture, from `plan.spec.seed` and what is given to the file at `path`.
+/// Makes one picture from `plan.spec.seed` and the source picture, if any, and writes it to `path`.
 #[allow(clippy::too_many_arguments, reason = "all of them differ between the callers")]
 pub(super) fn one(
     model: &Checkpoint,
@@ -139,7 +139,7 @@ pub(super) fn one(
         flops: plan.flops,
         out: path,
     });
-    progress.say(&format!(
+    progress.line(&format!(
         "{}  {} x {}  seed {}  {} {} steps  on {on}",
         model.arch.name,
         spec.width,
@@ -153,7 +153,7 @@ pub(super) fn one(
     let canvas = with_ops!(device, ops => {
         canvas(ops, model, plan, picture, scratch, progress, cancel)
     })?;
-    progress.busy("write");
+    progress.stage("write");
     let metadata = provenance::generated(model, &name, spec, source.as_deref());
     let bytes = output::write(path, &canvas, metadata, config, cancel)?;
     progress.leave();
@@ -185,7 +185,7 @@ fn canvas<O: Ops>(
     }
 }
 
-/// Seed and file of every picture.
+/// Seed and file of each picture.
 fn jobs(args: &Args) -> Result<Vec<(u64, PathBuf)>> {
     if !(1..=MAX_COUNT).contains(&args.count) {
         let (min, max, nearest) = (1, MAX_COUNT, Some(args.count.clamp(1, MAX_COUNT)));
@@ -205,7 +205,7 @@ fn jobs(args: &Args) -> Result<Vec<(u64, PathBuf)>> {
     })
 }
 
-/// `dir/name-0007.tiff` for the seventh of `dir/name.tiff`.
+/// The path of the seventh picture of `dir/name.tiff` is `dir/name-0007.tiff`.
 fn numbered(path: &Path, number: u64) -> PathBuf {
     let mut name = path.file_stem().unwrap_or_default().to_owned();
     name.push(format!("-{number:04}"));
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_is_numbered_before_the_extension() {
+    fn batch_files_are_numbered_before_the_extension() {
         assert_eq!(numbered(Path::new("a/out.b.tiff"), 7), Path::new("a/out.b-0007.tiff"));
         assert_eq!(numbered(Path::new("out"), 12345), Path::new("out-12345"));
     }

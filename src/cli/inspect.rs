@@ -1,4 +1,4 @@
-//! `tessera inspect`: what a checkpoint holds and what it costs to run.
+//! `tessera inspect`: contents and costs of a checkpoint.
 
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
@@ -11,7 +11,6 @@ use super::{
     text,
 };
 use crate::{
-    config::Config,
     engine::plan::{self, Plan, Spec, TileSize},
     error::Result,
     exec::memory::MEMORY,
@@ -22,13 +21,13 @@ use crate::{
 /// Show a checkpoint: levels, parameters, cost, hashes
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Checkpoint; the embedded one if not given [env: TESSERA_MODEL]
-    #[arg(value_name = "MODEL")]
+    /// Checkpoint; the embedded one if not given
+    #[arg(value_name = "MODEL", env = "TESSERA_MODEL")]
     model: Option<PathBuf>,
-    /// Size in pixels that the costs are for; the trained one if not given
+    /// Size in pixels for the costs; the trained size if not given
     #[arg(long, value_name = "WxH")]
     size: Option<Size>,
-    /// Side of a tile in pixels that the costs are for, or "whole"
+    /// Side of a tile in pixels for the costs, or "whole"
     #[arg(long, value_name = "N", value_parser = args::parse_tile, default_value = "512")]
     tile: TileSize,
     #[command(flatten)]
@@ -73,11 +72,11 @@ struct Network {
     sha256: String,
 }
 
-/// Prefixes of parameter names, as they are listed.
+/// Prefixes of parameter names, in the order of the table.
 const NETWORKS: [&str; 3] = ["encoder", "decoder", "unet"];
 
-pub(super) fn run(args: &Args, config: &Config, progress: &mut Progress) -> Result<()> {
-    let model = args::open_model(args.model.as_ref().or(config.model.as_ref()))?;
+pub(super) fn run(args: &Args, progress: &mut Progress) -> Result<()> {
+    let model = args::open_model(args.model.as_ref())?;
     let report = report(args, &model)?;
     progress.json(&report);
     progress.result(&table(&report))
@@ -127,7 +126,7 @@ fn report(args: &Args, model: &Checkpoint) -> Result<Report> {
     })
 }
 
-/// Parameters of one network and the SHA-256 of their names and values (f32, least significant byte first), by name.
+/// Number of parameters of one network, and SHA-256 of their names and values (f32, little endian), by name.
 fn network(model: &Checkpoint, network: &str) -> Network {
     let mut params: Vec<_> =
         model.weights.iter().filter(|(name, _)| name.split('.').next() == Some(network)).collect();
@@ -145,7 +144,7 @@ fn network(model: &Checkpoint, network: &str) -> Network {
 
 fn table(report: &Report) -> String {
     let mut out = String::new();
-    // Writing to a String can't fail.
+    // Writing to a String does not fail.
     let _ = write_table(&mut out, report);
     out
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     progress::{Progress, ProgressArgs},
@@ -13,9 +14,7 @@ use super::{
 };
 use crate::{
     api::{Job, JobState},
-    client::{self, plain},
-    config::Config,
-    engine::Cancel,
+    client::{self, sanitize},
     error::Result,
 };
 
@@ -31,7 +30,7 @@ pub(super) struct ListArgs {
 /// Cancel a server's job within one step or tile
 #[derive(Debug, clap::Args)]
 pub(super) struct CancelArgs {
-    /// Name of the job, as "submit" prints it
+    /// Name of the job, as printed by "submit"
     #[arg(value_name = "JOB")]
     job: String,
     #[command(flatten)]
@@ -40,10 +39,10 @@ pub(super) struct CancelArgs {
     pub(super) progress: ProgressArgs,
 }
 
-/// Cancel a server's job if it has not ended, and remove it with its pixels
+/// Cancel a server's job if necessary and delete it with its pixels
 #[derive(Debug, clap::Args)]
 pub(super) struct DeleteArgs {
-    /// Name of the job, as "submit" prints it
+    /// Name of the job, as printed by "submit"
     #[arg(value_name = "JOB")]
     job: String,
     #[command(flatten)]
@@ -61,7 +60,7 @@ struct Report<'a> {
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Done<'a> {
-    /// Asked for; the state says whether it has taken effect.
+    /// Requested; `state` tells if it has taken effect.
     Cancelling {
         job: &'a str,
         state: String,
@@ -82,7 +81,7 @@ struct Row<'a> {
     steps: u32,
     tiles_done: u32,
     tiles: u32,
-    /// Seconds since it was queued.
+    /// Seconds since its creation.
     age: f64,
     #[serde(skip_serializing_if = "str::is_empty")]
     error: &'a str,
@@ -111,11 +110,10 @@ impl<'a> Row<'a> {
 
 pub(super) fn list(
     args: &ListArgs,
-    config: &Config,
     progress: &mut Progress,
-    cancel: &Cancel,
+    cancel: &CancellationToken,
 ) -> Result<()> {
-    let jobs = client::run(cancel, async { args.server.connect(config).await?.list().await })?;
+    let jobs = client::run(cancel, async { args.server.connect().await?.list().await })?;
     let now = SystemTime::now();
     progress.json(&Report { jobs: jobs.iter().map(|job| Row::new(job, now)).collect() });
     progress.result(&table(&jobs, now))
@@ -123,11 +121,10 @@ pub(super) fn list(
 
 pub(super) fn cancel(
     args: &CancelArgs,
-    config: &Config,
     progress: &mut Progress,
-    cancel: &Cancel,
+    cancel: &CancellationToken,
 ) -> Result<()> {
-    let work = async { args.server.connect(config).await?.cancel(&args.job).await };
+    let work = async { args.server.connect().await?.cancel(&args.job).await };
     let job = client::run(cancel, work)?;
     let state = client::state_name(job.state());
     let said = match client::is_last(job.state()) {
@@ -135,36 +132,35 @@ pub(super) fn cancel(
         false => format!("{state}, will be cancelled"),
     };
     progress.json(&Done::Cancelling { job: &job.name, state });
-    progress.result(&format!("{}  {said}\n", plain(&job.name)))
+    progress.result(&format!("{}  {said}\n", sanitize(&job.name)))
 }
 
 pub(super) fn delete(
     args: &DeleteArgs,
-    config: &Config,
     progress: &mut Progress,
-    cancel: &Cancel,
+    cancel: &CancellationToken,
 ) -> Result<()> {
-    let work = async { args.server.connect(config).await?.delete(&args.job).await };
+    let work = async { args.server.connect().await?.delete(&args.job).await };
     client::run(cancel, work)?;
     let name = client::full_name(&args.job);
     progress.json(&Done::Deleted { job: &name });
-    progress.result(&format!("{}  deleted\n", plain(&name)))
+    progress.result(&format!("{}  deleted\n", sanitize(&name)))
 }
 
-/// The jobs for people, in columns.
+/// The jobs as a table.
 fn table(jobs: &[Job], now: SystemTime) -> String {
     let mut rows =
         vec![["JOB", "STATE", "SIZE", "SEED", "PROGRESS", "AGE", "ERROR"].map(str::to_owned)];
     for job in jobs {
         let row = Row::new(job, now);
         rows.push([
-            plain(row.job),
+            sanitize(row.job),
             row.state.clone(),
             format!("{} x {}", row.width, row.height),
             row.seed.to_string(),
             progress_of(job.state(), &row),
             age(Duration::try_from_secs_f64(row.age).unwrap_or_default()),
-            plain(row.error),
+            sanitize(row.error),
         ]);
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
@@ -173,7 +169,7 @@ fn table(jobs: &[Job], now: SystemTime) -> String {
     for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {
-            // Writing to a String can't fail.
+            // Writing to a String does not fail.
             let _ = write!(line, "{cell:<width$}  ");
         }
         out.push_str(line.trim_end());
@@ -190,7 +186,7 @@ fn progress_of(state: JobState, row: &Row<'_>) -> String {
     }
 }
 
-/// A time since: `12 s`, `3 min`, `5 h`, `2 d`.
+/// An age: `12 s`, `3 min`, `5 h`, `2 d`.
 fn age(age: Duration) -> String {
     let seconds = age.as_secs();
     match seconds {
@@ -207,7 +203,7 @@ mod tests {
     use crate::api::JobSpec;
 
     #[test]
-    fn the_table_has_columns_and_no_control_characters() {
+    fn job_table_is_aligned_and_has_no_control_characters() {
         let spec = JobSpec { width: 256, height: 128, seed: 7, steps: 25, ..JobSpec::default() };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100_000);
         let created = Some(client::timestamp(now - Duration::from_secs(200)));

@@ -84,7 +84,7 @@ pub(super) fn encode(
 ) -> Result<()> {
     let began = Instant::now();
     output::writable(&args.out)?;
-    let model = args.model.open(config)?;
+    let model = args.model.open()?;
     let picture = args::read_picture(&args.input)?;
     let (width, height) = (picture.width as usize, picture.height as usize);
     let mut device = args.device.open(config, &model)?;
@@ -96,8 +96,8 @@ pub(super) fn encode(
         model_sha256: &model.sha256,
         device: &on,
     });
-    progress.say(&format!("{}  {width} x {height}  on {on}", args.input.display()));
-    progress.busy("encode");
+    progress.line(&format!("{}  {width} x {height}  on {on}", args.input.display()));
+    progress.stage("encode");
     let latents = with_ops!(&mut device, ops => encode::encode(ops, &model.arch, picture))?;
     cancel.check()?;
     LatentFile { width, height, latents }.write(&args.out, &model)?;
@@ -113,7 +113,7 @@ pub(super) fn decode(
 ) -> Result<()> {
     let began = Instant::now();
     output::check(&args.out)?;
-    let model = args.model.open(config)?;
+    let model = args.model.open()?;
     let LatentFile { width, height, latents } = LatentFile::read(&args.input, &model)
         .map_err(|error| args::named_input(error, "latents", &args.input))?;
     let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
@@ -126,21 +126,21 @@ pub(super) fn decode(
         model_sha256: &model.sha256,
         device: &on,
     });
-    progress.say(&format!("{}  {width} x {height}  on {on}", args.input.display()));
+    progress.line(&format!("{}  {width} x {height}  on {on}", args.input.display()));
     let canvas =
         PixelBuffer::create(&output::directory(&args.out), width, height, args.decode.bits)?;
     let arch = &model.arch;
     let canvas = with_ops!(&mut device, ops => {
         engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel)
     })?;
-    progress.busy("write");
+    progress.stage("write");
     let description = format!("decoded by {}", model.arch.name);
     let metadata = provenance::decoded(&model, &name, (width, height), description);
     let bytes = output::write(&args.out, &canvas, metadata, config, cancel)?;
     done(progress, &args.out, width, height, bytes, began)
 }
 
-/// Ends the progress and says what there is now.
+/// Ends the progress and prints the result.
 fn done(
     progress: &mut Progress,
     out: &Path,

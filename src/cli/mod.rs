@@ -1,7 +1,7 @@
-//! The command line: one file per subcommand, one for progress.
+//! The command line: one file per subcommand.
 //!
 //! Results go to standard output, progress and errors to standard error; with `--json`, standard output carries one
-//! JSON event per line and nothing else. Exit codes: 0 done, 2 bad input, 130 interrupted, 1 anything else.
+//! JSON event per line and nothing else. Exit codes: 0 success, 2 invalid input, 130 interrupted, 1 other errors.
 
 mod args;
 mod devices;
@@ -30,10 +30,15 @@ mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{
+    CommandFactory as _, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
+#[cfg(feature = "service")]
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     engine::Cancel,
     error::{Error, Kind, Result},
     telemetry,
@@ -63,7 +68,7 @@ enum Command {
 }
 
 impl Command {
-    /// Whether errors too are wanted as JSON.
+    /// True if errors are printed as JSON too.
     fn json(&self) -> bool {
         match self {
             Self::Generate(args) => args.progress.json,
@@ -78,7 +83,7 @@ impl Command {
         }
     }
 
-    /// URL of the collector that gets the spans.
+    /// URL of the collector of traces.
     fn collector(&self) -> Option<&str> {
         match self {
             #[cfg(feature = "service")]
@@ -88,9 +93,15 @@ impl Command {
     }
 }
 
-/// Carries out the command line of this process and says how it went.
+/// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let variable = variable_of(&error);
+        if let Some(variable) = variable {
+            eprintln!("note: the value is that of the environment variable {variable}");
+        }
+        error.exit()
+    });
     let mut progress = Progress::new(cli.command.json());
     match run(&cli.command, &mut progress) {
         Ok(()) => ExitCode::SUCCESS,
@@ -105,8 +116,19 @@ fn run(command: &Command, progress: &mut Progress) -> Result<()> {
     let config = Config::from_env()?;
     let _traces = telemetry::start(config.log.as_deref(), command.collector())?;
     let cancel = Cancel::default();
-    let raised = cancel.clone();
-    ctrlc::set_handler(move || raised.cancel())
+    #[cfg(feature = "service")]
+    let token = CancellationToken::new();
+    let on_signal = {
+        let cancel = cancel.clone();
+        #[cfg(feature = "service")]
+        let token = token.clone();
+        move || {
+            cancel.cancel();
+            #[cfg(feature = "service")]
+            token.cancel();
+        }
+    };
+    ctrlc::set_handler(on_signal)
         .map_err(|e| Error::internal("installing a signal handler").with_source(e))?;
     match command {
         Command::Generate(args) => generate::run(args, &config, progress, &cancel),
@@ -114,14 +136,28 @@ fn run(command: &Command, progress: &mut Progress) -> Result<()> {
         Command::Reconstruct(args) => reconstruct::run(args, &config, progress, &cancel),
         Command::Encode(args) => latents::encode(args, &config, progress, &cancel),
         Command::Decode(args) => latents::decode(args, &config, progress, &cancel),
-        Command::Inspect(args) => inspect::run(args, &config, progress),
+        Command::Inspect(args) => inspect::run(args, progress),
         Command::Devices(args) => devices::run(args, progress),
         #[cfg(feature = "service")]
-        Command::Service(command) => command.run(&config, progress, &cancel),
+        Command::Service(command) => command.run(&config, progress, &token),
     }
 }
 
-/// The exit code of a failure.
+/// The environment variable whose value `error` rejects; `None` if the value is that of a flag.
+fn variable_of(error: &clap::Error) -> Option<String> {
+    let ContextValue::String(rejected) = error.get(ContextKind::InvalidArg)? else { return None };
+    let words: Vec<_> = config::arguments();
+    let mut command = Cli::command();
+    command.build();
+    let subcommand = words.iter().find_map(|word| command.find_subcommand(word))?;
+    let arg = subcommand.get_arguments().find(|arg| arg.to_string() == *rejected)?;
+    let flag = format!("--{}", arg.get_long()?);
+    let given = words.iter().any(|word| word.split('=').next() == Some(&flag));
+    let variable = arg.get_env()?.to_str()?.to_owned();
+    (!given).then_some(variable)
+}
+
+/// The exit code of an error.
 fn exit_code(kind: Kind) -> ExitCode {
     ExitCode::from(match kind {
         Kind::InvalidArgument | Kind::InvalidModel | Kind::InvalidImage => 2,

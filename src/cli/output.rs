@@ -1,4 +1,4 @@
-//! The picture file: checked before the work, written after it, and what it says of itself.
+//! The output file: checked before the work and written after it.
 
 use std::path::{Path, PathBuf};
 
@@ -10,23 +10,23 @@ use crate::{
     store,
 };
 
-/// Refuses a file that can't be written, before any work is done for it.
+/// Checks that the file can be written, before any work.
 pub(super) fn check(path: &Path) -> Result<Format> {
     let format = Format::of(path)?;
     writable(path)?;
     Ok(format)
 }
 
-/// Refuses a path where no file can be made.
+/// Checks that a file can be created at `path`.
 pub(super) fn writable(path: &Path) -> Result<()> {
     store::preflight(path).map_err(|error| match error.kind() {
-        // A place that was named and can't be written to is bad input.
+        // An output path that can't be written is an invalid argument.
         Kind::Io => Error::invalid("out", path.display(), "a writable path").with_source(error),
         _ => error,
     })
 }
 
-/// Directory of `path`, where its working space goes as well: that disk has to hold the picture anyway.
+/// Directory of `path`, used for temporary files too.
 pub(super) fn directory(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -34,7 +34,7 @@ pub(super) fn directory(path: &Path) -> PathBuf {
     }
 }
 
-/// Writes the picture under a temporary name and renames it; gives the length of the file.
+/// Writes the picture atomically and returns the length of the file.
 pub(super) fn write(
     path: &Path,
     canvas: &PixelBuffer,

@@ -1,4 +1,4 @@
-//! What is seen of the work while it goes on: bars on a terminal, a few lines elsewhere, JSON where it was asked for.
+//! Progress output: bars on a terminal, lines elsewhere, or JSON events.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How progress is shown.
+/// Output format of progress.
 #[derive(Debug, Args)]
 pub(super) struct ProgressArgs {
     /// One JSON event per line on standard output
@@ -24,23 +24,23 @@ pub(super) struct ProgressArgs {
 }
 
 enum Show {
-    /// One bar at a time, on a terminal.
+    /// A progress bar on a terminal.
     Bars,
-    /// A line when a stretch of work ends.
+    /// A line at the end of each stage.
     Lines,
-    /// Events on standard output, nothing for people.
+    /// JSON events on standard output only.
     Json,
 }
 
-/// A stretch of work of one kind, such as denoising.
+/// A stage of the work, such as denoising.
 struct Phase {
     name: &'static str,
     started: Instant,
     bar: Option<ProgressBar>,
 }
 
-/// Writes a line to standard error; that nobody reads it is no reason to stop.
-fn complain(line: &str) {
+/// Writes a line to standard error; failures are ignored.
+fn print_error(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
@@ -71,7 +71,7 @@ struct Failed {
 }
 
 impl Progress {
-    /// Progress of a command; `json`: as events on standard output.
+    /// Progress of a command, as JSON events if `json`.
     pub(super) fn new(json: bool) -> Self {
         let show = match () {
             () if json => Show::Json,
@@ -81,34 +81,34 @@ impl Progress {
         Self { show, sequence: 0, phase: None }
     }
 
-    /// Whether events go to standard output as JSON.
+    /// True if the output is JSON events.
     pub(super) fn is_json(&self) -> bool {
         matches!(self.show, Show::Json)
     }
 
-    /// Writes `event` as one line of JSON, if that was asked for.
+    /// Writes `event` as a line of JSON if the output is JSON.
     pub(super) fn json(&mut self, event: &impl Serialize) {
         if !self.is_json() {
             return;
         }
         self.sequence += 1;
         if let Ok(line) = serde_json::to_string(&Line { sequence: self.sequence, event }) {
-            // A reader that has gone away doesn't end the work: its result is the file.
+            // A closed pipe does not end the work: its result is the file.
             let mut out = std::io::stdout().lock();
             let _ = writeln!(out, "{line}").and_then(|()| out.flush());
         }
     }
 
-    /// A line for people.
-    pub(super) fn say(&self, line: &str) {
+    /// Writes a line for people.
+    pub(super) fn line(&self, line: &str) {
         match self.phase.as_ref().and_then(|phase| phase.bar.as_ref()) {
             Some(bar) => bar.println(line),
             None if self.is_json() => {}
-            None => complain(line),
+            None => print_error(line),
         }
     }
 
-    /// A result for people, on standard output.
+    /// Writes a result for people to standard output.
     pub(super) fn result(&self, text: &str) -> Result<()> {
         if self.is_json() {
             return Ok(());
@@ -121,7 +121,7 @@ impl Progress {
         }
     }
 
-    /// Goes on to a stretch of `of` units, or of work that has none; the one before is done.
+    /// Ends the current stage and starts one of `of` units, or without units.
     fn enter(&mut self, name: &'static str, of: Option<usize>) {
         self.leave();
         let bar = matches!(self.show, Show::Bars).then(|| {
@@ -138,38 +138,38 @@ impl Progress {
         self.phase = Some(Phase { name, started: Instant::now(), bar });
     }
 
-    /// A stretch of work without units.
-    pub(super) fn busy(&mut self, name: &'static str) {
+    /// Starts a stage without units.
+    pub(super) fn stage(&mut self, name: &'static str) {
         self.enter(name, None);
     }
 
-    /// Ends the stretch of work that is going on.
+    /// Ends the current stage.
     pub(super) fn leave(&mut self) {
         let Some(phase) = self.phase.take() else { return };
         match phase.bar {
             Some(bar) => bar.finish_with_message(""),
             None => {
                 let took = text::seconds(phase.started.elapsed());
-                self.say(&format!("  {:<8} {took}", phase.name));
+                self.line(&format!("  {:<8} {took}", phase.name));
             }
         }
     }
 
-    /// Reports the failure of the whole command.
+    /// Reports the error of the command.
     pub(super) fn failed(&mut self, error: &Error) {
-        // The bars stay as far as they came.
+        // The bar stays at its position.
         if let Some(bar) = self.phase.take().and_then(|phase| phase.bar) {
             bar.abandon();
         }
         let message = error.report().to_string();
         let retry_after_seconds = error.retry_after().map(|delay| delay.as_secs_f64());
         let hint = retry_after_seconds.map(|seconds| format!(" (try again in {seconds} s)"));
-        complain(&format!("tessera: {message}{}", hint.unwrap_or_default()));
+        print_error(&format!("tessera: {message}{}", hint.unwrap_or_default()));
         let (kind, fields) = (error.kind().name(), error.detail().fields());
         self.json(&Failed { kind, message, retry_after_seconds, fields });
     }
 
-    /// Moves the bar of the stretch that is going on.
+    /// Sets the position of the current bar.
     fn advance(&mut self, to: usize) {
         if let Some(bar) = self.phase.as_ref().and_then(|phase| phase.bar.as_ref()) {
             bar.set_position(to as u64);
@@ -182,7 +182,7 @@ impl Observer for Progress {
     fn event(&mut self, event: Event) {
         self.json(&event);
         match event {
-            Event::Notice { message } => self.say(&format!("  note     {message}")),
+            Event::Notice { message } => self.line(&format!("  note     {message}")),
             Event::Denoising { of } => self.enter("denoise", Some(of)),
             Event::Step { step, .. } => self.advance(step),
             Event::Settled { .. } => {}

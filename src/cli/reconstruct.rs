@@ -1,4 +1,4 @@
-//! `tessera reconstruct`: a picture through the encoder and the tiled decoder, and how close it comes.
+//! `tessera reconstruct`: encodes and decodes a picture and measures the difference.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -53,7 +53,7 @@ struct Started<'a> {
 struct Finished<'a> {
     out: &'a std::path::Path,
     bytes: u64,
-    /// Peak signal-to-noise ratio in dB; null when there is no difference.
+    /// Peak signal-to-noise ratio in dB; null for equal pictures.
     psnr: Option<f64>,
     seconds: f64,
 }
@@ -66,7 +66,7 @@ pub(super) fn run(
 ) -> Result<()> {
     let began = Instant::now();
     output::check(&args.out)?;
-    let model = args.model.open(config)?;
+    let model = args.model.open()?;
     let picture = args::read_picture(&args.input)?;
     let (width, height) = (picture.width as usize, picture.height as usize);
     let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
@@ -80,16 +80,16 @@ pub(super) fn run(
         model_sha256: &model.sha256,
         device: &on,
     });
-    progress.say(&format!("{}  {width} x {height}  on {on}", args.input.display()));
+    progress.line(&format!("{}  {width} x {height}  on {on}", args.input.display()));
     let canvas =
         PixelBuffer::create(&output::directory(&args.out), width, height, args.decode.bits)?;
     let (arch, original) = (&model.arch, picture.clone());
-    progress.busy("encode");
+    progress.stage("encode");
     let canvas = with_ops!(&mut device, ops => {
         engine::reconstruct(ops, arch, picture, &tiling, canvas, progress, cancel)
     })?;
     let psnr = encode::psnr(&original, &canvas);
-    progress.busy("write");
+    progress.stage("write");
     let description = format!("reconstruction by {}", model.arch.name);
     let metadata = provenance::decoded(&model, &name, (width, height), description);
     let bytes = output::write(&args.out, &canvas, metadata, config, cancel)?;

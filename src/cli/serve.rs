@@ -1,8 +1,9 @@
-//! `tessera serve`: the service.
+//! `tessera serve`: runs the service.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     args::{self, DeviceArgs},
@@ -10,55 +11,53 @@ use super::{
 };
 use crate::{
     config::Config,
-    engine::Cancel,
     error::Result,
     jobs::{self, Jobs, Models},
     service::{self, Tls},
 };
 
-/// Make pictures for others, and stream their tiles as they complete
+/// Run the service: make pictures for clients and stream their tiles
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Address and port; port 0 takes any that is free
+    /// Address and port; port 0 selects a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
     listen: SocketAddr,
-    /// Directory where jobs lie and outlast restarts; one server at a time uses it
+    /// Directory of the jobs, kept across restarts; only one server may use it
     #[arg(long, value_name = "DIR", default_value = "tessera-jobs")]
     jobs: PathBuf,
-    /// Most memory of the jobs that are worked on at one time, in MiB
+    /// Memory budget of the running jobs, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 8192, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     memory: u64,
-    /// Most jobs that wait
+    /// Most queued jobs
     #[arg(long, value_name = "N", default_value_t = 1000)]
     queue: usize,
-    /// Jobs that are worked on in turns
+    /// Jobs that share the device at one time
     #[arg(long, value_name = "N", default_value_t = 4)]
     active: usize,
-    /// Certificate of the server, PEM; turns TLS on
+    /// Certificate of the server, PEM; enables TLS
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// Private key of the server, PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Authority that clients' certificates must come from, PEM
+    /// Authority of the clients' certificates, PEM; clients must have one
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     client_ca: Option<PathBuf>,
-    /// Clients that may call: lines of name, SHA-256 of the token, [most jobs waiting], [most pixels]
+    /// File of clients with tokens; one line each: NAME SHA-256 [MOST-QUEUED-JOBS] [MOST-PIXELS]
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
-    /// Name by which clients reach a server on loopback, such as a proxy's; may be given several times
+    /// Host name of a server on loopback, such as a proxy's; may be given several times
     #[arg(long = "host", value_name = "NAME")]
     hosts: Vec<String>,
-    /// Listen beyond this machine without TLS
+    /// Allow a non-loopback address without TLS
     #[arg(long)]
     insecure: bool,
-    /// Send traces to this OpenTelemetry collector by OTLP over gRPC, such as http://127.0.0.1:4317; needs a program that was
-    /// built with the feature "otlp"
+    /// Send traces to this OpenTelemetry collector by OTLP over gRPC, such as http://127.0.0.1:4317; needs a build with the
+    /// feature "otlp"
     #[arg(long, value_name = "URL")]
     pub(super) otlp_endpoint: Option<String>,
-    /// Checkpoint to serve in place of the embedded one; may be given several times, the first is the default [env:
-    /// TESSERA_MODEL]
-    #[arg(long = "model", value_name = "FILE")]
+    /// Checkpoint to serve instead of the embedded one; may be given several times, the first is the default
+    #[arg(long = "model", value_name = "FILE", env = "TESSERA_MODEL")]
     models: Vec<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
@@ -76,17 +75,17 @@ pub(super) fn run(
     args: &Args,
     config: &Config,
     progress: &mut Progress,
-    cancel: &Cancel,
+    cancel: &CancellationToken,
 ) -> Result<()> {
     let models = match args.models.as_slice() {
-        [] => vec![args::open_model(config.model.as_ref())?],
+        [] => vec![args::open_model(None)?],
         paths => paths.iter().map(|path| args::open_model(Some(path))).collect::<Result<_>>()?,
     };
     let models = Models::new(models.into_iter().map(Arc::new).collect())?;
     let settings = jobs::Settings {
         directory: args.jobs.clone(),
-        devices: vec![args.device.choice(config)?],
-        precision: args.device.precision(config)?,
+        devices: vec![args.device.choice()?],
+        precision: args.device.precision,
         gpu_cache: args.device.gpu_cache(config),
         memory: args.memory << 20,
         queue: args.queue,
@@ -103,6 +102,8 @@ pub(super) fn run(
         insecure: args.insecure,
         hosts: args.hosts.clone(),
     };
+    // Before the jobs are opened: they are left alone if the address is not allowed.
+    service.check()?;
     let jobs = Jobs::open(settings, models)?;
     service::serve(&service, jobs, cancel, |url| {
         progress.json(&Listening { url });

@@ -1,4 +1,4 @@
-//! Which server client commands call, and how its jobs are shown.
+//! Connection and output of the client commands.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,8 +14,8 @@ use crate::{
         Job, JobEvent, Tile,
         job_event::{Event, Finished, LevelSettled, Queued, Started, Step},
     },
-    client::{self, Client, Retry, Settings, plain},
-    config::{Config, Secret},
+    client::{self, Client, Retry, Settings, sanitize},
+    config::Secret,
     engine::{self, Observer as _},
     error::{Error, Expected, Result},
 };
@@ -23,19 +23,19 @@ use crate::{
 /// Largest file of a certificate or key.
 const MAX_PEM: u64 = 1 << 20;
 
-/// How to reach the server.
+/// Address of the server and credentials.
 #[derive(Debug, Args)]
 pub(super) struct ServerArgs {
-    /// Address of the service; http://127.0.0.1:50051 if not given [env: TESSERA_SERVER]
-    #[arg(long, value_name = "URL")]
-    server: Option<String>,
-    /// Bearer token; others on this machine can see flags, so the variable is better [env: TESSERA_TOKEN]
-    #[arg(long, value_name = "TOKEN", value_parser = parse_secret)]
+    /// Address of the server
+    #[arg(long, value_name = "URL", env = "TESSERA_SERVER", default_value = client::DEFAULT_SERVER)]
+    server: String,
+    /// Bearer token; flags are visible to other users of this machine, the variable is not
+    #[arg(long, value_name = "TOKEN", env = "TESSERA_TOKEN", hide_env_values = true, value_parser = parse_secret)]
     token: Option<Secret>,
-    /// Authority that signed the server's certificate, PEM; the machine's own ones if not given
+    /// Authority of the server's certificate, PEM; the system's authorities if not given
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Certificate to show to the server, PEM
+    /// Certificate of this client, PEM
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
     /// Key of the certificate, PEM
@@ -48,39 +48,37 @@ fn parse_secret(text: &str) -> Result<Secret, std::convert::Infallible> {
 }
 
 impl ServerArgs {
-    /// Connects: flags, then environment, then the default.
-    pub(super) async fn connect(&self, config: &Config) -> Result<Client> {
-        self.connect_with(config, Retry::default()).await
+    /// Connects to the server.
+    pub(super) async fn connect(&self) -> Result<Client> {
+        self.connect_with(Retry::default()).await
     }
 
-    /// Likewise, with pauses between attempts as `retry` says.
-    pub(super) async fn connect_with(&self, config: &Config, retry: Retry) -> Result<Client> {
-        let server = self.server.as_ref().or(config.server.as_ref()).cloned();
-        let server = server.unwrap_or_else(|| client::DEFAULT_SERVER.to_owned());
+    /// Connects to the server with a retry policy.
+    pub(super) async fn connect_with(&self, retry: Retry) -> Result<Client> {
         let pem = |field: &'static str, path: &Option<PathBuf>| {
             path.as_ref().map(|path| read_pem(field, path)).transpose()
         };
         let settings = Settings {
-            token: self.token.as_ref().or(config.token.as_ref()).cloned(),
+            token: self.token.clone(),
             ca: pem("ca", &self.ca)?,
             identity: pem("cert", &self.cert)?.zip(pem("key", &self.key)?),
             retry,
-            ..Settings::new(server)
+            ..Settings::new(&self.server)
         };
         Client::connect(&settings).await
     }
 }
 
-/// How long a server that is away is waited for.
+/// Retry policy.
 #[derive(Debug, Args)]
-pub(super) struct PatienceArgs {
-    /// Give up when the server has been away for so many seconds without progress; the job itself is not touched
+pub(super) struct RetryArgs {
+    /// Give up after this many seconds without a connection and without progress; the job goes on
     #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", default_value_t = Retry::default().give_up.as_secs())]
     give_up: u64,
 }
 
-impl PatienceArgs {
-    /// The pauses between attempts.
+impl RetryArgs {
+    /// The policy.
     pub(super) fn retry(&self) -> Retry {
         Retry { give_up: Duration::from_secs(self.give_up), ..Retry::default() }
     }
@@ -97,9 +95,9 @@ fn read_pem(field: &'static str, path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(failed)
 }
 
-/// Shows a job's events: as bars, as lines or as JSON.
+/// Shows a job's events as bars, lines or JSON.
 #[derive(Default)]
-pub(super) struct Follow {
+pub(super) struct EventPrinter {
     steps: usize,
     tiles: usize,
     tiles_done: usize,
@@ -114,17 +112,17 @@ enum Stage {
     Decoding,
 }
 
-/// A job's event as JSON; `job_sequence` is what `--after` takes.
+/// A job's event as JSON; `job_sequence` is an argument of `--after`.
 #[derive(Serialize)]
 struct Line<'a> {
     job_sequence: u64,
     #[serde(flatten)]
-    what: What<'a>,
+    event: EventJson<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-enum What<'a> {
+enum EventJson<'a> {
     Queued { job: String, width: u32, height: u32, seed: u64, steps: u32, tiles: u32 },
     Started { device: String },
     Step { step: u32, of: u32, sigma: f64 },
@@ -133,13 +131,13 @@ enum What<'a> {
     Finished { receipt: serde_json::Value, description: &'a str },
 }
 
-impl Follow {
-    /// Follows a job that stands as `job` says.
+impl EventPrinter {
+    /// Starts at the state of `job`.
     pub(super) fn new(job: &Job, progress: &mut Progress) -> Self {
         let mut follow = Self::default();
         follow.know(job);
         if !progress.is_json() {
-            progress.busy("queued");
+            progress.stage("queued");
         }
         follow
     }
@@ -155,8 +153,8 @@ impl Follow {
             self.tiles_done += 1;
         }
         if progress.is_json() {
-            if let Some(what) = self.what(event) {
-                progress.json(&Line { job_sequence: event.sequence, what });
+            if let Some(json) = self.to_json(event) {
+                progress.json(&Line { job_sequence: event.sequence, event: json });
             }
         } else {
             self.draw(event, progress);
@@ -168,9 +166,9 @@ impl Follow {
             Some(Event::Queued(Queued { job: Some(job) })) => {
                 self.know(job);
                 let spec = job.spec.clone().unwrap_or_default();
-                progress.say(&format!(
+                progress.line(&format!(
                     "{}  {} x {}  seed {}  {} steps",
-                    plain(&job.name),
+                    sanitize(&job.name),
                     spec.width,
                     spec.height,
                     spec.seed,
@@ -178,7 +176,7 @@ impl Follow {
                 ));
             }
             Some(Event::Started(Started { device })) => {
-                progress.say(&format!("  on {}", plain(device)));
+                progress.line(&format!("  on {}", sanitize(device)));
             }
             Some(Event::Step(Step { step, of, sigma })) => {
                 self.enter(Stage::Denoising, progress);
@@ -210,13 +208,13 @@ impl Follow {
         }
     }
 
-    /// The event as JSON. A job's bad end is none: the command fails with it, and says so itself.
-    fn what<'a>(&self, event: &'a JobEvent) -> Option<What<'a>> {
+    /// The event as JSON; `None` for failures, which the command reports as its error.
+    fn to_json<'a>(&self, event: &'a JobEvent) -> Option<EventJson<'a>> {
         Some(match event.event.as_ref()? {
             Event::Queued(Queued { job }) => {
                 let job = job.clone().unwrap_or_default();
                 let spec = job.spec.unwrap_or_default();
-                What::Queued {
+                EventJson::Queued {
                     job: job.name,
                     width: spec.width,
                     height: spec.height,
@@ -225,16 +223,16 @@ impl Follow {
                     tiles: job.tile_columns.saturating_mul(job.tile_rows),
                 }
             }
-            Event::Started(Started { device }) => What::Started { device: device.clone() },
+            Event::Started(Started { device }) => EventJson::Started { device: device.clone() },
             Event::Step(Step { step, of, sigma }) => {
-                What::Step { step: *step, of: *of, sigma: *sigma }
+                EventJson::Step { step: *step, of: *of, sigma: *sigma }
             }
             Event::LevelSettled(LevelSettled { level, rows, columns, .. }) => {
-                What::LevelSettled { level: *level, rows: *rows, columns: *columns }
+                EventJson::LevelSettled { level: *level, rows: *rows, columns: *columns }
             }
             Event::Tile(Tile { column, row, rect, .. }) => {
                 let rect = rect.unwrap_or_default();
-                What::Tile {
+                EventJson::Tile {
                     tile: self.tiles_done,
                     of: self.tiles,
                     column: *column,
@@ -245,7 +243,7 @@ impl Follow {
                     height: rect.height,
                 }
             }
-            Event::Finished(Finished { receipt, description }) => What::Finished {
+            Event::Finished(Finished { receipt, description }) => EventJson::Finished {
                 receipt: serde_json::from_str(receipt).unwrap_or_default(),
                 description,
             },

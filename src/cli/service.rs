@@ -1,13 +1,14 @@
 //! The commands that start the service or call one.
 
 use clap::Subcommand;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     fetch, jobs,
     progress::{Progress, ProgressArgs},
     serve, submit, watch,
 };
-use crate::{config::Config, engine::Cancel, error::Result};
+use crate::{config::Config, error::Result};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -21,7 +22,7 @@ pub(super) enum Command {
 }
 
 impl Command {
-    /// How progress is shown.
+    /// Output format of progress.
     pub(super) fn progress(&self) -> &ProgressArgs {
         match self {
             Self::Serve(args) => &args.progress,
@@ -34,7 +35,7 @@ impl Command {
         }
     }
 
-    /// URL of the collector that gets the spans.
+    /// URL of the collector of traces.
     pub(super) fn collector(&self) -> Option<&str> {
         match self {
             Self::Serve(args) => args.otlp_endpoint.as_deref(),
@@ -46,16 +47,16 @@ impl Command {
         &self,
         config: &Config,
         progress: &mut Progress,
-        cancel: &Cancel,
+        cancel: &CancellationToken,
     ) -> Result<()> {
         match self {
             Self::Serve(args) => serve::run(args, config, progress, cancel),
-            Self::Submit(args) => submit::run(args, config, progress, cancel),
-            Self::Watch(args) => watch::run(args, config, progress, cancel),
+            Self::Submit(args) => submit::run(args, progress, cancel),
+            Self::Watch(args) => watch::run(args, progress, cancel),
             Self::Fetch(args) => fetch::run(args, config, progress, cancel),
-            Self::Jobs(args) => jobs::list(args, config, progress, cancel),
-            Self::Cancel(args) => jobs::cancel(args, config, progress, cancel),
-            Self::Delete(args) => jobs::delete(args, config, progress, cancel),
+            Self::Jobs(args) => jobs::list(args, progress, cancel),
+            Self::Cancel(args) => jobs::cancel(args, progress, cancel),
+            Self::Delete(args) => jobs::delete(args, progress, cancel),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `tessera submit`: orders a picture from a server.
+//! `tessera submit`: creates a job on a server.
 
 use std::{
     path::PathBuf,
@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     args::{self, PictureArgs, Size},
@@ -15,12 +16,8 @@ use super::{
 };
 use crate::{
     api::{CreateJobRequest, Job, JobSpec, Quote, Sampler},
-    client::{self, plain},
-    config::Config,
-    engine::{
-        Cancel,
-        plan::{MAX_STEPS, MAX_TILE, MIN_TILE, TileSize},
-    },
+    client::{self, sanitize},
+    engine::plan::{MAX_STEPS, MAX_TILE, MIN_TILE, TileSize},
     error::{Error, Expected, Result},
     model::sampler,
 };
@@ -28,7 +25,7 @@ use crate::{
 /// Longest `--deadline`: a year.
 const MAX_DEADLINE: u64 = 366 * 24 * 3600;
 
-/// Order a picture from a server and print the job's name
+/// Create a job on a server and print its name
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -36,16 +33,16 @@ pub(super) struct Args {
     /// Picture to edit: JPEG, PNG or TIFF; its size is the job's
     #[arg(long, value_name = "FILE")]
     edit: Option<PathBuf>,
-    /// How much of it is made anew, from 0 to 1 [default: 0.5]
+    /// Amount of change, from 0 to 1 [default: 0.5]
     #[arg(long, allow_negative_numbers = true, value_name = "SHARE", requires = "edit")]
     strength: Option<f64>,
-    /// Which of the server's models; its first one if not given
+    /// One of the server's models; its default if not given
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// Your name for this order, at most 128 characters; the same name again gives the same job
+    /// Identifier of the request, at most 128 characters; a repeated request returns the same job
     #[arg(long, value_name = "TEXT")]
     request_id: Option<String>,
-    /// The job fails if it has not ended after so many seconds
+    /// Fail the job if it has not ended after this many seconds
     #[arg(long, allow_negative_numbers = true, value_name = "SECONDS")]
     deadline: Option<u64>,
     #[command(flatten)]
@@ -68,23 +65,18 @@ struct Submitted<'a> {
     compute_seconds: f64,
 }
 
-pub(super) fn run(
-    args: &Args,
-    config: &Config,
-    progress: &mut Progress,
-    cancel: &Cancel,
-) -> Result<()> {
-    let order = order(args)?;
+pub(super) fn run(args: &Args, progress: &mut Progress, cancel: &CancellationToken) -> Result<()> {
+    let request = request(args)?;
     let picture = args.edit.as_ref().map(|path| {
         std::fs::read(path)
             .map_err(|e| args::named_input(Error::io("read", path, e), "picture", path))
     });
     let picture = picture.transpose()?;
     let job = client::run(cancel, async {
-        let client = args.server.connect(config).await?;
+        let client = args.server.connect().await?;
         match picture {
-            Some(picture) => client.edit(order, picture).await,
-            None => client.create(order).await,
+            Some(picture) => client.edit(request, picture).await,
+            None => client.create(request).await,
         }
     })?;
     report(&job, progress)
@@ -108,17 +100,17 @@ fn report(job: &Job, progress: &mut Progress) -> Result<()> {
         compute_seconds: compute.as_secs_f64(),
     });
     for notice in &quote.notices {
-        progress.say(&format!("  note     {}", plain(notice)));
+        progress.line(&format!("  note     {}", sanitize(notice)));
     }
-    // A server that has done nothing yet can't tell.
+    // Zero: the server has not measured its speed yet.
     if !compute.is_zero() {
-        progress.say(&format!("  about    {}", text::seconds(compute)));
+        progress.line(&format!("  about    {}", text::seconds(compute)));
     }
-    progress.result(&format!("{}\n", plain(&job.name)))
+    progress.result(&format!("{}\n", sanitize(&job.name)))
 }
 
-/// What the flags ask for.
-fn order(args: &Args) -> Result<CreateJobRequest> {
+/// The request of the flags.
+fn request(args: &Args) -> Result<CreateJobRequest> {
     let (picture, sampling) = (&args.picture, &args.picture.sampling);
     let number = |field: &'static str, value: usize| {
         u32::try_from(value).map_err(|_| Error::invalid(field, value, Expected::at_most(u32::MAX)))

@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_in_seconds_until_they_are_long() {
+    fn durations_of_minutes_show_minutes() {
         assert_eq!(seconds(Duration::from_millis(21_340)), "21.3 s");
         assert_eq!(seconds(Duration::from_secs(192)), "3 min 12 s");
     }

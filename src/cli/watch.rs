@@ -1,45 +1,40 @@
-//! `tessera watch`: what becomes of a job.
+//! `tessera watch`: shows a job's events.
+
+use tokio_util::sync::CancellationToken;
 
 use super::{
     progress::{Progress, ProgressArgs},
-    server::{Follow, PatienceArgs, ServerArgs},
+    server::{EventPrinter, RetryArgs, ServerArgs},
 };
 use crate::{
     api::{StreamOptions, job_event::Event},
-    client::{self, plain},
-    config::Config,
-    engine::Cancel,
+    client::{self, sanitize},
     error::Result,
 };
 
 /// Watch a server's job until it ends
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Name of the job, as "submit" prints it
+    /// Name of the job, as printed by "submit"
     #[arg(value_name = "JOB")]
     job: String,
-    /// Leave out the events up to this number
+    /// Omit the events up to this sequence number
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
     after: u64,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
-    patience: PatienceArgs,
+    retry: RetryArgs,
     #[command(flatten)]
     pub(super) progress: ProgressArgs,
 }
 
-pub(super) fn run(
-    args: &Args,
-    config: &Config,
-    progress: &mut Progress,
-    cancel: &Cancel,
-) -> Result<()> {
+pub(super) fn run(args: &Args, progress: &mut Progress, cancel: &CancellationToken) -> Result<()> {
     let mut description = None;
     client::run(cancel, async {
-        let client = args.server.connect_with(config, args.patience.retry()).await?;
+        let client = args.server.connect_with(args.retry.retry()).await?;
         let job = client.get(&args.job).await?;
-        let mut follow = Follow::new(&job, progress);
+        let mut printer = EventPrinter::new(&job, progress);
         let options = StreamOptions {
             without_tile_data: true,
             without_previews: true,
@@ -47,20 +42,20 @@ pub(super) fn run(
         };
         let mut watch = client.watch(&job.name, args.after, options);
         while let Some(event) = watch.next().await? {
-            follow.show(&event, progress);
+            printer.show(&event, progress);
             match event.event {
                 Some(Event::Finished(finished)) => description = Some(finished.description),
-                Some(event) => client::ended_badly(&job.name, &event).map_or(Ok(()), Err)?,
+                Some(event) => client::job_failure(&job.name, &event).map_or(Ok(()), Err)?,
                 None => {}
             }
         }
         Ok(())
     })?;
     progress.leave();
-    let job = plain(&client::full_name(&args.job));
+    let job = sanitize(&client::full_name(&args.job));
     match description {
         Some(description) => {
-            progress.result(&format!("{job}  finished  {}\n", plain(&description)))
+            progress.result(&format!("{job}  finished  {}\n", sanitize(&description)))
         }
         None => Ok(()),
     }

@@ -1,8 +1,8 @@
-//! A picture file from a job, written while its tiles arrive: whole under its final name, or not there.
+//! Writes a job's picture to a file while its tiles arrive. The file is complete under its final name, or absent.
 //!
-//! Tiles go into a nameless arena beside the file. A thread of its own writes the file and waits, area by area, until the
-//! tiles under it are there; so when the last tile comes most of a TIFF is written. Dropping the future ends the thread,
-//! and its temporary file goes.
+//! Tiles are stored in an unnamed temporary file in the same directory. A writer thread produces the file area by area and
+//! waits for the tiles of each, so most of a TIFF is written when the last tile arrives. Dropping the future stops the thread
+//! and removes its temporary file.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 use super::{
     Client,
     incoming::{Incoming, Layout},
-    plain,
-    watch::ended_badly,
+    sanitize,
+    watch::job_failure,
 };
 use crate::{
     api::{
@@ -29,19 +29,19 @@ use crate::{
     store,
 };
 
-/// Longest receipt and description, in bytes; those of this program have a few hundred.
+/// Longest receipt and description in bytes; typical ones have a few hundred.
 const MAX_METADATA: usize = 1 << 18;
 
 impl Client {
-    /// Fetches the picture of the job `name` into the file `out`, a TIFF or PNG by its ending, waiting for the job's end.
-    /// The file states `created` as its time of making. Every event goes to `seen`.
+    /// Writes the picture of the job `name` to `out`, a TIFF or PNG by its extension, waiting for the end of the job. The file
+    /// states the creation time `created`. Every event is passed to `seen`.
     ///
-    /// The file has the bytes that making the picture here would give it.
+    /// The file has the same bytes as one generated locally with the same seed, model and kind of device.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when `out` can't be written; [`Kind::NotFound`] when there is no such job;
-    /// [`Kind::Cancelled`] and others as the job ended; [`Kind::Io`] when a tile arrives damaged twice or the disk is
-    /// full; [`Kind::Unavailable`] when the server is given up. One that is away is waited for until then.
+    /// [`Kind::InvalidArgument`] if `out` can't be written; [`Kind::NotFound`] if the job does not exist;
+    /// [`Kind::Cancelled`] and others as the job ended; [`Kind::Io`] if a tile is damaged twice or the disk is full;
+    /// [`Kind::Unavailable`] if the server does not respond within [`Retry::give_up`](super::Retry::give_up).
     pub async fn fetch(
         &self,
         name: &str,
@@ -51,7 +51,7 @@ impl Client {
     ) -> Result<()> {
         let format = Format::of(out)?;
         store::preflight(out)?;
-        let job = self.repeatedly(u32::MAX, || self.try_get(name)).await?;
+        let job = self.with_retries(u32::MAX, || self.try_get(name)).await?;
         let layout = Layout::of(&job)?;
         let incoming = Arc::new(Incoming::new(directory(out), layout)?);
         let mut writer = Writer::start(incoming.clone(), out.to_owned(), format)?;
@@ -73,8 +73,8 @@ impl Client {
                     incoming.put(index, samples)?;
                 }
                 Some(Event::Finished(finished)) => break finished,
-                Some(event) => ended_badly(name, &event).map_or(Ok(()), Err)?,
-                // A kind of event that came later than this program.
+                Some(event) => job_failure(name, &event).map_or(Ok(()), Err)?,
+                // An event type of a newer server.
                 None => {}
             }
         };
@@ -82,13 +82,13 @@ impl Client {
         writer.ended().await
     }
 
-    /// The tile's number and samples; damaged ones are asked for again, once.
+    /// Index and samples of the tile; a damaged tile is requested again once.
     async fn checked(&self, job: &str, tile: Tile, layout: Layout) -> Result<(usize, Vec<u8>)> {
         let index = layout.index(&tile)?;
         let Err(damage) = layout.check(&tile) else { return Ok((index, tile.data)) };
-        tracing::warn!("{}: {damage}; asking for it again", plain(job));
+        tracing::warn!("{}: {damage}; requesting it again", sanitize(job));
         let (column, row) = (tile.column, tile.row);
-        let again = self.repeatedly(u32::MAX, || self.try_tile(job, column, row)).await?;
+        let again = self.with_retries(u32::MAX, || self.try_tile(job, column, row)).await?;
         if layout.index(&again)? != index {
             let expected = format!("column {column}, row {row}");
             return Err(Error::wrong(Kind::Internal, "the server's tile", "another one", expected));
@@ -102,7 +102,7 @@ fn unfinished() -> Error {
     Error::wrong(Kind::Internal, "the server's stream", "ended", "the picture's end first")
 }
 
-/// What the picture says of itself.
+/// Metadata of the file.
 fn metadata(finished: Finished, created: Option<SystemTime>) -> Result<Metadata> {
     let Finished { receipt, description } = finished;
     for (field, text) in [("receipt", &receipt), ("description", &description)] {
@@ -124,7 +124,7 @@ fn metadata(finished: Finished, created: Option<SystemTime>) -> Result<Metadata>
     Ok(Metadata { description, created, receipt })
 }
 
-/// Directory of `path`, where its working space goes as well: that disk has to hold the picture anyway.
+/// Directory of `path`, used for temporary files too.
 fn directory(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -132,7 +132,7 @@ fn directory(path: &Path) -> &Path {
     }
 }
 
-/// The thread that writes the file.
+/// The writer thread.
 struct Writer {
     incoming: Arc<Incoming>,
     thread: Option<JoinHandle<()>>,
@@ -151,12 +151,12 @@ impl Writer {
                     || source.metadata(),
                     CLASSIC_LIMIT,
                 ),
-                // Its text comes before its pixels.
+                // A PNG has its text before its pixels.
                 Format::Png => source
                     .metadata()
                     .and_then(|metadata| image_out::write_png(&out, source.as_ref(), &metadata)),
             };
-            // Whoever has gone does not need to know.
+            // Fails if the future was dropped.
             let _ = done.send(written);
         };
         let thread = std::thread::Builder::new()
@@ -166,7 +166,7 @@ impl Writer {
         Ok(Self { incoming, thread: Some(thread), ended })
     }
 
-    /// Waits until the file is written, or can't be. To be called until it has answered.
+    /// Waits for the end of the writer. Must not be called again after it has returned.
     async fn ended(&mut self) -> Result<()> {
         match (&mut self.ended).await {
             Ok(written) => written,
@@ -176,7 +176,7 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// Ends the thread, if it has not, and waits for it: then its temporary file is gone.
+    /// Stops the thread and waits for it, so that its temporary file is removed.
     fn drop(&mut self) {
         self.incoming.fail(Error::cancelled("writing the picture"));
         if let Some(thread) = self.thread.take() {

@@ -1,6 +1,6 @@
-//! A picture that arrives tile by tile while it is being read: whoever reads waits until what it reads is there.
+//! A picture that is read while its tiles arrive: readers block until their area is complete.
 //!
-//! Nobody waits for ever: the end of the tiles, an error, and whoever gives up wake all readers.
+//! Completion, failure and cancellation wake all readers, so no reader blocks forever.
 
 use std::{
     path::Path,
@@ -17,21 +17,21 @@ use crate::{
     image_out::{Bits, Metadata, PixelSource, RawPixels},
 };
 
-/// Size and tiles of a picture, checked.
+/// Validated size and tiling of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     width: usize,
     height: usize,
     bits: Bits,
-    /// Side of a tile.
+    /// Side of a tile in pixels.
     side: usize,
 }
 
 impl Layout {
-    /// The layout that a job's spec says.
+    /// The layout of a job.
     ///
     /// # Errors
-    /// [`Kind::Internal`] naming the field when the server's answer makes no sense.
+    /// [`Kind::Internal`] naming the invalid field of the server's response.
     pub(super) fn of(job: &Job) -> Result<Self> {
         let refused = |field: &'static str, value: u32, expected: Expected| {
             Error::wrong(Kind::Internal, field, value, expected)
@@ -75,17 +75,17 @@ impl Layout {
         self.height.div_ceil(self.side)
     }
 
-    /// Pixels of the tile in `column` and `row`, which exists.
+    /// Rectangle of an existing tile.
     fn rect(self, column: usize, row: usize) -> Rect {
         let (x, y) = (column * self.side, row * self.side);
         let (width, height) = (self.side.min(self.width - x), self.side.min(self.height - y));
         Rect { x, y, width, height }
     }
 
-    /// Whether the tile is one of this picture, with the right pixels and encoding; gives its number.
+    /// Checks the position, rectangle and format of a tile and returns its index.
     ///
     /// # Errors
-    /// [`Kind::Internal`]: asking again would not help.
+    /// [`Kind::Internal`]: a repeated request would not help.
     pub(super) fn index(self, tile: &Tile) -> Result<usize> {
         let refused = |part: &str, expected: &'static str| {
             let (column, row) = (tile.column, tile.row);
@@ -108,14 +108,14 @@ impl Layout {
         Ok(row * self.columns() + column)
     }
 
-    /// Whether the tile's samples arrived as they were sent.
+    /// Checks the length and checksum of a tile.
     ///
     /// # Errors
-    /// [`Kind::Io`] saying what differs.
+    /// [`Kind::Io`] if they do not match.
     pub(super) fn check(self, tile: &Tile) -> Result<()> {
-        let damaged = |what: &str, found: usize, expected: usize| {
+        let damaged = |part: &str, found: usize, expected: usize| {
             let (column, row) = (tile.column, tile.row);
-            let field = format!("{what} of the received tile in column {column}, row {row}");
+            let field = format!("{part} of the received tile in column {column}, row {row}");
             Err(Error::wrong(Kind::Io, field, found, expected.to_string()))
         };
         let rect = self.rect(tile.column as usize, tile.row as usize);
@@ -131,21 +131,21 @@ impl Layout {
     }
 }
 
-/// The picture. One thread puts tiles in, others read.
+/// The picture. One thread adds tiles, others read.
 pub(super) struct Incoming {
     layout: Layout,
     state: Mutex<State>,
-    /// Told of every change of the state.
+    /// Notified of every change of the state.
     changed: Condvar,
 }
 
 struct State {
     canvas: PixelBuffer,
-    /// Which tiles are there, row by row.
+    /// True for each received tile, row by row.
     there: Vec<bool>,
     missing: usize,
     metadata: Option<Metadata>,
-    /// Why there will be no more.
+    /// The error that ended the transfer.
     failure: Option<Error>,
 }
 
@@ -159,10 +159,10 @@ impl State {
 }
 
 impl Incoming {
-    /// Reserves room for the whole picture in a nameless file in `dir`.
+    /// Allocates the whole picture in an unnamed file in `dir`.
     ///
     /// # Errors
-    /// [`Kind::Io`] when the disk has no room.
+    /// [`Kind::Io`] if the disk is full.
     pub(super) fn new(dir: &Path, layout: Layout) -> Result<Self> {
         let canvas = PixelBuffer::create(dir, layout.width, layout.height, layout.bits)?;
         let missing = layout.columns() * layout.rows();
@@ -171,10 +171,10 @@ impl Incoming {
         Ok(Self { layout, state: Mutex::new(state), changed: Condvar::new() })
     }
 
-    /// Puts in the tile number `index`, which was checked.
+    /// Adds the checked tile `index`.
     ///
     /// # Errors
-    /// [`Kind::Internal`] when it does not fit.
+    /// [`Kind::Internal`] if its size is wrong.
     pub(super) fn put(&self, index: usize, mut samples: Vec<u8>) -> Result<()> {
         if cfg!(target_endian = "big") && self.layout.bits == Bits::Sixteen {
             samples.as_chunks_mut::<2>().0.iter_mut().for_each(|sample| sample.reverse());
@@ -191,10 +191,10 @@ impl Incoming {
         Ok(())
     }
 
-    /// All tiles are there, and this is what the picture says of itself.
+    /// Completes the picture with its metadata.
     ///
     /// # Errors
-    /// [`Kind::Internal`] when a tile is missing.
+    /// [`Kind::Internal`] if a tile is missing.
     pub(super) fn finish(&self, metadata: Metadata) -> Result<()> {
         let mut state = self.state();
         if state.missing > 0 {
@@ -207,16 +207,16 @@ impl Incoming {
         Ok(())
     }
 
-    /// Ends the picture: pending and later reads get the first `error`.
+    /// Ends the transfer: pending and later reads return the first `error`.
     pub(super) fn fail(&self, error: Error) {
         self.state().failure.get_or_insert(error);
         self.changed.notify_all();
     }
 
-    /// What the picture says of itself, once it is finished.
+    /// The metadata; blocks until the picture is complete.
     ///
     /// # Errors
-    /// That of [`Incoming::fail`].
+    /// The error of [`Incoming::fail`].
     pub(super) fn metadata(&self) -> Result<Metadata> {
         let mut state = self.state();
         loop {
@@ -229,7 +229,7 @@ impl Incoming {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A tile counts only after its samples are in: a panic elsewhere leaves the state true.
+        // A tile is marked after its samples are stored, so the state is consistent after a panic elsewhere.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -237,7 +237,7 @@ impl Incoming {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether every tile under `area` is there.
+    /// True if every tile that intersects `area` is received.
     fn covered(&self, state: &State, area: Rect) -> bool {
         let side = self.layout.side;
         let span = |start: usize, len: usize| start / side..(start + len).div_ceil(side);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_waits_for_its_tiles_and_for_no_others() -> Result<()> {
+    fn readers_wait_for_the_tiles_of_their_area_only() -> Result<()> {
         let incoming = Arc::new(incoming()?);
         let reader = incoming.clone();
         // Across the first two tiles.
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_wakes_readers_and_missing_tiles_are_no_finish() -> Result<()> {
+    fn failures_wake_readers_and_missing_tiles_prevent_completion() -> Result<()> {
         let incoming = Arc::new(incoming()?);
         let (reader, writer) = (incoming.clone(), incoming.clone());
         let area = Rect { x: 0, y: 0, width: 1, height: 1 };
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_of_the_server_is_refused_before_it_is_allocated() {
+    fn invalid_layouts_are_rejected_before_allocation() {
         type Change = fn(&mut Job);
         let changes: [(&str, Change); 5] = [
             ("width", |job| job.spec = None),

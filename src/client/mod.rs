@@ -1,12 +1,11 @@
-//! The client of the service: nothing is lost and nothing comes twice, whatever becomes of the connection.
+//! The client of the service.
 //!
-//! [`Client::watch`] and [`Client::fetch`] outlive broken connections and restarts of the server: they ask again with the
-//! last sequence number seen, and end with what an undisturbed connection ends with. A server that stays away is given up
-//! ([`Retry::give_up`]). A fetched file has the bytes of one
-//! made here from the same seed, model and kind of device; every tile in it was checked by its CRC32C.
+//! [`Client::watch`] and [`Client::fetch`] survive broken connections and restarts of the server: they reconnect with the last
+//! sequence number, so every event is delivered once, and give up after [`Retry::give_up`]. A fetched file has the same bytes
+//! as one generated locally with the same seed, model and kind of device; the CRC32C of every tile is checked.
 //!
-//! What the server says is not trusted: sizes are checked before anything is allocated, texts are freed of control
-//! characters, and no name of the server's becomes a path.
+//! Responses are not trusted: sizes are checked before allocation, control characters are removed from texts, and no name
+//! sent by the server becomes a path.
 
 mod fetch;
 mod incoming;
@@ -30,7 +29,7 @@ use tonic::{
 
 pub use retry::Retry;
 pub use run::run;
-pub use watch::{Watch, ended_badly};
+pub use watch::{Watch, job_failure};
 
 use crate::{
     api::{
@@ -45,41 +44,41 @@ use crate::{
     jobs::MAX_REQUEST_ID,
 };
 
-/// Where the service is looked for if nothing else is said.
+/// Default address of the server.
 pub const DEFAULT_SERVER: &str = "http://127.0.0.1:50051";
 
-/// Largest message that is read: a raw tile of the largest size with 16 bits a sample, and what stands around it.
+/// Largest accepted message: a raw tile of the largest size with 16 bits a sample, and its envelope.
 pub const MAX_MESSAGE: usize = MAX_TILE * MAX_TILE * 6 + (1 << 20);
 
-/// Longest text of the server's that is passed on in a message, in characters.
+/// Longest text of a server that is shown, in characters.
 const MAX_TEXT: usize = 1000;
-/// Jobs of a page of the list.
+/// Page size of lists.
 const PAGE: u32 = 1000;
-/// Bytes that may be on their way, so that a distant server is not made to wait after every tile.
+/// Flow-control window in bytes: a few tiles, so that a distant server need not wait after each.
 const WINDOW: u32 = 8 << 20;
-/// Longest wait for a connection.
-const CONNECT: Duration = Duration::from_secs(10);
-/// Longest wait for the answer of a call that is no stream.
-const ANSWER: Duration = Duration::from_secs(60);
-/// A connection on which nothing arrives for so long is asked for a sign of life, and given up after as long again.
-const SILENCE: Duration = Duration::from_secs(20);
-/// How often a job is ordered if the answer is lost.
-const ORDERS: u32 = 4;
-/// Bytes of a picture that go in one message.
-const PART: usize = 32 << 10;
+/// Timeout of connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of a unary call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Interval of keep-alive pings on an idle connection, and timeout of their acknowledgement.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// Attempts to create a job.
+const CREATE_ATTEMPTS: u32 = 4;
+/// Bytes of a picture per message.
+const CHUNK: usize = 32 << 10;
 
-/// How to reach a server.
+/// Address, credentials and retry policy.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Its address, such as [`DEFAULT_SERVER`]; `https` for TLS.
+    /// Address, such as [`DEFAULT_SERVER`]; `https` for TLS.
     pub server: String,
-    /// Bearer token that every call carries.
+    /// Bearer token of every call.
     pub token: Option<Secret>,
-    /// Authority that signed the server's certificate, as PEM; the machine's own authorities if there is none.
+    /// Authority of the server's certificate, as PEM; the system's authorities by default.
     pub ca: Option<Vec<u8>>,
-    /// Certificate and key of this client, as PEM, for servers that ask for one.
+    /// Certificate and key of this client, as PEM.
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
-    /// Pauses between attempts.
+    /// Retry policy.
     pub retry: Retry,
 }
 
@@ -96,7 +95,7 @@ impl Settings {
     }
 }
 
-/// A connection to a server, which comes back by itself. Cloning shares it.
+/// A connection to a server; it reconnects automatically. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Client {
     calls: JobServiceClient<InterceptedService<Channel, Bearer>>,
@@ -117,38 +116,38 @@ impl Interceptor for Bearer {
     }
 }
 
-/// `order` with a name of its own, which makes it safe to send again.
-fn named(mut order: CreateJobRequest) -> Result<CreateJobRequest> {
-    if order.request_id.is_empty() {
-        order.request_id = uuid::Uuid::now_v7().to_string();
+/// `request` with a `request_id`, which makes it idempotent.
+fn with_request_id(mut request: CreateJobRequest) -> Result<CreateJobRequest> {
+    if request.request_id.is_empty() {
+        request.request_id = uuid::Uuid::now_v7().to_string();
     }
-    let length = order.request_id.chars().count();
+    let length = request.request_id.chars().count();
     if length > MAX_REQUEST_ID {
         let limit = Expected::at_most(format!("{MAX_REQUEST_ID} characters"));
         return Err(Error::invalid("request_id", format!("{length} characters long"), limit));
     }
-    Ok(order)
+    Ok(request)
 }
 
-/// The messages that carry `order` and the picture in `file`.
-fn parts(
-    order: CreateJobRequest,
+/// The messages of an upload.
+fn upload(
+    request: CreateJobRequest,
     file: Arc<Vec<u8>>,
 ) -> impl Stream<Item = EditPictureRequest> + Send + 'static {
     let message = |part| EditPictureRequest { part: Some(part) };
-    let data = (0..file.len().div_ceil(PART)).map(move |i| {
-        let bytes = &file[i * PART..file.len().min((i + 1) * PART)];
+    let data = (0..file.len().div_ceil(CHUNK)).map(move |i| {
+        let bytes = &file[i * CHUNK..file.len().min((i + 1) * CHUNK)];
         message(Part::Data(bytes.to_vec()))
     });
-    tokio_stream::iter(std::iter::once(message(Part::Job(order))).chain(data))
+    tokio_stream::iter(std::iter::once(message(Part::Job(request))).chain(data))
 }
 
 impl Client {
     /// Connects.
     ///
     /// # Errors
-    /// [`InvalidArgument`](crate::error::Kind::InvalidArgument) naming the setting that can't be used;
-    /// [`Unavailable`](crate::error::Kind::Unavailable) when the server can't be reached.
+    /// [`InvalidArgument`](crate::error::Kind::InvalidArgument) naming the invalid setting;
+    /// [`Unavailable`](crate::error::Kind::Unavailable) if the server can't be reached.
     pub async fn connect(settings: &Settings) -> Result<Self> {
         let Settings { server, token, retry, .. } = settings;
         let endpoint = endpoint(settings)?;
@@ -160,55 +159,55 @@ impl Client {
         Ok(Self { calls, server: server.clone(), retry: *retry })
     }
 
-    /// Queues a job. If the answer is lost the order is sent again with the same `request_id`, which is made up if the
-    /// order has none, so that there is one job in the end.
+    /// Creates a job. If the response is lost the request is repeated with the same `request_id`, which is generated if it is
+    /// empty; so only one job is created.
     ///
     /// # Errors
-    /// What the server says, or that it can't be reached.
-    pub async fn create(&self, order: CreateJobRequest) -> Result<Job> {
-        let order = named(order)?;
-        self.repeatedly(ORDERS, || async {
-            let answer = self.calls.clone().create_job(limited(order.clone())).await?;
-            present("job", answer.into_inner().job)
+    /// Those of the server; [`Unavailable`](crate::error::Kind::Unavailable) if it can't be reached.
+    pub async fn create(&self, request: CreateJobRequest) -> Result<Job> {
+        let request = with_request_id(request)?;
+        self.with_retries(CREATE_ATTEMPTS, || async {
+            let answer = self.calls.clone().create_job(with_timeout(request.clone())).await?;
+            required("job", answer.into_inner().job)
         })
         .await
     }
 
-    /// Queues a job that edits the picture in `file`. If the answer is lost all is sent again, as in [`Client::create`].
+    /// Creates a job that edits the picture `file`, with retries as in [`Client::create`].
     ///
     /// # Errors
-    /// What the server says, or that it can't be reached.
-    pub async fn edit(&self, order: CreateJobRequest, file: Vec<u8>) -> Result<Job> {
-        let (order, file) = (named(order)?, Arc::new(file));
-        self.repeatedly(ORDERS, || async {
+    /// Those of the server; [`Unavailable`](crate::error::Kind::Unavailable) if it can't be reached.
+    pub async fn edit(&self, request: CreateJobRequest, file: Vec<u8>) -> Result<Job> {
+        let (request, file) = (with_request_id(request)?, Arc::new(file));
+        self.with_retries(CREATE_ATTEMPTS, || async {
             let answer =
-                self.calls.clone().edit_picture(parts(order.clone(), file.clone())).await?;
-            present("job", answer.into_inner().job)
+                self.calls.clone().edit_picture(upload(request.clone(), file.clone())).await?;
+            required("job", answer.into_inner().job)
         })
         .await
     }
 
-    /// Reads a job.
+    /// Returns a job.
     ///
     /// # Errors
-    /// [`NotFound`](crate::error::Kind::NotFound); what else the server says, or that it can't be reached.
+    /// [`NotFound`](crate::error::Kind::NotFound); [`Unavailable`](crate::error::Kind::Unavailable).
     pub async fn get(&self, name: &str) -> Result<Job> {
-        self.repeatedly(1, || self.try_get(name)).await
+        self.with_retries(1, || self.try_get(name)).await
     }
 
-    /// All jobs, oldest first.
+    /// Returns all jobs, oldest first.
     ///
     /// # Errors
-    /// What the server says, or that it can't be reached.
+    /// Those of the server; [`Unavailable`](crate::error::Kind::Unavailable) if it can't be reached.
     pub async fn list(&self) -> Result<Vec<Job>> {
         let mut jobs = Vec::new();
         let mut page_token = String::new();
         loop {
             let request = ListJobsRequest { page_size: PAGE, page_token: page_token.clone() };
-            let answer = self.calls.clone().list_jobs(limited(request)).await;
+            let answer = self.calls.clone().list_jobs(with_timeout(request)).await;
             let page = answer.map_err(|status| self.error(&status))?.into_inner();
             jobs.extend(page.jobs);
-            // A page that leads to itself would never end.
+            // A page that refers to itself would be an endless list.
             if page.next_page_token.is_empty() || page.next_page_token == page_token {
                 return Ok(jobs);
             }
@@ -216,43 +215,43 @@ impl Client {
         }
     }
 
-    /// Asks for a job's end, which takes one step or tile.
+    /// Cancels a job, which takes effect within one step or tile.
     ///
     /// # Errors
-    /// [`NotFound`](crate::error::Kind::NotFound); what else the server says, or that it can't be reached.
+    /// [`NotFound`](crate::error::Kind::NotFound); [`Unavailable`](crate::error::Kind::Unavailable).
     pub async fn cancel(&self, name: &str) -> Result<Job> {
         let request = CancelJobRequest { name: full_name(name) };
-        let answer = self.calls.clone().cancel_job(limited(request)).await;
-        let answer = answer.and_then(|answer| present("job", answer.into_inner().job));
+        let answer = self.calls.clone().cancel_job(with_timeout(request)).await;
+        let answer = answer.and_then(|answer| required("job", answer.into_inner().job));
         answer.map_err(|status| self.error(&status))
     }
 
-    /// Removes a job with its pixels.
+    /// Deletes a job with its pixels.
     ///
     /// # Errors
-    /// [`NotFound`](crate::error::Kind::NotFound); what else the server says, or that it can't be reached.
+    /// [`NotFound`](crate::error::Kind::NotFound); [`Unavailable`](crate::error::Kind::Unavailable).
     pub async fn delete(&self, name: &str) -> Result<()> {
         let request = DeleteJobRequest { name: full_name(name) };
-        let answer = self.calls.clone().delete_job(limited(request)).await;
+        let answer = self.calls.clone().delete_job(with_timeout(request)).await;
         answer.map(drop).map_err(|status| self.error(&status))
     }
 
-    /// Watches a job from the event after the sequence number `after`.
+    /// Watches a job, starting after the sequence number `after`.
     pub fn watch(&self, name: &str, after: u64, options: StreamOptions) -> Watch {
         Watch::new(self.clone(), full_name(name), after, options)
     }
 
     async fn try_get(&self, name: &str) -> Result<Job, Status> {
         let request = GetJobRequest { name: full_name(name) };
-        let answer = self.calls.clone().get_job(limited(request)).await?;
-        present("job", answer.into_inner().job)
+        let answer = self.calls.clone().get_job(with_timeout(request)).await?;
+        required("job", answer.into_inner().job)
     }
 
     async fn try_tile(&self, name: &str, column: u32, row: u32) -> Result<Tile, Status> {
         let format = ImageFormat::Raw.into();
         let request = GetTileRequest { name: full_name(name), column, row, format };
-        let answer = self.calls.clone().get_tile(limited(request)).await?;
-        present("tile", answer.into_inner().tile)
+        let answer = self.calls.clone().get_tile(with_timeout(request)).await?;
+        required("tile", answer.into_inner().tile)
     }
 
     async fn try_watch(
@@ -262,8 +261,8 @@ impl Client {
         Ok(self.calls.clone().watch_job(request).await?.into_inner())
     }
 
-    /// Makes a call until it has an answer, at most `attempts` times, and until the server is given up.
-    async fn repeatedly<T, F>(&self, attempts: u32, call: impl Fn() -> F) -> Result<T>
+    /// Repeats a call while its failure is transient, at most `attempts` times and within [`Retry::give_up`].
+    async fn with_retries<T, F>(&self, attempts: u32, call: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -272,7 +271,7 @@ impl Client {
         loop {
             match call().await {
                 Ok(answer) => return Ok(answer),
-                Err(status) if attempt < attempts && status::may_pass(&status) => {
+                Err(status) if attempt < attempts && status::is_transient(&status) => {
                     tracing::debug!("{}: {status}; trying again", self.server);
                     if !backoff.pause().await {
                         return Err(self.given_up(&status));
@@ -284,7 +283,7 @@ impl Client {
         }
     }
 
-    /// The error of a server that was waited for in vain, for the last time because of `why`.
+    /// The error after [`Retry::give_up`]; its cause is the last failure.
     fn given_up(&self, why: &Status) -> Error {
         let (operation, limit) = ("retrying without progress".into(), Some(self.retry.give_up));
         let detail = Detail::Expired { operation, limit };
@@ -296,7 +295,7 @@ impl Client {
     }
 }
 
-/// The address and how to speak to it.
+/// The endpoint of an address, with TLS for `https`.
 fn endpoint(settings: &Settings) -> Result<Endpoint> {
     let Settings { server, ca, identity, .. } = settings;
     let expected = || format!("an address like {DEFAULT_SERVER}");
@@ -308,12 +307,12 @@ fn endpoint(settings: &Settings) -> Result<Endpoint> {
     };
     let mut endpoint = Endpoint::from_shared(server.clone())
         .map_err(|error| refused().with_source(error))?
-        .connect_timeout(CONNECT)
+        .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
-        .http2_keep_alive_interval(SILENCE)
-        .keep_alive_timeout(SILENCE);
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
     if !secure {
         for (field, given) in [("ca", ca.is_some()), ("cert", identity.is_some())] {
             if given {
@@ -341,7 +340,7 @@ fn endpoint(settings: &Settings) -> Result<Endpoint> {
     Ok(endpoint)
 }
 
-/// The header that shows `token`.
+/// The authorization header.
 fn bearer(token: &Secret) -> Result<MetadataValue<Ascii>> {
     let refused =
         || Error::invalid("token", "(secret)", "printable ASCII characters without spaces");
@@ -354,36 +353,36 @@ fn bearer(token: &Secret) -> Result<MetadataValue<Ascii>> {
     Ok(value)
 }
 
-/// Whether the name or address is this machine's own.
+/// True for a loopback name or address.
 fn is_loopback(host: &str) -> bool {
     let host = host.trim_matches(['[', ']']);
     host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
-/// A call that ends if the server stays silent.
-fn limited<T>(message: T) -> Request<T> {
+/// A request with the timeout of unary calls.
+fn with_timeout<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(ANSWER);
+    request.set_timeout(CALL_TIMEOUT);
     request
 }
 
-/// The part of an answer that has to be there.
-fn present<T>(field: &str, value: Option<T>) -> Result<T, Status> {
+/// A required field of a response.
+fn required<T>(field: &str, value: Option<T>) -> Result<T, Status> {
     value.ok_or_else(|| Status::internal(format!("the server's answer has no {field}")))
 }
 
-/// `models/{id}`, also if only the id was given.
+/// `models/{id}` of a name or an id.
 pub fn full_model_name(model: &str) -> String {
     if model.starts_with("models/") { model.to_owned() } else { format!("models/{model}") }
 }
 
-/// `jobs/{id}`, also if only the id was given.
+/// `jobs/{id}` of a name or an id.
 pub fn full_name(job: &str) -> String {
     if job.starts_with("jobs/") { job.to_owned() } else { format!("jobs/{job}") }
 }
 
-/// A text of the server's without control characters, and not without end.
-pub fn plain(text: &str) -> String {
+/// Replaces control characters and limits the length of a text from a server.
+pub fn sanitize(text: &str) -> String {
     let visible = |c: char| if c.is_control() { '\u{FFFD}' } else { c };
     let mut out: String = text.chars().take(MAX_TEXT).map(visible).collect();
     if text.chars().nth(MAX_TEXT).is_some() {
@@ -392,22 +391,22 @@ pub fn plain(text: &str) -> String {
     out
 }
 
-/// A job's state in a word: `queued`, `denoising`, ...
+/// Name of a state: `queued`, `denoising`, ...
 pub fn state_name(state: JobState) -> String {
     state.as_str_name().trim_start_matches("JOB_STATE_").to_ascii_lowercase()
 }
 
-/// Whether a job in this state has ended.
+/// True for the states of ended jobs.
 pub fn is_last(state: JobState) -> bool {
     matches!(state, JobState::Finished | JobState::Failed | JobState::Cancelled)
 }
 
-/// A time of the API's. `None` if it was not sent or is none.
+/// Converts a timestamp; `None` if it is absent or out of range.
 pub fn time(timestamp: Option<&prost_types::Timestamp>) -> Option<SystemTime> {
     timestamp.and_then(|&time| SystemTime::try_from(time).ok())
 }
 
-/// A time for the API.
+/// Converts a time to a timestamp.
 pub fn timestamp(time: SystemTime) -> prost_types::Timestamp {
     time.into()
 }
@@ -417,7 +416,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_that_can_not_be_used_are_named() {
+    fn invalid_addresses_are_named() {
         for server in ["", "127.0.0.1:50051", "ftp://host", "http://", "https://", "http://a b"] {
             let error = endpoint(&Settings::new(server)).err();
             assert_eq!(error.as_ref().and_then(Error::field), Some("server"), "{server}");
@@ -428,14 +427,14 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_the_server_can_not_move_the_cursor() {
-        assert_eq!(plain("a\u{1b}[2Jb\n"), "a\u{FFFD}[2Jb\u{FFFD}");
-        assert_eq!(plain(&"x".repeat(MAX_TEXT + 5)).chars().count(), MAX_TEXT + 1);
-        assert_eq!(plain(&"x".repeat(MAX_TEXT)).chars().count(), MAX_TEXT);
+    fn control_characters_of_server_texts_are_replaced() {
+        assert_eq!(sanitize("a\u{1b}[2Jb\n"), "a\u{FFFD}[2Jb\u{FFFD}");
+        assert_eq!(sanitize(&"x".repeat(MAX_TEXT + 5)).chars().count(), MAX_TEXT + 1);
+        assert_eq!(sanitize(&"x".repeat(MAX_TEXT)).chars().count(), MAX_TEXT);
     }
 
     #[test]
-    fn names_may_leave_out_their_collection() {
+    fn resource_names_may_be_bare_ids() {
         assert_eq!(full_name("7"), "jobs/7");
         assert_eq!(full_name("jobs/7"), "jobs/7");
         assert_eq!(full_model_name("a"), full_model_name("models/a"));

@@ -1,20 +1,15 @@
-//! Pauses between attempts: each is about twice the one before, none is longer than a few seconds, and no two clients keep
-//! the same time. A server that stays away is given up in the end.
+//! Retry policy: exponential backoff with jitter and a total time limit.
 
-use std::{
-    hash::{BuildHasher as _, Hasher as _, RandomState},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-/// How long to pause between attempts.
+/// Exponential backoff.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
-    /// The first pause.
+    /// First pause.
     pub first: Duration,
-    /// The longest one.
+    /// Longest pause.
     pub most: Duration,
-    /// How long the server may be away without any progress. Time in which a connection stands does not count: a job may
-    /// wait for long.
+    /// Longest time without a connection and without progress. Connected time does not count: a job may be queued for long.
     pub give_up: Duration,
 }
 
@@ -29,25 +24,25 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// The pauses of one outage.
+    /// The state before the first failure.
     pub(super) fn backoff(self) -> Backoff {
         Backoff { retry: self, next: self.first, away: None, lost: Duration::ZERO }
     }
 }
 
-/// Where one outage stands.
+/// State of an outage.
 #[derive(Debug)]
 pub(super) struct Backoff {
     retry: Retry,
     next: Duration,
-    /// Since when the server is away.
+    /// Start of the current disconnection.
     away: Option<Instant>,
-    /// How long it was away before, since there was progress.
+    /// Disconnected time before that, since the last progress.
     lost: Duration,
 }
 
 impl Backoff {
-    /// Waits before the next attempt, after one that failed. False: it is time to give up.
+    /// Pauses before the next attempt. Returns false if the time limit is reached.
     pub(super) async fn pause(&mut self) -> bool {
         let away = *self.away.get_or_insert_with(Instant::now);
         let lost = self.lost + away.elapsed();
@@ -60,23 +55,20 @@ impl Backoff {
         true
     }
 
-    /// The server answers again, which is no progress yet.
+    /// Records a successful connection, which is no progress yet.
     pub(super) fn answered(&mut self) {
         self.lost += self.away.take().map_or(Duration::ZERO, |away| away.elapsed());
     }
 
-    /// There is progress: the outage is over.
+    /// Records progress, which ends the outage.
     pub(super) fn reset(&mut self) {
         *self = self.retry.backoff();
     }
 }
 
-/// From half of `pause` to all of it, by chance: clients that were cut off together don't come back together.
+/// A random time from half of `pause` to `pause`: clients that were disconnected together reconnect at different times.
 fn jittered(pause: Duration) -> Duration {
-    // The keys of a RandomState are random; that is randomness enough.
-    let random = RandomState::new().build_hasher().finish();
-    let share = (random >> 11) as f64 / (1_u64 << 53) as f64;
-    pause.mul_f64(0.5 + 0.5 * share)
+    pause.mul_f64(0.5 + 0.5 * fastrand::f64())
 }
 
 #[cfg(test)]
@@ -84,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_limit_and_differ() {
+    fn backoff_pauses_have_jitter() {
         let second = Duration::from_secs(1);
         let pauses: Vec<_> = (0..100).map(|_| jittered(second)).collect();
         assert!(pauses.iter().all(|&pause| pause >= second / 2 && pause <= second));
@@ -92,10 +84,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_time_without_a_server_counts() {
+    async fn backoff_counts_disconnected_time_only() {
         let ms = Duration::from_millis;
         let mut backoff = Retry { first: ms(1), most: ms(1), give_up: ms(20) }.backoff();
-        // A connection that stands for longer than the limit, again and again.
+        // A connection that lasts longer than the limit, again and again.
         for _ in 0..3 {
             assert!(backoff.pause().await);
             backoff.answered();

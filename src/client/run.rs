@@ -1,20 +1,14 @@
-//! From synchronous code: runs calls to the end or to Ctrl-C.
+//! Runs calls from synchronous code, to their end or until they are cancelled.
 
-use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
-use crate::{
-    engine::Cancel,
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
 
-/// How often the flag is looked at.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// Runs `work` on this thread and returns what it returns; when `cancel` is raised, `work` is dropped first.
+/// Runs `work` on this thread and returns its result; if `cancel` is cancelled first, `work` is dropped.
 ///
 /// # Errors
-/// [`Kind::Cancelled`](crate::error::Kind) when `cancel` was raised; what `work` returns.
-pub fn run<T>(cancel: &Cancel, work: impl Future<Output = Result<T>>) -> Result<T> {
+/// [`Kind::Cancelled`](crate::error::Kind) if `cancel` was cancelled; those of `work`.
+pub fn run<T>(cancel: &CancellationToken, work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -22,16 +16,7 @@ pub fn run<T>(cancel: &Cancel, work: impl Future<Output = Result<T>>) -> Result<
     runtime.block_on(async {
         tokio::select! {
             done = work => done,
-            error = raised(cancel) => Err(error),
+            () = cancel.cancelled() => Err(Error::cancelled("the command")),
         }
     })
-}
-
-async fn raised(cancel: &Cancel) -> Error {
-    loop {
-        if let Err(error) = cancel.check() {
-            return error;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
 }

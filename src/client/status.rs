@@ -1,36 +1,33 @@
-//! What a gRPC status says, as the crate's error: the details' field names and delays stay readable.
+//! Converts gRPC statuses to errors, from the fields in their details.
 
 use std::error::Error as StdError;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorInfo, StatusExt as _};
 
-use super::plain;
+use super::sanitize;
 use crate::{
     api::ERROR_DOMAIN,
     error::{Detail, Error, Kind},
 };
 
-/// Whether the same call may succeed later: the server is away, or the connection broke.
-pub(super) fn may_pass(status: &Status) -> bool {
-    // A status that came over the wire has no source; one with a source is about the connection.
+/// True if the failure is transient: the server is unavailable or the connection broke.
+pub(super) fn is_transient(status: &Status) -> bool {
+    // A status that was received has no source; a local one has the connection's error.
     status.code() == Code::Unavailable || status.source().is_some()
 }
 
-/// The error that `status` stands for: of the fields in its details if they are this API's, else of its message.
+/// The error of a status: from the fields in its details or, if they are not of this API, from its message.
 pub(super) fn error(server: &str, status: &Status) -> Error {
     if let Some(cause) = status.source() {
         return unreachable(server, cause);
     }
     let details = status.get_error_details();
     let info = details.error_info().filter(|info| info.domain == ERROR_DOMAIN);
-    let reason = |info: &ErrorInfo| {
-        let named = |kind: &Kind| kind.name().eq_ignore_ascii_case(&info.reason);
-        Kind::ALL.into_iter().find(named)
-    };
+    let reason = |info: &ErrorInfo| info.reason.to_ascii_lowercase().parse().ok();
     let kind = info.and_then(reason).unwrap_or_else(|| kind(status.code()));
     let fields = |info: &ErrorInfo| {
-        Detail::from_fields(|name| info.metadata.get(name).map(|value| plain(value)))
+        Detail::from_fields(|name| info.metadata.get(name).map(|value| sanitize(value)))
     };
     let error = Error::new(kind, info.and_then(fields).unwrap_or_else(|| remote(server, status)));
     match details.retry_info().and_then(|retry| retry.retry_delay) {
@@ -39,16 +36,16 @@ pub(super) fn error(server: &str, status: &Status) -> Error {
     }
 }
 
-/// A failure of which nothing but a message is known.
+/// A failure that is described by a message only.
 fn remote(server: &str, status: &Status) -> Detail {
-    let message = match plain(status.message()) {
+    let message = match sanitize(status.message()) {
         empty if empty.is_empty() => status.code().to_string(),
         message => message,
     };
     Detail::Remote { origin: format!("server {server}"), message }
 }
 
-/// The error of a server that does not answer; `cause` is why.
+/// The error of a server that can't be reached because of `cause`.
 pub(super) fn unreachable(server: &str, cause: &(dyn StdError + 'static)) -> Error {
     Error::unavailable(format!("server {server}"), root_cause(cause))
 }
@@ -56,10 +53,10 @@ pub(super) fn unreachable(server: &str, cause: &(dyn StdError + 'static)) -> Err
 /// The text of an error's innermost cause.
 pub(super) fn root_cause(error: &(dyn StdError + 'static)) -> String {
     let innermost = std::iter::successors(Some(error), |&error| error.source()).last();
-    plain(&innermost.unwrap_or(error).to_string())
+    sanitize(&innermost.unwrap_or(error).to_string())
 }
 
-/// The kind of error that a code stands for.
+/// The kind of error of a status code.
 pub(super) fn kind(code: Code) -> Kind {
     match code {
         Code::InvalidArgument | Code::OutOfRange => Kind::InvalidArgument,
@@ -84,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_in_the_details_become_those_of_the_error() {
+    fn error_info_becomes_the_fields_of_the_error() {
         let mut details = ErrorDetails::new();
         let metadata = [("field", "width"), ("value", "100"), ("expected", "a multiple of 64")];
         let metadata: HashMap<_, _> = metadata.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
@@ -102,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_says_when_to_come_again() {
+    fn retry_info_becomes_retry_after() {
         let mut details = ErrorDetails::new();
         details.set_retry_info(Some(Duration::from_millis(2500)));
         let status = Status::with_error_details(Code::ResourceExhausted, "no room", details);
@@ -112,11 +109,11 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_pass_is_tried_again() {
-        assert!(may_pass(&Status::unavailable("draining")));
+    fn only_transient_failures_are_retried() {
+        assert!(is_transient(&Status::unavailable("draining")));
         let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         let broken = Status::from_error(Box::new(broken));
-        assert!(may_pass(&broken));
+        assert!(is_transient(&broken));
         assert_eq!(error("server", &broken).kind(), Kind::Unavailable);
         for status in [
             Status::not_found(""),
@@ -125,7 +122,7 @@ mod tests {
             Status::internal(""),
             Status::resource_exhausted(""),
         ] {
-            assert!(!may_pass(&status), "{status}");
+            assert!(!is_transient(&status), "{status}");
         }
     }
 }

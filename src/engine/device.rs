@@ -3,6 +3,7 @@
 use std::{path::Path, str::FromStr, sync::Arc};
 
 use serde::Serialize;
+use strum::{EnumString, VariantNames};
 
 #[cfg(feature = "gpu")]
 use crate::exec::gpu::{self, AdapterInfo, AdapterKind, Gpu};
@@ -40,7 +41,7 @@ impl FromStr for Choice {
             "gpu" => Ok(Self::Gpu(None)),
             _ => match text.strip_prefix("gpu:").map(str::parse) {
                 Some(Ok(index)) => Ok(Self::Gpu(Some(index))),
-                _ => Err("auto, cpu, gpu or gpu:N".into()),
+                _ => Err("expected auto, cpu, gpu or gpu:N".into()),
             },
         }
     }
@@ -48,12 +49,8 @@ impl FromStr for Choice {
 
 /// Requested format of the factors of products; sums are always f32. It changes pixels slightly, so the device's name
 /// in files includes it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumString)]
-#[strum(
-    serialize_all = "lowercase",
-    parse_err_ty = String,
-    parse_err_fn = unknown_precision
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 pub enum Precision {
     /// f32.
     #[default]
@@ -64,10 +61,6 @@ pub enum Precision {
     F16,
     /// bf16 on a CPU that is faster with it, f16 on a real GPU that has it, else f32; software drivers are slow at f16.
     Auto,
-}
-
-fn unknown_precision(text: &str) -> String {
-    format!("{text:?} is not f32, bf16, f16 or auto")
 }
 
 /// An opened device: an implementation of [`Ops`](crate::ops::Ops) with a model's weights.

@@ -1,8 +1,8 @@
-//! The files of a job: a directory of its own with a journal and an arena.
+//! The files of a job: one directory with a journal and a backing file (arena).
 //!
-//! The arena holds, in this order, two checkpoints of the denoising (written in turns, so that one is always whole) and
-//! the picture's samples. All of it is allocated when the job is queued: a full disk is an answer to the client then.
-//! A job's directory is made under a name that is not a job's, and renamed when it is complete.
+//! The arena contains two checkpoints of the sampler's state, written alternately so that one is always complete, and then the
+//! picture's samples. It is allocated when the job is created, so a full disk is reported to the client at that time.
+//! A job's directory is created under a temporary name and renamed when it is complete.
 
 use std::{
     fs,
@@ -21,18 +21,18 @@ use crate::{
     store::{self, BackingFile, DirectoryLock, Journal, sync_directory},
 };
 
-/// Prefix of directories that are not jobs: being made, or being removed.
+/// Prefix of files and directories that are being created or removed.
 pub const UNFINISHED: &str = ".";
 
-/// Bytes of a page, to which the parts of the arena are aligned.
+/// Bytes of a page; the parts of the arena are aligned to pages.
 const PAGE: usize = 4096;
 
-/// Where the parts of a job's arena lie.
+/// Offsets and sizes in a job's arena.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Bytes of one checkpoint, rounded up to pages.
     slot: usize,
-    /// Values of the latents together.
+    /// Number of values of all latents.
     values: usize,
     /// Bytes of the picture.
     pixels: usize,
@@ -40,7 +40,7 @@ pub struct Layout {
     bits: Bits,
 }
 
-/// Values of a plan's latents together.
+/// Number of values of all latents of a plan.
 pub fn latent_values(plan: &Plan) -> usize {
     plan.latents.iter().map(|shape| shape.len()).sum()
 }
@@ -51,9 +51,9 @@ impl Layout {
         Self::with_latents(plan, latent_values(plan))
     }
 
-    /// The layout for a plan of a model whose latents have `values` values together.
+    /// The layout for a plan of a model whose latents have `values` values in all.
     pub fn with_latents(plan: &Plan, values: usize) -> Self {
-        // z, and for samplers that look back the step before's D.
+        // z, and for multistep samplers the previous step's D.
         let slot = (2 * 4 * values + 8usize).next_multiple_of(PAGE);
         let (width, bits) = (plan.spec.width, plan.spec.bits);
         Self { slot, values, pixels: plan.picture_bytes as usize, width, bits }
@@ -64,7 +64,7 @@ impl Layout {
         (2 * self.slot + self.pixels) as u64
     }
 
-    /// Where the samples of `rect` lie.
+    /// Byte ranges of the samples of `rect`.
     fn placed(&self, rect: Rect) -> store::RowSpan {
         let mut placed = tiles::placed(rect, self.width, self.bits);
         placed.offset += 2 * self.slot;
@@ -90,25 +90,26 @@ impl JobDirectory {
         self.0.join("arena")
     }
 
-    /// The preview of the levels from `level` on.
+    /// File of the preview of `level` and coarser levels.
     pub fn preview(&self, level: usize) -> PathBuf {
         self.0.join(format!("preview-{level}.png"))
     }
 
-    /// The whole picture as a file, once somebody has asked for it.
+    /// File of the whole picture; it is written at the first download.
     pub fn picture(&self, extension: &str) -> PathBuf {
         self.0.join(format!("picture.{extension}"))
     }
 
-    /// The picture that the job edits.
+    /// File of the source picture.
     pub fn source(&self) -> PathBuf {
         self.0.join("source")
     }
 
-    /// Makes the directory with its first record, its arena and the picture at `source`, which is moved there; all, or nothing.
+    /// Creates the directory with its first record, its arena and the source picture, which is moved there. On an error
+    /// nothing is left.
     ///
     /// # Errors
-    /// [`Kind::Exhausted`] when the disk is full, [`Kind::Io`] for other failures of it.
+    /// [`Kind::Exhausted`] if the disk is full; [`Kind::Io`].
     pub fn create(
         &self,
         first: &Record,
@@ -130,7 +131,7 @@ impl JobDirectory {
             self.0.parent().map_or(Ok(()), sync_directory).map_err(failed)
         });
         made.map_err(|error| {
-            // What is left would only take up the disk.
+            // Best effort: the next start removes leftovers too.
             let _ = fs::remove_dir_all(&making.0);
             full_disk(error, layout.bytes())
         })
@@ -139,27 +140,27 @@ impl JobDirectory {
     /// Opens the journal.
     ///
     /// # Errors
-    /// Those of [`Journal::open`], and for records that can't be read.
+    /// Those of [`Journal::open`] and of [`Record::from_bytes`].
     pub fn open_journal(&self) -> Result<(Journal, Vec<Record>)> {
         let (journal, recovered) = Journal::open(&self.journal())?;
         if recovered.torn_bytes > 0 {
             let path = self.journal();
-            tracing::warn!("{}: {} torn bytes cut off", path.display(), recovered.torn_bytes);
+            tracing::warn!("{}: {} torn bytes removed", path.display(), recovered.torn_bytes);
         }
         let records = recovered.records.iter().map(|bytes| Record::from_bytes(bytes));
         Ok((journal, records.collect::<Result<_>>()?))
     }
 
-    /// Maps the arena, for the one thread that works on the job.
+    /// Maps the arena. Only one thread may write to it.
     ///
     /// # Errors
     /// Those of [`BackingFile::open_named`].
-    pub fn open_arena(&self, layout: &Layout, lock: &DirectoryLock) -> Result<Canvas> {
+    pub fn open_arena(&self, layout: &Layout, lock: &DirectoryLock) -> Result<JobBuffer> {
         let arena = BackingFile::open_named(&self.arena(), layout.bytes(), lock)?;
-        Ok(Canvas { arena, layout: layout.clone(), next_slot: 0 })
+        Ok(JobBuffer { arena, layout: layout.clone(), next_slot: 0 })
     }
 
-    /// The samples of `rect`, which must lie in the picture: rows without gaps, 16 bits in the machine's byte order.
+    /// Reads the samples of `rect`, which must be inside the picture: RGB rows without gaps, 16 bits in native byte order.
     ///
     /// # Errors
     /// [`Kind::Io`].
@@ -167,7 +168,7 @@ impl JobDirectory {
         store::read_rows(&self.arena(), layout.placed(rect))
     }
 
-    /// Removes the directory with all that is in it; what is left after a crash is not taken for a job.
+    /// Removes the directory. It is renamed first, so that a crash in between leaves no job.
     ///
     /// # Errors
     /// [`Kind::Io`].
@@ -182,15 +183,15 @@ impl JobDirectory {
 
 /// A job's arena, mapped.
 #[derive(Debug)]
-pub struct Canvas {
+pub struct JobBuffer {
     arena: BackingFile,
     layout: Layout,
-    /// Where the next checkpoint goes.
+    /// Slot of the next checkpoint, 0 or 1.
     next_slot: usize,
 }
 
-impl Canvas {
-    /// Writes a checkpoint and waits until the disk has it; gives its slot and CRC32C. The one before stays.
+impl JobBuffer {
+    /// Writes a checkpoint durably and returns its slot and CRC32C. The previous checkpoint is kept.
     ///
     /// # Errors
     /// [`Kind::Io`].
@@ -207,10 +208,10 @@ impl Canvas {
         Ok((slot, crc32c::crc32c(bytes)))
     }
 
-    /// The checkpoint that the journal names; the next one goes into the other slot.
+    /// Loads the checkpoint of the journal; the next one will use the other slot.
     ///
     /// # Errors
-    /// [`Kind::Io`] when the arena does not hold it any more.
+    /// [`Kind::Io`] if its checksum does not match.
     pub(super) fn load(&mut self, plan: &Plan, saved: Saved) -> Result<SamplerState> {
         let Saved { step, slot, crc32c } = saved;
         self.next_slot = 1 - slot.min(1);
@@ -239,8 +240,7 @@ impl Canvas {
         ))
     }
 
-    /// Writes the samples of tiles and waits until the disk has them; gives their CRC32C, of 16 bits in little-endian
-    /// order.
+    /// Writes the samples of tiles durably and returns the CRC32C of each, computed over little-endian samples.
     ///
     /// # Errors
     /// [`Kind::Io`].
@@ -253,13 +253,13 @@ impl Canvas {
             (start, end) = (start.min(placed.offset), end.max(last));
             sums.push(crc32c::crc32c(&little_endian(samples, self.layout.bits)));
         }
-        // What lies between and was not written is on the disk already.
+        // One range for all: unmodified pages in between cost nothing.
         self.arena.sync(start.min(end)..end)?;
         Ok(sums)
     }
 }
 
-/// Samples in the machine's byte order to little-endian ones, as clients get them.
+/// Converts samples from native to little-endian byte order, the order of the API.
 pub fn little_endian(samples: &[u8], bits: Bits) -> std::borrow::Cow<'_, [u8]> {
     if bits == Bits::Eight || cfg!(target_endian = "little") {
         return samples.into();
@@ -267,7 +267,7 @@ pub fn little_endian(samples: &[u8], bits: Bits) -> std::borrow::Cow<'_, [u8]> {
     samples.chunks_exact(2).flat_map(|s| [s[1], s[0]]).collect::<Vec<_>>().into()
 }
 
-/// A full disk is a limit of the server; other failures stay what they are.
+/// Converts a full-disk error to [`Kind::Exhausted`]; other errors are returned unchanged.
 pub(super) fn full_disk(error: Error, needed: u64) -> Error {
     let source = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<std::io::Error>());
     match source.map(std::io::Error::kind) {

@@ -1,4 +1,4 @@
-//! One job: what is known of it, its events, and the reading of its pixels.
+//! One job: its state, its events and its pixels.
 
 use std::{
     path::PathBuf,
@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use strum::{IntoStaticStr, VariantArray};
 use tokio::sync::watch;
 
 use crate::{
@@ -19,22 +20,23 @@ use crate::{
     jobs::{
         Quote,
         files::{JobDirectory, Layout},
-        record::{Event, Order, Record},
+        record::{Event, JobRequest, Record},
     },
     model::checkpoint::Checkpoint,
     store::Journal,
 };
 
-/// Where a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Phase of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Phase {
-    /// Waits for its turn.
+    /// In the queue.
     Queued,
-    /// Is being denoised.
+    /// Taking denoising steps.
     Denoising,
-    /// Is being decoded.
+    /// Decoding tiles.
     Decoding,
-    /// All tiles are done.
+    /// All tiles are decoded.
     Finished,
     /// Ended by an error.
     Failed,
@@ -43,69 +45,55 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Queued,
-        Self::Denoising,
-        Self::Decoding,
-        Self::Finished,
-        Self::Failed,
-        Self::Cancelled,
-    ];
+    /// All phases.
+    pub const ALL: &[Self] = <Self as VariantArray>::VARIANTS;
 
-    /// Its name for programs.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Denoising => "denoising",
-            Self::Decoding => "decoding",
-            Self::Finished => "finished",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-        }
+    /// Its machine-readable name.
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 
-    /// Whether nothing more will happen.
+    /// True if no event follows.
     pub fn is_last(self) -> bool {
         matches!(self, Self::Finished | Self::Failed | Self::Cancelled)
     }
 }
 
-/// A job. Shared by the engine's thread, which alone works on it, and by whoever asks about it.
+/// A job. One engine thread works on it at a time; everything else may be read from any thread.
 #[derive(Debug)]
 pub struct Job {
-    /// Its name, chosen by the server: 32 hexadecimal digits, in the order of their making.
+    /// Its id: 32 hexadecimal digits that sort by creation time.
     pub id: String,
-    /// What it is made with.
+    /// Its model.
     pub model: Arc<Checkpoint>,
-    /// What was asked for.
-    pub order: Order,
-    /// What follows from it.
+    /// The request.
+    pub request: JobRequest,
+    /// The plan of the request.
     pub plan: Plan,
-    /// What it was admitted with.
+    /// Its cost at admission.
     pub quote: Quote,
-    /// Raised when somebody does not want it any more.
+    /// Raised to end the job early.
     pub(super) cancel: Cancel,
     pub(super) directory: JobDirectory,
     pub(super) layout: Layout,
-    /// Guards the journal and all that follows from its records. Held for short: never while computing.
+    /// Journal and derived state. Locked briefly: never while computing.
     state: Mutex<State>,
-    /// Sequence of the newest event, for those who wait for the next one.
+    /// Sequence number of the newest event.
     newest: watch::Sender<u64>,
-    /// Somebody has asked for previews.
+    /// True once a client has asked for previews.
     previews_wanted: AtomicBool,
 }
 
-/// What follows from the records so far.
+/// State derived from the records.
 #[derive(Debug)]
 struct State {
-    /// Open while an engine works on the job.
+    /// Open while an engine thread works on the job.
     journal: Option<Journal>,
     records: Vec<Record>,
     phase: Phase,
     /// Newest checkpoint.
     checkpoint: Option<Saved>,
-    /// CRC32C of every tile that is done.
+    /// CRC32C of every decoded tile.
     tiles: Vec<Option<u32>>,
     tiles_done: usize,
     /// Finest level that has settled.
@@ -113,7 +101,7 @@ struct State {
     /// Finest level that has settled and has a preview.
     preview: Option<usize>,
     viewport: Option<Rect>,
-    /// The job was deleted: its directory goes when the engine lets go of it.
+    /// True if the job was deleted: the directory is removed when the engine thread releases the job.
     deleted: bool,
 }
 
@@ -122,39 +110,39 @@ struct State {
 pub(super) struct Saved {
     /// Steps done.
     pub(super) step: usize,
-    /// Which of the two.
+    /// Slot, 0 or 1.
     pub(super) slot: usize,
     /// Its CRC32C.
     pub(super) crc32c: u32,
 }
 
-/// A job's state at one moment.
+/// A copy of a job's state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
-    /// Where it stands.
+    /// Phase.
     pub phase: Phase,
-    /// Sequence of the newest event.
+    /// Sequence number of the newest event.
     pub sequence: u64,
-    /// Steps done.
+    /// Number of steps done.
     pub steps_done: usize,
-    /// Tiles done.
+    /// Number of tiles decoded.
     pub tiles_done: usize,
-    /// When it was queued, in milliseconds since 1970.
+    /// Creation time in milliseconds since 1970.
     pub created_ms: u64,
-    /// When it ended.
+    /// End time in milliseconds since 1970.
     pub ended_ms: Option<u64>,
-    /// Why it failed.
+    /// Kind and report of the error of a failed job.
     pub error: Option<(Kind, String)>,
-    /// What is looked at.
+    /// Rectangle whose tiles are decoded first.
     pub viewport: Option<Rect>,
 }
 
 impl Job {
-    /// A job with the records of its journal, at least the first one.
+    /// Creates a job from the records of its journal, at least one.
     pub(super) fn new(
         id: &str,
         model: Arc<Checkpoint>,
-        order: Order,
+        request: JobRequest,
         plan: Plan,
         quote: Quote,
         directory: JobDirectory,
@@ -180,11 +168,11 @@ impl Job {
             deleted: false,
         };
         let newest = records.len() as u64;
-        records.into_iter().for_each(|record| state.take(record, &plan));
+        records.into_iter().for_each(|record| state.apply(record, &plan));
         Self {
             id: id.to_owned(),
             model,
-            order,
+            request,
             plan,
             quote,
             cancel: Cancel::default(),
@@ -197,11 +185,11 @@ impl Job {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The state is changed only after its record is on the disk, in one go: a panic elsewhere leaves it whole.
+        // State changes after its record is durable, in one assignment: it is consistent after a panic elsewhere.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The job's state now.
+    /// A copy of the current state.
     pub fn snapshot(&self) -> Snapshot {
         let state = self.state();
         let last = state.records.last().filter(|record| record.event.is_last());
@@ -220,7 +208,7 @@ impl Job {
         }
     }
 
-    /// At most `most` events after the sequence number `after`, with their own numbers.
+    /// At most `most` events after the sequence number `after`, with their sequence numbers.
     pub fn events_after(&self, after: u64, most: usize) -> Vec<(u64, Record)> {
         let state = self.state();
         let first = usize::try_from(after).unwrap_or(usize::MAX).min(state.records.len());
@@ -228,20 +216,20 @@ impl Job {
         (first as u64 + 1..).zip(later).collect()
     }
 
-    /// The sequence of the newest event, to be waited for.
+    /// A receiver of the newest event's sequence number.
     pub fn newest(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()
     }
 
-    /// How many wait for the newest event.
+    /// Number of receivers of [`Job::newest`].
     pub fn watchers(&self) -> usize {
         self.newest.receiver_count()
     }
 
-    /// The tile in `column` and `row`, with its number.
+    /// The tile in `column` and `row`, with its index.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when there is none.
+    /// [`Kind::InvalidArgument`] if it does not exist.
     pub fn tile(&self, column: usize, row: usize) -> Result<(usize, &Tile)> {
         let tiling = &self.plan.tiling;
         for (field, value, count) in [("column", column, tiling.columns), ("row", row, tiling.rows)]
@@ -254,10 +242,10 @@ impl Job {
         Ok((index, &tiling.tiles[index]))
     }
 
-    /// Samples of the tile number `index` (rows without gaps, 16 bits in the machine's byte order) and their CRC32C.
+    /// Samples of the tile `index` (RGB rows without gaps, 16 bits in native byte order) and their CRC32C.
     ///
     /// # Errors
-    /// [`Kind::NotReady`] when it is not done yet; [`Kind::Io`].
+    /// [`Kind::NotReady`] if it is not decoded yet; [`Kind::Io`].
     pub fn read_tile(&self, index: usize) -> Result<(Vec<u8>, u32)> {
         let done = self.state().tiles.get(index).copied().flatten();
         let pending = || Error::not_ready(Resource::Tile, index.to_string(), "pending", "decoded");
@@ -275,17 +263,17 @@ impl Job {
         Ok((samples, crc32c))
     }
 
-    /// The picture's samples in `rect`, once the job is finished.
+    /// The samples of `rect` of the finished picture.
     ///
     /// # Errors
-    /// [`Kind::NotReady`] before; [`Kind::InvalidArgument`] when the rectangle leaves the picture; [`Kind::Io`].
+    /// [`Kind::NotReady`] if it is not finished; [`Kind::InvalidArgument`] if `rect` is not inside the picture; [`Kind::Io`].
     pub fn read(&self, rect: Rect) -> Result<Vec<u8>> {
         self.need_finished()?;
         self.plan.check_rect("rect", rect)?;
         self.directory.read(&self.layout, rect)
     }
 
-    /// Refuses a job that is not finished.
+    /// Returns an error if the job is not finished.
     pub(super) fn need_finished(&self) -> Result<()> {
         match self.state().phase {
             Phase::Finished => Ok(()),
@@ -293,18 +281,18 @@ impl Job {
         }
     }
 
-    /// Asks for previews of the levels that settle from now on. Each costs as much as a few steps, so none is made that
-    /// nobody wants; but for the last one, which comes with the decoding.
+    /// Requests previews of the levels that settle from now on. A preview costs as much as a few steps, so by default only the
+    /// last one is computed, which comes with the decoding.
     pub fn want_previews(&self) {
         self.previews_wanted.store(true, Ordering::Relaxed);
     }
 
-    /// Whether somebody has asked for previews.
+    /// True once a client has asked for previews.
     pub(super) fn previews_wanted(&self) -> bool {
         self.previews_wanted.load(Ordering::Relaxed)
     }
 
-    /// The finest level that was announced to have settled.
+    /// The finest level that has settled.
     pub(super) fn settled(&self) -> Option<usize> {
         self.state().settled
     }
@@ -312,13 +300,13 @@ impl Job {
     /// The level of the newest preview.
     ///
     /// # Errors
-    /// [`Kind::NotReady`] when there is none.
+    /// [`Kind::NotReady`] if there is none.
     pub fn newest_preview(&self) -> Result<usize> {
         let pending = || Error::not_ready(Resource::Preview, &self.id, "pending", "available");
         self.state().preview.ok_or_else(pending)
     }
 
-    /// The PNG of the preview that came with `level`.
+    /// The PNG of the preview of `level`.
     ///
     /// # Errors
     /// [`Kind::Io`].
@@ -327,10 +315,10 @@ impl Job {
         std::fs::read(&path).map_err(|e| Error::io("read", path, e))
     }
 
-    /// Tells what is looked at: its tiles are decoded first.
+    /// Sets the rectangle whose tiles are decoded first.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when it is empty or leaves the picture.
+    /// [`Kind::InvalidArgument`] if it is empty or not inside the picture.
     pub fn set_viewport(&self, viewport: Option<Rect>) -> Result<()> {
         if let Some(rect) = viewport {
             self.plan.check_rect("viewport", rect)?;
@@ -339,11 +327,11 @@ impl Job {
         Ok(())
     }
 
-    /// Makes events durable, then tells everybody of them. After the last event nothing is added any more.
+    /// Makes events durable, then notifies the watchers. Events after the last one are ignored.
     ///
     /// # Errors
-    /// [`Kind::Io`]; nothing has happened then.
-    pub(super) fn announce(&self, events: Vec<Event>) -> Result<()> {
+    /// [`Kind::Io`]; the job is then unchanged.
+    pub(super) fn publish(&self, events: Vec<Event>) -> Result<()> {
         let records: Vec<_> = events.into_iter().map(Record::now).collect();
         let bytes = records.iter().map(Record::to_bytes).collect::<Result<Vec<_>>>()?;
         let mut state = self.state();
@@ -355,22 +343,21 @@ impl Job {
             none => none.insert(self.directory.open_journal()?.0),
         };
         journal.append(&bytes)?;
-        records.into_iter().for_each(|record| state.take(record, &self.plan));
+        records.into_iter().for_each(|record| state.apply(record, &self.plan));
         if matches!(state.phase, Phase::Queued) || state.phase.is_last() {
-            // Thousands of jobs may wait or have ended; only those at work keep a file open.
+            // Only running jobs keep a file open: there may be thousands of others.
             state.journal = None;
         }
         self.newest.send_replace(state.records.len() as u64);
         Ok(())
     }
 
-    /// Ends the job without its journal, whose disk has failed: those who watch are told, and a restart goes on from
-    /// what the journal has.
+    /// Fails the job without its journal, whose disk has failed. Watchers are notified; a restart resumes from the journal.
     pub(super) fn abandon(&self, error: &Error) {
         let mut state = self.state();
         if !state.phase.is_last() {
             let (kind, message) = (error.kind(), error.report().to_string());
-            state.take(Record::now(Event::Failed { kind, message }), &self.plan);
+            state.apply(Record::now(Event::Failed { kind, message }), &self.plan);
             state.journal = None;
             self.newest.send_replace(state.records.len() as u64);
         }
@@ -381,7 +368,7 @@ impl Job {
         self.state().checkpoint
     }
 
-    /// The tile to decode next among those that are not `sent` yet: one that is looked at, if any is left, else the first one.
+    /// Index of the tile to decode next among those not `sent` yet: one in the viewport if any is left, else the first.
     pub(super) fn next_tile(&self, sent: &[bool]) -> Option<usize> {
         let viewport = self.state().viewport;
         let tiles = &self.plan.tiling.tiles;
@@ -390,12 +377,12 @@ impl Job {
         left.clone().find(seen).or_else(|| left.next())
     }
 
-    /// Which tiles are done.
+    /// True for each decoded tile.
     pub(super) fn tiles_done(&self) -> Vec<bool> {
         self.state().tiles.iter().map(Option::is_some).collect()
     }
 
-    /// Takes the job's directory away: now if no engine works on it, else as soon as that lets go.
+    /// Removes the job's directory: now, or when the engine thread releases the job.
     pub(super) fn delete(&self) -> Result<()> {
         self.cancel.cancel();
         let mut state = self.state();
@@ -406,14 +393,14 @@ impl Job {
         }
     }
 
-    /// The engine has let go of the job.
+    /// Called when the engine thread has released the job.
     pub(super) fn released(&self) -> Result<()> {
         let mut state = self.state();
         state.journal = None;
         if std::mem::take(&mut state.deleted) { self.directory.remove() } else { Ok(()) }
     }
 
-    /// File of the whole picture, once it was made.
+    /// File of the whole picture.
     pub(super) fn picture_file(&self, extension: &str) -> PathBuf {
         self.directory.picture(extension)
     }
@@ -430,8 +417,8 @@ impl Job {
 }
 
 impl State {
-    /// Follows one record.
-    fn take(&mut self, record: Record, plan: &Plan) {
+    /// Updates the state by one record.
+    fn apply(&mut self, record: Record, plan: &Plan) {
         match &record.event {
             Event::Queued { .. } => self.phase = Phase::Queued,
             Event::Started { .. } => {
@@ -449,7 +436,7 @@ impl State {
                 }
             }
             Event::Tile { index, crc32c } => {
-                // A picture that is decoded as it was given has no step before.
+                // An edit of strength 0 decodes without a step.
                 self.phase = Phase::Decoding;
                 if let Some(tile) = self.tiles.get_mut(*index) {
                     self.tiles_done += usize::from(tile.is_none());

@@ -1,23 +1,23 @@
-//! Jobs: queue, admission, the engine's threads, and what survives a crash.
+//! Jobs: queue, admission, engine threads, recovery after a crash.
 //!
-//! The guarantee: what was announced is durable. A job that was queued is there after a restart, goes on from its last
-//! step or tile, and ends with the bytes that an undisturbed run ends with; whoever watches it may come back with the
-//! last sequence number seen and misses nothing.
+//! Guarantees: an event is published only after it is durable. A queued job survives a restart, resumes at its last step or
+//! tile, and ends with the same bytes as an uninterrupted run. A watcher that reconnects with its last sequence number
+//! misses no event.
 //!
-//! # Order of work
+//! # Scheduling
 //!
-//! Each device works on a few jobs in turns (see `worker`). Waiting jobs come in by age, but the last place is for the
-//! smallest waiting one, and one of half the size of all that are in needs no place: a preview is not stuck behind large
-//! pictures, whenever it comes, and large ones are never starved. A job comes in only if the memory of all that are in,
-//! as quoted, stays within the budget.
+//! Each device time-slices a few jobs (see `worker`). Jobs are admitted oldest first. The last slot goes to the smallest
+//! queued job. A job at most half the size of every running job is admitted beyond the slot limit, so a preview never waits
+//! behind large pictures and large pictures are never starved. The quoted memory of all running jobs stays within the budget.
 
+mod committer;
 pub mod files;
 mod job;
 mod models;
 mod quote;
 pub mod record;
 mod recovery;
-mod scribe;
+mod timings;
 mod upload;
 mod worker;
 
@@ -37,6 +37,7 @@ pub use job::{Job, Phase, Snapshot};
 pub use models::Models;
 pub use quote::{Quote, StepCounts};
 pub use recovery::recover;
+pub use timings::{Timings, seconds};
 pub use upload::{MAX_UPLOAD, Receiving, Upload};
 
 use crate::{
@@ -51,12 +52,12 @@ use crate::{
 };
 use files::{JobDirectory, Layout};
 use quote::Speed;
-use record::{Event, Order, Record, StoredSpec, to_ms};
+use record::{Event, JobRequest, Record, StoredSpec, to_ms};
 
-/// Longest `request_id`.
+/// Most characters of a `request_id`.
 pub const MAX_REQUEST_ID: usize = 128;
 
-/// Time after which a client may ask a full or stopping server again.
+/// Suggested delay before a client calls a full or stopping server again.
 pub const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// The error of calls to a server that is shutting down.
@@ -64,46 +65,46 @@ pub fn shutting_down() -> Error {
     Error::unavailable("the server", "it is shutting down").with_retry_after(RETRY_AFTER)
 }
 
-/// How jobs are kept and worked on.
+/// Directory, devices and limits of the jobs.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the jobs lie; one process at a time uses it.
+    /// Directory of the jobs; one process at a time may use it.
     pub directory: PathBuf,
-    /// One engine thread for each of these devices.
+    /// Devices; each has its own engine thread.
     pub devices: Vec<Choice>,
-    /// What they multiply in.
+    /// Number format of multiplications.
     pub precision: Precision,
-    /// Folder for what was compiled and measured on GPUs.
+    /// Directory of compiled and measured GPU kernels.
     pub gpu_cache: Option<PathBuf>,
-    /// Most bytes of memory, as quoted, of the jobs that a device works on at one time.
+    /// Memory budget of a device: upper bound of the quoted bytes of its running jobs.
     pub memory: u64,
-    /// Most jobs that wait.
+    /// Most queued jobs.
     pub queue: usize,
-    /// Jobs that a device works on in turns.
+    /// Slots of a device: jobs that it time-slices.
     pub active: usize,
 }
 
-/// What a client asks for.
+/// A request for a job.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The model to make it with, one of the server's.
+    /// One of the server's models.
     pub model: Arc<Checkpoint>,
-    /// What to make.
+    /// The spec.
     pub spec: Spec,
-    /// The client's name for the request, by which it gets the same job again; empty: none.
+    /// Identifier chosen by the client, which makes the request idempotent; empty: none.
     pub request_id: String,
-    /// By when the job must have ended.
+    /// Time by which the job must have ended.
     pub deadline: Option<SystemTime>,
-    /// What is looked at first.
+    /// Rectangle whose tiles are decoded first.
     pub viewport: Option<Rect>,
-    /// Who asks, where clients have names.
+    /// Name of the client; empty if the server has no tokens.
     pub owner: String,
-    /// The picture to edit; the spec has a strength then, and the picture's size.
+    /// Source picture of an edit; the spec then has a strength and the picture's size.
     pub source: Option<Upload>,
 }
 
 impl Request {
-    /// What follows from the request, once nothing in it is wrong; whether there is room for it is not looked at.
+    /// Validates the request and plans it. Capacity is not checked.
     ///
     /// # Errors
     /// [`Kind::InvalidArgument`](crate::error::Kind) naming field, value and limit.
@@ -129,49 +130,50 @@ impl Request {
     }
 }
 
-/// All jobs of a server. Cloning shares them.
+/// The jobs of a server. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Jobs {
     shared: Arc<Shared>,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
-/// What the engine's threads and those who ask share.
+/// State shared by the engine threads and the callers.
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
     models: Models,
     lock: DirectoryLock,
-    /// Guards the register and the queue. Held for short: never while computing or waiting for a disk.
+    /// Jobs and queue. Locked briefly: never while computing or waiting for a disk.
     table: Mutex<Table>,
-    /// Told when a job is queued or cancelled, and when the queue closes.
+    /// Notified when a job is queued or cancelled and when the queue closes.
     changed: Condvar,
     speed: Speed,
     steps: StepCounts,
-    /// Whether every device answers.
+    timings: Timings,
+    /// True if every device responds.
     healthy: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    /// Every job by its id, which puts them in the order of their making.
+    /// Jobs by id; ids sort by creation time.
     jobs: BTreeMap<String, Arc<Job>>,
-    /// Jobs by their client's name for the request.
+    /// Job ids by the clients' `request_id`.
     requests: HashMap<String, String>,
-    /// Jobs that wait, the oldest first.
+    /// Queued jobs, the oldest first.
     waiting: VecDeque<Arc<Job>>,
-    /// Places in the queue that are being filled.
+    /// Queue entries reserved for jobs that are being created.
     reserved: usize,
-    /// No new jobs, and no new units of work.
+    /// True after [`Jobs::close`]: no new jobs and no new time slices.
     closed: bool,
 }
 
 impl Jobs {
-    /// Takes hold of the directory, reads the jobs in it, opens the devices and lets unfinished jobs go on.
+    /// Locks the directory, reads its jobs, opens the devices and resumes unfinished jobs.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`](crate::error::Kind) when another process has the directory or a setting is out of range;
-    /// [`Kind::Io`](crate::error::Kind) when it can't be read; [`Kind::Device`](crate::error::Kind) when a device can't be opened.
+    /// [`Kind::InvalidArgument`](crate::error::Kind) if another process has locked the directory or a setting is out of range;
+    /// [`Kind::Io`](crate::error::Kind) if it can't be read; [`Kind::Device`](crate::error::Kind) if a device can't be opened.
     pub fn open(settings: Settings, models: Models) -> Result<Self> {
         for (field, value) in [("queue", settings.queue), ("active", settings.active)] {
             if value == 0 {
@@ -184,8 +186,8 @@ impl Jobs {
             .map(|&choice| open_for_all(choice, &settings, &models))
             .collect::<Result<_>>()?;
         let jobs = recovery::read_jobs(&settings.directory, &models)?;
-        let requests = jobs.values().filter(|job| !job.order.request_id.is_empty());
-        let requests = requests.map(|job| (job.order.request_id.clone(), job.id.clone()));
+        let requests = jobs.values().filter(|job| !job.request.request_id.is_empty());
+        let requests = requests.map(|job| (job.request.request_id.clone(), job.id.clone()));
         let unfinished = jobs.values().filter(|job| !job.snapshot().phase.is_last());
         let table = Table {
             requests: requests.collect(),
@@ -201,6 +203,7 @@ impl Jobs {
             changed: Condvar::new(),
             speed: Speed::default(),
             steps: StepCounts::default(),
+            timings: Timings::default(),
             healthy: AtomicBool::new(true),
         });
         let threads = devices.into_iter().enumerate().map(|(i, device)| {
@@ -214,15 +217,15 @@ impl Jobs {
         Ok(Self { shared, threads })
     }
 
-    /// The models that pictures are made with.
+    /// The models of the server.
     pub fn models(&self) -> &Models {
         &self.shared.models
     }
 
-    /// What `spec` would take with `model`; admission goes by the same numbers.
+    /// Plans and quotes `spec` for `model`, with the numbers that admission uses.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`](crate::error::Kind) when it can't be made.
+    /// [`Kind::InvalidArgument`](crate::error::Kind) if the spec is invalid.
     pub fn quote(&self, spec: &Spec, model: &Checkpoint) -> Result<(Plan, Quote)> {
         let plan = Plan::new(spec.clone(), &model.arch)?;
         let quote = self.quote_plan(&plan);
@@ -233,11 +236,12 @@ impl Jobs {
         quote::quote(plan, self.shared.speed.time(plan.flops))
     }
 
-    /// Queues a job; when this returns it is durable.
+    /// Creates a job; it is durable when this returns.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`](crate::error::Kind) when it can't be made; [`Kind::Exhausted`](crate::error::Kind) when it is too large for this server, the
-    /// queue is full or the disk is; [`Kind::Unavailable`](crate::error::Kind) while the server is shutting down; [`Kind::Io`](crate::error::Kind).
+    /// [`Kind::InvalidArgument`](crate::error::Kind) if the request is invalid; [`Kind::Exhausted`](crate::error::Kind) if the job
+    /// exceeds the memory budget, or the queue or the disk is full; [`Kind::Unavailable`](crate::error::Kind) while the server is
+    /// shutting down; [`Kind::Io`](crate::error::Kind).
     pub fn create(&self, request: Request) -> Result<Arc<Job>> {
         let plan = request.plan()?;
         let quote = self.quote_plan(&plan);
@@ -247,7 +251,7 @@ impl Jobs {
             // No later attempt can succeed: the budget is that of an idle device.
             return Err(Error::exhausted("memory_bytes", quote.memory_bytes, memory));
         }
-        let order = Order {
+        let job_request = JobRequest {
             spec: StoredSpec::from(&spec),
             model_sha256: model.sha256.clone(),
             request_id,
@@ -256,10 +260,10 @@ impl Jobs {
             source_sha256: source.as_ref().map(|source| source.sha256().to_owned()),
         };
         let id = uuid::Uuid::now_v7().simple().to_string();
-        if let Some(known) = self.reserve(&order, &id)? {
+        if let Some(known) = self.reserve(&job_request, &id)? {
             return Ok(known);
         }
-        let made = self.make(&id, model, order.clone(), plan, quote, viewport, source);
+        let made = self.make(&id, model, job_request.clone(), plan, quote, viewport, source);
         let mut table = self.shared.table();
         table.reserved -= 1;
         match made {
@@ -271,22 +275,22 @@ impl Jobs {
                 Ok(job)
             }
             Err(error) => {
-                table.requests.remove(&order.request_id);
+                table.requests.remove(&job_request.request_id);
                 Err(error)
             }
         }
     }
 
-    /// Takes a place in the queue for the job `id`, or finds the one that the client has asked for before.
-    fn reserve(&self, order: &Order, id: &str) -> Result<Option<Arc<Job>>> {
+    /// Reserves a queue entry for the job `id`, or returns the job that an earlier request with the same `request_id` created.
+    fn reserve(&self, job_request: &JobRequest, id: &str) -> Result<Option<Arc<Job>>> {
         let mut table = self.shared.table();
         if table.closed {
             return Err(shutting_down());
         }
-        let request_id = &order.request_id;
+        let request_id = &job_request.request_id;
         if let Some(known) = table.requests.get(request_id).filter(|_| !request_id.is_empty()) {
             return match table.jobs.get(known) {
-                Some(job) if job.order.is_the_same_as(order) => Ok(Some(job.clone())),
+                Some(job) if job.request.is_same_request(job_request) => Ok(Some(job.clone())),
                 Some(_) => Err(Error::invalid(
                     "request_id",
                     format!("{request_id:?}"),
@@ -316,7 +320,7 @@ impl Jobs {
         &self,
         id: &str,
         model: Arc<Checkpoint>,
-        order: Order,
+        job_request: JobRequest,
         plan: Plan,
         quote: Quote,
         viewport: Option<Rect>,
@@ -325,15 +329,17 @@ impl Jobs {
         let directory = JobDirectory::new(&self.shared.settings.directory, id);
         let compute_us = quote.compute_time.as_micros() as u64;
         let latent_values = files::latent_values(&plan) as u64;
-        let first = Record::now(Event::Queued { order: order.clone(), compute_us, latent_values });
+        let first =
+            Record::now(Event::Queued { request: job_request.clone(), compute_us, latent_values });
         let layout = Layout::new(&plan);
-        let job = Job::new(id, model, order, plan, quote, directory.clone(), vec![first.clone()]);
+        let job =
+            Job::new(id, model, job_request, plan, quote, directory.clone(), vec![first.clone()]);
         job.set_viewport(viewport)?;
         directory.create(&first, &layout, source.as_ref().map(Upload::path), &self.shared.lock)?;
         Ok(Arc::new(job))
     }
 
-    /// A place for a picture that comes from a client.
+    /// Starts an upload.
     ///
     /// # Errors
     /// [`Kind::Io`](crate::error::Kind).
@@ -341,7 +347,7 @@ impl Jobs {
         Receiving::create(&self.shared.settings.directory)
     }
 
-    /// The job of that name.
+    /// The job `id`.
     ///
     /// # Errors
     /// [`Kind::NotFound`](crate::error::Kind).
@@ -350,32 +356,32 @@ impl Jobs {
         job.ok_or_else(|| Error::not_found(Resource::Job, id))
     }
 
-    /// At most `most` jobs after the id `after`, oldest first.
+    /// At most `most` jobs with ids after `after`, oldest first.
     pub fn list(&self, after: &str, most: usize) -> Vec<Arc<Job>> {
         let table = self.shared.table();
         let later = (Bound::Excluded(after), Bound::Unbounded);
         table.jobs.range::<str, _>(later).take(most).map(|(_, job)| job.clone()).collect()
     }
 
-    /// Number of jobs that wait: of one client, or of all.
+    /// Number of queued jobs, of one client or of all.
     pub fn waiting(&self, owner: Option<&str>) -> usize {
         let table = self.shared.table();
-        let asked = |job: &&Arc<Job>| owner.is_none_or(|owner| job.order.owner == owner);
+        let asked = |job: &&Arc<Job>| owner.is_none_or(|owner| job.request.owner == owner);
         table.waiting.iter().filter(asked).count()
     }
 
     /// Number of jobs in each phase.
     pub fn phases(&self) -> Vec<(Phase, usize)> {
         let jobs: Vec<_> = self.shared.table().jobs.values().cloned().collect();
-        let mut count = Phase::ALL.map(|phase| (phase, 0));
+        let mut count: Vec<_> = Phase::ALL.iter().map(|&phase| (phase, 0)).collect();
         for job in jobs {
             let now = job.snapshot().phase;
             count.iter_mut().filter(|(phase, _)| *phase == now).for_each(|(_, n)| *n += 1);
         }
-        count.to_vec()
+        count
     }
 
-    /// Speed of the devices, in floating-point operations per second: a running mean.
+    /// Measured speed of the devices in FLOPs per second.
     pub fn flops_per_second(&self) -> f64 {
         self.shared.speed.mean()
     }
@@ -385,7 +391,12 @@ impl Jobs {
         &self.shared.steps
     }
 
-    /// Cancels the job: at once while it waits, else within one step or tile. An ended job stays as it is.
+    /// Histograms of durations since the start.
+    pub fn timings(&self) -> &Timings {
+        &self.shared.timings
+    }
+
+    /// Cancels the job: immediately if it is queued, else within one step or tile. An ended job is returned unchanged.
     ///
     /// # Errors
     /// [`Kind::NotFound`](crate::error::Kind); [`Kind::Io`](crate::error::Kind).
@@ -397,12 +408,12 @@ impl Jobs {
         if let Some(place) = waited {
             table.waiting.remove(place);
             drop(table);
-            job.announce(vec![Event::Cancelled])?;
+            job.publish(vec![Event::Cancelled])?;
         }
         Ok(job)
     }
 
-    /// Cancels the job if it has not ended, and removes it with its pixels.
+    /// Cancels the job if necessary and deletes it with its files.
     ///
     /// # Errors
     /// [`Kind::NotFound`](crate::error::Kind); [`Kind::Io`](crate::error::Kind).
@@ -410,15 +421,15 @@ impl Jobs {
         let job = self.cancel(id)?;
         let mut table = self.shared.table();
         table.jobs.remove(id);
-        table.requests.remove(&job.order.request_id);
+        table.requests.remove(&job.request.request_id);
         drop(table);
         job.delete()
     }
 
-    /// The finished picture as a file of `format`, which lies in the job's directory from the first call on.
+    /// Path of the finished picture as a file of `format`; the file is written at the first call.
     ///
     /// # Errors
-    /// [`Kind::NotReady`](crate::error::Kind) while it is not finished; [`Kind::Io`](crate::error::Kind).
+    /// [`Kind::NotReady`](crate::error::Kind) if it is not finished; [`Kind::Io`](crate::error::Kind).
     pub fn picture(&self, job: &Job, format: Format) -> Result<PathBuf> {
         job.need_finished()?;
         let path = job.picture_file(match format {
@@ -434,13 +445,13 @@ impl Jobs {
         Ok(path)
     }
 
-    /// Whether every device answers.
+    /// True if every device responds.
     pub fn is_healthy(&self) -> bool {
         self.shared.healthy.load(Ordering::Relaxed)
     }
 
-    /// Ends the work: no new jobs, and the running ones stop at their last durable step or tile, to go on at the next
-    /// start. Returns when the devices are idle.
+    /// Stops: no new jobs are created, and running ones stop after their last durable step or tile and resume at the next start.
+    /// Returns when the devices are idle.
     pub fn close(&self) {
         self.shared.table().closed = true;
         self.shared.changed.notify_all();
@@ -455,58 +466,58 @@ impl Jobs {
 
 impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
-        // Every change of the table is one insertion or removal: a panic elsewhere leaves it whole.
+        // Each change of the table is one insertion or removal, so it is consistent after a panic elsewhere.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Jobs to take on beside the `held` ones. Waits while there is nothing at all to do. `None`: the queue is closed.
-    fn next(&self, held: &[Arc<Job>]) -> Option<Vec<Arc<Job>>> {
+    /// Jobs to run in addition to the `active` ones. Blocks if there is nothing to do. `None`: the queue is closed.
+    fn next(&self, active: &[Arc<Job>]) -> Option<Vec<Arc<Job>>> {
         let mut table = self.table();
         loop {
             if table.closed {
                 return None;
             }
-            let fresh = self.admit(&mut table, held);
-            if !(fresh.is_empty() && held.is_empty()) {
-                return Some(fresh);
+            let admitted = self.admit(&mut table, active);
+            if !(admitted.is_empty() && active.is_empty()) {
+                return Some(admitted);
             }
             table = self.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Takes jobs out of the queue as far as there are places and memory for them.
-    fn admit(&self, table: &mut Table, held: &[Arc<Job>]) -> Vec<Arc<Job>> {
-        let mut memory: u64 = held.iter().map(|job| job.quote.memory_bytes).sum();
-        let mut least = held.iter().map(|job| job.quote.flops).min().unwrap_or(u64::MAX);
-        let (active, mut fresh) = (self.settings.active, Vec::new());
+    /// Removes jobs from the queue that slots and memory allow to run.
+    fn admit(&self, table: &mut Table, active: &[Arc<Job>]) -> Vec<Arc<Job>> {
+        let mut memory: u64 = active.iter().map(|job| job.quote.memory_bytes).sum();
+        let mut least = active.iter().map(|job| job.quote.flops).min().unwrap_or(u64::MAX);
+        let (slots, mut admitted) = (self.settings.active, Vec::new());
         loop {
-            let place = held.len() + fresh.len() + 1;
-            // The last place is for the smallest job.
-            let smallest = place >= active && place > 1;
+            let slot = active.len() + admitted.len() + 1;
+            // The last slot is for the smallest job.
+            let smallest = slot >= slots && slot > 1;
             let size = |&i: &usize| if smallest { table.waiting[i].quote.flops } else { 0 };
             let Some(next) = (0..table.waiting.len()).min_by_key(size) else { break };
             let quote = &table.waiting[next].quote;
-            // Behind it, only one of half the size of all that are in: so there are never many.
-            if place > active && quote.flops > least / 2 {
+            // Beyond the limit, only a job at most half the size of every running one; so their number is logarithmic.
+            if slot > slots && quote.flops > least / 2 {
                 break;
             }
-            if memory + quote.memory_bytes > self.settings.memory && place > 1 {
+            if memory + quote.memory_bytes > self.settings.memory && slot > 1 {
                 break;
             }
             (memory, least) = (memory + quote.memory_bytes, least.min(quote.flops));
-            fresh.extend(table.waiting.remove(next));
+            admitted.extend(table.waiting.remove(next));
         }
-        fresh
+        admitted
     }
 
-    /// A device does not answer any more.
+    /// Records that a device does not respond.
     fn device_failed(&self, error: &Error) {
         tracing::error!("device: {}", error.report());
         self.healthy.store(false, Ordering::Relaxed);
     }
 }
 
-/// A finished job's pixels, for the writers of files.
+/// Pixel source of a finished job.
 struct Pixels<'a>(&'a Job);
 
 impl PixelSource for Pixels<'_> {
@@ -528,7 +539,7 @@ impl PixelSource for Pixels<'_> {
     }
 }
 
-/// A device with the weights of every model. What the choice stands for is found out once.
+/// Opens a device once for the weights of each model. [`Choice::Auto`] is resolved once.
 fn open_for_all(choice: Choice, settings: &Settings, models: &Models) -> Result<Vec<Device>> {
     let Settings { precision, gpu_cache, .. } = settings;
     let mut devices: Vec<Device> = Vec::new();

@@ -1,4 +1,4 @@
-//! The models that a server makes pictures with.
+//! The models of a server.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use crate::{
     model::checkpoint::Checkpoint,
 };
 
-/// Models of different names, at least one; the first is the default. Cloning shares them.
+/// Models with distinct names, at least one; the first is the default. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Models(Arc<[Arc<Checkpoint>]>);
 
 impl Models {
-    /// A server's models.
+    /// Creates the set.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`](crate::error::Kind) when there is none, or two have one name.
+    /// [`Kind::InvalidArgument`](crate::error::Kind) if it is empty or two models have the same name.
     pub fn new(models: Vec<Arc<Checkpoint>>) -> Result<Self> {
         if models.is_empty() {
             return Err(Error::missing("model", "at least one model"));
@@ -29,17 +29,17 @@ impl Models {
         Ok(Self(models.into()))
     }
 
-    /// The default.
+    /// The default model.
     pub fn first(&self) -> &Arc<Checkpoint> {
         &self.0[0]
     }
 
-    /// All of them, the default first.
+    /// All models, the default first.
     pub fn all(&self) -> &[Arc<Checkpoint>] {
         &self.0
     }
 
-    /// The one called `name`.
+    /// The model called `name`.
     ///
     /// # Errors
     /// [`Kind::NotFound`](crate::error::Kind).
@@ -50,13 +50,13 @@ impl Models {
             .ok_or_else(|| Error::not_found(Resource::Model, name))
     }
 
-    /// The one with this SHA-256.
+    /// The model with this SHA-256.
     pub(super) fn of(&self, sha256: &str) -> Option<&Arc<Checkpoint>> {
         self.0.iter().find(|model| model.sha256 == sha256)
     }
 
-    /// The place of `model` among all.
-    pub(super) fn place(&self, model: &Arc<Checkpoint>) -> usize {
+    /// Index of `model` in [`Models::all`].
+    pub(super) fn index_of(&self, model: &Arc<Checkpoint>) -> usize {
         self.0.iter().position(|other| Arc::ptr_eq(other, model)).unwrap_or(0)
     }
 }

@@ -1,4 +1,4 @@
-//! What a job takes, and how fast the devices are.
+//! Cost of a job, and measured speed of the devices.
 
 use std::{
     sync::{
@@ -13,28 +13,28 @@ use crate::{
     jobs::files::Layout,
 };
 
-/// What a job takes.
+/// Cost of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quote {
-    /// Most bytes of memory at one time, weights included.
+    /// Peak memory in bytes, weights included.
     pub memory_bytes: u64,
-    /// Bytes of disk until the job is deleted.
+    /// Disk space in bytes until the job is deleted.
     pub disk_bytes: u64,
     /// Floating-point operations.
     pub flops: u64,
-    /// Those of encoding the picture that is edited.
+    /// FLOPs of encoding the source picture.
     pub encode_flops: u64,
-    /// Those of one denoising step.
+    /// FLOPs of one denoising step.
     pub step_flops: u64,
-    /// Those of the decoder's global stage.
+    /// FLOPs of the decoder's global stage.
     pub global_flops: u64,
-    /// Those of one tile, on average.
+    /// Mean FLOPs of one tile.
     pub tile_flops: u64,
-    /// Time on the device if nothing else ran, by its speed so far.
+    /// Time on an otherwise idle device, at its measured speed; 0: not measured yet.
     pub compute_time: Duration,
 }
 
-/// What `plan` takes.
+/// The cost of `plan`.
 pub(super) fn quote(plan: &Plan, compute_time: Duration) -> Quote {
     let CostBreakdown { encode_flops, step_flops, global_flops, tile_flops } = plan.cost;
     Quote {
@@ -49,23 +49,23 @@ pub(super) fn quote(plan: &Plan, compute_time: Duration) -> Quote {
     }
 }
 
-/// Speed of the devices: what they did lately, and how long it took. Short units count for little, so that what a call
-/// costs whatever its size does not pass for slowness.
+/// Speed of the devices: an exponentially weighted mean over recent work. Weights are durations, so the fixed overhead of
+/// short units has little influence.
 #[derive(Debug, Default)]
-pub(super) struct Speed(Mutex<Work>);
+pub(super) struct Speed(Mutex<Throughput>);
 
-/// Operations and seconds, the older the less of them.
+/// Exponentially decayed sums of FLOPs and seconds.
 #[derive(Debug, Default)]
-struct Work {
+struct Throughput {
     flops: f64,
     seconds: f64,
 }
 
 impl Speed {
-    /// Seconds of work after which what came before counts for a third.
+    /// Time constant of the decay, in seconds of work.
     const MEMORY: f64 = 10.0;
 
-    fn work(&self) -> MutexGuard<'_, Work> {
+    fn work(&self) -> MutexGuard<'_, Throughput> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -76,13 +76,13 @@ impl Speed {
         work.seconds = work.seconds * kept + seconds;
     }
 
-    /// Operations per second; 0 until something was measured.
+    /// FLOPs per second; 0 before the first measurement.
     pub(super) fn mean(&self) -> f64 {
         let work = self.work();
         if work.seconds > 0.0 { work.flops / work.seconds } else { 0.0 }
     }
 
-    /// Time that `flops` take, in whole microseconds; 0 until something was measured.
+    /// Time for `flops` in whole microseconds; 0 before the first measurement.
     pub(super) fn time(&self, flops: u64) -> Duration {
         let speed = self.mean();
         let micros = if speed > 0.0 { 1e6 * flops as f64 / speed } else { 0.0 };
@@ -90,7 +90,7 @@ impl Speed {
     }
 }
 
-/// Denoising steps of all jobs, and in how many turns of a device they were taken: fewer, where jobs took them together.
+/// Numbers of denoising steps of all jobs and of time slices in which they were taken; batched steps share a slice.
 #[derive(Debug, Default)]
 pub struct StepCounts {
     taken: AtomicU64,
@@ -98,18 +98,18 @@ pub struct StepCounts {
 }
 
 impl StepCounts {
-    /// A turn in which `jobs` jobs took a step.
+    /// Adds a time slice in which `jobs` jobs took a step.
     pub(super) fn add(&self, jobs: u64) {
         self.taken.fetch_add(jobs, Ordering::Relaxed);
         self.turns.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Steps.
+    /// Number of steps.
     pub fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Turns.
+    /// Number of time slices.
     pub fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! What a job's journal holds: one JSON document per event, the same that watchers are told.
+//! Records of a job's journal: one JSON document per event. Clients receive the same events.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,37 +8,36 @@ use crate::{
     engine::plan::{Spec, TileSize},
     error::{Error, Kind, Result},
     image_out::Bits,
-    model::sampler::Sampler,
 };
 
-/// One event of a job. Its sequence is its place in the journal, from 1 on.
+/// One event of a job. Its sequence number is its position in the journal, from 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Milliseconds since 1970.
     pub time_ms: u64,
-    /// What happened.
+    /// The event.
     #[serde(flatten)]
     pub event: Event,
 }
 
 impl Record {
-    /// A record of what happens now.
+    /// A record of `event` with the current time.
     pub fn now(event: Event) -> Self {
         Self { time_ms: to_ms(SystemTime::now()), event }
     }
 
-    /// Its bytes in the journal.
+    /// The record as JSON, its payload in the journal.
     ///
     /// # Errors
-    /// [`Kind::Internal`], which no record gives.
+    /// [`Kind::Internal`] if serialisation fails.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         serde_json::to_vec(self).map_err(|e| Error::internal("serialising a record").with_source(e))
     }
 
-    /// The record of a journal's payload.
+    /// Parses a journal's payload.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when it is none.
+    /// [`Kind::InvalidArgument`] if it is malformed.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         serde_json::from_slice(bytes).map_err(|e| {
             Error::invalid("record", "malformed", "a record of this version").with_source(e)
@@ -46,42 +45,43 @@ impl Record {
     }
 }
 
-/// What happened to a job.
+/// An event of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// It was queued: always the first record, and all that is known of the job.
+    /// The job was queued. Always the first record; it describes the job completely.
     Queued {
-        /// What was asked for.
-        order: Order,
-        /// Microseconds on the device as they were quoted; 0: the server could not tell.
+        /// The request.
+        #[serde(rename = "order")]
+        request: JobRequest,
+        /// Quoted device time in microseconds; 0: unknown.
         #[serde(default)]
         compute_us: u64,
-        /// Values of the model's latents together, which tell where the pixels lie when the model is not there any more; 0: those of
-        /// the model that is there.
+        /// Number of values of all latents, which determines the arena's layout even if the model is no longer available; 0: that
+        /// of the available model.
         #[serde(default)]
         latent_values: u64,
     },
-    /// A device began, or went on after a restart.
+    /// A device started or, after a restart, resumed the job.
     Started {
         /// Name of the device.
         device: String,
     },
-    /// Steps up to this one are done, and its latents lie in the arena. While the disk is slower than the device, steps are
-    /// passed over; never the last one, nor one after which a level has settled.
+    /// A denoising step is done and its checkpoint is durable. If the disk is slower than the device, steps are skipped, except
+    /// the last one and those that settle a level.
     Step {
         /// Steps done.
         step: usize,
-        /// Steps in all.
+        /// Number of steps.
         of: usize,
-        /// Shared sigma reached.
+        /// Shared sigma after the step.
         sigma: f64,
-        /// Which of the two checkpoints in the arena is this one's.
+        /// Slot of the checkpoint in the arena, 0 or 1.
         slot: usize,
         /// CRC32C of the checkpoint.
         crc32c: u32,
     },
-    /// A level reached its floor.
+    /// A level has settled: it will not change any more.
     Settled {
         /// The level, 0 the finest.
         level: usize,
@@ -89,62 +89,62 @@ pub enum Event {
         rows: usize,
         /// Columns of its grid.
         columns: usize,
-        /// Whether there is a preview of it.
+        /// True if there is a preview of it.
         pictured: bool,
     },
-    /// A tile lies in the arena.
+    /// A tile is decoded and durable.
     Tile {
-        /// Its number, row by row.
+        /// Its index, row by row.
         index: usize,
-        /// CRC32C of its samples, those of 16 bits in little-endian order.
+        /// CRC32C of its samples in little-endian byte order.
         crc32c: u32,
     },
-    /// The end: all tiles are done.
+    /// The job is finished: all tiles are decoded.
     Finished {
-        /// What the picture was made from, a JSON object.
+        /// Provenance of the picture, a JSON object.
         receipt: String,
-        /// The picture's sentence for people.
+        /// Description of the picture for people.
         description: String,
     },
-    /// The end: an error.
+    /// The job failed.
     Failed {
-        /// Its kind.
+        /// Kind of the error.
         kind: Kind,
-        /// What went wrong.
+        /// Report of the error and its causes.
         message: String,
     },
-    /// The end: somebody did not want it any more.
+    /// The job was cancelled.
     Cancelled,
 }
 
 impl Event {
-    /// Whether no other event follows it.
+    /// True if no event can follow.
     pub fn is_last(&self) -> bool {
         matches!(self, Self::Finished { .. } | Self::Failed { .. } | Self::Cancelled)
     }
 }
 
-/// A job as it was asked for.
+/// The request of a job as the journal stores it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Order {
-    /// What to make.
+pub struct JobRequest {
+    /// The spec.
     pub spec: StoredSpec,
     /// SHA-256 of the model's checkpoint, in hexadecimal.
     pub model_sha256: String,
-    /// The client's name for the request; empty: none.
+    /// Identifier of the request chosen by the client; empty: none.
     pub request_id: String,
-    /// Milliseconds since 1970 by when the job must have ended.
+    /// Deadline in milliseconds since 1970.
     pub deadline_ms: Option<u64>,
-    /// Who asked, where clients have names.
+    /// Name of the client; empty if the server has no tokens.
     pub owner: String,
-    /// SHA-256 of the picture that is edited, in hexadecimal; it lies in the job's directory.
+    /// SHA-256 of the source picture in the job's directory, in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_sha256: Option<String>,
 }
 
-impl Order {
-    /// Whether a client that names both the same means the same.
-    pub(super) fn is_the_same_as(&self, other: &Self) -> bool {
+impl JobRequest {
+    /// True if both requests, sent with the same `request_id`, describe the same job.
+    pub(super) fn is_same_request(&self, other: &Self) -> bool {
         self.spec == other.spec
             && self.model_sha256 == other.model_sha256
             && self.owner == other.owner
@@ -152,7 +152,7 @@ impl Order {
     }
 }
 
-/// [`Spec`] as the journal holds it.
+/// [`Spec`] as the journal stores it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StoredSpec {
     seed: u64,
@@ -160,7 +160,7 @@ pub struct StoredSpec {
     height: usize,
     steps: usize,
     sampler: String,
-    /// Side in pixels; 0: the whole picture at once.
+    /// Side in pixels; 0: one tile for the whole picture.
     tile: usize,
     bits: u8,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -190,7 +190,7 @@ impl TryFrom<&StoredSpec> for Spec {
 
     fn try_from(stored: &StoredSpec) -> Result<Self> {
         let StoredSpec { seed, width, height, steps, ref sampler, tile, bits, strength } = *stored;
-        let method = Sampler::ALL.into_iter().find(|method| method.name() == sampler);
+        let method = sampler.parse().ok();
         Ok(Self {
             seed,
             width,
@@ -215,10 +215,10 @@ pub fn to_ms(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-/// The last moment that a journal can name, the end of the year 9999: that of the API's times as well.
+/// The latest time of records, the end of the year 9999, as for timestamps of the API.
 const LAST_MS: u64 = 253_402_300_799_999;
 
-/// The time of `ms` milliseconds since 1970; what lies behind the year 9999 is its end.
+/// The time of `ms` milliseconds since 1970, at most the end of the year 9999.
 pub fn from_ms(ms: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(ms.min(LAST_MS))
 }

@@ -1,4 +1,4 @@
-//! The jobs that a directory holds, as their journals tell them.
+//! Reconstructs the jobs of a directory from their journals.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
@@ -14,11 +14,11 @@ use crate::{
     },
 };
 
-/// Most values of a picture's latents that a journal may tell of: far more than the largest picture has.
+/// Upper bound of `latent_values` in a journal, far above that of the largest picture.
 const MAX_LATENT_VALUES: u64 = 1 << 40;
 
-/// The jobs of a directory. What is left of those that were being made or removed goes away; what can't be read is
-/// reported and left alone.
+/// Reads the jobs of a directory. Leftovers of interrupted creations and removals are deleted; unreadable jobs are logged and
+/// skipped.
 pub(super) fn read_jobs(directory: &Path, models: &Models) -> Result<BTreeMap<String, Arc<Job>>> {
     let failed = |e| Error::io("read", directory, e);
     let mut jobs = BTreeMap::new();
@@ -56,25 +56,25 @@ fn read_job(root: &Path, id: &str, models: &Models) -> Result<Job> {
     let directory = JobDirectory::new(root, id);
     let (_, records) = directory.open_journal()?;
     let job = recover(directory, id, records, models)?;
-    if !job.snapshot().phase.is_last() && job.order.model_sha256 != job.model.sha256 {
+    if !job.snapshot().phase.is_last() && job.request.model_sha256 != job.model.sha256 {
         let message = "its model is not among the server's any more".to_owned();
-        job.announce(vec![Event::Failed { kind: Kind::InvalidModel, message }])?;
+        job.publish(vec![Event::Failed { kind: Kind::InvalidModel, message }])?;
     }
     Ok(job)
 }
 
-/// The job `id` as the records of its journal tell it; no file is looked at. Where its model is not there any more, the first
-/// one stands for it.
+/// Reconstructs the job `id` from its records, without reading files. If its model is no longer available, the first model
+/// is used instead.
 ///
 /// # Errors
-/// [`Kind::InvalidArgument`] when the first record is no order that the model can carry out.
+/// [`Kind::InvalidArgument`] if the first record is not a valid request.
 pub fn recover(
     directory: JobDirectory,
     id: &str,
     records: Vec<Record>,
     models: &Models,
 ) -> Result<Job> {
-    let Some(Record { event: Event::Queued { order, compute_us, latent_values }, .. }) =
+    let Some(Record { event: Event::Queued { request, compute_us, latent_values }, .. }) =
         records.first()
     else {
         return Err(Error::invalid("journal", "incomplete", "a Queued record first"));
@@ -83,9 +83,9 @@ pub fn recover(
         let limit = Expected::at_most(MAX_LATENT_VALUES);
         return Err(Error::invalid("latent_values", latent_values, limit));
     }
-    let (order, compute_time) = (order.clone(), Duration::from_micros(*compute_us));
-    let model = models.of(&order.model_sha256).unwrap_or(models.first()).clone();
-    let plan = Plan::new(Spec::try_from(&order.spec)?, &model.arch)?;
+    let (request, compute_time) = (request.clone(), Duration::from_micros(*compute_us));
+    let model = models.of(&request.model_sha256).unwrap_or(models.first()).clone();
+    let plan = Plan::new(Spec::try_from(&request.spec)?, &model.arch)?;
     let quote = quote(&plan, compute_time);
-    Ok(Job::new(id, model, order, plan, quote, directory, records))
+    Ok(Job::new(id, model, request, plan, quote, directory, records))
 }

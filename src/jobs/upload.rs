@@ -1,4 +1,4 @@
-//! Pictures that clients send: written beside the jobs while they arrive, checked, then moved into their job's directory.
+//! Uploaded pictures: received into a temporary file, decoded once as a check, then moved to their job's directory.
 
 use std::{io::Write as _, path::Path, sync::Arc};
 
@@ -12,21 +12,21 @@ use crate::{
     store::hash,
 };
 
-/// Most bytes of a file that a client sends.
+/// Largest uploaded file in bytes.
 pub const MAX_UPLOAD: u64 = 64 << 20;
 
-/// How large a picture that a client sends may be: decoding it takes up to 20 bytes of memory a pixel.
+/// Limits of an uploaded picture; decoding takes up to 20 bytes of memory per pixel.
 const LIMITS: Limits = Limits { side: MAX_EXTENT as u32, pixels: 1 << 25 };
 
-/// How the names of arriving files begin, after [`UNFINISHED`].
+/// Prefix of the names of incomplete uploads, after [`UNFINISHED`].
 const NAME: &str = "upload-";
 
-/// Whether a file among the jobs is a picture that never became a job's.
+/// True for the name of an incomplete or abandoned upload.
 pub(super) fn is_name(name: &str) -> bool {
     name.strip_prefix(UNFINISHED).is_some_and(|rest| rest.starts_with(NAME))
 }
 
-/// A picture while it arrives.
+/// An upload in progress.
 #[derive(Debug)]
 pub struct Receiving {
     file: NamedTempFile,
@@ -34,7 +34,7 @@ pub struct Receiving {
 }
 
 impl Receiving {
-    /// An empty file in the jobs' `directory`.
+    /// Creates an empty file in `directory`.
     pub(super) fn create(directory: &Path) -> Result<Self> {
         let prefix = format!("{UNFINISHED}{NAME}");
         let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory);
@@ -42,10 +42,10 @@ impl Receiving {
         Ok(Self { file, bytes: 0 })
     }
 
-    /// Takes the next bytes.
+    /// Appends bytes.
     ///
     /// # Errors
-    /// [`Kind::InvalidImage`] beyond [`MAX_UPLOAD`] bytes; [`Kind::Exhausted`] when the disk is full; [`Kind::Io`].
+    /// [`Kind::InvalidImage`] beyond [`MAX_UPLOAD`] bytes; [`Kind::Exhausted`] if the disk is full; [`Kind::Io`].
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.bytes += bytes.len() as u64;
         if self.bytes > MAX_UPLOAD {
@@ -60,10 +60,10 @@ impl Receiving {
         written.map_err(|e| full_disk(Error::io("write", self.file.path(), e), self.bytes))
     }
 
-    /// The whole picture, once all of it is on the disk and can be read.
+    /// Makes the file durable and checks that it can be decoded.
     ///
     /// # Errors
-    /// [`Kind::InvalidImage`] when it is no picture, damaged or too large; [`Kind::Exhausted`] when the disk is full;
+    /// [`Kind::InvalidImage`] if it is not a picture, damaged or too large; [`Kind::Exhausted`] if the disk is full;
     /// [`Kind::Io`].
     pub fn finish(self) -> Result<Upload> {
         let (file, path) = self.file.into_parts();
@@ -77,7 +77,7 @@ impl Receiving {
     }
 }
 
-/// A picture that has arrived. Its file goes with the last copy of the value, unless a job has it.
+/// A complete upload. Its file is removed with the last clone, unless a job has taken it.
 #[derive(Clone, Debug)]
 pub struct Upload {
     path: Arc<TempPath>,
@@ -91,7 +91,7 @@ impl Upload {
         &self.path
     }
 
-    /// Width and height in pixels, after its orientation was applied.
+    /// Width and height in pixels, after applying its orientation.
     pub fn size(&self) -> (usize, usize) {
         self.size
     }
@@ -102,7 +102,7 @@ impl Upload {
     }
 }
 
-/// The picture in a job's directory.
+/// Reads the source picture of a job.
 ///
 /// # Errors
 /// Those of [`image_in::read`].

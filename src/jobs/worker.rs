@@ -1,10 +1,10 @@
-//! The engine's thread: takes jobs from the queue and works on a few of them in turns, a step or a tile at a time.
+//! The engine thread: time-slices a few jobs, one step or tile at a time.
 //!
-//! The turn goes to the job that has had least of the device so far, counted in floating-point operations, so that jobs
-//! share it evenly whatever their sizes; one that comes later starts where the least served one stands. Small pictures of
-//! one size take their denoising steps together: a run of the network for several costs less than one for each, and gives
-//! each the same bits. What a turn gave is made durable, and only then announced, by the `scribe`, while the next turn
-//! computes. A device that computes on its own is given the next tile before the last one's pixels are taken from it.
+//! The next slice goes to the job that has used the fewest FLOPs on the device, so jobs of any size share it evenly; a new job
+//! starts at the lowest count of the running ones. Small pictures of equal shapes take their denoising steps in a batch: one
+//! evaluation of the network costs less than several and gives the same bits. The `committer` makes results durable and
+//! publishes them while the next slice computes. On an asynchronous device the next tile is submitted before the previous
+//! one is read back.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -23,10 +23,10 @@ use crate::{
     exec::memory::MEMORY,
     jobs::{
         Shared,
-        files::Canvas,
+        committer::{Committer, Settled, Tile, Write, WriteRequest},
+        files::JobBuffer,
         job::Job,
         record::{Event, to_ms},
-        scribe::{Deed, Scribe, Settled, Tile, Work as Written},
         upload,
     },
     model::{
@@ -36,29 +36,29 @@ use crate::{
     ops::{Download, Ops},
 };
 
-/// A job that is being worked on.
-struct Active<O: Ops> {
+/// A running job.
+struct ActiveJob<O: Ops> {
     job: Arc<Job>,
-    /// The job's time on this device, around those of its steps and tiles.
+    /// Span of the job on this device, parent of the spans of its steps and tiles.
     span: tracing::Span,
-    /// Written by the scribe alone; read here only before its first deed.
-    canvas: Arc<Mutex<Canvas>>,
+    /// Written by the committer only; read here only before the first write request.
+    buffer: Arc<Mutex<JobBuffer>>,
     work: Work<O>,
-    /// Tiles that are done or with the scribe.
+    /// True for each tile that is decoded or sent to the committer.
     sent: Vec<bool>,
-    /// Operations that the device has spent on it, from where it started.
+    /// FLOPs that the job has used, from the initial value on.
     served: u64,
 }
 
 enum Work<O: Ops> {
-    /// The picture that is edited has to be encoded first.
+    /// The source picture is not encoded yet.
     Encode,
     Denoise(SamplerState),
     Decode(TileDecoder<O>),
 }
 
-impl<O: Ops> Active<O> {
-    /// The number of the denoising step that comes next, from 1.
+impl<O: Ops> ActiveJob<O> {
+    /// Number of the next denoising step, from 1.
     fn next_step(&self) -> Option<usize> {
         match &self.work {
             Work::Denoise(sampling) => {
@@ -69,25 +69,25 @@ impl<O: Ops> Active<O> {
     }
 }
 
-/// A tile whose pixels are on their way from the device.
-struct Flight {
+/// A tile whose read-back from the device is pending.
+struct Readback {
     job: Arc<Job>,
-    canvas: Arc<Mutex<Canvas>>,
+    buffer: Arc<Mutex<JobBuffer>>,
     index: usize,
     pixels: Download,
 }
 
-/// Most operations of the steps that jobs take together. On two cores a step of 0.4 GFLOP takes 17 % less time among four than
-/// alone, one of 6 GFLOP the same (`benches/nets.rs`, `unet 512 256 4`).
-const TOGETHER_FLOPS: u64 = 4_000_000_000;
+/// Most FLOPs of a batched step. On two cores a step of 0.4 GFLOP takes 17 % less time in a batch of four than alone, one of
+/// 6 GFLOP the same (`benches/nets.rs`, `unet 512 256 4`).
+const MAX_BATCH_FLOPS: u64 = 4_000_000_000;
 
-/// Whether a job may go on.
+/// Returns an error if the job is cancelled or past its deadline.
 ///
 /// # Errors
 /// [`Kind::Cancelled`](crate::error::Kind) or [`Kind::Expired`](crate::error::Kind).
 fn in_time(job: &Job) -> Result<()> {
     job.cancel.check()?;
-    if job.order.deadline_ms.is_some_and(|deadline| to_ms(SystemTime::now()) >= deadline) {
+    if job.request.deadline_ms.is_some_and(|deadline| to_ms(SystemTime::now()) >= deadline) {
         return Err(Error::expired("the job", None));
     }
     Ok(())
@@ -97,7 +97,7 @@ fn panicked() -> Error {
     Error::internal("the engine panicked")
 }
 
-/// Works until the queue is closed. `devices`: one and the same, for every model.
+/// Runs until the queue is closed. `devices` are the same device with the weights of each model.
 pub(super) fn run(shared: &Shared, devices: Vec<Device>) {
     let Some(first) = devices.first() else { return };
     let (name, on) = (first.name(), first.description());
@@ -112,33 +112,33 @@ pub(super) fn run(shared: &Shared, devices: Vec<Device>) {
         }
     }
     std::thread::scope(|scope| {
-        let scribe = Scribe::start(scope, shared);
+        let committer = Committer::start(scope, shared);
         #[cfg(feature = "gpu")]
         if !gpus.is_empty() {
-            return Worker::new(shared, scribe, gpus, name, on).run();
+            return Worker::new(shared, committer, gpus, name, on).run();
         }
-        Worker::new(shared, scribe, cpus, name, on).run();
+        Worker::new(shared, committer, cpus, name, on).run();
     });
 }
 
 struct Worker<'a, O: Ops> {
     shared: &'a Shared,
-    scribe: Scribe,
-    /// The device with the weights of every model, in their order.
+    committer: Committer,
+    /// The device with the weights of each model, in the order of the models.
     ops: Vec<O>,
-    /// The device's name in files.
+    /// Name of the device in files.
     name: String,
-    /// The device's name for people.
+    /// Description of the device for people.
     on: String,
-    active: Vec<Active<O>>,
-    /// The newest tile; it lands once the next turn has begun, or when there is none.
-    flight: Option<Flight>,
+    active: Vec<ActiveJob<O>>,
+    /// Read-back of the newest tile; it is finished after the next slice has begun, or when there is none.
+    pending_readback: Option<Readback>,
 }
 
-/// The levels that have settled with the newest step, the coarsest first, but for those that were announced before.
+/// The levels that settled with the last step and were not published before, coarsest first.
 fn settled(job: &Job, sampling: &SamplerState) -> Vec<usize> {
     let (schedule, known) = (&job.plan.schedule, job.settled());
-    // Levels that had settled where sampling begins are announced with its first step.
+    // Levels that are settled from the start are published with the first step.
     let is_first = sampling.step <= job.plan.first_step + 1;
     let news = if is_first { 0 } else { sampling.step }..=sampling.step;
     let levels = (0..sampling.z.len()).rev();
@@ -149,32 +149,38 @@ fn settled(job: &Job, sampling: &SamplerState) -> Vec<usize> {
 }
 
 impl<'a, O: Ops> Worker<'a, O> {
-    fn new(shared: &'a Shared, scribe: Scribe, ops: Vec<O>, name: String, on: String) -> Self {
-        Self { shared, scribe, ops, name, on, active: Vec::new(), flight: None }
+    fn new(
+        shared: &'a Shared,
+        committer: Committer,
+        ops: Vec<O>,
+        name: String,
+        on: String,
+    ) -> Self {
+        Self { shared, committer, ops, name, on, active: Vec::new(), pending_readback: None }
     }
 
     fn run(mut self) {
         if let Err(error) = self.measure() {
             self.shared.device_failed(&error);
         }
-        while let Some(fresh) = self.shared.next(&self.held()) {
-            for job in fresh {
+        while let Some(admitted) = self.shared.next(&self.active_jobs()) {
+            for job in admitted {
                 self.begin(job);
             }
-            if let Some(turn) = self.turn() {
-                self.take_turn(turn);
+            if let Some(turn) = self.next_index() {
+                self.run_slice(turn);
             }
             if self.active.is_empty() {
-                self.land();
+                self.finish_readback();
             }
         }
-        self.land();
+        self.finish_readback();
         for active in self.active.drain(..) {
-            tracing::info!("job {} stays at its last event", active.job.id);
+            tracing::info!("job {} resumes at the next start", active.job.id);
         }
     }
 
-    /// The device's speed, by one evaluation of the network at the smallest size.
+    /// Measures the device's speed by one evaluation of the network at the smallest size.
     fn measure(&mut self) -> Result<()> {
         let (arch, ops) = (&self.shared.models.first().arch, &mut self.ops[0]);
         let side = arch.coarsest_factor();
@@ -182,7 +188,7 @@ impl<'a, O: Ops> Worker<'a, O> {
             .into_iter()
             .map(|shape| Latent { shape, data: vec![0.5; shape.len()] })
             .collect();
-        // The first one packs weights and compiles shaders.
+        // The first evaluation packs weights and compiles shaders.
         let noisy = [NoisyLatents { z: &z, sigma: 1.0 }];
         precond::denoise(ops, arch, &noisy)?;
         let began = Instant::now();
@@ -191,16 +197,16 @@ impl<'a, O: Ops> Worker<'a, O> {
         Ok(())
     }
 
-    fn held(&self) -> Vec<Arc<Job>> {
+    fn active_jobs(&self) -> Vec<Arc<Job>> {
         self.active.iter().map(|active| active.job.clone()).collect()
     }
 
-    /// Takes a job on, where it stands.
+    /// Starts or resumes a job.
     fn begin(&mut self, job: Arc<Job>) {
         match self.open(&job) {
-            Ok((canvas, sampling)) => {
+            Ok((buffer, sampling)) => {
                 let served = self.active.iter().map(|active| active.served).min().unwrap_or(0);
-                let canvas = Arc::new(Mutex::new(canvas));
+                let buffer = Arc::new(Mutex::new(buffer));
                 let work = sampling.map_or(Work::Encode, Work::Denoise);
                 let sent = job.tiles_done();
                 let spec = &job.plan.spec;
@@ -211,65 +217,81 @@ impl<'a, O: Ops> Worker<'a, O> {
                     height = spec.height,
                     device = %self.on
                 );
-                self.active.push(Active { job, span, canvas, work, sent, served });
+                self.active.push(ActiveJob { job, span, buffer, work, sent, served });
             }
-            Err(error) => self.scribe.send(Deed { job, work: Written::Fail(error) }),
+            Err(error) => self.committer.send(WriteRequest { job, write: Write::Fail(error) }),
         }
     }
 
-    /// The job's files, and where its sampling stands; it has not begun where a picture is to be encoded.
-    fn open(&mut self, job: &Job) -> Result<(Canvas, Option<SamplerState>)> {
-        let mut canvas = job.directory.open_arena(&job.layout, &self.shared.lock)?;
+    /// Opens the job's files and returns its sampler state; `None` if the source picture has to be encoded first.
+    fn open(&mut self, job: &Job) -> Result<(JobBuffer, Option<SamplerState>)> {
+        let mut buffer = job.directory.open_arena(&job.layout, &self.shared.lock)?;
         let plan = &job.plan;
         let sampling = match job.checkpoint() {
-            Some(saved) => Some(canvas.load(plan, saved)?),
-            None if job.order.source_sha256.is_some() => None,
+            Some(saved) => Some(buffer.load(plan, saved)?),
+            None if job.request.source_sha256.is_some() => None,
             None => Some(denoise::begin(plan)),
         };
-        job.announce(vec![Event::Started { device: self.on.clone() }])?;
-        Ok((canvas, sampling))
+        let now = job.snapshot();
+        // The first start only: time in which the server was stopped is no wait in the queue.
+        if now.sequence == 1 {
+            let waited = to_ms(SystemTime::now()).saturating_sub(now.created_ms);
+            self.shared.timings.queue_wait.observe(waited as f64 / 1e3);
+        }
+        job.publish(vec![Event::Started { device: self.on.clone() }])?;
+        Ok((buffer, sampling))
     }
 
-    /// The active job whose turn it is.
-    fn turn(&self) -> Option<usize> {
+    /// Index of the running job that gets the next slice.
+    fn next_index(&self) -> Option<usize> {
         (0..self.active.len()).min_by_key(|&i| self.active[i].served)
     }
 
-    fn take_turn(&mut self, turn: usize) {
+    fn run_slice(&mut self, turn: usize) {
         let mut first = self.active.swap_remove(turn);
-        let mut company = self.company(&first);
+        let mut peers = self.batch_peers(&first);
         let began = Instant::now();
-        let together = !company.is_empty()
+        let together = !peers.is_empty()
             && self
-                .together(&mut first, &mut company)
+                .step_batch(&mut first, &mut peers)
                 .inspect_err(|error| tracing::debug!("a batched step failed: {}", error.report()))
                 .is_ok();
         if together {
             let flops = first.job.quote.step_flops;
-            company.push(first);
-            let jobs = company.len() as u64;
+            peers.push(first);
+            let jobs = peers.len() as u64;
             self.shared.steps.add(jobs);
             self.shared.speed.add(flops * jobs, began.elapsed());
-            for active in company {
-                self.settle(active, |worker, active| worker.stepped(active));
+            self.shared.timings.step.observe(began.elapsed().as_secs_f64());
+            for active in peers {
+                self.complete(active, |worker, active| worker.after_step(active));
             }
             return;
         }
-        // One that can't take its step must not stop the others: each tries alone, and the error is its own.
-        self.active.append(&mut company);
-        self.settle(first, |worker, active| {
-            let flops = worker.unit(active)?;
+        // After a failed batch each job takes its step alone, so that an error affects one job only.
+        self.active.append(&mut peers);
+        self.complete(first, |worker, active| {
+            let timings = &worker.shared.timings;
+            let histogram = match &active.work {
+                Work::Denoise(_) if active.next_step().is_some() => Some(&timings.step),
+                Work::Decode(_) => Some(&timings.tile),
+                Work::Encode | Work::Denoise(_) => None,
+            };
+            let flops = worker.run_unit(active)?;
             worker.shared.speed.add(flops, began.elapsed());
+            if let Some(histogram) = histogram {
+                histogram.observe(began.elapsed().as_secs_f64());
+            }
             Ok(flops)
         });
     }
 
-    /// Takes from the active jobs those that can take their next step together with `first`'s: denoising, at the same
-    /// latents' shapes, by the same model and method. None where the device has enough to do with one.
-    fn company(&mut self, first: &Active<O>) -> Vec<Active<O>> {
+    /// Removes from the running jobs those that can take their next step in a batch with `first`: same latent shapes, model and
+    /// sampler. Empty if the device is fully used by one.
+    fn batch_peers(&mut self, first: &ActiveJob<O>) -> Vec<ActiveJob<O>> {
         let plan = &first.job.plan;
-        let room = TOGETHER_FLOPS / first.job.quote.step_flops.max(1);
-        let fits = |active: &mut Active<O>| {
+        let room = MAX_BATCH_FLOPS / first.job.quote.step_flops.max(1);
+        let fits = |active: &mut ActiveJob<O>| {
             let other = &active.job.plan;
             active.next_step().is_some()
                 && Arc::ptr_eq(&active.job.model, &first.job.model)
@@ -284,66 +306,66 @@ impl<'a, O: Ops> Worker<'a, O> {
         fitting.take(room as usize - 1).collect()
     }
 
-    /// The next step of `first` and of its `company`, by the same runs of the network.
-    fn together(&mut self, first: &mut Active<O>, company: &mut [Active<O>]) -> Result<()> {
-        self.land();
+    /// Takes the next step of `first` and its `peers` in one batch.
+    fn step_batch(&mut self, first: &mut ActiveJob<O>, peers: &mut [ActiveJob<O>]) -> Result<()> {
+        self.finish_readback();
         let model = first.job.model.clone();
-        let ops = &mut self.ops[self.shared.models.place(&model)];
+        let ops = &mut self.ops[self.shared.models.index_of(&model)];
         in_time(&first.job)?;
-        let _spans: Vec<_> = (std::iter::once(&*first).chain(&*company))
+        let _spans: Vec<_> = (std::iter::once(&*first).chain(&*peers))
             .filter_map(|active| {
                 let step = active.next_step()?;
                 Some(tracing::info_span!(parent: &active.span, "step", step))
             })
             .collect();
-        let mut members: Vec<_> = (std::iter::once(first).chain(company))
-            .filter_map(|Active { job, work, .. }| match work {
+        let mut members: Vec<_> = (std::iter::once(first).chain(peers))
+            .filter_map(|ActiveJob { job, work, .. }| match work {
                 Work::Denoise(sampling) => Some((&job.plan, sampling)),
                 Work::Encode | Work::Decode(_) => None,
             })
             .collect();
-        // A job that is cancelled meanwhile ends after this step; the others' step must not.
+        // A job that is cancelled meanwhile ends after this step without affecting its peers.
         let cancel = Cancel::default();
         let steps = || denoise::step_together(ops, &model.arch, &mut members, &cancel);
         catch_unwind(AssertUnwindSafe(steps)).unwrap_or_else(|_| Err(panicked()))
     }
 
-    /// Does `unit` for a job, and what follows from how it went.
-    fn settle(
+    /// Runs `unit` for a job and handles its result: continue, finish or fail.
+    fn complete(
         &mut self,
-        mut active: Active<O>,
-        unit: impl FnOnce(&mut Self, &mut Active<O>) -> Result<u64>,
+        mut active: ActiveJob<O>,
+        unit: impl FnOnce(&mut Self, &mut ActiveJob<O>) -> Result<u64>,
     ) {
         let job = active.job.clone();
         let _span = active.span.clone().entered();
-        // A defect ends the job that met it, not the server.
+        // A panic fails this job, not the server.
         let done = catch_unwind(AssertUnwindSafe(|| unit(self, &mut active)));
         match done.unwrap_or_else(|_| Err(panicked())) {
             Ok(flops) => {
                 active.served += flops;
                 match active.sent.iter().all(|&sent| sent) {
                     true => {
-                        self.land();
+                        self.finish_readback();
                         let last = self.finished(&job);
-                        self.scribe.send(Deed { job, work: Written::End(last) });
+                        self.committer.send(WriteRequest { job, write: Write::End(last) });
                     }
                     false => self.active.push(active),
                 }
             }
-            Err(error) => self.scribe.send(Deed { job, work: Written::Fail(error) }),
+            Err(error) => self.committer.send(WriteRequest { job, write: Write::Fail(error) }),
         }
     }
 
-    /// One step or one tile: the operations it took.
-    fn unit(&mut self, active: &mut Active<O>) -> Result<u64> {
+    /// Computes one step or tile and returns its FLOPs.
+    fn run_unit(&mut self, active: &mut ActiveJob<O>) -> Result<u64> {
         in_time(&active.job)?;
         if !matches!(active.work, Work::Decode(_)) {
-            self.land();
+            self.finish_readback();
         }
         let more = active.next_step().is_some();
-        let Active { job, canvas, work, sent, .. } = active;
+        let ActiveJob { job, buffer, work, sent, .. } = active;
         let (model, plan) = (&job.model, &job.plan);
-        let (arch, ops) = (&model.arch, &mut self.ops[self.shared.models.place(model)]);
+        let (arch, ops) = (&model.arch, &mut self.ops[self.shared.models.index_of(model)]);
         match work {
             Work::Encode => {
                 let _span = tracing::info_span!("encode").entered();
@@ -355,7 +377,7 @@ impl<'a, O: Ops> Worker<'a, O> {
                 let _span = tracing::info_span!("step", step = sampling.step + 1).entered();
                 denoise::step(ops, arch, plan, sampling, &job.cancel)?;
                 self.shared.steps.add(1);
-                self.stepped(active)
+                self.after_step(active)
             }
             Work::Denoise(sampling) => {
                 let _span = tracing::info_span!("global_stage").entered();
@@ -364,72 +386,74 @@ impl<'a, O: Ops> Worker<'a, O> {
                 let levels = settled(job, sampling);
                 if !levels.is_empty() {
                     let picture = Some(decoder.preview(ops)?);
-                    let work = Written::Settled(Settled { levels, picture });
-                    self.scribe.send(Deed { job: job.clone(), work });
+                    let write = Write::Settled(Settled { levels, picture });
+                    self.committer.send(WriteRequest { job: job.clone(), write });
                 }
                 *work = Work::Decode(decoder);
                 Ok(job.quote.global_flops)
             }
             Work::Decode(decoder) => {
-                // None is left when only the last record was lost.
+                // No tile is left if only the last record was lost.
                 let Some(index) = job.next_tile(sent) else { return Ok(0) };
                 let tile = &plan.tiling.tiles[index];
                 let (column, row) = (tile.column, tile.row);
                 let _span = tracing::info_span!("tile", column, row).entered();
                 let pixels = decoder.begin(ops, arch, tile)?;
                 sent[index] = true;
-                let (job, canvas) = (job.clone(), canvas.clone());
-                let (flops, is_here) = (job.quote.tile_flops, pixels.is_ready());
-                self.land();
-                self.flight = Some(Flight { job, canvas, index, pixels });
-                if is_here {
-                    self.land();
+                let (job, buffer) = (job.clone(), buffer.clone());
+                let (flops, is_ready) = (job.quote.tile_flops, pixels.is_ready());
+                self.finish_readback();
+                self.pending_readback = Some(Readback { job, buffer, index, pixels });
+                if is_ready {
+                    self.finish_readback();
                 }
                 Ok(flops)
             }
         }
     }
 
-    /// Hands the tile that is on its way to the scribe, once its pixels are there.
-    fn land(&mut self) {
-        let Some(Flight { job, canvas, index, pixels }) = self.flight.take() else { return };
+    /// Waits for the pending read-back and sends its tile to the committer.
+    fn finish_readback(&mut self) {
+        let Some(Readback { job, buffer, index, pixels }) = self.pending_readback.take() else {
+            return;
+        };
         let (rect, bits) = (job.plan.tiling.tiles[index].rect, job.plan.spec.bits);
         let samples = pixels.wait().and_then(|values| tiles::samples(rect, &values, bits));
-        let work = samples
-            .map_or_else(Written::Fail, |samples| Written::Tile(Tile { canvas, index, samples }));
-        self.scribe.send(Deed { job, work });
+        let write = samples
+            .map_or_else(Write::Fail, |samples| Write::Tile(Tile { buffer, index, samples }));
+        self.committer.send(WriteRequest { job, write });
     }
 
-    /// What follows a denoising step: previews of levels that have settled, and the news. The operations of the step.
-    fn stepped(&mut self, active: &mut Active<O>) -> Result<u64> {
-        let Active { job, canvas, work: Work::Denoise(sampling), .. } = active else {
+    /// Sends a step to the committer, with a preview if levels have settled; returns the step's FLOPs.
+    fn after_step(&mut self, active: &mut ActiveJob<O>) -> Result<u64> {
+        let ActiveJob { job, buffer, work: Work::Denoise(sampling), .. } = active else {
             return Err(Error::internal("a decoding job took a denoising step"));
         };
         let last = sampling.step == job.plan.schedule.steps();
-        // The levels that settle with the last step are announced with the global stage, which gives their preview.
+        // Levels that settle with the last step are published with the global stage, which computes their preview.
         let levels = if last { Vec::new() } else { settled(job, sampling) };
         let picture = match levels.last() {
             Some(&finest) if job.previews_wanted() => {
                 let (model, z) = (&job.model, sampling.z.clone());
-                let ops = &mut self.ops[self.shared.models.place(model)];
+                let ops = &mut self.ops[self.shared.models.index_of(model)];
                 Some(tiles::preview(ops, &model.arch, &denoise::denormalise(model, z), finest)?)
             }
             _ => None,
         };
         let settled = Settled { levels, picture };
         let needed = last || !settled.levels.is_empty();
-        let (job, canvas) = (job.clone(), canvas.clone());
+        let (job, buffer) = (job.clone(), buffer.clone());
         let flops = job.quote.step_flops;
-        let deed = || {
-            let work = Written::Step { canvas, sampling: sampling.clone(), settled };
-            Deed { job, work }
+        let request = || {
+            let write = Write::Step { buffer, sampling: sampling.clone(), settled };
+            WriteRequest { job, write }
         };
-        self.scribe.send_if(needed, deed);
+        self.committer.try_send(needed, request);
         Ok(flops)
     }
 
     fn finished(&self, job: &Job) -> Event {
-        let source = job.order.source_sha256.as_deref();
+        let source = job.request.source_sha256.as_deref();
         let metadata = provenance::generated(&job.model, &self.name, &job.plan.spec, source);
         let receipt = serde_json::Value::Object(metadata.receipt).to_string();
         Event::Finished { receipt, description: metadata.description }

@@ -3,6 +3,8 @@
 //! D = D(z; sigma) is the denoised pyramid. A level whose next s is 0 becomes its D and does not change any more: it is
 //! *settled*. Updates are computed in f64 and rounded to f32 once per step.
 
+use strum::{EnumString, IntoStaticStr, VariantArray, VariantNames};
+
 use crate::{
     error::Result,
     model::{noise, schedule::Schedule},
@@ -44,7 +46,9 @@ pub trait Denoise {
 /// assert_eq!("heun".parse(), Ok(Sampler::Heun));
 /// assert_eq!(Sampler::Dpmpp.name(), "dpmpp");
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantArray, VariantNames,
+)]
 #[strum(serialize_all = "lowercase")]
 pub enum Sampler {
     /// EDM's second-order sampler (Karras et al. 2022, algorithms 1 and 2).
@@ -57,7 +61,7 @@ pub enum Sampler {
 
 impl Sampler {
     /// All samplers.
-    pub const ALL: [Self; 3] = [Self::Heun, Self::Dpmpp, Self::Ddim];
+    pub const ALL: &[Self] = <Self as VariantArray>::VARIANTS;
 
     /// The name in flags, messages and metadata: `heun`, `dpmpp`, `ddim`.
     pub fn name(self) -> &'static str {

@@ -1,16 +1,16 @@
-//! Who may call: bearer tokens (RFC 6750), kept as hashes, compared in constant time; and by which names.
+//! Access control: bearer tokens (RFC 6750), stored as hashes and compared in constant time, and host names.
 //!
-//! A token file has one client a line: name, SHA-256 of the token in hexadecimal, and optionally the most jobs that the
-//! client may have waiting and the most pixels of one picture; `#` begins a comment.
+//! A token file has one client per line: name, SHA-256 of the token in hexadecimal, and optionally the most queued jobs of the
+//! client and the most pixels of a picture. `#` begins a comment.
 //!
 //! ```text
 //! # printf %s "$TOKEN" | sha256sum
 //! anna 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae 20 33554432
 //! ```
 //!
-//! A server on loopback trusts whoever reaches it from this machine, so it must not be reached by way of a browser that
-//! shows somebody's page: a page whose name turns into 127.0.0.1 after it was loaded (DNS rebinding) would count as the
-//! server's own. Its requests still bear the page's name, so names that nobody has vouched for are refused ([`Hosts`]).
+//! A server on loopback trusts local callers, so web pages of other hosts must not reach it through a local browser. Against
+//! DNS rebinding (a name that resolves to 127.0.0.1 after the page was loaded), requests for unknown host names are rejected
+//! ([`Hosts`]).
 
 use std::{path::Path, sync::Arc};
 
@@ -21,6 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq as _;
 use tonic::Status;
 
 use crate::{
@@ -31,19 +32,19 @@ use crate::{
     store::hash::from_hex,
 };
 
-/// A client that may call. Travels with its requests as an extension.
+/// A client with a token. It is an extension of its requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Client {
-    /// Its name, which its jobs bear.
+    /// Name, the owner of its jobs.
     pub name: String,
-    /// Most jobs that it may have waiting.
+    /// Most queued jobs.
     pub queue: Option<usize>,
     /// Most pixels of one picture.
     pub pixels: Option<u64>,
     sha256: [u8; 32],
 }
 
-/// All clients that may call.
+/// The clients of a token file.
 #[derive(Clone, Debug)]
 pub struct Tokens(Vec<Client>);
 
@@ -51,7 +52,7 @@ impl Tokens {
     /// Reads a token file.
     ///
     /// # Errors
-    /// [`crate::error::Kind::InvalidArgument`] naming the line and what is wrong with it.
+    /// [`crate::error::Kind::InvalidArgument`]; its cause names the malformed line.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| {
             Error::invalid("tokens", path.display(), "a readable file").with_source(e)
@@ -78,12 +79,11 @@ impl Tokens {
         Ok(Self(clients))
     }
 
-    /// The client whose token this is. Takes the same time for every token.
+    /// The client with this token, in constant time.
     fn client(&self, token: &str) -> Option<&Client> {
         let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         self.0.iter().fold(None, |found, client| {
-            let differing = client.sha256.iter().zip(&hash).fold(0, |all, (a, b)| all | (a ^ b));
-            if differing == 0 { Some(client) } else { found }
+            if bool::from(client.sha256.ct_eq(&hash)) { Some(client) } else { found }
         })
     }
 }
@@ -97,7 +97,7 @@ fn client(line: &str) -> Option<Client> {
     fields.next().is_none().then_some(Client { name, queue, pixels, sha256 })
 }
 
-/// Lets a request with a known token pass, with its [`Client`] as an extension.
+/// Middleware that rejects requests without a known token and adds the [`Client`] to others.
 pub(super) async fn check(
     State(tokens): State<Arc<Tokens>>,
     mut request: Request,
@@ -128,7 +128,7 @@ pub(super) async fn check(
     }
 }
 
-/// Refuses what is beyond a client's own limits.
+/// Checks a client's limits.
 pub(super) fn check_limits(client: &Client, spec: &Spec, jobs: &Jobs) -> Result<()> {
     let pixels = spec.width as u64 * spec.height as u64;
     if let Some(limit) = client.pixels.filter(|&limit| pixels > limit) {
@@ -144,17 +144,17 @@ pub(super) fn check_limits(client: &Client, spec: &Spec, jobs: &Jobs) -> Result<
     }
 }
 
-/// Names that the server is reached by, besides addresses and `localhost`.
+/// Host names of this server, in addition to addresses and `localhost`.
 #[derive(Debug)]
 pub(super) struct Hosts(Vec<String>);
 
 impl Hosts {
-    /// `names` in any case of letters.
+    /// The given names, compared case-insensitively.
     pub(super) fn new(names: &[String]) -> Self {
         Self(names.iter().map(|name| name.to_ascii_lowercase()).collect())
     }
 
-    /// Whether a request to `host` is meant for this server. An address can't be turned into another one, a name can.
+    /// True if `host` names this server. All addresses do: they can't be rebound.
     fn know(&self, host: &str) -> bool {
         let host = host.to_ascii_lowercase();
         let address = host.trim_start_matches('[').trim_end_matches(']');
@@ -165,7 +165,7 @@ impl Hosts {
     }
 }
 
-/// Lets a request pass that bears a name of this server, or none: browsers always send one.
+/// Middleware that rejects requests for another host. Requests without a host pass: browsers always send one.
 pub(super) async fn check_host(
     State(hosts): State<Arc<Hosts>>,
     request: Request,
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_known_by_its_hash_and_no_other_is() -> Result<()> {
+    fn tokens_are_recognised_by_their_hash_only() -> Result<()> {
         let hash = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"; // of foo
         let tokens = Tokens::parse(&format!("# all\n\nanna {hash} 20 100 # hers\n"))?;
         let anna = tokens.client("foo").map(|c| (c.name.as_str(), c.queue, c.pixels));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_and_names_that_were_vouched_for_are_known() {
+    fn hosts_include_addresses_and_configured_names() {
         let hosts = Hosts::new(&["Pictures.example".to_owned()]);
         for host in ["127.0.0.1", "[::1]", "localhost", "LOCALHOST", "a.localhost", "10.0.0.1"] {
             assert!(hosts.know(host), "{host}");
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_line_is_named() {
+    fn token_file_errors_name_the_line() {
         let hash = "0".repeat(64);
         let lines = ["anna", "anna 12", &format!("anna {hash}0"), &format!("a {hash} x"), ""];
         for line in lines {

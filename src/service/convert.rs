@@ -1,4 +1,4 @@
-//! Between the API's messages and the domain's types; errors to statuses with details.
+//! Conversions between messages and domain types, and from errors to statuses with details.
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
@@ -14,12 +14,12 @@ use crate::{
     model::{arch::Arch, checkpoint::Checkpoint, sampler::Sampler},
 };
 
-/// Prefix of the names of jobs.
+/// Prefix of job names.
 const JOBS: &str = "jobs/";
-/// Prefix of the names of models.
+/// Prefix of model names.
 const MODELS: &str = "models/";
 
-/// The code of a kind of failure.
+/// The status code of a kind of error.
 pub(super) fn code(kind: Kind) -> Code {
     match kind {
         Kind::InvalidArgument | Kind::InvalidImage => Code::InvalidArgument,
@@ -34,12 +34,12 @@ pub(super) fn code(kind: Kind) -> Code {
     }
 }
 
-/// True for failures inside the server, whose fields and causes are logged and not sent.
+/// True for internal failures, whose fields and causes are logged and not sent.
 fn is_private(kind: Kind) -> bool {
     matches!(kind, Kind::Io | Kind::Internal | Kind::Device)
 }
 
-/// The message that a client gets about a failure described by `text`.
+/// The message sent to clients for an error with the report `text`.
 pub(super) fn public_message(kind: Kind, text: &str) -> String {
     match kind {
         Kind::Io => "the server's disk failed".to_owned(),
@@ -49,7 +49,7 @@ pub(super) fn public_message(kind: Kind, text: &str) -> String {
     }
 }
 
-/// The fields of an error that a client gets.
+/// The fields of an error that are sent to clients.
 pub(super) fn public_fields(error: &Error) -> serde_json::Map<String, serde_json::Value> {
     if is_private(error.kind()) { Default::default() } else { error.detail().fields() }
 }
@@ -64,9 +64,8 @@ fn resource_name(resource: Resource, name: &str) -> (&'static str, String) {
     }
 }
 
-/// The gRPC status of an error. Its details are made from the error's fields: `ErrorInfo` has all of them, `BadRequest`,
-/// `QuotaFailure`, `ResourceInfo` and `PreconditionFailure` have those that they are for, and `RetryInfo` is there if a
-/// later attempt may succeed.
+/// The gRPC status of an error. `ErrorInfo` has all its fields; `BadRequest`, `QuotaFailure`, `ResourceInfo` and
+/// `PreconditionFailure` have those that they define; `RetryInfo` is present if a later attempt may succeed.
 pub(super) fn status(error: &Error) -> Status {
     let (kind, code) = (error.kind(), code(error.kind()));
     let report = error.report().to_string();
@@ -119,16 +118,15 @@ fn id<'a>(name: &'a str, prefix: &str) -> Result<&'a str> {
     id.ok_or_else(|| Error::invalid("name", format!("{name:?}"), format!("{prefix}ID")))
 }
 
-/// The model that a client names; the first one if it names none.
+/// The named model, or the default for an empty name.
 pub(super) fn model<'a>(name: &str, models: &'a Models) -> Result<&'a Arc<Checkpoint>> {
     if name.is_empty() { Ok(models.first()) } else { models.named(id(name, MODELS)?) }
 }
 
-/// What a client asks for: the message with its defaults filled in.
+/// Converts a request and fills in defaults.
 ///
 /// # Errors
-/// [`Kind::InvalidArgument`] and [`Kind::NotFound`] naming field and value. Whether the sizes can be made is for
-/// [`jobs::Request::plan`] to say.
+/// [`Kind::InvalidArgument`] and [`Kind::NotFound`]. Sizes are checked by [`jobs::Request::plan`].
 pub fn request(
     message: api::CreateJobRequest,
     owner: String,
@@ -148,10 +146,10 @@ pub fn request(
     })
 }
 
-/// What a client asks for that has sent a picture to edit.
+/// Converts a request to edit the picture `source`.
 ///
 /// # Errors
-/// Those of [`request`], and [`Kind::InvalidArgument`] for a size that is not the picture's.
+/// Those of [`request`], and [`Kind::InvalidArgument`] for a size other than the picture's.
 pub(super) fn edit(
     message: api::CreateJobRequest,
     owner: String,
@@ -172,7 +170,7 @@ pub(super) fn edit(
     Ok(request)
 }
 
-/// The spec with its defaults filled in.
+/// Converts a spec and fills in defaults.
 pub(super) fn spec(message: &api::JobSpec, model: &Checkpoint) -> Result<Spec> {
     let mut spec = Spec::new(&model.arch, message.seed);
     let chosen = |value: u32, default: usize| if value == 0 { default } else { value as usize };
@@ -199,7 +197,7 @@ pub(super) fn spec(message: &api::JobSpec, model: &Checkpoint) -> Result<Spec> {
     Ok(spec)
 }
 
-/// A spec as a message.
+/// Converts a spec to a message.
 pub(super) fn spec_message(spec: &Spec, arch: &Arch) -> api::JobSpec {
     api::JobSpec {
         model: format!("{MODELS}{}", arch.name),
@@ -222,20 +220,20 @@ pub(super) fn spec_message(spec: &Spec, arch: &Arch) -> api::JobSpec {
     }
 }
 
-/// A rectangle.
+/// Converts a rectangle.
 pub(super) fn rect(message: api::Rect) -> Rect {
     let api::Rect { x, y, width, height } = message;
     let [x, y, width, height] = [x, y, width, height].map(|v| v as usize);
     Rect { x, y, width, height }
 }
 
-/// A rectangle as a message.
+/// Converts a rectangle to a message.
 pub(super) fn rect_message(rect: Rect) -> api::Rect {
     let [x, y, width, height] = [rect.x, rect.y, rect.width, rect.height].map(|v| v as u32);
     api::Rect { x, y, width, height }
 }
 
-/// A quote as a message.
+/// Converts a quote to a message.
 pub(super) fn quote_message(quote: &Quote, tiles: usize, notices: &[String]) -> api::Quote {
     api::Quote {
         memory_bytes: quote.memory_bytes,
@@ -247,7 +245,7 @@ pub(super) fn quote_message(quote: &Quote, tiles: usize, notices: &[String]) -> 
     }
 }
 
-/// A job as a message.
+/// Converts a job to a message.
 pub(super) fn job_message(job: &Job) -> api::Job {
     let now = job.snapshot();
     let tiling = &job.plan.tiling;
@@ -276,7 +274,7 @@ pub(super) fn job_message(job: &Job) -> api::Job {
     }
 }
 
-/// A job as it was when it was queued: an event stays what it was.
+/// The message of a job as it was when it was queued.
 pub(super) fn queued_message(job: &Job) -> api::Job {
     api::Job {
         state: api::JobState::Queued.into(),
@@ -290,17 +288,17 @@ pub(super) fn queued_message(job: &Job) -> api::Job {
     }
 }
 
-/// A time as a message.
+/// Converts milliseconds since 1970 to a message.
 pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
     record::from_ms(ms).into()
 }
 
-/// A time from a message.
+/// Converts a timestamp.
 fn time(field: &'static str, message: prost_types::Timestamp) -> Result<SystemTime> {
     SystemTime::try_from(message).map_err(|_| Error::invalid(field, message, "a time after 1970"))
 }
 
-/// The model as a message.
+/// Converts a model to a message.
 pub(super) fn model_message(model: &Checkpoint) -> api::Model {
     let arch = &model.arch;
     let levels = arch.levels.iter().map(|level| api::model::Level {

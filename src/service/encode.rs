@@ -1,15 +1,13 @@
-//! Tiles as clients ask for them. What costs time to compress is compressed once: the newest results are kept.
+//! Encodes tiles as clients ask for them. A tile is compressed once, however many clients ask at the same time; recent
+//! results are cached.
 
-use std::{
-    collections::VecDeque,
-    io::Cursor,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{io::Cursor, sync::Arc};
 
 use image::{
     ExtendedColorType, ImageEncoder as _,
     codecs::{jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder},
 };
+use quick_cache::{Weighter, sync::Cache};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -17,45 +15,58 @@ use crate::{
     error::{Error, Result},
     image_out::Bits,
     jobs::{self, Job, files::little_endian},
-    service::convert,
+    service::{blocking::blocking, convert},
 };
 
-/// Quality of JPEG tiles, of 100.
+/// JPEG quality of tiles, 1 to 100.
 const JPEG_QUALITY: u8 = 90;
 
-/// Bytes of compressed tiles that are kept.
-const KEPT: usize = 64 << 20;
+/// Capacity of the cache in bytes.
+const CACHE_BYTES: u64 = 64 << 20;
 
-/// Which tile, how encoded.
+/// Typical size of a tile in bytes, from which the cache chooses its number of shards.
+const TILE_BYTES: u64 = 512 << 10;
+
+/// Job, tile and format.
 type Key = (String, usize, ImageFormat);
 
-/// Reads and encodes tiles, a few at a time.
+/// Weighs tiles by their bytes.
+#[derive(Clone, Debug)]
+struct Bytes;
+
+impl Weighter<Key, Arc<Vec<u8>>> for Bytes {
+    fn weight(&self, _: &Key, data: &Arc<Vec<u8>>) -> u64 {
+        data.len() as u64
+    }
+}
+
+/// Reads and encodes tiles with bounded concurrency.
 #[derive(Debug)]
 pub(super) struct Encoder {
-    /// Newest last. Held for short: never while encoding.
-    kept: Mutex<VecDeque<(Key, Arc<Vec<u8>>)>>,
-    /// Bounds the threads and the memory that watchers take together.
-    places: Semaphore,
+    cache: Cache<Key, Arc<Vec<u8>>, Bytes>,
+    /// Bounds the threads and the memory of all watchers.
+    permits: Semaphore,
 }
 
 impl Encoder {
-    /// An encoder that works on as many tiles at a time as there are cores.
+    /// An encoder for twice as many concurrent tiles as there are cores.
     pub(super) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { kept: Mutex::default(), places: Semaphore::new(2 * cores) }
+        let cache = Cache::with_weighter((CACHE_BYTES / TILE_BYTES) as usize, CACHE_BYTES, Bytes);
+        Self { cache, permits: Semaphore::new(2 * cores) }
     }
 
-    /// The message of a finished tile.
+    /// The message of a decoded tile.
     ///
     /// # Errors
-    /// [`Kind::NotReady`](crate::error::Kind) while it is not finished; [`Kind::Io`](crate::error::Kind).
+    /// [`Kind::NotReady`](crate::error::Kind) if it is not decoded yet; [`Kind::Io`](crate::error::Kind).
     pub(super) async fn tile(
         self: &Arc<Self>,
         job: &Arc<Job>,
         index: usize,
         format: ImageFormat,
     ) -> Result<api::Tile> {
-        let _place = self.places.acquire().await.map_err(|_| jobs::shutting_down())?;
+        let _permit = self.permits.acquire().await.map_err(|_| jobs::shutting_down())?;
         let (encoder, job) = (self.clone(), job.clone());
         let work = move || {
             let (data, crc32c) = encoder.data(&job, index, format)?;
@@ -70,9 +81,7 @@ impl Encoder {
                 level: 0,
             })
         };
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|e| Error::internal("encoding a tile").with_source(e))?
+        blocking(work).await
     }
 
     fn data(&self, job: &Job, index: usize, format: ImageFormat) -> Result<(Vec<u8>, u32)> {
@@ -82,35 +91,19 @@ impl Encoder {
             return Ok((little_endian(&samples, bits).into_owned(), crc32c));
         }
         let key = (job.id.clone(), index, format);
-        if let Some(kept) = self.find(&key) {
-            return Ok((kept.to_vec(), crc32c));
-        }
         let rect = job.plan.tiling.tiles[index].rect;
-        let data = encode(&samples, rect.width as u32, rect.height as u32, bits, format)?;
-        self.keep(key, Arc::new(data.clone()));
-        Ok((data, crc32c))
-    }
-
-    fn find(&self, key: &Key) -> Option<Arc<Vec<u8>>> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.iter().find(|(other, _)| other == key).map(|(_, data)| data.clone())
-    }
-
-    fn keep(&self, key: Key, data: Arc<Vec<u8>>) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push_back((key, data));
-        let mut bytes: usize = kept.iter().map(|(_, data)| data.len()).sum();
-        while bytes > KEPT {
-            let Some((_, oldest)) = kept.pop_front() else { break };
-            bytes -= oldest.len();
-        }
+        let (width, height) = (rect.width as u32, rect.height as u32);
+        let data = self.cache.get_or_insert_with(&key, || {
+            encode(&samples, width, height, bits, format).map(Arc::new)
+        })?;
+        Ok((data.to_vec(), crc32c))
     }
 }
 
-/// RGB samples in the machine's byte order as a file of `format`.
+/// Encodes RGB samples in native byte order as a file of `format`.
 ///
 /// # Errors
-/// [`Kind::Internal`](crate::error::Kind) when the encoder fails.
+/// [`Kind::Internal`](crate::error::Kind) if the encoder fails.
 pub(super) fn encode(
     samples: &[u8],
     width: u32,

@@ -1,9 +1,9 @@
-//! The calls of `tessera.v1`.
+//! The gRPC services of `tessera.v1`.
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::{
@@ -15,41 +15,42 @@ use crate::{
     jobs::{Job, Jobs},
     service::{
         access::{self, Client},
+        blocking::blocking,
         convert,
         encode::Encoder,
         stream::{self, View, Watcher},
-        upload::{self, Uploads},
+        upload::Uploads,
     },
 };
 
-/// Most jobs of a page.
+/// Largest page of jobs.
 const MAX_PAGE: usize = 1000;
-/// Jobs of a page if the client does not say.
+/// Default page of jobs.
 const PAGE: usize = 100;
 
-/// Answers calls from the jobs.
-pub(super) struct Calls {
+/// Implementation of the gRPC services.
+pub(super) struct GrpcService {
     jobs: Jobs,
     encoder: Arc<Encoder>,
     uploads: Uploads,
-    stopping: watch::Receiver<bool>,
+    stopping: CancellationToken,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
-impl Calls {
-    /// `stopping` turns true when the server is to stop.
-    pub(super) fn new(jobs: Jobs, uploads: Uploads, stopping: watch::Receiver<bool>) -> Arc<Self> {
+impl GrpcService {
+    /// Creates the services; streams end when `stopping` is cancelled.
+    pub(super) fn new(jobs: Jobs, uploads: Uploads, stopping: CancellationToken) -> Arc<Self> {
         Arc::new(Self { jobs, encoder: Arc::new(Encoder::new()), uploads, stopping })
     }
 
-    /// Runs `work`, which may wait for a disk, on a thread that may.
+    /// Runs `work` on a blocking thread.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Jobs) -> Result<T> + Send + 'static,
     ) -> Result<T, Status> {
         let jobs = self.jobs.clone();
-        upload::blocking(move || work(&jobs)).await.map_err(wrong)
+        blocking(move || work(&jobs)).await.map_err(to_status)
     }
 
     fn find(&self, name: &str) -> Result<Arc<Job>, Status> {
@@ -91,12 +92,12 @@ impl Calls {
     }
 }
 
-fn wrong(error: Error) -> Status {
+fn to_status(error: Error) -> Status {
     convert::status(&error)
 }
 
 #[async_trait]
-impl JobService for Calls {
+impl JobService for GrpcService {
     type WatchJobStream = ReceiverStream<Result<api::WatchJobResponse, Status>>;
     type GenerateStream = ReceiverStream<Result<api::GenerateResponse, Status>>;
 
@@ -117,15 +118,15 @@ impl JobService for Calls {
         let mut parts = request.into_inner();
         let first = parts.message().await?.and_then(|message| message.part);
         let Some(Part::Job(order)) = first else {
-            return Err(wrong(Error::missing("job", "an order in the first message")));
+            return Err(to_status(Error::missing("job", "an order in the first message")));
         };
-        // A stream that breaks off must not leave half a picture for a whole one: its error ends the data.
+        // A broken stream is an error of the data, so a partial picture is never accepted.
         let data = parts.map(|message| match message.map(|message| message.part) {
             Ok(Some(Part::Data(data))) => Ok(data),
             Ok(_) => Err(Error::missing("data", "bytes in every message after the first")),
             Err(status) => Err(Error::cancelled("the upload").with_source(status)),
         });
-        let job = self.uploads.edit(client, order, data).await.map_err(wrong)?;
+        let job = self.uploads.edit(client, order, data).await.map_err(to_status)?;
         Ok(Response::new(api::EditPictureResponse { job: self.message(&job) }))
     }
 
@@ -176,7 +177,7 @@ impl JobService for Calls {
     ) -> Answer<Self::WatchJobStream> {
         let api::WatchJobRequest { name, after_sequence, options } = request.into_inner();
         let job = self.find(&name)?;
-        let view = View::try_from(options).map_err(wrong)?;
+        let view = View::try_from(options).map_err(to_status)?;
         let watcher = Watcher { after: after_sequence, ..self.watcher(job, view) };
         let wrap = |event| api::WatchJobResponse { event: Some(event) };
         Ok(Response::new(watcher.stream(wrap)))
@@ -188,7 +189,7 @@ impl JobService for Calls {
     ) -> Answer<Self::GenerateStream> {
         let client = request.extensions().get::<Client>().cloned();
         let api::GenerateRequest { job, options, detach } = request.into_inner();
-        let view = View::try_from(options).map_err(wrong)?;
+        let view = View::try_from(options).map_err(to_status)?;
         let job = self.create(client, job.unwrap_or_default()).await?;
         let watcher = Watcher { cancels: !detach, ..self.watcher(job, view) };
         let wrap = |event| api::GenerateResponse { event: Some(event) };
@@ -201,9 +202,9 @@ impl JobService for Calls {
     ) -> Answer<api::GetTileResponse> {
         let api::GetTileRequest { name, column, row, format } = request.into_inner();
         let job = self.find(&name)?;
-        let (index, _) = job.tile(column as usize, row as usize).map_err(wrong)?;
-        let format = stream::format(format, "format").map_err(wrong)?;
-        let tile = self.encoder.tile(&job, index, format).await.map_err(wrong)?;
+        let (index, _) = job.tile(column as usize, row as usize).map_err(to_status)?;
+        let format = stream::format(format, "format").map_err(to_status)?;
+        let tile = self.encoder.tile(&job, index, format).await.map_err(to_status)?;
         Ok(Response::new(api::GetTileResponse { tile: Some(tile) }))
     }
 
@@ -213,8 +214,8 @@ impl JobService for Calls {
     ) -> Answer<api::GetPreviewResponse> {
         let job = self.find(&request.get_ref().name)?;
         job.want_previews();
-        let level = job.newest_preview().map_err(wrong)?;
-        let preview = stream::preview(&job, level).await.map_err(wrong)?;
+        let level = job.newest_preview().map_err(to_status)?;
+        let preview = stream::preview(&job, level).await.map_err(to_status)?;
         Ok(Response::new(api::GetPreviewResponse { preview: Some(preview) }))
     }
 
@@ -223,8 +224,8 @@ impl JobService for Calls {
         request: Request<api::QuoteJobRequest>,
     ) -> Answer<api::QuoteJobResponse> {
         let asked = request.into_inner().spec.unwrap_or_default();
-        let model = convert::model(&asked.model, self.jobs.models()).map_err(wrong)?.clone();
-        let spec = convert::spec(&asked, &model).map_err(wrong)?;
+        let model = convert::model(&asked.model, self.jobs.models()).map_err(to_status)?.clone();
+        let spec = convert::spec(&asked, &model).map_err(to_status)?;
         let of = model.clone();
         let (plan, quote) = self.blocking(move |jobs| jobs.quote(&spec, &of)).await?;
         let tiles = plan.tiling.tiles.len();
@@ -240,13 +241,13 @@ impl JobService for Calls {
     ) -> Answer<api::SetViewportResponse> {
         let api::SetViewportRequest { name, viewport } = request.into_inner();
         let job = self.find(&name)?;
-        job.set_viewport(viewport.map(convert::rect)).map_err(wrong)?;
+        job.set_viewport(viewport.map(convert::rect)).map_err(to_status)?;
         Ok(Response::new(api::SetViewportResponse { job: self.message(&job) }))
     }
 }
 
 #[async_trait]
-impl ModelService for Calls {
+impl ModelService for GrpcService {
     async fn list_models(
         &self,
         _: Request<api::ListModelsRequest>,
@@ -262,9 +263,9 @@ impl ModelService for Calls {
     ) -> Answer<api::GetModelResponse> {
         let name = &request.get_ref().name;
         if name.is_empty() {
-            return Err(wrong(Error::missing("name", "models/ID")));
+            return Err(to_status(Error::missing("name", "models/ID")));
         }
-        let model = convert::model(name, self.jobs.models()).map_err(wrong)?;
+        let model = convert::model(name, self.jobs.models()).map_err(to_status)?;
         Ok(Response::new(api::GetModelResponse { model: Some(convert::model_message(model)) }))
     }
 }

@@ -1,45 +1,147 @@
-//! `/metrics`, in the text format of Prometheus, version 0.0.4.
+//! `/metrics` in the OpenMetrics text format: the jobs' state and histograms of durations.
 
-use std::fmt::Write as _;
+use std::{collections::HashSet, fmt, sync::Arc, time::Instant};
 
-use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::{MatchedPath, Request, State},
+    http::header,
+    middleware::Next,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
+    metrics::{counter::ConstCounter, family::Family, gauge::ConstGauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 
-use crate::jobs::Jobs;
+use super::http::reply::Failure;
+use crate::{
+    api::DESCRIPTORS,
+    error::Error,
+    jobs::{Jobs, Phase, seconds},
+};
 
-/// The route.
-pub(super) fn router(jobs: Jobs) -> Router {
-    Router::new().route("/metrics", get(metrics)).with_state(jobs)
+/// Labels of a request's duration.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    /// Path of a gRPC method or template of an HTTP path: no more values than there are routes.
+    route: String,
+    /// HTTP status code.
+    status: u16,
 }
 
-async fn metrics(State(jobs): State<Jobs>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text(&jobs))
+/// The server's metrics.
+pub(super) struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Histogram, fn() -> Histogram>,
+    /// Paths of the gRPC methods.
+    methods: HashSet<String>,
 }
 
-fn text(jobs: &Jobs) -> String {
-    let mut out =
-        String::from("# HELP tessera_jobs Jobs on this server.\n# TYPE tessera_jobs gauge\n");
-    // Writing to a String can't fail.
-    for (phase, count) in jobs.phases() {
-        let _ = writeln!(out, "tessera_jobs{{state=\"{}\"}} {count}", phase.name());
+impl Metrics {
+    /// The metrics of `jobs`; requests are counted by [`observe`].
+    pub(super) fn new(jobs: Jobs) -> Arc<Self> {
+        let mut registry = Registry::with_prefix("tessera");
+        let requests = Family::new_with_constructor(seconds as fn() -> Histogram);
+        let timings = jobs.timings().clone();
+        let mut register = |name: &str, help: &str, histogram: Histogram| {
+            registry.register_with_unit(name, help, Unit::Seconds, histogram);
+        };
+        register("queue_wait", "Time from creation to the first unit of work", timings.queue_wait);
+        register("step", "Duration of a denoising step", timings.step);
+        register("tile", "Duration of decoding a tile", timings.tile);
+        register("commit", "Duration of making a step or tiles durable", timings.commit);
+        let help = "Time from a request's headers to its response's";
+        registry.register_with_unit("request", help, Unit::Seconds, requests.clone());
+        registry.register_collector(Box::new(JobCollector(jobs)));
+        Arc::new(Self { registry, requests, methods: methods() })
     }
-    let gauges = [
-        ("tessera_queue_waiting", "Jobs that wait.", jobs.waiting(None) as f64),
-        ("tessera_device_flops", "Floating-point operations per second.", jobs.flops_per_second()),
-        (
-            "tessera_healthy",
-            "Whether every device answers.",
-            f64::from(u8::from(jobs.is_healthy())),
-        ),
-    ];
-    for (name, help, value) in gauges {
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+}
+
+/// The paths of all gRPC methods.
+fn methods() -> HashSet<String> {
+    let files = FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_default().file;
+    let methods = files.iter().flat_map(|file| {
+        file.service.iter().flat_map(move |service| {
+            let prefix = format!("/{}.{}", file.package(), service.name());
+            service.method.iter().map(move |method| format!("{prefix}/{}", method.name()))
+        })
+    });
+    methods.collect()
+}
+
+/// The route of `/metrics`.
+pub(super) fn router(metrics: Arc<Metrics>) -> Router {
+    Router::new().route("/metrics", get(encode)).with_state(metrics)
+}
+
+async fn encode(State(metrics): State<Arc<Metrics>>) -> Response {
+    const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let mut text = String::new();
+    match text::encode(&mut text, &metrics.registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(e) => Failure::from(Error::internal("encoding metrics").with_source(e)).into_response(),
     }
-    let counters = [
-        ("tessera_steps_total", "Denoising steps of all jobs.", jobs.steps().taken()),
-        ("tessera_step_turns_total", "Turns that took them.", jobs.steps().turns()),
-    ];
-    for (name, help, value) in counters {
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
+}
+
+/// Middleware that observes the duration of every request.
+pub(super) async fn observe(
+    State(metrics): State<Arc<Metrics>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let path = request.uri().path();
+    let template = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let route = match metrics.methods.contains(path) {
+        true => path,
+        false => template.unwrap_or("unmatched"),
+    };
+    let route = route.to_owned();
+    let began = Instant::now();
+    let response = next.run(request).await;
+    let labels = RequestLabels { route, status: response.status().as_u16() };
+    metrics.requests.get_or_create(&labels).observe(began.elapsed().as_secs_f64());
+    response
+}
+
+/// Reads the jobs' state when metrics are asked for.
+#[derive(Debug)]
+struct JobCollector(Jobs);
+
+impl Collector for JobCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Self(jobs) = self;
+        let mut gauge = |name: &str, help: &str, value: f64| {
+            let gauge = ConstGauge::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)
+        };
+        gauge("queue_waiting", "Queued jobs.", jobs.waiting(None) as f64)?;
+        gauge(
+            "device_flops",
+            "Speed of the devices in FLOPs per second.",
+            jobs.flops_per_second(),
+        )?;
+        let healthy = f64::from(u8::from(jobs.is_healthy()));
+        gauge("healthy", "1 if every device responds, else 0.", healthy)?;
+        let mut counter = |name: &str, help: &str, value: u64| {
+            let counter = ConstCounter::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(metric)
+        };
+        counter("steps", "Denoising steps of all jobs.", jobs.steps().taken())?;
+        counter("step_turns", "Time slices in which steps were taken.", jobs.steps().turns())?;
+        let gauge_type = ConstGauge::new(0u64).metric_type();
+        let mut family = encoder.encode_descriptor("jobs", "Jobs by state.", None, gauge_type)?;
+        for (phase, count) in jobs.phases() {
+            let state = [("state", Phase::name(phase))];
+            ConstGauge::new(count as u64).encode(family.encode_family(&state)?)?;
+        }
+        Ok(())
     }
-    out
 }

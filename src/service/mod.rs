@@ -1,10 +1,11 @@
-//! The service: gRPC (and gRPC-Web) and HTTP in front of [`crate::jobs`], on one port.
+//! The service: gRPC, gRPC-Web and HTTP in front of [`crate::jobs`], on one port.
 //!
-//! Guarantees: a watcher gets every event of a job in order and once, however slowly it reads, and costs the others
-//! nothing, since what it has not read lies in the job's files and not in memory. No request, whatever is in it, ends the
-//! server; what went wrong inside is logged and not told to clients.
+//! Guarantees: a watcher receives every event of a job once and in order, at any reading speed, and does not delay others:
+//! unread data is in the job's files, not in memory. No request can stop the server. Details of internal failures are logged
+//! and not sent to clients.
 
 mod access;
+mod blocking;
 mod convert;
 mod encode;
 mod grpc;
@@ -15,8 +16,9 @@ mod upload;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{
     server::NamedService,
     service::{LayerExt as _, Routes},
@@ -31,10 +33,9 @@ use crate::{
     api::{
         DESCRIPTORS, job_service_server::JobServiceServer, model_service_server::ModelServiceServer,
     },
-    engine::Cancel,
     error::{Error, Result},
     jobs::Jobs,
-    service::upload::Uploads,
+    service::{metrics::Metrics, upload::Uploads},
 };
 
 /// Longest request in bytes.
@@ -43,54 +44,65 @@ pub const MAX_REQUEST: usize = 64 << 10;
 /// Streams that one connection may have open.
 const MAX_STREAMS: u32 = 256;
 
-/// Time between signs of life on an idle connection, and how long an answer may take.
+/// Interval of keep-alive pings on an idle connection, and timeout of their acknowledgement.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
-/// How long open calls may go on once the server is to stop.
+/// Grace period of open calls when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Files of TLS, in PEM.
+/// TLS files, as PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
-    /// The server's certificate and those between it and its authority.
+    /// The server's certificate chain.
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
-    /// Authority of the clients' certificates, if they must have one.
+    /// Authority of client certificates, if they are required.
     pub client_ca: Option<PathBuf>,
 }
 
-/// How the service listens.
+/// Address, encryption and access control of the service.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Address and port; port 0: any that is free.
+    /// Address and port; port 0: any free port.
     pub listen: SocketAddr,
     /// TLS.
     pub tls: Option<Tls>,
-    /// Who may call, if not everybody.
+    /// Token file; without it no token is required.
     pub tokens: Option<PathBuf>,
-    /// Listens beyond this machine without TLS.
+    /// Allows a non-loopback address without TLS.
     pub insecure: bool,
-    /// Names by which clients reach a server that listens on loopback, such as a proxy's: besides them it answers only to
-    /// addresses and `localhost`.
+    /// Host names of a server on loopback, such as a proxy's, in addition to addresses and `localhost`.
     pub hosts: Vec<String>,
 }
 
-/// Serves `jobs` until `cancel` is raised, then lets clients finish what they read, and closes the jobs: running ones
-/// stop at their last durable step or tile. `ready` hears the URL once the port is open.
+impl Settings {
+    /// Checks that an address beyond this machine is protected by TLS or explicitly allowed.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`](crate::error::Kind) if it is not.
+    pub fn check(&self) -> Result<()> {
+        if self.listen.ip().is_loopback() || self.tls.is_some() || self.insecure {
+            return Ok(());
+        }
+        let expected = "a loopback address, unless --tls-cert or --insecure is given";
+        Err(Error::invalid("listen", self.listen, expected))
+    }
+}
+
+/// Serves `jobs` until `cancel` is cancelled, then lets open calls finish within a grace period and closes the jobs:
+/// running ones stop at their last durable step or tile. `ready` is called with the URL once the port is open.
 ///
 /// # Errors
-/// [`Kind::InvalidArgument`](crate::error::Kind) when a setting can't be used; [`Kind::Io`](crate::error::Kind) when the port can't be opened.
+/// [`Kind::InvalidArgument`](crate::error::Kind) if a setting is invalid; [`Kind::Io`](crate::error::Kind) if the port can't be
+/// opened.
 pub fn serve(
     settings: &Settings,
     jobs: Jobs,
-    cancel: &Cancel,
+    cancel: &CancellationToken,
     ready: impl FnOnce(&str) -> Result<()>,
 ) -> Result<()> {
-    if !settings.listen.ip().is_loopback() && settings.tls.is_none() && !settings.insecure {
-        let expected = "a loopback address, unless --tls-cert or --insecure is given";
-        return Err(Error::invalid("listen", settings.listen, expected));
-    }
+    settings.check()?;
     let tls = settings.tls.as_ref().map(tls_config).transpose()?;
     let tokens = settings.tokens.as_deref().map(Tokens::read).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -100,7 +112,7 @@ pub fn serve(
         .map_err(|e| Error::io("start", "the service's threads", e))?;
     let served = runtime.block_on(run(settings, tls, tokens, jobs.clone(), cancel, ready));
     jobs.close();
-    // Watchers that did not go within the grace are cut off: they come back with their last sequence.
+    // Remaining streams are closed; their watchers reconnect with their last sequence number.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
 }
@@ -110,17 +122,16 @@ async fn run(
     tls: Option<ServerTlsConfig>,
     tokens: Option<Tokens>,
     jobs: Jobs,
-    cancel: &Cancel,
+    cancel: &CancellationToken,
     ready: impl FnOnce(&str) -> Result<()>,
 ) -> Result<()> {
     let failed = |e| Error::io("listen on", settings.listen.to_string(), e);
     let listener = TcpListener::bind(settings.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let (stop, stopping) = watch::channel(false);
 
     let (health, health_service) = tonic_health::server::health_reporter();
     let uploads = Uploads::new(jobs.clone());
-    let calls = grpc::Calls::new(jobs.clone(), uploads.clone(), stopping.clone());
+    let grpc_service = grpc::GrpcService::new(jobs.clone(), uploads.clone(), cancel.clone());
     let reflection = |e| Error::internal("building the reflection service").with_source(e);
     let describe = || {
         tonic_reflection::server::Builder::configure()
@@ -128,16 +139,18 @@ async fn run(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let job_service =
-        JobServiceServer::from_arc(calls.clone()).max_decoding_message_size(MAX_REQUEST);
-    let model_service = ModelServiceServer::from_arc(calls).max_decoding_message_size(MAX_REQUEST);
+        JobServiceServer::from_arc(grpc_service.clone()).max_decoding_message_size(MAX_REQUEST);
+    let model_service =
+        ModelServiceServer::from_arc(grpc_service).max_decoding_message_size(MAX_REQUEST);
     let routes = Routes::new(GrpcWebLayer::new().named_layer(job_service))
         .add_service(GrpcWebLayer::new().named_layer(model_service))
         .add_service(GrpcWebLayer::new().named_layer(health_service))
         .add_service(describe().build_v1().map_err(reflection)?)
         .add_service(describe().build_v1alpha().map_err(reflection)?);
+    let metrics = Metrics::new(jobs.clone());
     let mut router = routes
         .into_axum_router()
-        .merge(metrics::router(jobs.clone()))
+        .merge(metrics::router(metrics.clone()))
         .merge(http::pictures(jobs.clone(), tokens.is_none()))
         .merge(http::uploads(uploads));
     if let Some(tokens) = tokens {
@@ -145,6 +158,7 @@ async fn run(
             router.layer(axum::middleware::from_fn_with_state(Arc::new(tokens), access::check));
     }
     router = router.merge(http::viewer());
+    router = router.layer(axum::middleware::from_fn_with_state(metrics, metrics::observe));
     if settings.listen.ip().is_loopback() {
         let hosts = Arc::new(access::Hosts::new(&settings.hosts));
         router = router.layer(axum::middleware::from_fn_with_state(hosts, access::check_host));
@@ -166,50 +180,40 @@ async fn run(
     }
     ready(&format!("{scheme}://{address}"))?;
 
-    let truth = tell_health(health, jobs, stopping.clone());
-    let shutdown = {
-        let mut stopping = stopping.clone();
-        async move {
-            // An error means that the sender is gone: then too it is time to stop.
-            let _ = stopping.wait_for(|&stop| stop).await;
-        }
-    };
+    let health_task = tokio::spawn(report_health(health, jobs, cancel.clone()));
+    let shutdown = cancel.clone().cancelled_owned();
     let serving = server
         .add_routes(Routes::from(router))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown);
     let stopped = async {
-        while !cancel.is_cancelled() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        cancel.cancelled().await;
         tracing::info!("stopping");
-        stop.send_replace(true);
         tokio::time::sleep(GRACE).await;
     };
-    let truth = tokio::spawn(truth);
     tokio::select! {
         served = serving => {
             served.map_err(|e| Error::internal("serving connections").with_source(e))?;
         }
-        () = stopped => tracing::warn!("calls that did not end in {GRACE:?} are cut off"),
+        () = stopped => tracing::warn!("closing calls that did not end within {GRACE:?}"),
     }
-    truth.abort();
+    health_task.abort();
     Ok(())
 }
 
-/// Keeps the health service truthful: not serving while a device does not answer, or while the server stops.
-async fn tell_health(
+/// Updates the health service every second: not serving while a device does not respond or the server stops.
+async fn report_health(
     health: tonic_health::server::HealthReporter,
     jobs: Jobs,
-    mut stopping: watch::Receiver<bool>,
+    stopping: CancellationToken,
 ) {
     use tonic_health::ServingStatus::{NotServing, Serving};
     loop {
-        let stop = *stopping.borrow_and_update();
+        let stop = stopping.is_cancelled();
         let status = if jobs.is_healthy() && !stop { Serving } else { NotServing };
         let names = [
             "",
-            <JobServiceServer<grpc::Calls> as NamedService>::NAME,
-            <ModelServiceServer<grpc::Calls> as NamedService>::NAME,
+            <JobServiceServer<grpc::GrpcService> as NamedService>::NAME,
+            <ModelServiceServer<grpc::GrpcService> as NamedService>::NAME,
         ];
         for name in names {
             health.set_service_status(name, status).await;
@@ -220,7 +224,7 @@ async fn tell_health(
         let pause = tokio::time::sleep(Duration::from_secs(1));
         tokio::select! {
             () = pause => {}
-            changed = stopping.changed() => if changed.is_err() { return },
+            () = stopping.cancelled() => {}
         }
     }
 }

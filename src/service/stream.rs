@@ -1,9 +1,10 @@
-//! The stream of a job's events: one task for each watcher, which reads what its client has room for.
+//! The stream of a job's events: one task per watcher, which reads as fast as its client.
 
 use std::{io::Cursor, sync::Arc};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
@@ -13,16 +14,16 @@ use crate::{
         self, Job, Jobs,
         record::{Event, Record},
     },
-    service::{convert, encode::Encoder},
+    service::{blocking::blocking, convert, encode::Encoder},
 };
 
-/// Events that wait for a client besides those that its connection holds: one tile may be large.
+/// Buffered events per client, in addition to its connection's window: one tile may be large.
 const AHEAD: usize = 2;
 
-/// Events that are taken from a job at a time.
+/// Events read from a job at a time.
 const BATCH: usize = 32;
 
-/// What a watcher wants to see, and how.
+/// Content and format of a watcher's events.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View {
     format: ImageFormat,
@@ -43,7 +44,7 @@ impl TryFrom<Option<api::StreamOptions>> for View {
     }
 }
 
-/// A format of a request; RAW if none is given.
+/// The image format of a request; RAW by default.
 pub(super) fn format(value: i32, field: &'static str) -> Result<ImageFormat> {
     match ImageFormat::try_from(value) {
         Ok(ImageFormat::Unspecified) => Ok(ImageFormat::Raw),
@@ -52,21 +53,21 @@ pub(super) fn format(value: i32, field: &'static str) -> Result<ImageFormat> {
     }
 }
 
-/// Who wants to hear of a job.
+/// A watcher of a job.
 pub(super) struct Watcher {
     pub(super) jobs: Jobs,
     pub(super) job: Arc<Job>,
     pub(super) encoder: Arc<Encoder>,
     pub(super) view: View,
-    /// Events after this sequence.
+    /// Sequence number after which events are sent.
     pub(super) after: u64,
-    /// Cancels the job when the client goes away and nobody else watches.
+    /// Cancels the job if the client disconnects and there is no other watcher.
     pub(super) cancels: bool,
-    pub(super) stopping: watch::Receiver<bool>,
+    pub(super) stopping: CancellationToken,
 }
 
 impl Watcher {
-    /// Starts the task; its stream ends after the job's last event, or with UNAVAILABLE when the server stops.
+    /// Starts the task. Its stream ends after the job's last event, or with UNAVAILABLE when the server stops.
     pub(super) fn stream<T: Send + 'static>(
         self,
         wrap: fn(api::JobEvent) -> T,
@@ -79,16 +80,15 @@ impl Watcher {
             let (jobs, job, cancels) = (self.jobs.clone(), self.job.clone(), self.cancels);
             match self.run(&sender, wrap).await {
                 Ok(()) => {}
-                Err(Gone::Client) if cancels && job.watchers() == 0 => {
-                    tracing::info!("job {}: its client is gone", job.id);
-                    let cancelled = tokio::task::spawn_blocking(move || jobs.cancel(&job.id));
-                    if let Ok(Err(error)) = cancelled.await {
+                Err(StreamEnd::Client) if cancels && job.watchers() == 0 => {
+                    tracing::info!("job {}: its client has disconnected", job.id);
+                    if let Err(error) = blocking(move || jobs.cancel(&job.id)).await {
                         tracing::warn!("cancelling an abandoned job: {}", error.report());
                     }
                 }
-                Err(Gone::Client) => {}
-                // If the client is gone too, there is nobody to tell.
-                Err(Gone::Failed(error)) => {
+                Err(StreamEnd::Client) => {}
+                // Sending fails if the client has disconnected as well.
+                Err(StreamEnd::Failed(error)) => {
                     let _ = sender.send(Err(convert::status(&error))).await;
                 }
             }
@@ -100,7 +100,7 @@ impl Watcher {
         mut self,
         sender: &mpsc::Sender<Result<T, Status>>,
         wrap: fn(api::JobEvent) -> T,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), StreamEnd> {
         let mut newest = self.job.newest();
         loop {
             newest.borrow_and_update();
@@ -109,31 +109,31 @@ impl Watcher {
             for (sequence, record) in events {
                 let last = record.event.is_last();
                 let event = self.event(sequence, record).await?;
-                sender.send(Ok(wrap(event))).await.map_err(|_| Gone::Client)?;
+                sender.send(Ok(wrap(event))).await.map_err(|_| StreamEnd::Client)?;
                 self.after = sequence;
                 if last {
                     return Ok(());
                 }
             }
             if waits && self.job.snapshot().phase.is_last() {
-                // Asked for what lies behind the last event.
+                // The client has asked for events after the last one.
                 return Ok(());
             }
-            let stopped = || Gone::Failed(jobs::shutting_down());
+            let stopped = || StreamEnd::Failed(jobs::shutting_down());
             if waits {
                 tokio::select! {
                     changed = newest.changed() => changed.map_err(|_| stopped())?,
-                    () = sender.closed() => return Err(Gone::Client),
-                    _ = self.stopping.wait_for(|&stop| stop) => return Err(stopped()),
+                    () = sender.closed() => return Err(StreamEnd::Client),
+                    () = self.stopping.cancelled() => return Err(stopped()),
                 }
-            } else if *self.stopping.borrow() {
+            } else if self.stopping.is_cancelled() {
                 return Err(stopped());
             }
         }
     }
 
-    /// A record as this watcher wants it.
-    async fn event(&self, sequence: u64, record: Record) -> Result<api::JobEvent, Gone> {
+    /// Converts a record to a message for this watcher.
+    async fn event(&self, sequence: u64, record: Record) -> Result<api::JobEvent, StreamEnd> {
         use job_event::Event as Message;
         let job = &self.job;
         let message = match record.event {
@@ -189,24 +189,22 @@ impl Watcher {
     }
 }
 
-/// Why a stream ends early.
-enum Gone {
+/// Reason of an early end of a stream.
+enum StreamEnd {
     Client,
     Failed(Error),
 }
 
-impl From<Error> for Gone {
+impl From<Error> for StreamEnd {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
 }
 
-/// The preview that came with `level`.
+/// The preview of `level`.
 pub(super) async fn preview(job: &Arc<Job>, level: usize) -> Result<api::Preview> {
     let read = job.clone();
-    let data = tokio::task::spawn_blocking(move || read.preview(level))
-        .await
-        .map_err(|e| Error::internal("reading a preview").with_source(e))??;
+    let data = blocking(move || read.preview(level)).await?;
     let header = image::ImageReader::with_format(Cursor::new(&data), image::ImageFormat::Png);
     let (width, height) =
         (header.into_dimensions()).map_err(|e| damaged_preview().with_source(e))?;
@@ -214,7 +212,7 @@ pub(super) async fn preview(job: &Arc<Job>, level: usize) -> Result<api::Preview
     Ok(api::Preview { level: level as u32, width, height, format, data })
 }
 
-/// The error of a preview whose file is not a PNG.
+/// The error of a preview file that is not a PNG.
 pub(super) fn damaged_preview() -> Error {
     Error::wrong(Kind::Io, "preview", "damaged", "a readable PNG")
 }

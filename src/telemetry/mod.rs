@@ -1,4 +1,4 @@
-//! The process's log, `tracing` events on standard error; and its traces, for an OpenTelemetry collector.
+//! The log of the process on standard error, and traces for an OpenTelemetry collector.
 
 #[cfg(feature = "otlp")]
 mod otlp;
@@ -9,21 +9,21 @@ use tracing_subscriber::{
 
 use crate::error::{Error, Result};
 
-/// Traces on their way to a collector: what is left is sent when the value goes.
+/// Exporter of traces; dropping it sends the remaining ones.
 #[derive(Debug)]
 pub struct Traces {
     #[cfg(feature = "otlp")]
     _exporter: otlp::Exporter,
 }
 
-/// Starts the log with `filter` (for example `info` or `tessera=debug`); without one, warnings and errors are shown. Spans
-/// go to the `collector`, the URL of its OTLP service over gRPC, if there is one.
+/// Starts the log with `filter`, such as `info` or `tessera=debug`; by default warnings and errors are shown. Spans are sent
+/// to `collector`, the URL of an OTLP service over gRPC, if given.
 ///
 /// # Errors
-/// [`crate::error::Kind::InvalidArgument`] when the filter or the URL can't be used, a log was started before, or this
-/// program was built without the feature `otlp`.
+/// [`crate::error::Kind::InvalidArgument`] for an invalid filter or URL, or a URL in a build without the feature `otlp`;
+/// [`crate::error::Kind::Internal`] if a log was started before.
 pub fn start(filter: Option<&str>, collector: Option<&str>) -> Result<Option<Traces>> {
-    // The graphics layers warn about many a harmless thing; who wants to see it names them in the filter.
+    // The graphics libraries log many harmless warnings; a filter can name them.
     let filter =
         EnvFilter::try_new(filter.unwrap_or("warn,wgpu_core=error,wgpu_hal=error,naga=error"))
             .map_err(|e| {

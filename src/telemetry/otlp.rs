@@ -1,5 +1,4 @@
-//! Spans to a collector by OTLP over gRPC: in batches, from a thread of its own. What can't be sent is dropped, and the
-//! work goes on.
+//! Export of spans by OTLP over gRPC, in batches from a separate thread. Spans that can't be sent are dropped.
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
@@ -14,18 +13,18 @@ use tracing_subscriber::{EnvFilter, Layer, registry::LookupSpan};
 
 use crate::error::{Error, Result};
 
-/// What is traced: the spans of this crate.
+/// Traced spans: those of this crate.
 const SPANS: &str = "off,tessera=info";
 
-/// Sends what is left when the value goes.
+/// Exporter; dropping it sends the remaining spans.
 #[derive(Debug)]
 pub(super) struct Exporter {
     provider: SdkTracerProvider,
-    /// Carries the connection to the collector.
+    /// Runtime of the connection.
     _runtime: Runtime,
 }
 
-/// The layer that takes spans, and what sends them to `url`.
+/// A layer that collects spans, and the exporter that sends them to `url`.
 pub(super) fn start<S>(url: &str) -> Result<(impl Layer<S> + use<S>, Exporter)>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,

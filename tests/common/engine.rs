@@ -47,7 +47,7 @@ pub(crate) fn together_equals_alone<O: Ops>(make: impl Fn(Arc<Weights>) -> O) {
         let model = model(net);
         let (arch, cancel) = (&model.arch, Cancel::default());
         let mut ops = make(model.weights.clone());
-        for method in Sampler::ALL {
+        for &method in Sampler::ALL {
             let plan = |(seed, steps)| {
                 let spec = spec(&model, seed, TileSize::Whole, Bits::Eight);
                 Plan::new(Spec { sampler: method, steps, ..spec }, arch).unwrap()

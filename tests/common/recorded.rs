@@ -22,7 +22,7 @@ use tessera::{
     exec::cpu::Cpu,
     image_in::Picture,
     image_out::Bits,
-    model::{checkpoint::Checkpoint, sampler::Sampler},
+    model::checkpoint::Checkpoint,
     ops::{Ops, testing::Random, weights::Weights},
 };
 
@@ -74,7 +74,7 @@ impl Record {
             width: self.width,
             height: self.height,
             steps: self.steps,
-            sampler: Sampler::ALL.into_iter().find(|m| m.name() == self.sampler).unwrap(),
+            sampler: self.sampler.parse().unwrap(),
             tile: if self.tile == 0 { TileSize::Whole } else { TileSize::Pixels(self.tile) },
             bits: if self.bits == 8 { Bits::Eight } else { Bits::Sixteen },
             strength: self.strength,

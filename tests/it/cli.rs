@@ -194,7 +194,7 @@ fn impossible_numbers_are_refused_with_field_value_limit_and_nearest() {
         (&["--sampler", "euler"], &["sampler", "euler", "heun", "dpmpp", "ddim"]),
         (&["--device", "gpu:x"], &["device", "gpu:x", "gpu:N"]),
         (&["--threads", "0"], &["threads", "0", "1024"]),
-        (&["--precision", "f8"], &["precision", "f8", "f32, bf16, f16 or auto"]),
+        (&["--precision", "f8"], &["precision", "f8", "f32, bf16, f16, auto"]),
     ];
     for (args, words) in cases {
         dir.refused(&[&["generate", "--out", "a.tiff"], *args].concat(), words);

@@ -24,7 +24,7 @@ const TOLERANCE_BF16: f64 = 1e-2;
 
 /// The kernels of this machine; those that it lacks are named in the test's output.
 fn kernels() -> impl Iterator<Item = Kernels> {
-    Kernels::ALL.into_iter().filter(|kernels| {
+    Kernels::ALL.iter().copied().filter(|kernels| {
         let available = kernels.available();
         if !available {
             eprintln!("not tested, this CPU lacks them: {}", kernels.name());

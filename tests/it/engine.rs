@@ -138,7 +138,7 @@ fn tiled_decode_is_the_whole_decode_bit_for_bit_on_the_cpu() {
 
 #[test]
 fn tiled_decode_is_the_whole_decode_bit_for_bit_in_bf16() {
-    let bf16 = Kernels::ALL.into_iter().filter(|kernels| kernels.is_bf16());
+    let bf16 = Kernels::ALL.iter().copied().filter(|kernels| kernels.is_bf16());
     for kernels in bf16.filter(|kernels| kernels.available()) {
         let cpu = |weights| Cpu::with_kernels(weights, kernels).unwrap();
         tiled_equals_whole("net-a", &[(656, 304), (149, 67), (16, 16)], cpu);
@@ -178,7 +178,7 @@ fn every_tile_size_gives_the_same_file_of_pixels() {
 #[test]
 fn the_seed_decides_and_nothing_else_does() {
     let model = model("net-c");
-    for method in Sampler::ALL {
+    for &method in Sampler::ALL {
         let picture = |seed| {
             let spec = spec(&model, seed, TileSize::Pixels(64), Bits::Eight);
             generate(&model, Spec { sampler: method, ..spec })
@@ -191,7 +191,7 @@ fn the_seed_decides_and_nothing_else_does() {
 #[test]
 fn steps_taken_together_are_those_taken_alone_on_the_cpu() {
     together_equals_alone(Reference::new);
-    for kernels in Kernels::ALL.into_iter().filter(|kernels| kernels.available()) {
+    for kernels in Kernels::ALL.iter().copied().filter(|kernels| kernels.available()) {
         together_equals_alone(|weights| Cpu::with_kernels(weights, kernels).unwrap());
     }
 }

@@ -9,7 +9,7 @@ use tessera::{
     api::{CreateJobRequest, JobSpec, Rect},
     engine::plan::Spec,
     error::Kind,
-    jobs::record::{Event, Order, Record, StoredSpec},
+    jobs::record::{Event, JobRequest, Record, StoredSpec},
     model::arch::Arch,
     store::Journal,
 };
@@ -122,7 +122,7 @@ fn requests() -> Vec<Vec<u8>> {
 fn jobs() -> Vec<Vec<Vec<u8>>> {
     let mut spec = Spec::new(&arch(), u64::MAX);
     (spec.width, spec.height, spec.steps) = (96, 64, 2);
-    let order = Order {
+    let order = JobRequest {
         spec: StoredSpec::from(&spec),
         model_sha256: "0".repeat(64),
         request_id: "mine".into(),
@@ -130,7 +130,7 @@ fn jobs() -> Vec<Vec<Vec<u8>>> {
         owner: String::new(),
         source_sha256: None,
     };
-    let queued = || Event::Queued { order: order.clone(), compute_us: 12, latent_values: 900 };
+    let queued = || Event::Queued { request: order.clone(), compute_us: 12, latent_values: 900 };
     let started = || Event::Started { device: "CPU".into() };
     let step = |step| Event::Step { step, of: 2, sigma: 0.5, slot: step % 2, crc32c: 7 };
     let settled = |level| Event::Settled { level, rows: 4, columns: 6, pictured: level == 0 };

@@ -15,7 +15,7 @@ use crate::common::{
 #[test]
 fn recorded_hashes_hold_on_the_cpu_with_every_kernel() {
     assert!(records().len() >= 12);
-    for kernels in Kernels::ALL.into_iter().filter(|kernels| kernels.available()) {
+    for kernels in Kernels::ALL.iter().copied().filter(|kernels| kernels.available()) {
         let least = if kernels.is_bf16() { 30.0 } else { 60.0 };
         let near = |record: &Record, model: &Checkpoint, samples: &[f64]| {
             let psnr = psnr(samples, &on_cpu(record, model));

@@ -164,7 +164,7 @@ fn coarse_levels_settle_first() {
 /// A settled level keeps its bits to the end, and the one that settles becomes what the denoiser said.
 #[test]
 fn settled_levels_stay() {
-    for method in Sampler::ALL {
+    for &method in Sampler::ALL {
         let schedule = Schedule::new(&noise(), 25);
         let mut denoiser = Gaussian { noise: noise(), calls: 0 };
         let state = SamplerState::start(&schedule, &SHAPES, 3);
@@ -235,7 +235,7 @@ fn start_has_the_sigma_of_each_level() {
 /// The number of evaluations that a plan states is the number that is made, settled pyramids included.
 #[test]
 fn evaluations_are_as_stated() {
-    for method in Sampler::ALL {
+    for &method in Sampler::ALL {
         for steps in [1, 2, 7, 30] {
             let stated = Schedule::new(&noise(), steps).evaluations(method, 0);
             assert_eq!(run(method, steps, 1).1, stated, "{method:?} {steps}");
@@ -261,7 +261,7 @@ fn errors_are_handed_on() {
         }
     }
     let schedule = Schedule::new(&noise(), 4);
-    for method in Sampler::ALL {
+    for &method in Sampler::ALL {
         let state = SamplerState::start(&schedule, &SHAPES, 1);
         let error = sample(&mut Broken, &schedule, method, state.clone(), |_, _| Ok(()));
         assert_eq!(error.unwrap_err().kind(), Kind::Device);

@@ -475,3 +475,75 @@ async fn standard_clients_find_health_reflection_and_models() {
 fn addresses_that_others_can_reach_need_tls_or_consent() {
     Dir::new().refused(&["serve", "--listen", "0.0.0.0:0", "--jobs", "."], &["--insecure"]);
 }
+
+/// The details of a status are made from the fields of the error.
+#[tokio::test]
+async fn statuses_have_the_fields_of_their_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let channel = Channel::from_shared(server.url.clone()).unwrap().connect().await.unwrap();
+    let mut models = ModelServiceClient::new(channel);
+    let job = api::GetJobRequest { name: "jobs/none".into() };
+    let model = api::GetModelRequest { name: "models/none".into() };
+    for (status, kind, name, reason) in [
+        (client.get_job(job).await.unwrap_err(), "tessera.v1.Job", "jobs/none", "job"),
+        (models.get_model(model).await.unwrap_err(), "tessera.v1.Model", "models/none", "model"),
+    ] {
+        assert_eq!(status.code(), Code::NotFound, "{status}");
+        let details = status.get_error_details();
+        let resource = details.resource_info().unwrap();
+        assert_eq!(
+            (resource.resource_type.as_str(), resource.resource_name.as_str()),
+            (kind, name)
+        );
+        let info = details.error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("NOT_FOUND", "tessera"));
+        assert_eq!(
+            (&info.metadata["resource"], &info.metadata["name"]),
+            (&reason.into(), &"none".into())
+        );
+    }
+    let status = create(&mut client, spec(1, 100, 64, 1)).await.unwrap_err();
+    let details = status.get_error_details();
+    assert_eq!(details.bad_request().unwrap().field_violations[0].field, "width");
+    let metadata = &details.error_info().unwrap().metadata;
+    assert_eq!((&metadata["value"], &metadata["nearest"]), (&"100".into(), &"96".into()));
+    let job = create(&mut client, spec(1, 1024, 1024, 1000)).await.unwrap();
+    let tile = api::GetTileRequest { name: job.name.clone(), ..Default::default() };
+    let status = client.get_tile(tile).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    let details = status.get_error_details();
+    assert_eq!(details.precondition_failure().unwrap().violations[0].r#type, "DECODED");
+}
+
+/// `/metrics` is OpenMetrics text with a histogram of each duration; its labels are as many as there are routes.
+#[tokio::test]
+async fn metrics_have_histograms_of_requests_and_of_the_parts_of_jobs() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let job = create(&mut client, spec(1, 64, 64, 3)).await.unwrap();
+    watch(&mut client, &job.name, 0).await.unwrap();
+    for path in ["/jobs/a/image.dzi", "/jobs/b/image.dzi", "/nothing/a", "/nothing/b"] {
+        answer(&server, "localhost", path);
+    }
+    let metrics = answer(&server, "localhost", "/metrics");
+    let count = |name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|rest| rest.trim().parse::<f64>().ok())
+    };
+    assert_eq!(count("tessera_queue_wait_seconds_count"), Some(1.0), "{metrics}");
+    assert_eq!(count("tessera_step_seconds_count"), Some(3.0));
+    assert_eq!(count("tessera_tile_seconds_count"), Some(1.0));
+    assert!(count("tessera_commit_seconds_count") >= Some(2.0));
+    assert_eq!(count("tessera_jobs{state=\"finished\"}"), Some(1.0));
+    let requests = |route: &str, status: u16| {
+        count(&format!("tessera_request_seconds_count{{route=\"{route}\",status=\"{status}\"}}"))
+    };
+    assert_eq!(requests("/tessera.v1.JobService/CreateJob", 200), Some(1.0));
+    assert_eq!(requests("/jobs/{id}/image.dzi", 404), Some(2.0));
+    // gRPC answers unknown methods with status 200 and a trailer.
+    assert_eq!(requests("unmatched", 200), Some(2.0));
+    assert!(metrics.trim_end().ends_with("# EOF"));
+}

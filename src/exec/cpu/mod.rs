@@ -26,6 +26,7 @@ use kernels::Bf16Isa;
 use norm::Channels;
 use pool::{Buffer, Pool};
 use pulp::Arch;
+use strum::{IntoStaticStr, VariantArray};
 use winograd::Winograd;
 
 use crate::{
@@ -36,8 +37,8 @@ use crate::{
 
 /// Instruction sets. Those named bf16 multiply in bf16 and sum in f32 in convolutions and attention; everything else is
 /// f32, including [`ConvVariant::Winograd`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
-#[strum(serialize_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Kernels {
     /// Scalar instructions, available everywhere.
     Portable,
@@ -57,8 +58,7 @@ pub enum Kernels {
 
 impl Kernels {
     /// All instruction sets; of those of one precision, better ones come later.
-    pub const ALL: [Self; 6] =
-        [Self::Portable, Self::Avx2, Self::Avx512, Self::Neon, Self::Avx512Bf16, Self::AmxBf16];
+    pub const ALL: &[Self] = <Self as VariantArray>::VARIANTS;
 
     /// The name in files and messages: `portable`, `avx2`, `avx512`, `neon`, `avx512-bf16`, `amx-bf16`.
     pub fn name(self) -> &'static str {
@@ -77,7 +77,8 @@ impl Kernels {
 
     /// The best instructions of this machine in bf16 or f32; `None` if it has none in bf16.
     pub fn best(bf16: bool) -> Option<Self> {
-        Self::ALL.into_iter().rfind(|kernels| kernels.is_bf16() == bf16 && kernels.available())
+        let all = Self::ALL.iter().copied();
+        all.rev().find(|kernels| kernels.is_bf16() == bf16 && kernels.available())
     }
 
     /// The best bf16 instructions if they are faster than the best f32 ones; some CPUs multiply bf16 at half their f32

@@ -1,4 +1,4 @@
-//! The viewer's files, embedded: the built bundle of `viewer/`, so that neither cargo nor a browser needs another host.
+//! The viewer's files: the built bundle of `viewer/`, embedded in the program.
 
 use std::sync::LazyLock;
 
@@ -11,9 +11,8 @@ use axum::{
 use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest, Sha256};
 
+use super::reply::{Body, etag_matches};
 use crate::store::hash::hex;
-
-use super::reply::{Body, knows};
 
 /// A file of the viewer.
 struct Asset {
@@ -40,19 +39,19 @@ const ASSETS: [Asset; 5] = [
     asset!("/LICENSES.txt", "LICENSES.txt", "text/plain; charset=utf-8"),
 ];
 
-/// An asset as it is sent.
+/// A compressed asset.
 struct Packed {
     tag: String,
     gzip: Vec<u8>,
 }
 
-/// Tags and compressed bytes, made when the first one is asked for.
+/// Tags and compressed bytes, computed at the first request.
 static PACKED: LazyLock<Vec<Packed>> = LazyLock::new(|| {
     let pack = |asset: &Asset| {
         let hash = Sha256::digest(asset.bytes);
         let digits = hex(&hash[..12]);
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        // Writing to memory does not fail; empty bytes stand for "send it as it is".
+        // Writing to memory does not fail; without compressed bytes the file is sent as it is.
         let written = std::io::Write::write_all(&mut encoder, asset.bytes);
         let gzip = written.and_then(|()| encoder.finish()).unwrap_or_default();
         Packed { tag: format!("\"{digits}\""), gzip }
@@ -70,7 +69,7 @@ pub(super) fn routes() -> Router {
     })
 }
 
-/// The asset number `index`. Browsers ask each time whether it has changed: a new server brings a new viewer.
+/// Responds with an asset. Browsers revalidate it at each load, so a new server version brings its viewer.
 fn serve(index: usize, headers: &HeaderMap) -> Response {
     let (asset, packed) = (&ASSETS[index], &PACKED[index]);
     let caching = [
@@ -78,7 +77,7 @@ fn serve(index: usize, headers: &HeaderMap) -> Response {
         (header::CACHE_CONTROL, "no-cache"),
         (header::VARY, "accept-encoding"),
     ];
-    if knows(headers, &packed.tag) {
+    if etag_matches(headers, &packed.tag) {
         return (axum::http::StatusCode::NOT_MODIFIED, caching).into_response();
     }
     let kind = [(header::CONTENT_TYPE, asset.kind)];

@@ -1,6 +1,6 @@
-//! Files to clients, in pieces: memory does not grow with the file or with slow clients.
+//! Downloads in chunks: memory does not grow with the file or with slow clients.
 //!
-//! The guarantee: a download that breaks can go on where it was, by `Range`, with the same bytes.
+//! Guarantee: an interrupted download can be resumed by `Range` and has the same bytes.
 
 use std::{
     fs::File,
@@ -19,10 +19,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::reply::{self, Body};
 use crate::error::{Error, Result};
 
-/// Bytes of a piece.
+/// Bytes of a chunk.
 const PIECE: u64 = 256 * 1024;
 
-/// Opens a file, with its length.
+/// Opens a file and returns its length.
 ///
 /// # Errors
 /// [`crate::error::Kind::Io`].
@@ -33,7 +33,7 @@ pub(super) fn open(path: &Path) -> Result<(File, u64)> {
     Ok((file, len))
 }
 
-/// Sends the file, or the part of it that the client asks for.
+/// Responds with the file or the requested range.
 pub(super) fn send(
     (file, len): (File, u64),
     headers: &HeaderMap,
@@ -41,8 +41,8 @@ pub(super) fn send(
     tag: &str,
     name: &str,
 ) -> Response {
-    if reply::knows(headers, tag) {
-        return reply::unchanged(tag);
+    if reply::etag_matches(headers, tag) {
+        return reply::not_modified(tag);
     }
     let current = headers.get(header::IF_RANGE).is_none_or(|known| known == tag);
     let asked = headers.get(header::RANGE).filter(|_| current).and_then(|v| v.to_str().ok());
@@ -58,7 +58,7 @@ pub(super) fn send(
         Some(part) => (*part.start(), part.end() - part.start() + 1),
         None => (0, len),
     };
-    let mut response = reply::lasting(kind, tag, pieces(file, start, size));
+    let mut response = reply::immutable(kind, tag, pieces(file, start, size));
     let mut extra = vec![
         (header::ACCEPT_RANGES, "bytes".to_owned()),
         (header::CONTENT_LENGTH, size.to_string()),
@@ -77,16 +77,16 @@ pub(super) fn send(
     response
 }
 
-/// What a `Range` header asks for.
+/// A requested range.
 #[derive(Debug, PartialEq)]
 enum Range {
-    /// These bytes.
+    /// Existing bytes.
     Part(RangeInclusive<u64>),
-    /// Bytes that the file does not have.
+    /// Bytes beyond the end.
     Outside,
 }
 
-/// One range of bytes; several, other units and nonsense are ignored, as the standard allows.
+/// Parses one range of bytes; multiple ranges, other units and malformed ones are ignored (RFC 9110, 14.2).
 fn range(text: &str, len: u64) -> Option<Range> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     let number = |text: &str| {
@@ -94,7 +94,7 @@ fn range(text: &str, len: u64) -> Option<Range> {
     };
     let (start, end) = match (first.is_empty(), last.is_empty()) {
         (true, true) => return None,
-        // The last bytes.
+        // A suffix range.
         (true, false) => match number(last)? {
             0 => return Some(Range::Outside),
             count => (len.saturating_sub(count), len.saturating_sub(1)),
@@ -109,7 +109,7 @@ fn range(text: &str, len: u64) -> Option<Range> {
     None
 }
 
-/// `size` bytes of the file from `start` on, read as the client takes them.
+/// A body of `size` bytes of the file from `start`, read as fast as the client.
 fn pieces(file: File, start: u64, size: u64) -> Body {
     let (to_client, from_file) = mpsc::channel(2);
     tokio::spawn(async move {
@@ -128,14 +128,14 @@ fn pieces(file: File, start: u64, size: u64) -> Body {
                     Ok(piece)
                 }
                 Ok(Err(error)) => {
-                    tracing::error!("http: a download broke: {error}");
+                    tracing::error!("http: a download failed: {error}");
                     let _ = to_client.send(Err(error)).await;
                     return;
                 }
                 Err(_) => return,
             };
             at += wanted;
-            // The client may be gone.
+            // Fails if the client has disconnected.
             if to_client.send(piece).await.is_err() {
                 return;
             }
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_those_of_the_standard() {
+    fn range_headers_are_parsed_as_in_rfc_9110() {
         let part = |a, b| Some(Range::Part(a..=b));
         for (text, expected) in [
             ("bytes=0-0", part(0, 0)),

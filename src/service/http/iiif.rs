@@ -1,5 +1,5 @@
-//! IIIF Image API 3.0 at compliance level 0 (<https://iiif.io/api/image/3.0/>): `info.json`, the tiles that it lists, and
-//! whole pictures of the sizes that it lists. What it does not list is refused.
+//! IIIF Image API 3.0, compliance level 0 (<https://iiif.io/api/image/3.0/>): `info.json` and the tiles and sizes that it
+//! lists. Other requests are rejected.
 
 use axum::{
     extract::{Path, State},
@@ -9,8 +9,9 @@ use axum::{
 use serde_json::json;
 
 use super::{
-    Answer, Arc, Part, Site, number, reply,
-    scene::{Encoding, Scene},
+    Arc, HttpResult, HttpState, Part,
+    composite::{CompositeImage, Encoding},
+    number, reply,
 };
 use crate::{
     engine::plan::Rect,
@@ -18,32 +19,35 @@ use crate::{
     geometry::{Pyramid, TILE, TilePosition},
 };
 
-/// Longest side of a whole picture that is sent in one piece.
+/// Longest side of a picture sent as one image.
 const MAX_WHOLE: usize = 1024;
 
-/// `/jobs/{id}/iiif` leads to the description, as the standard wants it.
-pub(super) async fn redirect(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Answer {
-    let id = &site.jobs.get(&id)?.id;
+/// `/jobs/{id}/iiif` redirects to the description, as the specification requires.
+pub(super) async fn redirect(
+    State(state): State<Arc<HttpState>>,
+    Path(id): Path<String>,
+) -> HttpResult {
+    let id = &state.jobs.get(&id)?.id;
     let place = [(header::LOCATION, format!("/jobs/{id}/iiif/info.json"))];
     Ok((StatusCode::SEE_OTHER, place).into_response())
 }
 
 /// The description of a picture.
 pub(super) async fn info(
-    State(site): State<Arc<Site>>,
+    State(state): State<Arc<HttpState>>,
     Path(id): Path<String>,
     uri: Uri,
     headers: HeaderMap,
-) -> Answer {
-    let job = site.jobs.get(&id)?;
-    let pyramid = Scene::pyramid(&job);
+) -> HttpResult {
+    let job = state.jobs.get(&id)?;
+    let pyramid = CompositeImage::pyramid(&job);
     let largest = pyramid.within(MAX_WHOLE);
     let (width, height) = pyramid.size(largest);
     let sizes: Vec<_> = (0..=largest)
         .map(|level| pyramid.size(level))
         .map(|(width, height)| json!({"width": width, "height": height}))
         .collect();
-    // From the level that fits a tile on; that one is among the sizes.
+    // From the level that fits one tile; it is among the sizes.
     let factors: Vec<_> =
         (0..=pyramid.last() - pyramid.within(TILE)).map(|shift| 1usize << shift).collect();
     let info = json!({
@@ -62,17 +66,17 @@ pub(super) async fn info(
         "preferredFormats": ["png", "jpg"],
     });
     let kind = "application/ld+json;profile=\"http://iiif.io/api/image/3/context.json\"";
-    Ok(reply::fleeting(kind, info.to_string()))
+    Ok(reply::no_store(kind, info.to_string()))
 }
 
-/// A tile, or a whole picture of a listed size.
+/// A tile or a listed size of the whole picture.
 pub(super) async fn image(
-    State(site): State<Arc<Site>>,
+    State(state): State<Arc<HttpState>>,
     Path((id, region, size, rotation, name)): Path<(String, String, String, String, String)>,
     headers: HeaderMap,
-) -> Answer {
-    let job = site.jobs.get(&id)?;
-    let pyramid = Scene::pyramid(&job);
+) -> HttpResult {
+    let job = state.jobs.get(&id)?;
+    let pyramid = CompositeImage::pyramid(&job);
     if rotation != "0" {
         return Err(Error::invalid("rotation", format!("{rotation:?}"), "0").into());
     }
@@ -90,16 +94,16 @@ pub(super) async fn image(
     };
     let part = asked(pyramid, &region, &size)?;
     let kind = if encoding == Encoding::Jpeg { "jpg" } else { "png" };
-    let what = match part {
+    let name = match part {
         Part::Level(level) => format!("whole-{level}-{kind}"),
         Part::Tile(TilePosition { level, column, row }) => format!("{level}-{column}-{row}-{kind}"),
     };
-    site.part(job, &headers, what, part, encoding).await
+    state.part(job, &headers, name, part, encoding).await
 }
 
-/// What region and size name together.
+/// The part of the picture with this region and size.
 fn asked(pyramid: Pyramid, region: &str, size: &str) -> Result<Part> {
-    // info.json lists the regions and sizes that there are.
+    // Valid regions and sizes are those that info.json lists.
     let name = format!("{region}/{size}");
     let unlisted = || Error::not_found(Resource::Tile, name);
     let size = match size {
@@ -135,7 +139,7 @@ fn asked(pyramid: Pyramid, region: &str, size: &str) -> Result<Part> {
     (0..=pyramid.last()).rev().find_map(tile).ok_or_else(unlisted)
 }
 
-/// Exactly `N` numbers with commas between them.
+/// Parses exactly `N` numbers separated by commas.
 fn numbers<const N: usize>(field: &'static str, text: &str) -> Result<[usize; N]> {
     let numbers = text.split(',').map(|text| number(field, text)).collect::<Result<Vec<_>>>()?;
     let found = numbers.len();
@@ -144,7 +148,7 @@ fn numbers<const N: usize>(field: &'static str, text: &str) -> Result<[usize; N]
         .map_err(|_| Error::invalid(field, format!("{found} numbers"), format!("{N} numbers")))
 }
 
-/// Scheme and host by which the client reached the server. Taken only if it looks like one: it goes into the answer.
+/// Scheme and host of the request's URL. It is validated because it becomes part of the response.
 fn origin(uri: &Uri, headers: &HeaderMap) -> String {
     let named = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let host = uri.authority().map(|a| a.as_str()).or_else(|| named(header::HOST.as_str()));
@@ -164,7 +168,7 @@ mod tests {
     use crate::error::Kind;
 
     #[test]
-    fn listed_regions_and_sizes_are_found_and_others_are_not() {
+    fn iiif_parts_are_those_that_info_json_lists() {
         let pyramid = Pyramid { width: 1500, height: 700 };
         let tile = |region, size| match asked(pyramid, region, size) {
             Ok(Part::Tile(TilePosition { level, column, row })) => Some((level, column, row)),
@@ -197,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_none_does_not_reach_the_answer() {
+    fn iiif_origin_ignores_malformed_hosts() {
         let mut headers = HeaderMap::new();
         let uri = Uri::from_static("/jobs/x/iiif/info.json");
         assert_eq!(origin(&uri, &headers), "http://localhost");

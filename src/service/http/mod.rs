@@ -1,85 +1,86 @@
-//! HTTP beside gRPC: the viewer at `/`, and every job's picture as Deep Zoom, IIIF and files.
+//! HTTP on the port of gRPC: the viewer at `/`, and every job's picture as Deep Zoom, IIIF and files.
 //!
-//! The guarantee: pictures can be looked at from the moment they are queued. A tile shows the pixels that are decoded, the
-//! newest preview where none are, and nothing where there is no preview either; it may be cached only once all its pixels
-//! are final. What a client sends never becomes a path: jobs are found by their id in the register, everything else is a
-//! number or one of a few words. Disks are read and pictures encoded away from the threads that serve connections.
+//! Guarantees: a picture can be viewed as soon as its job is queued. A tile shows decoded pixels, elsewhere the newest
+//! preview, and is transparent without one. It may be cached once all its pixels are final. Client input never becomes a
+//! file path: jobs are looked up by id, everything else is a number or a keyword. Blocking work runs on blocking threads.
 //!
-//! Pages of other hosts may read Deep Zoom and IIIF where everybody may (no tokens): viewers of such pictures are such
-//! pages, and whoever has a picture's address, which can't be guessed, was given it. They may read nothing else: not the
-//! list of jobs, and no calls are answered to them.
+//! Without tokens, web pages of other hosts may read Deep Zoom and IIIF, as viewers do; a picture's URL is unguessable. They
+//! may read nothing else and make no calls.
 //!
-//! | path | what |
+//! | path | content |
 //! |---|---|
 //! | `/` | the viewer, from `viewer/dist`, embedded |
 //! | `/jobs/{id}/image.dzi`, `/jobs/{id}/image_files/{level}/{column}_{row}.png` | Deep Zoom: tiles of 256 pixels, no overlap |
 //! | `/jobs/{id}/iiif/info.json`, `/jobs/{id}/iiif/{region}/{size}/0/default.{jpg,png}` | IIIF Image API 3, level 0 |
 //! | `/jobs/{id}/preview.png` | the newest preview |
 //! | `/jobs/{id}/image.tiff`, `/jobs/{id}/image.png` | the finished picture, with its metadata |
-//! | POST `/jobs?strength=0.5&seed=7` | takes a picture in (the body) and queues its editing; the fields of `JobSpec` |
+//! | POST `/jobs?strength=0.5&seed=7` | creates a job that edits the picture in the body; the query has fields of `JobSpec` |
 
 mod assets;
+mod composite;
 mod download;
 mod iiif;
-mod order;
+mod query;
 pub(in crate::service) mod reply;
-mod scene;
-mod views;
+mod tile_cache;
 
 use std::sync::Arc;
 
 use axum::{
     Router,
     extract::{Path, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, header},
-    middleware,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     response::Response,
     routing::{get, post},
 };
 use tokio::sync::Semaphore;
 use tokio_stream::StreamExt as _;
+use tower_http::{
+    cors::{Any, CorsLayer},
+    set_header::SetResponseHeaderLayer,
+};
 
-use crate::geometry::{TILE, TilePosition};
 use crate::{
     error::{Error, Kind, Resource, Result},
+    geometry::{TILE, TilePosition},
     image_out::Format,
     jobs::{self, Job, Jobs},
-    service::{access::Client, upload::Uploads},
+    service::{access::Client, blocking::blocking, upload::Uploads},
 };
+use composite::{CompositeImage, Encoding};
 use reply::Failure;
-use scene::{Encoding, Scene};
-use views::Views;
+use tile_cache::TileCache;
 
-/// What a page of this server may do: nothing with any other host.
+/// Content security policy: only this host.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; \
      connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What the handlers share.
-struct Site {
+/// State shared by the handlers.
+struct HttpState {
     jobs: Jobs,
-    views: Views,
-    /// Places for those who compose and encode: more than there are processors would only wait in memory.
+    cache: TileCache,
+    /// Permits to compose and encode, one per processor.
     work: Semaphore,
-    /// One whole picture is written at a time; others wait and then find theirs written.
+    /// Permit to write a whole picture file; later requests find the file.
     pictures: Semaphore,
 }
 
-/// All routes, to be served or merged with others.
+/// All routes.
 pub fn router(jobs: Jobs) -> Router {
     viewer().merge(pictures(jobs, true))
 }
 
-/// The viewer's files, which anybody may have: it asks for a token itself where the server wants one.
+/// The viewer's files. They are public: the viewer asks for a token if the server requires one.
 pub fn viewer() -> Router {
-    assets::routes().layer(middleware::map_response(guarded))
+    security_headers(assets::routes())
 }
 
-/// The pictures of jobs; `open`: pages of other hosts may show them.
+/// Routes of the jobs' pictures. `open`: pages of other hosts may read Deep Zoom and IIIF.
 pub fn pictures(jobs: Jobs, open: bool) -> Router {
     let processors = std::thread::available_parallelism().map_or(2, usize::from);
-    let site = Site {
+    let state = HttpState {
         jobs,
-        views: Views::default(),
+        cache: TileCache::default(),
         work: Semaphore::new(processors),
         pictures: Semaphore::new(1),
     };
@@ -90,113 +91,105 @@ pub fn pictures(jobs: Jobs, open: bool) -> Router {
         .route("/jobs/{id}/iiif/info.json", get(iiif::info))
         .route("/jobs/{id}/iiif/{region}/{size}/{rotation}/{name}", get(iiif::image));
     if open {
-        tiled = tiled.layer(middleware::map_response(opened));
+        let header = HeaderName::from_static("cross-origin-resource-policy");
+        let policy = HeaderValue::from_static("cross-origin");
+        tiled = tiled
+            .layer(CorsLayer::new().allow_origin(Any).allow_methods([Method::GET, Method::HEAD]))
+            .layer(SetResponseHeaderLayer::overriding(header, policy));
     }
-    tiled
+    let router = tiled
         .route("/jobs/{id}/preview.png", get(preview))
         .route("/jobs/{id}/image.tiff", get(tiff))
         .route("/jobs/{id}/image.png", get(png))
-        .with_state(Arc::new(site))
-        .layer(middleware::map_response(guarded))
+        .with_state(Arc::new(state));
+    security_headers(router)
 }
 
-/// Adds what every answer says to browsers.
-async fn guarded(mut response: Response) -> Response {
-    for (name, value) in [
+/// Adds security headers to responses that do not have them.
+fn security_headers(router: Router) -> Router {
+    let headers = [
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-    ] {
-        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
-    }
-    response
+    ];
+    headers.into_iter().fold(router, |router, (name, value)| {
+        let value = HeaderValue::from_static(value);
+        router.layer(SetResponseHeaderLayer::if_not_present(name, value))
+    })
 }
 
-/// Lets pages of other hosts have the answer.
-async fn opened(mut response: Response) -> Response {
-    for (name, value) in [
-        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "cross-origin"),
-    ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
-    }
-    response
-}
+type HttpResult = Result<Response, Failure>;
 
-type Answer = Result<Response, Failure>;
-
-impl Site {
-    /// Runs `task` on a thread that may wait for disks, when there is a place for it.
+impl HttpState {
+    /// Runs `task` on a blocking thread when a permit is available.
     async fn work<T: Send + 'static>(
-        places: &Semaphore,
+        permits: &Semaphore,
         task: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _place = places.acquire().await.map_err(|_| jobs::shutting_down())?;
-        tokio::task::spawn_blocking(task)
-            .await
-            .map_err(|e| Error::internal("a picture's thread panicked").with_source(e))?
+        let _permit = permits.acquire().await.map_err(|_| jobs::shutting_down())?;
+        blocking(task).await
     }
 
-    /// Composes and encodes a part of a job's picture; `what` names it within the job.
+    /// Composes and encodes a part of a job's picture; `part_name` identifies it within the job.
     async fn part(
         self: &Arc<Self>,
         job: Arc<Job>,
         headers: &HeaderMap,
-        what: String,
+        part_name: String,
         part: Part,
         encoding: Encoding,
-    ) -> Answer {
-        let tag = format!("\"{}-{what}\"", job.id);
-        let site = self.clone();
-        // Whoever has the tag has the final pixels: only those ever had one.
-        if reply::knows(headers, &tag) {
-            return Ok(reply::unchanged(&tag));
+    ) -> HttpResult {
+        let tag = format!("\"{}-{part_name}\"", job.id);
+        let state = self.clone();
+        // Only final pixels have a tag.
+        if reply::etag_matches(headers, &tag) {
+            return Ok(reply::not_modified(&tag));
         }
         let compose = move || {
-            let mut scene = site.views.scene(job)?;
+            let mut composite = state.cache.composite(job)?;
             let (block, complete) = match part {
-                Part::Tile(place) => scene.tile(&site.views, place)?,
-                Part::Level(level) => scene.level(&site.views, level)?,
+                Part::Tile(place) => composite.tile(&state.cache, place)?,
+                Part::Level(level) => composite.level(&state.cache, level)?,
             };
             Ok((block.encode(encoding)?, complete))
         };
         let (bytes, complete) = Self::work(&self.work, compose).await?;
         let kind = encoding.content_type();
         Ok(match complete {
-            true => reply::lasting(kind, &tag, bytes),
-            false => reply::fleeting(kind, bytes),
+            true => reply::immutable(kind, &tag, bytes),
+            false => reply::no_store(kind, bytes),
         })
     }
 }
 
-/// A part of a picture that can be asked for.
+/// A part of a picture.
 #[derive(Clone, Copy)]
 enum Part {
     /// A tile of the pyramid.
     Tile(TilePosition),
-    /// A whole level, for small ones.
+    /// A whole level, if small.
     Level(usize),
 }
 
-async fn deep_zoom(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Answer {
-    let spec = &site.jobs.get(&id)?.plan.spec;
+async fn deep_zoom(State(state): State<Arc<HttpState>>, Path(id): Path<String>) -> HttpResult {
+    let spec = &state.jobs.get(&id)?.plan.spec;
     let (width, height) = (spec.width, spec.height);
     let text = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
          <Image xmlns=\"http://schemas.microsoft.com/deepzoom/2008\" Format=\"png\" Overlap=\"0\" TileSize=\"{TILE}\">\
          <Size Width=\"{width}\" Height=\"{height}\"/></Image>\n"
     );
-    Ok(reply::fleeting("application/xml", text))
+    Ok(reply::no_store("application/xml", text))
 }
 
 async fn deep_zoom_tile(
-    State(site): State<Arc<Site>>,
+    State(state): State<Arc<HttpState>>,
     Path((id, level, name)): Path<(String, String, String)>,
     headers: HeaderMap,
-) -> Answer {
-    let job = site.jobs.get(&id)?;
+) -> HttpResult {
+    let job = state.jobs.get(&id)?;
     let place = name.strip_suffix(".png").and_then(|name| name.split_once('_'));
     let (column, row) =
         place.ok_or_else(|| Error::invalid("name", format!("{name:?}"), "COLUMN_ROW.png"))?;
@@ -205,22 +198,19 @@ async fn deep_zoom_tile(
         column: number("column", column)?,
         row: number("row", row)?,
     };
-    Scene::pyramid(&job).area(place)?;
-    let what = format!("{}-{}-{}", place.level, place.column, place.row);
-    site.part(job, &headers, what, Part::Tile(place), Encoding::Png).await
+    CompositeImage::pyramid(&job).area(place)?;
+    let part_name = format!("{}-{}-{}", place.level, place.column, place.row);
+    state.part(job, &headers, part_name, Part::Tile(place), Encoding::Png).await
 }
 
-/// The way in for pictures that are edited.
+/// The route of uploads.
 pub(super) fn uploads(uploads: Uploads) -> Router {
-    Router::new()
-        .route("/jobs", post(edit))
-        .with_state(uploads)
-        .layer(middleware::map_response(guarded))
+    security_headers(Router::new().route("/jobs", post(edit)).with_state(uploads))
 }
 
-async fn edit(State(uploads): State<Uploads>, request: Request) -> Answer {
+async fn edit(State(uploads): State<Uploads>, request: Request) -> HttpResult {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    // Browsers let pages of other hosts send texts and forms unasked, pictures not.
+    // Browsers let pages of other hosts send texts and forms without a preflight request, but not pictures.
     if !kind.is_some_and(|kind| kind.starts_with("image/")) {
         let error = match kind {
             Some(kind) => {
@@ -231,7 +221,7 @@ async fn edit(State(uploads): State<Uploads>, request: Request) -> Answer {
         return Err(error.into());
     }
     let client = request.extensions().get::<Client>().cloned();
-    let order = order::parse(request.uri().query().unwrap_or_default())?;
+    let order = query::parse(request.uri())?;
     let data = request
         .into_body()
         .into_data_stream()
@@ -241,13 +231,13 @@ async fn edit(State(uploads): State<Uploads>, request: Request) -> Answer {
     Ok(reply::created(&format!("/jobs/{}/image.dzi", job.id), name.to_string()))
 }
 
-async fn preview(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Answer {
-    let job = site.jobs.get(&id)?;
+async fn preview(State(state): State<Arc<HttpState>>, Path(id): Path<String>) -> HttpResult {
+    let job = state.jobs.get(&id)?;
     job.want_previews();
     let read = move || job.preview(job.newest_preview()?);
-    match Site::work(&site.work, read).await {
-        Ok(bytes) => Ok(reply::fleeting("image/png", bytes)),
-        // To an image element a preview that is pending is one that does not exist.
+    match HttpState::work(&state.work, read).await {
+        Ok(bytes) => Ok(reply::no_store("image/png", bytes)),
+        // Image elements treat a pending preview as a missing one.
         Err(error) if error.kind() == Kind::NotReady => {
             Err(Error::not_found(Resource::Preview, id).into())
         }
@@ -255,21 +245,21 @@ async fn preview(State(site): State<Arc<Site>>, Path(id): Path<String>) -> Answe
     }
 }
 
-async fn tiff(site: State<Arc<Site>>, id: Path<String>, headers: HeaderMap) -> Answer {
-    picture(site, id, &headers, Format::Tiff).await
+async fn tiff(state: State<Arc<HttpState>>, id: Path<String>, headers: HeaderMap) -> HttpResult {
+    picture(state, id, &headers, Format::Tiff).await
 }
 
-async fn png(site: State<Arc<Site>>, id: Path<String>, headers: HeaderMap) -> Answer {
-    picture(site, id, &headers, Format::Png).await
+async fn png(state: State<Arc<HttpState>>, id: Path<String>, headers: HeaderMap) -> HttpResult {
+    picture(state, id, &headers, Format::Png).await
 }
 
 async fn picture(
-    State(site): State<Arc<Site>>,
+    State(state): State<Arc<HttpState>>,
     Path(id): Path<String>,
     headers: &HeaderMap,
     format: Format,
-) -> Answer {
-    let job = site.jobs.get(&id)?;
+) -> HttpResult {
+    let job = state.jobs.get(&id)?;
     let (extension, kind) = match format {
         Format::Tiff => ("tiff", "image/tiff"),
         Format::Png => ("png", "image/png"),
@@ -277,13 +267,13 @@ async fn picture(
     let spec = &job.plan.spec;
     let name = format!("tessera-{}-{}x{}.{extension}", spec.seed, spec.width, spec.height);
     let tag = format!("\"{}-{extension}\"", job.id);
-    let jobs = site.jobs.clone();
-    let path = Site::work(&site.pictures, move || jobs.picture(&job, format)).await?;
-    let file = Site::work(&site.work, move || download::open(&path)).await?;
+    let jobs = state.jobs.clone();
+    let path = HttpState::work(&state.pictures, move || jobs.picture(&job, format)).await?;
+    let file = HttpState::work(&state.work, move || download::open(&path)).await?;
     Ok(download::send(file, headers, kind, &tag, &name))
 }
 
-/// A number as it stands in an address: digits and nothing else.
+/// Parses a number in a URL: digits only.
 fn number(field: &'static str, text: &str) -> Result<usize> {
     let digits = (1..=9).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
     let value = if digits { text.parse().ok() } else { None };

@@ -1,7 +1,7 @@
-//! Answers: what may be cached, by whom, and what an error says.
+//! Responses: cache headers, entity tags and problem details.
 //!
-//! The guarantee: an answer that can still change is never stored, one with a tag never changes, and no error tells
-//! a client about the inside of the server.
+//! Guarantees: a response that can still change is never cached, one with a tag never changes, and errors do not reveal
+//! internal details.
 
 pub(super) use axum::body::Body;
 use axum::{
@@ -14,10 +14,10 @@ use crate::{
     service::convert,
 };
 
-/// For final pixels: a job's id is never used again, and its picture never changes.
+/// Cache policy of final pixels: job ids are unique, and a finished picture never changes.
 const FOREVER: &str = "private, max-age=31536000, immutable";
 
-/// An error on its way to a client.
+/// An error as a response.
 #[derive(Debug)]
 pub(in crate::service) struct Failure(Error);
 
@@ -79,8 +79,8 @@ impl IntoResponse for Failure {
     }
 }
 
-/// Whether the client already has what `tag` names.
-pub(super) fn knows(headers: &HeaderMap, tag: &str) -> bool {
+/// True if a tag of `If-None-Match` equals `tag`.
+pub(super) fn etag_matches(headers: &HeaderMap, tag: &str) -> bool {
     let tags = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|v| v.to_str().ok());
     tags.flat_map(|tags| tags.split(',')).any(|known| {
         let known = known.trim();
@@ -88,20 +88,20 @@ pub(super) fn knows(headers: &HeaderMap, tag: &str) -> bool {
     })
 }
 
-/// The client has it.
-pub(super) fn unchanged(tag: &str) -> Response {
+/// Not modified.
+pub(super) fn not_modified(tag: &str) -> Response {
     let headers = [(header::ETAG, tag), (header::CACHE_CONTROL, FOREVER)];
     (StatusCode::NOT_MODIFIED, headers).into_response()
 }
 
-/// What will never change.
-pub(super) fn lasting(kind: &str, tag: &str, body: impl Into<Body>) -> Response {
+/// A response that never changes.
+pub(super) fn immutable(kind: &str, tag: &str, body: impl Into<Body>) -> Response {
     let headers =
         [(header::CONTENT_TYPE, kind), (header::ETAG, tag), (header::CACHE_CONTROL, FOREVER)];
     (headers, body.into()).into_response()
 }
 
-/// Something new, at `place`; `json` tells of it.
+/// A created resource at the URL `place`, described by `json`.
 pub(super) fn created(place: &str, json: String) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "application/json"),
@@ -111,8 +111,8 @@ pub(super) fn created(place: &str, json: String) -> Response {
     (StatusCode::CREATED, headers, json).into_response()
 }
 
-/// What may have changed by the next time.
-pub(super) fn fleeting(kind: &str, body: impl Into<Body>) -> Response {
+/// A response that may change.
+pub(super) fn no_store(kind: &str, body: impl Into<Body>) -> Response {
     let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")];
     (headers, body.into()).into_response()
 }
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn errors_of_the_server_say_nothing_of_its_inside() {
+    async fn problem_json_hides_internal_details() {
         let inside = std::io::Error::other("secret");
         let (status, _, problem) = problem(Error::io("read", "/srv/jobs/x", inside)).await;
         assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
@@ -155,10 +155,14 @@ mod tests {
     }
 
     #[test]
-    fn tags_are_found_in_lists_and_weak_ones_count() {
+    fn etags_match_in_lists_and_as_weak_tags() {
         let mut headers = HeaderMap::new();
-        assert!(!knows(&headers, "\"a\""));
+        assert!(!etag_matches(&headers, "\"a\""));
         headers.insert(header::IF_NONE_MATCH, HeaderValue::from_static("\"b\", W/\"a\""));
-        assert!(knows(&headers, "\"a\"") && knows(&headers, "\"b\"") && !knows(&headers, "\"c\""));
+        assert!(
+            etag_matches(&headers, "\"a\"")
+                && etag_matches(&headers, "\"b\"")
+                && !etag_matches(&headers, "\"c\"")
+        );
     }
 }

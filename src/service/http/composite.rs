@@ -1,7 +1,7 @@
-//! A job's picture at one moment: final pixels where tiles are decoded, the newest preview where none are.
+//! Composes a job's picture from decoded tiles and, elsewhere, the newest preview.
 //!
-//! The guarantee: a block that is called complete holds the final pixels alone. Smaller levels are rounded means of 2 x 2
-//! pixels of the next one, as in the overviews of the picture's file, and 16-bit samples are rounded to 8 bits.
+//! Guarantee: a block that is called complete has final pixels only. Smaller levels are rounded means of 2 x 2 pixels of the
+//! next larger level, as in the overviews of the picture's file. 16-bit samples are rounded to 8 bits.
 
 use std::{io::Cursor, sync::Arc};
 
@@ -13,7 +13,7 @@ use image::{
     },
 };
 
-use super::views::Views;
+use super::tile_cache::TileCache;
 use crate::{
     engine::plan::Rect,
     error::{Error, Result},
@@ -23,21 +23,21 @@ use crate::{
     service::stream::damaged_preview,
 };
 
-/// Bytes of a pixel: red, green, blue, and 255 where there is one.
+/// Bytes of a pixel: RGBA, with alpha 0 for a missing pixel and 255 otherwise.
 const PIXEL: usize = 4;
 
-/// Levels below the picture whose blocks are kept: those above are cheap to compose from the disk, and many.
+/// Number of the largest levels whose blocks are not cached: they are many and cheap to read.
 const KEPT_BELOW: usize = 2;
 
-/// Quality of JPEG.
+/// JPEG quality, 1 to 100.
 const QUALITY: u8 = 90;
 
 /// Encoding of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// Lossless; pixels that there are none of yet are transparent.
+    /// Lossless; missing pixels are transparent.
     Png,
-    /// Pixels that there are none of yet are black.
+    /// Lossy; missing pixels are black.
     Jpeg,
 }
 
@@ -60,12 +60,12 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// A block of which no pixel is there.
+    /// A block of missing pixels.
     fn empty(width: usize, height: usize) -> Self {
         Self { width, height, pixels: vec![0; width * height * PIXEL] }
     }
 
-    /// Bytes that it takes.
+    /// Size in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.pixels.len()
     }
@@ -75,7 +75,7 @@ impl Block {
         &self.pixels[y * len..(y + 1) * len]
     }
 
-    /// Puts `from` with its first pixel at `x`, `y`.
+    /// Copies `from` to the position `x`, `y`.
     fn paste(&mut self, from: &Self, x: usize, y: usize) {
         for row in 0..from.height {
             let start = ((y + row) * self.width + x) * PIXEL;
@@ -83,7 +83,7 @@ impl Block {
         }
     }
 
-    /// Half as wide and high, rounded up: at odd edges the last column and row count twice.
+    /// Reduces both sides to the half, rounded up; at odd edges the last column and row count twice.
     fn halved(&self) -> Self {
         let (width, height) = (self.width.div_ceil(2), self.height.div_ceil(2));
         let mut out = Self::empty(width, height);
@@ -101,10 +101,10 @@ impl Block {
         out
     }
 
-    /// The bytes of a file.
+    /// Encodes the block as a file.
     ///
     /// # Errors
-    /// [`Kind::Internal`](crate::error::Kind), which no block gives.
+    /// [`Kind::Internal`](crate::error::Kind) if the encoder fails.
     pub(super) fn encode(&self, encoding: Encoding) -> Result<Vec<u8>> {
         let solid = self.pixels.chunks_exact(PIXEL).all(|pixel| pixel[3] == 255);
         let rgb = || -> Vec<u8> {
@@ -135,15 +135,15 @@ impl Block {
     }
 }
 
-/// A preview, with smaller versions of itself: what stands in for pixels that are not decoded.
+/// A preview and its reductions, used where no tile is decoded.
 #[derive(Debug)]
 pub(super) struct Preview(Vec<Block>);
 
 impl Preview {
-    /// Reads a PNG.
+    /// Decodes a PNG.
     ///
     /// # Errors
-    /// [`Kind::Io`](crate::error::Kind) when it is none.
+    /// [`Kind::Io`](crate::error::Kind) if it is damaged.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
         let read = image::ImageReader::with_format(Cursor::new(bytes), ImageFormat::Png).decode();
         let picture = read.map_err(|e| damaged_preview().with_source(e))?.into_rgba8();
@@ -155,16 +155,16 @@ impl Preview {
         Ok(Self(chain))
     }
 
-    /// The pixels of `area` of a picture that has `size`: this one, scaled smoothly.
+    /// The pixels of `area` of a picture of `size`, scaled from this preview.
     fn scaled(&self, size: (usize, usize), area: Rect) -> Block {
         let mut out = Block::empty(area.width, area.height);
-        // The smallest version that still has a pixel for every one that is asked for.
+        // The smallest reduction with at least as many pixels.
         let enough = |from: &&Block| from.width >= size.0 && from.height >= size.1;
         let Some(from) = self.0.iter().rev().find(enough).or(self.0.first()) else { return out };
         let columns: Vec<_> =
             (area.x..area.x + area.width).map(|x| taps(x, size.0, from.width)).collect();
         let row_len = area.width * 3;
-        // Rows of the source, scaled along x, as they are needed.
+        // Rows of the source, scaled horizontally on demand.
         let mut rows: Vec<Option<Vec<f32>>> = vec![None; from.height];
         for y in 0..area.height {
             let tap = taps(area.y + y, size.1, from.height);
@@ -196,8 +196,8 @@ impl Preview {
     }
 }
 
-/// Where pixel `at` of `len` reads among `from` ones, and how much of each: the cubic filter of Mitchell and Netravali
-/// (1988), B = C = 1/3, which shows neither squares nor rings.
+/// Source range and weights of the pixel `at` of `len` scaled from `from` pixels: the cubic filter of Mitchell and Netravali
+/// (1988), B = C = 1/3.
 fn taps(at: usize, len: usize, from: usize) -> [(usize, f32); 4] {
     let center = (at as f64 + 0.5) * from as f64 / len as f64 - 0.5;
     let first = center.floor();
@@ -211,7 +211,7 @@ fn taps(at: usize, len: usize, from: usize) -> [(usize, f32); 4] {
     })
 }
 
-/// How much of a rectangle is decoded.
+/// Decoded part of a rectangle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Decoded {
     All,
@@ -219,20 +219,20 @@ enum Decoded {
     None,
 }
 
-/// A job's picture at one moment.
-pub(super) struct Scene {
+/// A job's picture at one time.
+pub(super) struct CompositeImage {
     job: Arc<Job>,
     pyramid: Pyramid,
     done: Vec<bool>,
     preview: Option<Arc<Preview>>,
-    /// The whole picture is done: any rectangle can be read.
+    /// True if the job is finished: any rectangle can be read.
     finished: bool,
-    /// The decoder's tile that was read last: neighbours often need the same one.
+    /// The tile that was read last: adjacent blocks often need the same one.
     last: Option<(usize, Vec<u8>)>,
 }
 
-impl Scene {
-    /// The job's picture with the tiles that are `done`.
+impl CompositeImage {
+    /// The job's picture; `done` is true for each decoded tile.
     pub(super) fn new(job: Arc<Job>, done: Vec<bool>, preview: Option<Arc<Preview>>) -> Self {
         let finished = job.snapshot().phase == Phase::Finished;
         Self { pyramid: Self::pyramid(&job), job, done, preview, finished, last: None }
@@ -243,31 +243,31 @@ impl Scene {
         Pyramid { width: job.plan.spec.width, height: job.plan.spec.height }
     }
 
-    /// The pixels of a tile, and whether they are final.
+    /// The pixels of a tile; true if they are final.
     ///
     /// # Errors
-    /// [`Kind::NotFound`](crate::error::Kind) when there is no such tile; [`Kind::Io`](crate::error::Kind).
+    /// [`Kind::NotFound`](crate::error::Kind) if it does not exist; [`Kind::Io`](crate::error::Kind).
     pub(super) fn tile(
         &mut self,
-        views: &Views,
+        cache: &TileCache,
         place: TilePosition,
     ) -> Result<(Arc<Block>, bool)> {
         let area = self.pyramid.area(place)?;
         let decoded = self.decoded(self.pyramid.under(place.level, area));
-        Ok((self.compose(views, place, area, decoded)?, decoded == Decoded::All))
+        Ok((self.compose(cache, place, area, decoded)?, decoded == Decoded::All))
     }
 
-    /// The pixels of a whole level, and whether they are final.
+    /// The pixels of a whole level; true if they are final.
     ///
     /// # Errors
     /// Those of [`Self::tile`].
-    pub(super) fn level(&mut self, views: &Views, level: usize) -> Result<(Arc<Block>, bool)> {
+    pub(super) fn level(&mut self, cache: &TileCache, level: usize) -> Result<(Arc<Block>, bool)> {
         let (width, height) = self.pyramid.size(level);
         let (columns, rows) = self.pyramid.tiles(level);
         let (mut out, mut complete) = (Block::empty(width, height), true);
         for row in 0..rows {
             for column in 0..columns {
-                let (tile, final_) = self.tile(views, TilePosition { level, column, row })?;
+                let (tile, final_) = self.tile(cache, TilePosition { level, column, row })?;
                 out.paste(&tile, column * TILE, row * TILE);
                 complete &= final_;
             }
@@ -277,43 +277,41 @@ impl Scene {
 
     fn compose(
         &mut self,
-        views: &Views,
+        cache: &TileCache,
         place: TilePosition,
         area: Rect,
         decoded: Decoded,
     ) -> Result<Arc<Block>> {
         let below = self.pyramid.last() - place.level;
-        let kept = decoded == Decoded::All && below >= KEPT_BELOW;
-        let id = self.job.id.clone();
-        if let Some(block) = kept.then(|| views.block(&id, place)).flatten() {
-            return Ok(block);
+        if decoded == Decoded::All && below >= KEPT_BELOW {
+            let id = self.job.id.clone();
+            return cache
+                .final_block(&id, place, || Ok(Arc::new(self.reduced(cache, place, area)?)));
         }
-        let block = Arc::new(match decoded {
+        Ok(Arc::new(match decoded {
             Decoded::None => self.blank(place.level, area),
             _ if below == 0 => self.pixels(area, decoded)?,
-            _ => {
-                let size = self.pyramid.size(place.level + 1);
-                let (x, y) = (2 * area.x, 2 * area.y);
-                let (width, height) =
-                    ((2 * area.width).min(size.0 - x), (2 * area.height).min(size.1 - y));
-                let mut four = Block::empty(width, height);
-                for (right, low) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
-                    if right * TILE < width && low * TILE < height {
-                        let (column, row) = (2 * place.column + right, 2 * place.row + low);
-                        let part = TilePosition { level: place.level + 1, column, row };
-                        four.paste(&self.tile(views, part)?.0, right * TILE, low * TILE);
-                    }
-                }
-                four.halved()
-            }
-        });
-        if kept {
-            views.keep(&id, place, block.clone());
-        }
-        Ok(block)
+            _ => self.reduced(cache, place, area)?,
+        }))
     }
 
-    /// What stands for pixels that are not decoded.
+    /// The block at `place`, reduced from four blocks of the next larger level.
+    fn reduced(&mut self, cache: &TileCache, place: TilePosition, area: Rect) -> Result<Block> {
+        let size = self.pyramid.size(place.level + 1);
+        let (x, y) = (2 * area.x, 2 * area.y);
+        let (width, height) = ((2 * area.width).min(size.0 - x), (2 * area.height).min(size.1 - y));
+        let mut four = Block::empty(width, height);
+        for (right, low) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
+            if right * TILE < width && low * TILE < height {
+                let (column, row) = (2 * place.column + right, 2 * place.row + low);
+                let part = TilePosition { level: place.level + 1, column, row };
+                four.paste(&self.tile(cache, part)?.0, right * TILE, low * TILE);
+            }
+        }
+        Ok(four.halved())
+    }
+
+    /// Pixels where no tile is decoded.
     fn blank(&self, level: usize, area: Rect) -> Block {
         match &self.preview {
             Some(preview) => preview.scaled(self.pyramid.size(level), area),
@@ -321,7 +319,7 @@ impl Scene {
         }
     }
 
-    /// Pixels of the picture itself.
+    /// Pixels of the largest level.
     fn pixels(&mut self, area: Rect, decoded: Decoded) -> Result<Block> {
         let bits = self.job.plan.spec.bits;
         if self.finished {
@@ -348,7 +346,7 @@ impl Scene {
         Ok(block)
     }
 
-    /// Numbers of the decoder's tiles that have pixels in `area`.
+    /// Indices of the decoder's tiles that intersect `area`.
     fn tiles(&self, area: Rect) -> Vec<usize> {
         let tiling = &self.job.plan.tiling;
         let Some(first) = tiling.tiles.first() else { return Vec::new() };
@@ -368,7 +366,7 @@ impl Scene {
     }
 }
 
-/// Puts the pixels that `area` and `rect` share into the block of `area`, from the samples of `rect`.
+/// Copies the intersection of `area` and `rect` from the samples of `rect` to the block of `area`.
 fn put(block: &mut Block, area: Rect, samples: &[u8], rect: Rect, bits: Bits) {
     let (left, top) = (area.x.max(rect.x), area.y.max(rect.y));
     let right = (area.x + area.width).min(rect.x + rect.width);
@@ -406,14 +404,14 @@ mod tests {
     }
 
     #[test]
-    fn halves_repeat_the_last_column_and_row() {
+    fn halving_repeats_the_last_column_and_row() {
         let half = block(3, 3, |x, y| (10 * y + x) as u8).halved();
         let means: Vec<_> = half.pixels.chunks_exact(PIXEL).map(|p| (p[0], p[3])).collect();
         assert_eq!(means, [(6, 255), (7, 255), (21, 255), (22, 255)]);
     }
 
     #[test]
-    fn the_filter_weighs_to_one_and_keeps_ramps() {
+    fn filter_weights_sum_to_one_and_keep_ramps() {
         for at in 0..40 {
             let taps = taps(at, 40, 5);
             let sum: f32 = taps.iter().map(|t| t.1).sum();
@@ -427,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scaled_preview_has_no_seams_between_tiles() {
+    fn preview_scaling_has_no_seams_between_tiles() {
         let preview = Preview(vec![block(16, 8, |x, y| (16 * x + 5 * y) as u8)]);
         let whole = preview.scaled((128, 64), Rect { x: 0, y: 0, width: 128, height: 64 });
         let part = preview.scaled((128, 64), Rect { x: 50, y: 20, width: 30, height: 10 });
@@ -437,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_bits_are_rounded_to_eight() {
+    fn sixteen_bit_samples_are_rounded_to_eight() {
         let samples: Vec<u8> =
             [0u16, 128, 129, 65535, 257, 386].iter().flat_map(|v| v.to_ne_bytes()).collect();
         let rect = Rect { x: 4, y: 4, width: 2, height: 1 };
