@@ -1,22 +1,26 @@
 """Times this project and PyTorch (channels_last) side by side, in turns: on the CPU, in f32 and bf16, or on the GPU, in f32 and f16.
 
-    python benches/compare_torch.py [--gpu] [--compile] [--model FILE | --config NAME] [--size WxH] [--steps N] [--threads N]
-        [--rounds N] [--precision f32 bf16 f16] [--networks] [--variants] [--only REGEX] [--median] [--cpu-time]
+    python benches/compare_torch.py [--gpu] [--compile [SECONDS]] [--model FILE | --config NAME] [--size WxH] [--steps N]
+        [--threads N] [--rounds N] [--precision f32 bf16 f16] [--networks] [--variants] [--ceilings] [--only REGEX] [--median]
+        [--cpu-time] [--seconds N] [--program NETS]
 
 Operators one by one, then a U-Net step, a decode (whole, not tiled) and all of `generate` (that many U-Net steps, then the
 decode; on this project's side with sampler and tiles; its networks with upload and download) of the same weights: a checkpoint's, or random ones of one of the
 training package's configurations. GFLOP are counted from the networks' convolutions and products; norms and copies are
-counted in bytes read and written. The ceiling is the best of all sides' large product, or copy, in the same run.
+counted in bytes read and written. The ceiling is the best of all sides' large product, or copy, in the same run; with
+`--ceilings` a larger product and a larger copy by PyTorch alone come first.
 
 bf16 and f16 are compared with PyTorch's bf16, in networks by autocast (tried in a process of its own first on a CPU: some
 builds stop at instructions that a machine half has). With `--compile` PyTorch's work is timed by `torch.compile` too, and the
-better of its two times counts in p/t. With `--gpu` this project computes on its best Vulkan, Metal or DX12 device and PyTorch on CUDA (or
-`--torch-device`), both in runs of 16 for a single operator; with `--variants` single convolutions are also timed by each variant that there
-is, in f32.
+better of its two times counts in p/t; what takes longer to compile than so many SECONDS is left out. With `--gpu` this project
+computes on its best Vulkan, Metal or DX12 device and PyTorch on CUDA (or `--torch-device`), both in runs of 16 for a single
+operator; two more rows are the cost of a submission and of a dispatch, and a column has the dispatches of a network. With
+`--variants` single convolutions are also timed by each variant that there is, in f32.
 
 Both get the same number of threads. Rounds alternate between the two, so that other load on the machine meets both; the best
 time of all rounds counts, and with --median the median. On a machine that has other work, `--threads 1 --cpu-time` compares
-the seconds that were spent on a core. The output is a table in Markdown.
+the seconds that were spent on a core. With `--seconds` no row is begun later than that; with `--program` nothing is built. The
+output is a table in Markdown, of which each row is printed when it is measured.
 """
 
 from __future__ import annotations
@@ -26,11 +30,15 @@ import json
 import math
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -86,18 +94,20 @@ GEMM = (2048, 2048, 1, 32, 64)
 GPU_GEMM = (4096, 4096, 1, 64, 64)
 COPY = 256
 GPU_COPY = 96
+# Of PyTorch alone, with --ceilings: rows and columns of the factors of a product, MiB of a copy.
+CUDA_CEILINGS = 8192, 4096
+CEILINGS = 1024, 256
+# Dispatches of a run, to time one.
+DISPATCHES = 1024
 
 
 class Tessera:
     """The Rust side: a process that times what it is told."""
 
-    def __init__(self, model: Path, threads: int, flags: list[str]) -> None:
-        build = ["cargo", "bench", "--bench", "nets", "--no-run", "--message-format=json"]
+    def __init__(self, program: Path, model: Path, threads: int, flags: list[str]) -> None:
         env = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
         env.pop("LD_PRELOAD", None)  # what helps PyTorch is not for this side
-        out = subprocess.run(build, cwd=ROOT, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
-        messages = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-        program = next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "nets")
+        self.dispatches: dict[str, int] = {}
         self.process = subprocess.Popen(
             [program, model, *flags], cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -111,8 +121,39 @@ class Tessera:
                 answer = json.loads(line)
                 if answer["lack"]:
                     print(f"{command}: {answer['lack']}", file=sys.stderr)
+                if answer["dispatches"]:
+                    self.dispatches[command] = answer["dispatches"]
                 return answer["seconds"]
         raise SystemExit("the benchmark ended early")
+
+
+def build() -> Path:
+    """The program `nets`, built by cargo."""
+    command = ["cargo", "bench", "--bench", "nets", "--no-run", "--message-format=json"]
+    out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    messages = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return Path(next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "nets"))
+
+
+def compiled(f: Callable, call: Callable[[Callable], object], seconds: float) -> Callable | None:
+    """`f` by torch.compile, after `call` has called it once; None where that fails or takes longer than `seconds`."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"takes longer than {seconds:.0f} s")
+
+    fast, before = torch.compile(f), signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds if math.isfinite(seconds) else 0)
+    try:
+        call(fast)
+    except Exception as error:  # the compiler wraps whatever ends it
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"torch.compile is left out: {reason[0]}", file=sys.stderr)
+        torch._dynamo.reset()
+        return None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return fast
 
 
 def torch_time(work, cpu_time: bool, device: str) -> list[float]:
@@ -164,8 +205,26 @@ def torch_copy(device: str, mebibytes: int):
     return lambda: target.copy_(source)
 
 
+def torch_product(place: dict, side: int):
+    a, b = (torch.randn(side, side, **place) for _ in range(2))
+    return lambda: a @ b
+
+
+def torch_dispatches(device: str, count: int):
+    """`count` kernels of four values, one after the other, and the way back to the host."""
+    first = torch.full((4,), 0.5, device=device)
+
+    def run():
+        x = first
+        for _ in range(count):
+            x = F.silu(x)
+        x.cpu()
+
+    return run
+
+
 def random_model(config: str, path: Path) -> None:
-    """Writes a checkpoint of random weights, also where training starts from zero."""
+    """Writes a checkpoint of random weights in f16, also where training starts from zero."""
     arch = Config(config).arch
     torch.manual_seed(1)
     arrays = {}
@@ -173,9 +232,9 @@ def random_model(config: str, path: Path) -> None:
         for name, value in net.state_dict().items():
             if name.endswith("weight") and value.dim() == 4 and not value.any():
                 nn.init.kaiming_normal_(value, nonlinearity="linear")
-            arrays[f"{prefix}.{name}"] = value.numpy()
+            arrays[f"{prefix}.{name}"] = value.half().numpy()
     for i, level in enumerate(arch.levels):
-        arrays |= {f"latents.{i}.{name}": np.ones(level.channels, np.float32) for name in ("mean", "std")}
+        arrays |= {f"latents.{i}.{name}": np.ones(level.channels, np.float16) for name in ("mean", "std")}
     save_safetensors(path, arrays, {"format": "tessera", "arch": arch.to_json()})
 
 
@@ -197,43 +256,131 @@ def latents(arch: Arch, width: int, height: int) -> list[Tensor]:
     return [torch.randn(1, lv.channels, *grid).to(memory_format=torch.channels_last) for lv, grid in grids]
 
 
-def operators(place: dict, gpu: bool, variants: bool):
-    """Commands, what they count (operations, or bytes), and PyTorch's work."""
+@dataclass
+class Case:
+    """A row of the table."""
+
+    name: str
+    command: str | None
+    """What the Rust side is told; None: there is nothing to time there."""
+    count: float | None
+    """Operations, or bytes, in 10^9 of which a second `unit` counts."""
+    unit: str
+    work: Callable[[], object]
+    """PyTorch's."""
+    runs: int = 1
+    """How often PyTorch does its work before the result is waited for."""
+    parts: int = 1
+    """By how many its seconds are divided."""
+    ceiling: bool = False
+    """Whether others are measured by it."""
+    fast: Callable[[float], Callable | None] | None = None
+    """PyTorch's work by torch.compile within so many seconds, if not what is to be had of `work`."""
+
+    def peers(self, compiling: float | None) -> list[Callable | None]:
+        """PyTorch's work as it is and, with seconds for it, by torch.compile."""
+        if compiling is None:
+            return [self.work]
+        return [self.work, self.fast(compiling) if self.fast else compiled(self.work, lambda f: f(), compiling)]
+
+
+def ceilings(place: dict) -> Iterator[Case]:
+    """PyTorch's large product and copy."""
+    side, mebibytes = CUDA_CEILINGS if place["device"] == "cuda" else CEILINGS
+    yield Case(f"product {side} {side} {side}", None, 2 * side**3, "GFLOP/s", torch_product(place, side), ceiling=True)
+    yield Case(f"large copy {mebibytes}", None, 2 * mebibytes << 20, "GB/s", torch_copy(place["device"], mebibytes), ceiling=True)
+
+
+def launches(device: str) -> Iterator[Case]:
+    """A submission of nothing but the way back to the host, and one dispatch of a run of many."""
+    yield Case("submit", "submit", None, "", torch_dispatches(device, 0))
+    yield Case(f"dispatch {DISPATCHES}", f"dispatch {DISPATCHES}", None, "", torch_dispatches(device, DISPATCHES), parts=DISPATCHES)
+
+
+def operators(place: dict, gpu: bool, variants: bool) -> Iterator[Case]:
+    """Single operators."""
     mebibytes = GPU_COPY if gpu else COPY
-    yield f"copy {mebibytes}", (2 * mebibytes << 20, "GB/s"), torch_copy(place["device"], mebibytes)
-    shapes = [("conv", *(GPU_GEMM if gpu else GEMM)), *(("conv", *shape) for shape in (GPU_CONVOLUTIONS if gpu else CONVOLUTIONS))]
+    runs = RUNS if gpu else 1
+
+    def case(command: str, count: float, unit: str, work: Callable[[], object], ceiling: bool = False) -> Case:
+        return Case(command, command, count, unit, work, runs, ceiling=ceiling)
+
+    yield case(f"copy {mebibytes}", 2 * mebibytes << 20, "GB/s", torch_copy(place["device"], mebibytes), True)
+    gemm = GPU_GEMM if gpu else GEMM
+    shapes = [("conv", *gemm), *(("conv", *shape) for shape in (GPU_CONVOLUTIONS if gpu else CONVOLUTIONS))]
     for command, cin, cout, kernel, rows, columns in [*shapes, *(("whole", *shape) for shape in (GPU_WHOLE if gpu else WHOLE))]:
-        count = 2 * cin * cout * kernel**2 * rows * columns, "GFLOP/s"
+        count = 2 * cin * cout * kernel**2 * rows * columns
         work = torch_conv(place, cin, cout, kernel, rows, columns)
         for suffix in ["", *(f":{variant}" for variant in VARIANTS if variants)]:
-            yield f"{command}{suffix} {cin} {cout} {kernel} {rows} {columns}", count, work
+            name = f"{command}{suffix} {cin} {cout} {kernel} {rows} {columns}"
+            yield case(name, count, "GFLOP/s", work, (cin, cout, kernel, rows, columns) == gemm)
     for channels, rows, columns in NORMS:
         # PyTorch's values may be smaller; both are counted as f32 values read twice and written once.
         count = 12 * channels * rows * columns
-        yield f"norm {channels} {rows} {columns}", (count, "GB/s"), torch_norm(place, channels, rows, columns)
+        yield case(f"norm {channels} {rows} {columns}", count, "GB/s", torch_norm(place, channels, rows, columns))
     for channels, rows, columns in ATTENTIONS:
         flops = 4 * channels * (rows * columns) ** 2
-        work = torch_attention(place, channels, rows, columns)
-        yield f"attention {channels} {rows} {columns}", (flops, "GFLOP/s"), work
+        yield case(f"attention {channels} {rows} {columns}", flops, "GFLOP/s", torch_attention(place, channels, rows, columns))
 
 
-def whole_nets(unet: nn.Module, decoder: nn.Module, z: list[Tensor], steps: int):
-    """PyTorch's work of a U-Net step, a decode, and a picture; only the last gives values back to the host."""
-    c_noise = torch.tensor([0.3]).to(z[0].device)
+def picture(unet: Callable, decoder: Callable, z: list[Tensor], c_noise: Tensor, steps: int) -> Tensor:
+    """PyTorch's work of `generate`; the only one that gives values back to the host."""
+    for _ in range(steps):
+        unet(z, c_noise)
+    return decoder(z).cpu()
 
-    def generate():
-        for _ in range(steps):
-            unet(z, c_noise)
-        return decoder(z).cpu()
 
-    return lambda: unet(z, c_noise), lambda: decoder(z), generate
+def ms(seconds: float) -> str:
+    """In milliseconds, with three digits or more."""
+    return f"{1e3 * seconds:.2f}" if seconds >= 1e-3 else f"{1e3 * seconds:.3g}"
+
+
+class Table:
+    """Rows in Markdown, each printed at once."""
+
+    def __init__(self, compiled: bool) -> None:
+        self.sides = ["t", "p", *(["p compiled"] if compiled else [])]
+        self.ceilings: dict[str, float] = {}
+        head = ["operator and shape", "precision", *(f"{side} ms" for side in self.sides), "p/t"]
+        head += [*(f"{side} rate" for side in self.sides), "unit", "t of ceiling", "dispatches"]
+        print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
+
+    def row(self, case: Case, precision: str, took: list[float | None], dispatches: int | None) -> None:
+        """`took`: seconds of every side, None where there are none."""
+        rates = [case.count / seconds / 1e9 if seconds and case.count else None for seconds in took]
+        if case.ceiling:
+            self.ceilings[case.unit] = max(self.ceilings.get(case.unit, 0.0), *(rate for rate in rates if rate))
+        own, peers = took[0], [seconds for seconds in took[1:] if seconds]
+        share = f"{100 * rates[0] / self.ceilings[case.unit]:.0f} %" if rates[0] and case.unit in self.ceilings else ""
+        cells = [case.name, precision, *(ms(seconds) if seconds else "" for seconds in took)]
+        cells += [f"{min(peers) / own:.2f}" if own and peers else "", *(f"{rate:.1f}" if rate else "" for rate in rates)]
+        print("| " + " | ".join([*cells, case.unit, share, str(dispatches or "")]) + " |", flush=True)
+
+
+def measure(case: Case, ours: Tessera, own: list[Callable | None], args: argparse.Namespace, device: str) -> list[float | None] | None:
+    """Seconds of every side, in turns; None where this project does not have it here (it has said why)."""
+    times: list[list[float]] = [[] for _ in range(1 + len(own))]
+    for _ in range(args.rounds):
+        if case.command is not None:
+            times[0] += ours.time(case.command)
+            if not times[0]:
+                return None
+        for took, work in zip(times[1:], own):
+            if work is not None:
+                # The clocks of both sides are read after so many runs.
+                many = work if case.runs == 1 else lambda work=work: [work() for _ in range(case.runs)]
+                took += [seconds / (case.runs * case.parts) for seconds in torch_time(many, args.cpu_time, device)]
+    pick = statistics.median if args.median else min
+    return [pick(seconds) if seconds else None for seconds in times]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="on the GPU")
     parser.add_argument("--torch-device", help="PyTorch's device (default: cuda with --gpu, else cpu)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument(
+        "--compile", type=float, nargs="?", const=math.inf, metavar="SECONDS", help="torch.compile too, where it takes at most so long"
+    )
     parser.add_argument("--model", type=Path, help="a checkpoint")
     parser.add_argument("--config", default="scenery", help="without a checkpoint: configuration of random weights")
     parser.add_argument("--size", help="of the picture, WIDTHxHEIGHT (default: the model's)")
@@ -245,12 +392,16 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="seconds on a core; for one thread")
     parser.add_argument("--networks", action="store_true", help="leave out the single operators")
     parser.add_argument("--variants", action="store_true", help="single convolutions by each variant too; with --gpu")
+    parser.add_argument("--ceilings", action="store_true", help="first a larger product and a larger copy, by PyTorch alone")
     parser.add_argument("--only", type=re.compile, default=re.compile(""), help="what is timed, by the table's first column")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no row later than this")
+    parser.add_argument("--program", type=Path, metavar="NETS", help="the benchmark `nets` (default: cargo builds it)")
     args = parser.parse_args()
-    pick = statistics.median if args.median else min
+    end = time.monotonic() + args.seconds
     device = args.torch_device or ("cuda" if args.gpu else "cpu")
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
+    program = (args.program or build()).resolve()
     with tempfile.TemporaryDirectory() as folder:
         path = args.model or Path(folder) / "random.safetensors"
         if not args.model:
@@ -259,62 +410,58 @@ def main() -> None:
         width, height = map(int, args.size.split("x")) if args.size else (arch.width, arch.height)
         z = [latent.to(device) for latent in latents(arch, width, height)]
         nets = unet.to(device), decoder.to(device)
-        names = f"unet {width} {height}", f"decoder {width} {height}", f"generate {width} {height} {args.steps}"
-        works = whole_nets(*nets, z, args.steps)
-        counts = [1e9 * gflop(work) for work in works[:2]]
-        counts.append(args.steps * counts[0] + counts[1])
+        c_noise = torch.tensor([0.3]).to(device)
+        works = partial(nets[0], z, c_noise), partial(nets[1], z)
+        counts = [1e9 * gflop(work) for work in works]
         print(f"{args.threads} threads; t: Tessera, p: PyTorch {torch.__version__} on {device}", end="")
         print(f" ({torch.cuda.get_device_name()})" if device == "cuda" else "", end="\n\n")
-        sides = ["t", "p", *(["p compiled"] if args.compile else [])]
-        head = ["operator and shape", "precision", *(f"{side} ms" for side in sides), "p/t"]
-        head += [*(f"{side} rate" for side in sides), "unit", "t of ceiling"]
-        print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+        table = Table(args.compile is not None)
         for precision in args.precision or (["f32", "f16"] if args.gpu else ["f32", "bf16"]):
             half = precision != "f32"
             if half and device == "cpu" and not has_bf16():
                 print(f"PyTorch has no bf16 convolutions here: {precision} is left out", file=sys.stderr)
                 continue
             flags = [*(["--gpu"] if args.gpu else []), *(["--cpu-time"] if args.cpu_time else []), *([f"--{precision}"] if half else [])]
-            ours = Tessera(path, args.threads, flags)
+            ours = Tessera(program, path, args.threads, flags)
 
             def cast(work):
                 def run():
                     with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
-                        work()
+                        return work()
 
                 return run
 
+            @cache
+            def fast(index: int, seconds: float) -> Callable | None:
+                """The U-Net or the decoder by torch.compile."""
+                inputs = (z, c_noise)[: 2 - index]
+                return compiled(nets[index], lambda net: cast(lambda: net(*inputs))(), seconds)
+
+            def fast_network(index: int, seconds: float) -> Callable | None:
+                inputs, net = (z, c_noise)[: 2 - index], fast(index, seconds)
+                return net and cast(partial(net, *inputs))
+
+            def fast_picture(seconds: float) -> Callable | None:
+                both = fast(0, seconds), fast(1, seconds)
+                return cast(partial(picture, *both, z, c_noise, args.steps)) if all(both) else None
+
             place = {"device": device, "dtype": torch.bfloat16 if half else torch.float32}
-            cases = []
+            cases: list[Case] = [*ceilings(place)] if args.ceilings else []
             if not args.networks:
-                for name, count, work in operators(place, args.gpu, args.variants and not half):
-                    cases.append((name, count, [work, *([torch.compile(work)] if args.compile else [])], RUNS if args.gpu else 1))
-            peers = [works, *([whole_nets(*map(torch.compile, nets), z, args.steps)] if args.compile else [])]
-            for name, count, *own in zip(names, counts, *peers):
-                cases.append((name, (count, "GFLOP/s"), [cast(work) for work in own], 1))
-            ceilings = {}
-            for command, (count, unit), own, runs in (case for case in cases if args.only.search(case[0])):
-                times: list[list[float]] = [[] for _ in sides]
-                for _ in range(args.rounds):
-                    times[0] += ours.time(command)
-                    if not times[0]:
-                        break
-                    for took, work in zip(times[1:], own):
-                        # The clocks of both sides are read after so many runs.
-                        many = work if runs == 1 else lambda work=work, runs=runs: [work() for _ in range(runs)]
-                        took += [seconds / runs for seconds in torch_time(many, args.cpu_time, device)]
-                if not times[0]:
-                    # This project does not have it here, and has said why.
+                cases += [*(launches(device) if args.gpu else ()), *operators(place, args.gpu, args.variants and not half)]
+            size = f"{width} {height}"
+            for index, (net, work) in enumerate(zip(("unet", "decoder"), works)):
+                name = f"{net} {size}"
+                cases.append(Case(name, name, counts[index], "GFLOP/s", cast(work), fast=partial(fast_network, index)))
+            name, total = f"generate {size} {args.steps}", args.steps * counts[0] + counts[1]
+            work = cast(partial(picture, *nets, z, c_noise, args.steps))
+            cases.append(Case(name, name, total, "GFLOP/s", work, fast=fast_picture))
+            for case in (case for case in cases if args.only.search(case.name)):
+                if time.monotonic() > end:
+                    print(f"{case.name} {precision}: left out, {args.seconds:.0f} s are over", file=sys.stderr)
                     continue
-                took = [pick(seconds) for seconds in times]
-                rates = [count / seconds / 1e9 for seconds in took]
-                kind = command.split()
-                if kind[0] == "copy" or tuple(map(int, kind[1:])) in (GEMM, GPU_GEMM):
-                    ceilings[unit] = max(rates)
-                share = f"{100 * rates[0] / ceilings[unit]:.0f} %" if unit in ceilings else ""
-                cells = [command, precision, *(f"{1e3 * seconds:.2f}" for seconds in took), f"{min(took[1:]) / took[0]:.2f}"]
-                cells += [*(f"{rate:.1f}" for rate in rates), unit, share]
-                print("| " + " | ".join(cells) + " |", flush=True)
+                if took := measure(case, ours, case.peers(args.compile), args, device):
+                    table.row(case, precision, took, ours.dispatches.get(case.command))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@
 //! and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is everything from the seed to the samples
 //! of all tiles.
 //!
-//! Always on the GPU: `chain:VARIANT` with a convolution's numbers, which is four of it with upload and download; and
-//! `fma`, whose line also tells its `flops`: multiply-adds on registers. If the device lacks a requested feature the
-//! line has no seconds and gives the reason.
+//! Always on the GPU: `chain:VARIANT` with a convolution's numbers, which is four of it with upload and download; `fma`, whose
+//! line also tells its `flops`: multiply-adds on registers; `submit`, one submission of nothing but the download of 16 bytes;
+//! `dispatch COUNT`, the seconds per dispatch of a run of COUNT kernels of one invocation each. With a checkpoint, `unet` and
+//! `decoder` on the GPU also tell the number of `dispatches` of one evaluation. If the device lacks
+//! a requested feature the line has no seconds and gives the reason. `adapters` prints limits, features and matrices of all adapters.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 mod ceiling;
@@ -100,6 +102,21 @@ struct Setup<'a, O> {
     /// Runs of an operator per download.
     runs: usize,
     open: &'a dyn Fn(Arc<Weights>) -> tessera::error::Result<O>,
+    /// Number of dispatches that an interpreter has recorded, on a GPU.
+    dispatches: fn(&O) -> Option<u64>,
+}
+
+/// What was measured: seconds of every repetition, and how many dispatches one evaluation of a network takes on a GPU.
+#[derive(Default)]
+struct Measured {
+    seconds: Vec<f64>,
+    dispatches: Option<u64>,
+}
+
+impl From<Vec<f64>> for Measured {
+    fn from(seconds: Vec<f64>) -> Self {
+        Self { seconds, dispatches: None }
+    }
 }
 
 /// One operator on random inputs of `shape`, with random parameters.
@@ -163,6 +180,41 @@ fn fma(cpu_time: bool) -> Result<Vec<f64>, Box<dyn Error>> {
     time(cpu_time, || ceiling.run().map_err(failed))
 }
 
+/// `count` kernels of one invocation each (none at all for 0), then the download of 16 bytes.
+fn submissions(
+    cpu_time: bool,
+    open: impl Fn(Arc<Weights>) -> tessera::error::Result<Gpu>,
+    count: usize,
+) -> Result<Vec<f64>, Box<dyn Error>> {
+    let mut gpu = open(Arc::default())?;
+    let first = gpu.upload(Shape::new(1, 1, 1, 4), &[0.5; 4])?;
+    let seconds = time(cpu_time, || {
+        let mut x = first.clone();
+        for _ in 0..count {
+            x = gpu.silu(&x)?;
+        }
+        gpu.download(&x).map(drop)
+    })?;
+    Ok(seconds.into_iter().map(|seconds| seconds / count.max(1) as f64).collect())
+}
+
+/// What every adapter's driver says of it.
+fn adapters() -> Vec<serde_json::Value> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::PRIMARY;
+    let instance = wgpu::Instance::new(descriptor);
+    let all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    let describe = |adapter: wgpu::Adapter| {
+        serde_json::json!({
+            "adapter": format!("{:?}", adapter.get_info()),
+            "limits": format!("{:?}", adapter.limits()),
+            "features": format!("{:?}", adapter.features()),
+            "matrices": format!("{:?}", adapter.cooperative_matrix_properties()),
+        })
+    };
+    all.into_iter().map(describe).collect()
+}
+
 /// A copy on all threads.
 fn copy(cpu_time: bool, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
     let &[mebibytes] = extents else { return Err("copy takes a number of MiB".into()) };
@@ -182,31 +234,31 @@ fn run<O: Ops>(
     model: Option<&Checkpoint>,
     command: &str,
     extents: &[usize],
-) -> Result<Vec<f64>, Box<dyn Error>> {
-    match (command, extents) {
+) -> Result<Measured, Box<dyn Error>> {
+    let seconds = match (command, extents) {
         ("conv" | "whole", _) => {
             let domain = if command == "whole" { Domain::Whole } else { Domain::Window };
             let (layer, shape) = layer(extents, domain)?;
-            operator(setup, layer.params(), shape, |o, x| o.conv2d(x, &layer))
+            operator(setup, layer.params(), shape, |o, x| o.conv2d(x, &layer))?
         }
         ("norm", &[channels, rows, columns]) => {
             let groups = norm_groups(channels);
             let norm = GroupNorm { name: "norm".into(), channels, groups, silu: true };
             let shape = Shape::new(1, rows, columns, channels);
-            operator(setup, norm.params(), shape, |o, x| o.group_norm(x, &norm))
+            operator(setup, norm.params(), shape, |o, x| o.group_norm(x, &norm))?
         }
         ("attention" | "channels", &[channels, rows, columns]) => {
             let shape = Shape::new(1, rows, columns, channels);
             operator(setup, [], shape, |o, x| match command {
                 "attention" => o.spatial_attention(x, x, x),
                 _ => o.channel_attention(x, x, x),
-            })
+            })?
         }
         // All rows but one of a tensor, in rows of 64 KiB.
         ("copy", &[mebibytes]) => {
             let rows = mebibytes << 4;
             let window = Rect { x: 0, y: 1, width: 256, height: rows };
-            operator(setup, [], Shape::new(1, rows + 1, 256, 64), |o, x| o.crop(x, window))
+            operator(setup, [], Shape::new(1, rows + 1, 256, 64), |o, x| o.crop(x, window))?
         }
         ("generate", &[width, height, steps]) => {
             let model = model.ok_or("generate takes a checkpoint as argument")?;
@@ -217,14 +269,16 @@ fn run<O: Ops>(
             time(setup.cpu_time, || {
                 let mut silent = |_: Event| ();
                 engine::generate(&mut ops, model, &plan, &scratch, &mut silent, &cancel).map(drop)
-            })
+            })?
         }
         ("unet" | "decoder", &[width, height, ref batch @ ..]) if batch.len() < 2 => {
             let model = model.ok_or("a network takes a checkpoint as argument")?;
-            network(setup, model, command, (width, height), batch.first().map_or(1, |&n| n))
+            let batch = batch.first().map_or(1, |&n| n);
+            return network(setup, model, command, (width, height), batch);
         }
-        _ => Err(format!("{command} with {} numbers is no command", extents.len()).into()),
-    }
+        _ => return Err(format!("{command} with {} numbers is no command", extents.len()).into()),
+    };
+    Ok(seconds.into())
 }
 
 /// One evaluation of a network of `model` for `batch` pictures of a width and a height, upload and download included.
@@ -234,7 +288,7 @@ fn network<O: Ops>(
     net: &str,
     (width, height): (usize, usize),
     batch: usize,
-) -> Result<Vec<f64>, Box<dyn Error>> {
+) -> Result<Measured, Box<dyn Error>> {
     let (arch, mut random) = (&model.arch, Random::new(1));
     let grids = arch.levels.iter().zip(arch.grids(width, height));
     let latents: Vec<(Shape, Vec<f32>)> = grids
@@ -242,17 +296,22 @@ fn network<O: Ops>(
         .map(|shape| (shape, random.values(shape.len(), 0.0, 1.0)))
         .collect();
     let mut o = (setup.open)(model.weights.clone())?;
-    time(setup.cpu_time, || {
+    let evaluate = |o: &mut O| {
         let z = latents.iter().map(|(shape, data)| o.upload(*shape, data));
         let z = z.collect::<tessera::error::Result<Vec<_>>>()?;
         let outputs = if net == "unet" {
-            unet::predict(&mut o, arch, &z, &[0.3])?
+            unet::predict(o, arch, &z, &[0.3])?
         } else {
-            let (h, r) = decoder::global_stage(&mut o, arch, &z)?;
-            vec![decoder::local_stage(&mut o, arch, h, r)?]
+            let (h, r) = decoder::global_stage(o, arch, &z)?;
+            vec![decoder::local_stage(o, arch, h, r)?]
         };
         outputs.iter().try_for_each(|out| o.download(out).map(|_| ()))
-    })
+    };
+    let seconds = time(setup.cpu_time, || evaluate(&mut o))?;
+    let before = (setup.dispatches)(&o);
+    evaluate(&mut o)?;
+    let dispatches = (setup.dispatches)(&o).zip(before).map(|(after, before)| after - before);
+    Ok(Measured { seconds, dispatches })
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -265,6 +324,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let line = line?;
         let mut words = line.split_whitespace();
         let Some(command) = words.next() else { continue };
+        if command == "adapters" {
+            writeln!(stdout(), "{:#}", serde_json::Value::from(adapters()))?;
+            continue;
+        }
         let extents = words.map(str::parse).collect::<Result<Vec<usize>, _>>()?;
         let (command, variant) = match command.split_once(':') {
             Some((command, variant)) => (command, Some(variant.parse::<ConvVariant>()?)),
@@ -283,28 +346,35 @@ fn main() -> Result<(), Box<dyn Error>> {
             Cpu::with_kernels(weights, kernels.ok_or_else(lacks)?)
         };
         let outcome = match (command, variant) {
-            ("fma", None) => fma(cpu_time),
-            ("chain", Some(_)) => chain(cpu_time, open_gpu, &extents),
-            ("copy", None) if !gpu => copy(cpu_time, &extents),
+            ("fma", None) => fma(cpu_time).map(Measured::from),
+            ("chain", Some(_)) => chain(cpu_time, open_gpu, &extents).map(Measured::from),
+            ("submit", None) => submissions(cpu_time, open_gpu, 0).map(Measured::from),
+            ("dispatch", None) => {
+                let &[count] = &extents[..] else { return Err("dispatch takes a number".into()) };
+                submissions(cpu_time, open_gpu, count).map(Measured::from)
+            }
+            ("copy", None) if !gpu => copy(cpu_time, &extents).map(Measured::from),
             _ if gpu => {
-                let setup = Setup { cpu_time, runs: 16, open: &open_gpu };
+                let dispatches = |gpu: &Gpu| Some(gpu.dispatches());
+                let setup = Setup { cpu_time, runs: 16, open: &open_gpu, dispatches };
                 run(&setup, model.as_ref(), command, &extents)
             }
             _ => {
-                let setup = Setup { cpu_time, runs: 1, open: &open_cpu };
+                let setup = Setup { cpu_time, runs: 1, open: &open_cpu, dispatches: |_| None };
                 run(&setup, model.as_ref(), command, &extents)
             }
         };
-        let (seconds, lack) = match outcome {
-            Ok(seconds) => (seconds, None),
+        let (measured, lack) = match outcome {
+            Ok(measured) => (measured, None),
             Err(error) => match error.downcast_ref::<tessera::error::Error>() {
-                Some(lack) if lack.kind() == Kind::Device => (Vec::new(), Some(lack.to_string())),
+                Some(lack) if lack.kind() == Kind::Device => (Measured::default(), Some(lack.to_string())),
                 _ => return Err(error),
             },
         };
         let flops = (command == "fma").then_some(ceiling::FLOPS);
         let answer = serde_json::json!({
-            "command": line, "seconds": seconds, "flops": flops, "lack": lack,
+            "command": line, "seconds": measured.seconds, "flops": flops,
+            "dispatches": measured.dispatches, "lack": lack,
         });
         writeln!(stdout(), "{answer}")?;
         stdout().flush()?;

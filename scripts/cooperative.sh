@@ -35,8 +35,13 @@ fi
 in_chroot() {
   local driver
   driver=$(cd "$root" && echo usr/share/vulkan/icd.d/lvp_icd*.json)
-  chroot "$root" /usr/bin/env "VK_DRIVER_FILES=/$driver" "$@"
+  chroot "$root" /usr/bin/env -C /tree "VK_DRIVER_FILES=/$driver" "$@"
 }
+
+# The files that the tests read, where they look for them.
+rm -rf "$root/tree" && mkdir -p "$root/tree/tests" "$root/tree/models"
+cp -r tests/fixtures "$root/tree/tests"
+cp models/scenery.safetensors "$root/tree/models"
 
 in_chroot vulkaninfo 2>/dev/null >"$root/vulkaninfo.txt" || skip "sid's Vulkan driver does not start"
 grep -q VK_KHR_cooperative_matrix "$root/vulkaninfo.txt" || skip "sid's Vulkan driver has no cooperative matrices"
@@ -45,6 +50,4 @@ sed -n 's/^\s*driverInfo\s*= /driver: /p' "$root/vulkaninfo.txt" | head -n 1
 program=$(cargo test --release --locked --test gpu --no-run --message-format=json |
   sed -n 's|.*"executable":"\([^"]*/gpu-[^"]*\)".*|\1|p')
 cp "$program" "$root/gpu-tests"
-# The tests read the fixtures at this path.
-rm -rf "${root:?}$PWD" && mkdir -p "$root$PWD/tests" && cp -r tests/fixtures "$root$PWD/tests"
 in_chroot TESSERA_REQUIRE_GPU=1 TESSERA_REQUIRE_COOPERATIVE=1 /gpu-tests --nocapture "$@"

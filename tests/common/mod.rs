@@ -9,7 +9,7 @@ pub(crate) mod server;
 pub(crate) mod stub;
 
 use std::{
-    path::{Path, PathBuf},
+    path::{Path, PathBuf, absolute},
     sync::Arc,
 };
 
@@ -21,9 +21,15 @@ use tessera::{
     },
 };
 
-/// The path of the file `name` in `tests/fixtures`.
+/// The path of the file `name` in `tests/fixtures` of the working directory. Cargo runs tests in the package's root; a packed
+/// test binary can be run in any copy of the tree.
 pub(crate) fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    absolute(Path::new("tests/fixtures").join(name)).unwrap()
+}
+
+/// The default model, from its file, so that tests have it without the feature `default-model`.
+pub(crate) fn default_model() -> Checkpoint {
+    Checkpoint::open(Path::new("models/scenery.safetensors")).unwrap()
 }
 
 /// The random, tiny model `name` of `tests/fixtures`.

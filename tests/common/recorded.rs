@@ -26,7 +26,7 @@ use tessera::{
     ops::{Ops, testing::Random, weights::Weights},
 };
 
-use super::{fixture, model};
+use super::{default_model, fixture, model};
 
 /// One combination, and the hashes that it has on each kind of device.
 #[derive(Clone, Deserialize, Serialize)]
@@ -64,7 +64,7 @@ pub(crate) fn records() -> Vec<Record> {
 impl Record {
     fn model(&self) -> Checkpoint {
         match self.model.as_str() {
-            "default" => Checkpoint::default_model().unwrap(),
+            "default" => default_model(),
             name => model(name),
         }
     }

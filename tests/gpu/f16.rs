@@ -13,7 +13,6 @@ use tessera::{
         reference::Reference,
     },
     image_out::Bits,
-    model::checkpoint::Checkpoint,
     ops::{
         Conv2d, Domain, Op, Ops as _, Shape,
         testing::{self, relative_error},
@@ -23,6 +22,7 @@ use tessera::{
 
 use crate::{
     common::{
+        default_model,
         gpu::{Turn, adapter, gpu},
         psnr, unit16,
     },
@@ -110,7 +110,7 @@ fn values_beyond_f16_stay_finite() {
 #[test]
 fn a_picture_in_f16_is_near_the_one_in_f32_and_the_same_in_tiles() {
     let Some((index, _lock)) = cooperative() else { return };
-    let model = Checkpoint::default_model().unwrap();
+    let model = default_model();
     let picture = |mut gpu: Gpu, tile| -> Vec<f64> {
         let spec = Spec::new(&model.arch, 7);
         let spec = Spec { width: 512, height: 256, steps: 3, tile, bits: Bits::Sixteen, ..spec };

@@ -15,7 +15,7 @@ mod recorded;
 
 use std::{collections::BTreeSet, fs, sync::Arc};
 
-use common::{gpu::gpu, parity};
+use common::{default_model, gpu::gpu, parity};
 use f16::cooperative;
 use tessera::{
     error::Kind,
@@ -93,7 +93,7 @@ fn every_variant_of_a_convolution_equals_the_reference() {
 /// The layers of the default model and the widest of pdm-2k with `more` (output channels, input channels, kernel), each once,
 /// and random weights for them.
 fn layers(more: &[[usize; 3]]) -> (Vec<Conv2d>, Arc<Weights>) {
-    let model = Checkpoint::default_model().unwrap();
+    let model = default_model();
     let mut layers: BTreeSet<[usize; 3]> = model
         .weights
         .iter()

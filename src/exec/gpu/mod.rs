@@ -172,6 +172,11 @@ impl Gpu {
         self.device.matrix.is_some()
     }
 
+    /// Number of dispatches recorded since it was opened.
+    pub fn dispatches(&self) -> u64 {
+        self.recorder.total
+    }
+
     /// The adapter of this backend.
     pub fn adapter(&self) -> &AdapterInfo {
         &self.device.info

@@ -40,6 +40,8 @@ pub(super) struct Recorder {
     uniforms: wgpu::Buffer,
     /// Distance in bytes of the parameters of two dispatches.
     stride: usize,
+    /// Number of dispatches recorded since the interpreter was opened.
+    pub(super) total: u64,
 }
 
 impl Recorder {
@@ -53,7 +55,7 @@ impl Recorder {
                 mapped_at_creation: false,
             })
         })?;
-        Ok(Self { dispatches: Vec::new(), bytes: Vec::new(), uniforms, stride })
+        Ok(Self { dispatches: Vec::new(), bytes: Vec::new(), uniforms, stride, total: 0 })
     }
 }
 
@@ -107,6 +109,7 @@ impl Gpu {
         })?;
         let workgroups = self.spread(workgroups)?;
         let recorder = &mut self.recorder;
+        recorder.total += 1;
         let offset = recorder.bytes.len();
         recorder.bytes.extend_from_slice(bytemuck::bytes_of(&params));
         recorder.bytes.resize(offset + recorder.stride, 0);
