@@ -23,7 +23,6 @@ use tessera::{
         gpu::{ConvVariant, Gpu, adapters, best_real},
         reference::Reference,
     },
-    model::checkpoint::Checkpoint,
     ops::{
         Conv2d, Domain, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
         testing::{self, Random, relative_error},

@@ -9,7 +9,7 @@ import sys
 PACKAGES = {
     "data": ("prepare", "latents"),
     "training": ("fit", "autoencoder", "diffusion", "refine"),
-    "export": ("export", "fixtures"),
+    "export": ("export", "fixtures", "join"),
     "eval": ("reader", "evaluate", "ablate"),
 }
 """The sub-package that holds the module of each command; `scenery` is a package of its own."""
@@ -22,6 +22,7 @@ COMMANDS = {
     "diffusion": "train the U-Net on latents",
     "refine": "train the decoder on, against what the U-Net makes",
     "export": "write one safetensors of everything",
+    "join": "put the pieces of a file together that sprint has written",
     "reader": "train the network by which evaluate reads labels",
     "evaluate": "measure an exported model on held-out pictures",
     "ablate": "measure what each part of the recipe is worth",

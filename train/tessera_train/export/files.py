@@ -27,8 +27,8 @@ def replace_file(path: Path, write) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes `tensors` (f32 or f16, one of them throughout) in the order of their names, by temporary file and rename."""
+def safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The file of `tensors` (f32 or f16, one of them throughout) in the order of their names."""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     offset, arrays = 0, []
     for name, array in sorted(tensors.items()):
@@ -43,10 +43,10 @@ def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Ma
         arrays.append(array)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    return b"".join((struct.pack("<Q", len(text)), text, *(array.tobytes() for array in arrays)))
 
-    def write(file) -> None:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for array in arrays:
-            file.write(array.tobytes())
 
-    replace_file(path, write)
+def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes what `safetensors` gives, by temporary file and rename."""
+    data = safetensors(tensors, metadata)
+    replace_file(path, lambda file: file.write(data))
