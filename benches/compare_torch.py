@@ -1,12 +1,12 @@
 """Times this project and PyTorch (channels_last) side by side, in turns: on the CPU, in f32 and bf16, or on the GPU, in f32 and f16.
 
-    python benches/compare_torch.py [--gpu] [--compile [SECONDS]] [--model FILE | --config NAME] [--size WxH] [--steps N]
+    python benches/compare_torch.py [--gpu] [--compile [SECONDS]] [--model FILE...] [--config NAME...] [--size WxH] [--steps N]
         [--threads N] [--rounds N] [--precision f32 bf16 f16] [--networks] [--variants] [--ceilings] [--only REGEX] [--median]
         [--cpu-time] [--seconds N] [--program NETS]
 
 Operators one by one, then a U-Net step, a decode (whole, not tiled) and all of `generate` (that many U-Net steps, then the
-decode; on this project's side with sampler and tiles; its networks with upload and download) of the same weights: a checkpoint's, or random ones of one of the
-training package's configurations. GFLOP are counted from the networks' convolutions and products; norms and copies are
+decode; on this project's side with sampler and tiles; its networks with upload and download) of the same weights: checkpoints', or random ones of
+the training package's configurations. GFLOP are counted from the networks' convolutions and products; norms and copies are
 counted in bytes read and written. The ceiling is the best of all sides' large product, or copy, in the same run; with
 `--ceilings` a larger product and a larger copy by PyTorch alone come first.
 
@@ -36,9 +36,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -241,8 +242,7 @@ def random_model(config: str, path: Path) -> None:
 def networks(path: Path) -> tuple[Arch, nn.Module, nn.Module]:
     """Architecture, U-Net and decoder of a checkpoint, in f32 and channels_last."""
     with safe_open(path, "pt") as file:
-        arch = Arch.from_json(file.metadata()["arch"])
-        nets = []
+        arch, nets = Arch.from_json(file.metadata()["arch"]), []
         for prefix, net in (("unet.", UNet(arch)), ("decoder.", Decoder(arch))):
             names = [name for name in file.keys() if name.startswith(prefix)]
             net.load_state_dict({name.removeprefix(prefix): file.get_tensor(name).float() for name in names})
@@ -323,11 +323,56 @@ def operators(place: dict, gpu: bool, variants: bool) -> Iterator[Case]:
         yield case(f"attention {channels} {rows} {columns}", flops, "GFLOP/s", torch_attention(place, channels, rows, columns))
 
 
-def picture(unet: Callable, decoder: Callable, z: list[Tensor], c_noise: Tensor, steps: int) -> Tensor:
-    """PyTorch's work of `generate`; the only one that gives values back to the host."""
-    for _ in range(steps):
-        unet(z, c_noise)
-    return decoder(z).cpu()
+class Networks:
+    """PyTorch's side of a model: its networks and latents for a picture on `device`."""
+
+    def __init__(self, path: Path, size: str | None, device: str, half: bool) -> None:
+        self.device, self.half = device, half
+        arch, unet, decoder = networks(path)
+        self.width, self.height = map(int, size.split("x")) if size else (arch.width, arch.height)
+        self.z = [latent.to(device) for latent in latents(arch, self.width, self.height)]
+        self.c_noise = torch.tensor([0.3]).to(device)
+        self.nets = unet.to(device), decoder.to(device)
+        self.inputs = (self.z, self.c_noise), (self.z,)
+        self.compiled: dict[int, Callable | None] = {}
+
+    def run(self, unet: Callable | None, decoder: Callable | None, steps: int) -> Tensor | None:
+        """So many steps of the U-Net, then the decoder and the way back to the host; without one of them the other alone."""
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half):
+            for _ in range(steps if unet else 0):
+                unet(*self.inputs[0])
+            picture = decoder(*self.inputs[1]) if decoder else None
+            return picture.cpu() if unet and decoder else picture
+
+    def fast(self, index: int, seconds: float) -> Callable | None:
+        """The U-Net or the decoder by torch.compile."""
+        if index not in self.compiled:
+            self.compiled[index] = compiled(self.nets[index], lambda net: self.run(*self.alone(index, net), 1), seconds)
+        return self.compiled[index]
+
+    def alone(self, index: int, net: Callable) -> tuple[Callable | None, Callable | None]:
+        """As arguments of `run`."""
+        return (None, net) if index else (net, None)
+
+    def fast_alone(self, index: int, seconds: float) -> Callable | None:
+        net = self.fast(index, seconds)
+        return net and partial(self.run, *self.alone(index, net), 1)
+
+    def fast_picture(self, steps: int, seconds: float) -> Callable | None:
+        both = self.fast(0, seconds), self.fast(1, seconds)
+        return partial(self.run, *both, steps) if all(both) else None
+
+    def cases(self, model: str, steps: int) -> Iterator[Case]:
+        """A step, a decode and a picture of so many steps."""
+        size, total = f"{self.width} {self.height}", 0.0
+        for index, name in enumerate(("unet", "decoder")):
+            work = partial(self.run, *self.alone(index, self.nets[index]), 1)
+            count = 1e9 * gflop(work)
+            total += count * (1 if index else steps)
+            yield Case(f"{name} {size}, {model}", f"{name} {size}", count, "GFLOP/s", work, fast=partial(self.fast_alone, index))
+        work = partial(self.run, *self.nets, steps)
+        name = f"generate {size} {steps}"
+        yield Case(f"{name}, {model}", name, total, "GFLOP/s", work, fast=partial(self.fast_picture, steps))
 
 
 def ms(seconds: float) -> str:
@@ -381,9 +426,9 @@ def main() -> None:
     parser.add_argument(
         "--compile", type=float, nargs="?", const=math.inf, metavar="SECONDS", help="torch.compile too, where it takes at most so long"
     )
-    parser.add_argument("--model", type=Path, help="a checkpoint")
-    parser.add_argument("--config", default="scenery", help="without a checkpoint: configuration of random weights")
-    parser.add_argument("--size", help="of the picture, WIDTHxHEIGHT (default: the model's)")
+    parser.add_argument("--model", type=Path, nargs="+", default=[], metavar="FILE", help="checkpoints")
+    parser.add_argument("--config", nargs="+", metavar="NAME", help="configurations of random weights (default, without a checkpoint: scenery)")
+    parser.add_argument("--size", help="of the pictures, WIDTHxHEIGHT (default: each model's own)")
     parser.add_argument("--steps", type=int, default=25, help="of generate (default: %(default)s)")
     parser.add_argument("--precision", nargs="+", choices=["f32", "bf16", "f16"], help="default: f32 bf16, with --gpu f32 f16")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -402,66 +447,40 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     program = (args.program or build()).resolve()
+    print(f"{args.threads} threads; t: Tessera, p: PyTorch {torch.__version__} on {device}", end="")
+    print(f" ({torch.cuda.get_device_name()})" if device == "cuda" else "", end="\n\n")
+    table = Table(args.compile is not None)
+    precisions = [name for name in args.precision or ["f32", "f16" if args.gpu else "bf16"] if name == "f32" or device != "cpu" or has_bf16()]
     with tempfile.TemporaryDirectory() as folder:
-        path = args.model or Path(folder) / "random.safetensors"
-        if not args.model:
-            random_model(args.config, path)
-        arch, unet, decoder = networks(path)
-        width, height = map(int, args.size.split("x")) if args.size else (arch.width, arch.height)
-        z = [latent.to(device) for latent in latents(arch, width, height)]
-        nets = unet.to(device), decoder.to(device)
-        c_noise = torch.tensor([0.3]).to(device)
-        works = partial(nets[0], z, c_noise), partial(nets[1], z)
-        counts = [1e9 * gflop(work) for work in works]
-        print(f"{args.threads} threads; t: Tessera, p: PyTorch {torch.__version__} on {device}", end="")
-        print(f" ({torch.cuda.get_device_name()})" if device == "cuda" else "", end="\n\n")
-        table = Table(args.compile is not None)
-        for precision in args.precision or (["f32", "f16"] if args.gpu else ["f32", "bf16"]):
-            half = precision != "f32"
-            if half and device == "cpu" and not has_bf16():
-                print(f"PyTorch has no bf16 convolutions here: {precision} is left out", file=sys.stderr)
+        random = [] if args.model and args.config is None else args.config or ["scenery"]
+        for number, model in enumerate([*args.model, *random]):
+            if time.monotonic() > end:
+                print(f"{model}: left out, {args.seconds:.0f} s are over", file=sys.stderr)
                 continue
-            flags = [*(["--gpu"] if args.gpu else []), *(["--cpu-time"] if args.cpu_time else []), *([f"--{precision}"] if half else [])]
-            ours = Tessera(program, path, args.threads, flags)
-
-            def cast(work):
-                def run():
-                    with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
-                        return work()
-
-                return run
-
-            @cache
-            def fast(index: int, seconds: float) -> Callable | None:
-                """The U-Net or the decoder by torch.compile."""
-                inputs = (z, c_noise)[: 2 - index]
-                return compiled(nets[index], lambda net: cast(lambda: net(*inputs))(), seconds)
-
-            def fast_network(index: int, seconds: float) -> Callable | None:
-                inputs, net = (z, c_noise)[: 2 - index], fast(index, seconds)
-                return net and cast(partial(net, *inputs))
-
-            def fast_picture(seconds: float) -> Callable | None:
-                both = fast(0, seconds), fast(1, seconds)
-                return cast(partial(picture, *both, z, c_noise, args.steps)) if all(both) else None
-
-            place = {"device": device, "dtype": torch.bfloat16 if half else torch.float32}
-            cases: list[Case] = [*ceilings(place)] if args.ceilings else []
-            if not args.networks:
-                cases += [*(launches(device) if args.gpu else ()), *operators(place, args.gpu, args.variants and not half)]
-            size = f"{width} {height}"
-            for index, (net, work) in enumerate(zip(("unet", "decoder"), works)):
-                name = f"{net} {size}"
-                cases.append(Case(name, name, counts[index], "GFLOP/s", cast(work), fast=partial(fast_network, index)))
-            name, total = f"generate {size} {args.steps}", args.steps * counts[0] + counts[1]
-            work = cast(partial(picture, *nets, z, c_noise, args.steps))
-            cases.append(Case(name, name, total, "GFLOP/s", work, fast=fast_picture))
-            for case in (case for case in cases if args.only.search(case.name)):
-                if time.monotonic() > end:
-                    print(f"{case.name} {precision}: left out, {args.seconds:.0f} s are over", file=sys.stderr)
-                    continue
-                if took := measure(case, ours, case.peers(args.compile), args, device):
-                    table.row(case, precision, took, ours.dispatches.get(case.command))
+            if isinstance(model, str):
+                random_model(model, path := Path(folder) / f"{model}.safetensors")
+            else:
+                path, model = model, model.stem
+            for precision in precisions:
+                half = precision != "f32"
+                flags = [*(["--gpu"] if args.gpu else []), *(["--cpu-time"] if args.cpu_time else []), *([f"--{precision}"] if half else [])]
+                ours = Tessera(program, path, args.threads, flags)
+                place = {"device": device, "dtype": torch.bfloat16 if half else torch.float32}
+                cases: list[Iterable[Case]] = []
+                if not (args.networks or number):
+                    cases += [ceilings(place)] if args.ceilings else []
+                    cases += [launches(device)] if args.gpu else []
+                    cases += [operators(place, args.gpu, args.variants and not half)]
+                for case in chain(*cases, Networks(path, args.size, device, half).cases(model, args.steps)):
+                    if not args.only.search(case.name):
+                        continue
+                    if time.monotonic() > end:
+                        print(f"{case.name} {precision}: left out, {args.seconds:.0f} s are over", file=sys.stderr)
+                        continue
+                    if took := measure(case, ours, case.peers(args.compile), args, device):
+                        table.row(case, precision, took, ours.dispatches.get(case.command))
+                ours.process.kill()
+                ours.process.wait()
 
 
 if __name__ == "__main__":

@@ -33,16 +33,16 @@ cargo test --release --locked --no-default-features --features cli,gpu,service -
     strip -o "$stage/programs/$name" "$path"
   done
 
-(cd "$stage/packages" && apt-get download -qq "${packages[@]}")
+(cd "$stage/packages" && apt-get download -qq -o APT::Sandbox::User=root "${packages[@]}")
 for package in "$stage"/packages/*.deb; do
   dpkg -x "$package" "$stage/unpacked"
 done
 cp -P "$stage"/unpacked/usr/lib/x86_64-linux-gnu/*.so.* "$stage/programs/lib"
 cp -P "$stage"/unpacked/lib/x86_64-linux-gnu/*.so.* "$stage/programs/lib" 2>/dev/null || true
 
-tar -C "$stage/programs" -c . | xz -9e -T1 >"$kit/programs.tar.xz"
+tar -C "$stage/programs" -c . | xz -9 >"$kit/programs.tar.xz"
 
-(cd "$stage/programs" && stat -c '%s %n' -- * | awk '{ printf "%8.2f MiB  %s\n", $1 / 2^20, $2 }')
+(cd "$stage/programs" && stat -c '%s %n' -- *-tests nets ops tessera lib/* | awk '{ printf "%8.2f MiB  %s\n", $1 / 2^20, $2 }')
 archive=$(stat -c %s "$kit/programs.tar.xz")
 tracked=$(git ls-files -z | xargs -0 stat -c %s | awk '{ sum += $1 } END { print sum }')
 awk -v archive="$archive" -v tracked="$tracked" -v most_archive="$most_archive" -v most_all="$most_all" 'BEGIN {

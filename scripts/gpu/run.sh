@@ -48,6 +48,7 @@ done
 cd "$(dirname "$0")/../.." || exit 2
 
 work=$(mktemp -d)
+exec 3>&1 4>&2 # of the whole, not of a stage
 child=
 status=0
 
@@ -67,6 +68,7 @@ bounded() {
 # The last lines of what was found, for each stage that has begun.
 finish() {
   trap - EXIT TERM INT
+  exec >&3 2>&4
   [ -z "$child" ] || { kill "$child" 2>/dev/null && wait "$child" 2>/dev/null; }
   for name in check bench train; do
     if [ -e "$out/$name.txt" ]; then
@@ -79,7 +81,7 @@ finish() {
 trap finish EXIT
 trap 'status=143; exit 143' TERM INT
 
-export TESSERA_GPU_CACHE=$work/cache PYTHONUNBUFFERED=1 PYTHONPATH=$PWD/train${PYTHONPATH:+:$PYTHONPATH}
+export TESSERA_GPU_CACHE=$work/cache XDG_RUNTIME_DIR=$work PYTHONUNBUFFERED=1 PYTHONPATH=$PWD/train${PYTHONPATH:+:$PYTHONPATH}
 export LD_LIBRARY_PATH=$work/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 unpack() {
@@ -114,7 +116,8 @@ find_driver() {
 # -- check: as much as the time allows, what matters most first --------------------------------------------------------
 
 check() {
-  local first=(operators_equal_the_reference fixtures_match_pytorch tiles_equal_the_whole f16)
+  local first=(operators_equal_the_reference fixtures_match_pytorch tiles_equal_the_whole f16) engine=gpu unit=exec::gpu
+  [ -z "$small" ] || engine=the_gpu_gives_the_cpus_picture unit=exec::gpu::tests
   export TESSERA_REQUIRE_GPU=1
   [ -n "$small" ] || export TESSERA_REQUIRE_COOPERATIVE=1
   echo adapters | bounded "$work/nets"
@@ -124,8 +127,8 @@ check() {
   if [ -z "$small" ]; then
     bounded "$work/gpu-tests" --show-output $(printf -- '--skip %s ' "${first[@]}") || status=1
   fi
-  bounded "$work/engine-tests" --show-output gpu || status=1
-  bounded "$work/unit-tests" --show-output exec::gpu || status=1
+  bounded "$work/engine-tests" --show-output "$engine" || status=1
+  bounded "$work/unit-tests" --show-output "$unit" || status=1
 }
 
 pictures() {
@@ -147,22 +150,18 @@ table_check() {
 
 bench() {
   local compare=(python3 benches/compare_torch.py --gpu --torch-device "$torch_device" --program "$work/nets" --rounds 1)
-  local scenery=(--model models/scenery.safetensors) operators networks=(--only '^(unet|decoder|generate)')
+  compare+=(--model models/scenery.safetensors)
   if [ -n "$small" ]; then
-    operators='^(product|large copy|submit|dispatch|whole 160 160 3 8 16|conv 16 16|attention 160 16 32)'
-    compare+=(--precision f32 --steps 1)
-    bounded "${compare[@]}" --ceilings "${scenery[@]}" --size 512x256 --only "$operators" || status=1
-    bounded "${compare[@]}" "${networks[@]}" "${scenery[@]}" --size 512x256 || status=1
-    bounded "${compare[@]}" "${networks[@]}" --config tiny || status=1
-    bounded "${compare[@]}" "${networks[@]}" --config tiny --compile 30 || status=1
+    local operators='product|large copy|submit|dispatch|whole 160 160 3 8 16|attention 160 16 32'
+    compare+=(--precision f32 --steps 1 --size 512x256 --seconds "$((end - SECONDS - 60))")
+    bounded "${compare[@]}" --ceilings --config tiny --only "^($operators|unet|decoder|generate)" || status=1
+    bounded "${compare[@]}" --networks --only '^unet' --compile 30 || status=1
     return
   fi
-  operators='^(product|large copy|submit|dispatch|conv (4096 4096 1|96 96 3 512|512 512 3|24 24 3|96 96 3 128) |whole 384 384|attention)'
+  local operators='product|large copy|submit|dispatch|conv (4096 4096 1|96 96 3 512|512 512 3|24 24 3|96 96 3 128) |whole 384 384|attention'
   compare+=(--precision f16)
-  bounded "${compare[@]}" --ceilings --seconds 40 "${scenery[@]}" --only "$operators" || status=1
-  bounded "${compare[@]}" "${networks[@]}" "${scenery[@]}" || status=1
-  bounded "${compare[@]}" "${networks[@]}" --config pdm-2k || status=1
-  bounded "${compare[@]}" "${networks[@]}" "${scenery[@]}" --compile 30 || status=1
+  bounded "${compare[@]}" --ceilings --config pdm-2k --only "^($operators|unet|decoder|generate)" --seconds 90 || status=1
+  bounded "${compare[@]}" --networks --compile 30 || status=1
 }
 
 table_bench() {
