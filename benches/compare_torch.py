@@ -339,10 +339,10 @@ class Networks:
     def run(self, unet: Callable | None, decoder: Callable | None, steps: int) -> Tensor | None:
         """So many steps of the U-Net, then the decoder and the way back to the host; without one of them the other alone."""
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half):
-            for _ in range(steps if unet else 0):
+            for _ in range(0 if unet is None else steps):
                 unet(*self.inputs[0])
-            picture = decoder(*self.inputs[1]) if decoder else None
-            return picture.cpu() if unet and decoder else picture
+            picture = None if decoder is None else decoder(*self.inputs[1])
+            return picture if unet is None or decoder is None else picture.cpu()
 
     def fast(self, index: int, seconds: float) -> Callable | None:
         """The U-Net or the decoder by torch.compile."""
@@ -356,11 +356,11 @@ class Networks:
 
     def fast_alone(self, index: int, seconds: float) -> Callable | None:
         net = self.fast(index, seconds)
-        return net and partial(self.run, *self.alone(index, net), 1)
+        return None if net is None else partial(self.run, *self.alone(index, net), 1)
 
     def fast_picture(self, steps: int, seconds: float) -> Callable | None:
         both = self.fast(0, seconds), self.fast(1, seconds)
-        return partial(self.run, *both, steps) if all(both) else None
+        return None if None in both else partial(self.run, *both, steps)
 
     def cases(self, model: str, steps: int) -> Iterator[Case]:
         """A step, a decode and a picture of so many steps."""
