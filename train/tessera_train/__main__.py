@@ -8,13 +8,14 @@ import sys
 
 PACKAGES = {
     "data": ("prepare", "latents"),
-    "training": ("fit", "autoencoder", "diffusion", "refine"),
+    "training": ("fit", "sprint", "autoencoder", "diffusion", "refine"),
     "export": ("export", "fixtures", "join"),
     "eval": ("reader", "evaluate", "ablate"),
 }
 """The sub-package that holds the module of each command; `scenery` is a package of its own."""
 COMMANDS = {
     "fit": "train a model on a folder of pictures, all in one",
+    "sprint": "train all networks within a number of seconds, on scenery drawn meanwhile",
     "scenery": "make the procedural training pictures",
     "prepare": "bring your own pictures into the form that is trained on",
     "autoencoder": "train encoder and decoder on pictures",

@@ -65,9 +65,14 @@ class Latents:
         """Entries to train on; those after them are held out."""
         return len(self.levels[0]) - 2 * self.held_out
 
+    def read(self, entries: np.ndarray) -> tuple[list[Tensor], Tensor]:
+        """Latents of these entries, per level [N, C, h, w] and not normalised, and labels [N, labels]."""
+        entries = np.asarray(entries)
+        return [torch.from_numpy(level[entries]).float() for level in self.levels], torch.from_numpy(self.labels[entries])
+
     def normalised(self, entries: np.ndarray) -> list[Tensor]:
         """Of these entries, per level [N, C, h, w]."""
-        return self.normalise([torch.from_numpy(level[np.asarray(entries)]).float() for level in self.levels])
+        return self.normalise(self.read(entries)[0])
 
     def normalise(self, z: list[Tensor]) -> list[Tensor]:
         """(z - mean) / std * sigma_data."""

@@ -75,14 +75,20 @@ def label_rows(latents: Latents) -> np.ndarray:
     return rows[np.sort(chosen)]
 
 
-def write(out: Path, arch: Arch, tensors: Mapping[str, Tensor], trained: Mapping[str, Any]) -> None:
-    """Writes a model's file in f16 and reads its names back. SystemExit if a number is not finite in f16."""
+def halves(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The tensors in f16. SystemExit if a number is not finite in it."""
     arrays: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         array = tensor.to(torch.float16).numpy()
         if not np.isfinite(array).all():
             raise SystemExit(f"{name} is not finite in f16")
         arrays[name] = array
+    return arrays
+
+
+def write(out: Path, arch: Arch, tensors: Mapping[str, Tensor], trained: Mapping[str, Any]) -> None:
+    """Writes a model's file in f16 and reads its names back. SystemExit if a number is not finite in f16."""
+    arrays = halves(tensors)
     save_safetensors(out, arrays, {"format": "tessera", "arch": arch.to_json(), "trained": json.dumps(trained)})
     with safe_open(out, "np") as file:
         if set(file.keys()) != set(arrays):

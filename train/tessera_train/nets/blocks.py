@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -130,10 +131,15 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     return GroupNorm(channels) if kind == "group" else PixelNorm(channels)
 
 
+@cache
+def fir_taps(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[1, 3, 3, 1] / 8; made once, as that makes the host wait for a GPU."""
+    return torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype) / 8
+
+
 def fir_down_plain(x: Tensor) -> Tensor:
     """`fir_down` without its gradient."""
-    k = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
-    c = x.shape[1]
+    k, c = fir_taps(x.device, x.dtype), x.shape[1]
     return F.conv2d(x, (k[:, None] * k[None, :]).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
 
 

@@ -32,13 +32,13 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def _picture(job: tuple[int, int, int]) -> np.ndarray:
-    return render(*job).numpy()
+def _picture(job: tuple[int, int, int, str]) -> np.ndarray:
+    return render(*job).cpu().numpy()
 
 
-def pictures(first_seed: int, count: int, width: int, height: int, processes: int):
-    """Yields the pictures [H, W, 3] of `count` seeds in order, made by `processes` processes of one thread each."""
-    jobs = ((first_seed + i, width, height) for i in range(count))
+def pictures(first_seed: int, count: int, width: int, height: int, processes: int, device: str = "cpu"):
+    """Yields the pictures [H, W, 3] of `count` seeds in order, made on `device` by `processes` processes of one thread each."""
+    jobs = ((first_seed + i, width, height, device) for i in range(count))
     with multiprocessing.get_context("spawn").Pool(processes, _start_worker) as pool:
         yield from pool.imap(_picture, jobs)
 

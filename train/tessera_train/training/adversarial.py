@@ -91,7 +91,7 @@ class Adversary:
         loss = (mean(real) + mean(made)) / 2
         loss.backward()
         parallel.mean_gradients(self.net.parameters())
-        return float(loss.detach())
+        return loss.detach()
 
     def replayed(self, out: Tensor) -> Tensor:
         """`out` with half of its windows exchanged for buffered ones, once the buffer is full; draws from torch's generator."""
@@ -99,11 +99,11 @@ class Adversary:
         if self.buffer and self.buffer[0].shape != out.shape[1:]:  # another phase of the training
             self.buffer = []
         if len(self.buffer) < self.replay:
-            self.buffer += list(out.to(torch.float16).cpu())[: self.replay - len(self.buffer)]
+            self.buffer += list(out.to(torch.float16))[: self.replay - len(self.buffer)]
             return out
         places = torch.randperm(self.replay)[:half].tolist()
         old = torch.stack([self.buffer[i] for i in places]).to(out) if places else out[:0]
-        for i, window in zip(places, out[:half].to(torch.float16).cpu()):
+        for i, window in zip(places, out[:half].to(torch.float16)):
             self.buffer[i] = window
         return torch.cat([old, out[half:]])
 

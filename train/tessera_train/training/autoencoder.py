@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data.grid import save_grid, shrink
 from ..data.pictures import Pictures, step_rng
+from ..data.transfer import to_device
 from ..eval.metrics import decibels
 from ..export.model import Model
 from ..nets import dropout, sampler, spectral
@@ -257,8 +258,9 @@ class Task:
         seeds = torch.from_numpy(rng.integers(0, 2**63, phase.batch)[own])
         return Batch(pictures, [int(k) for k in zeroed[own]], redrawn, windows, (rows, columns), seeds)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, Tensor]]:
         device = next(self.model.parameters()).device
+        zeroed, redrawn, seeds = (to_device(torch.as_tensor(x), device) for x in (batch.zeroed, batch.redrawn, batch.seeds))
         pictures = batch.pictures.to(device).contiguous(memory_format=torch.channels_last)
         z, kl = [], pictures.new_zeros(())
         with torch.set_grad_enabled(self.model.encoder.stem.weight.requires_grad):
@@ -269,7 +271,7 @@ class Task:
             amount = self.recipe.latent_noise * share
         for level, (mean, log_variance) in enumerate(moments):
             kl = kl + (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
-            keep = torch.tensor([k <= level for k in batch.zeroed], device=device).view(-1, 1, 1, 1)
+            keep = (zeroed <= level).view(-1, 1, 1, 1)
             noise = parallel.draw(mean.shape, lambda shape: torch.randn(shape, device=device))
             spread = (log_variance / 2).exp()
             if amount is not None:
@@ -281,16 +283,9 @@ class Task:
                 drawn = self.redraw([mean[n : n + 1].float() for mean, _ in moments], sigma)
                 for x, y in zip(z, drawn):
                     x[n] = y[0]
-        seeds, numbers = batch.seeds.to(device), {}
+        numbers: dict[str, Tensor] = {}
         h, streams = self.model.decoder.streams(z, Place(seeds))
-        r = streams[-1]
-        (rows, columns), factor, outs, targets = batch.extent, self.arch.levels[0].factor, [], []
-        for n, y, x in batch.windows:
-            window = h[n : n + 1], r[n : n + 1], y, x, rows, columns, seeds[n : n + 1]
-            outs.append(decode_window(self.model.decoder, *window).float())
-            targets.append(pictures[n : n + 1, :, y * factor : (y + rows) * factor, x * factor : (x + columns) * factor])
-        out, target = torch.cat(outs), torch.cat(targets)
-        own = torch.tensor([batch.redrawn[n] == 0 for n, _, _ in batch.windows], device=device).view(-1, 1, 1, 1)
+        out, target, own = self.windows(batch, h, streams[-1], seeds, pictures, redrawn == 0)
         difference = (out - target) * own
         l1, settings = difference.abs().mean(), self.recipe
         finest, paired = (settings.texture_bands, settings.paired) if self.textured else (0, 1.0)
@@ -300,7 +295,7 @@ class Task:
         if self.textured:
             reconstruction = reconstruction + self.texture(torch.where(own, out, target), target, numbers)
         if settings.supervision:
-            numbers["streams"] = supervision(streams, pictures, torch.tensor(batch.redrawn, device=device) == 0)
+            numbers["streams"] = supervision(streams, pictures, redrawn == 0)
             reconstruction = reconstruction + settings.supervision * numbers["streams"]
         if settings.equivariance:
             numbers["equivariance"] = self.equivariance(z, seeds)
@@ -313,7 +308,21 @@ class Task:
             weight, generator = self.adversary.generator_loss(target, out, reconstruction, self.model.decoder.out.weight)
             numbers |= {"generator": generator, "adaptive": weight}
             total = total + self.recipe.adversarial * weight * generator
-        return total, len(pictures), {key: float(value.detach()) for key, value in numbers.items()}
+        return total, len(pictures), {key: value.detach() for key, value in numbers.items()}
+
+    def windows(self, batch: Batch, h: Tensor, r: Tensor, seeds: Tensor, pictures: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The decoded windows of a batch, the windows of the pictures, and `own` [N] of their pictures as [windows, 1, 1, 1]. Where
+        every picture has its windows at the same places, one place after the other, else one picture after the other."""
+        (rows, columns), factor = batch.extent, self.arch.levels[0].factor
+        places = [(y, x) for n, y, x in batch.windows if n == 0]
+        whole = [(n, y, x) for n in range(len(pictures)) for y, x in places] == batch.windows
+        cuts = [(slice(None), y, x) for y, x in places] if whole else [(slice(n, n + 1), y, x) for n, y, x in batch.windows]
+        outs, targets, owns = [], [], []
+        for its, y, x in cuts:
+            outs.append(decode_window(self.model.decoder, h[its], r[its], y, x, rows, columns, seeds[its]).float())
+            targets.append(pictures[its, :, y * factor : (y + rows) * factor, x * factor : (x + columns) * factor])
+            owns.append(own[its])
+        return torch.cat(outs), torch.cat(targets), torch.cat(owns).view(-1, 1, 1, 1)
 
     def texture(self, out: Tensor, target: Tensor, numbers: dict[str, Tensor]) -> Tensor:
         """The weighted losses of texture of windows [N, 3, h, w]; their values go into `numbers`."""

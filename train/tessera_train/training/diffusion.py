@@ -102,8 +102,8 @@ class Task:
         counts = [bucket.training for bucket in self.buckets]
         bucket = self.buckets[rng.choice(len(counts), p=np.array(counts) / sum(counts))] if len(counts) > 1 else self.buckets[0]
         entries = rng.integers(bucket.training, size=self.recipe.batch)[self.own()]
-        z = self.latents.normalise([torch.from_numpy(level[entries]).float() for level in bucket.levels])
-        labels = torch.from_numpy(bucket.labels[entries])
+        latents, labels = bucket.read(entries)
+        z = self.latents.normalise(latents)
         return self.crop(Batch(z, labels, self.whole(z)), rng)
 
     def whole(self, z: list[Tensor]) -> Window:
@@ -177,11 +177,11 @@ class Task:
         terms = [((s**2 + sd**2) / (s * sd) ** 2 * (d - x) ** 2).mean((1, 2, 3)) for d, x, s in zip(denoised, z, sigmas)]
         return torch.stack(terms), sigma
 
-    def loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, Tensor]]:
         losses, sigma = self.losses(self.model, batch, self.p_mean, training=True)
         weighted = losses if self.weighting is None else self.weighting(losses, sigma)
         total = sum(weight * loss for weight, loss in zip(self.weights, weighted.mean(1))) / sum(self.weights)
-        return total, len(batch.labels), {f"level{i}": float(loss) for i, loss in zip(self.its.levels, losses.detach().mean(1))}
+        return total, len(batch.labels), {f"level{i}": loss for i, loss in zip(self.its.levels, losses.detach().mean(1))}
 
     def evaluate(self, ema: nn.Module, picture: Path) -> dict[str, float]:
         """Loss on held-out latents with noise that is the same each time; the grid shows eight samples of the noise that is the

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data import provenance
+from ..data.transfer import to_host
 from ..export.files import replace_file
 from ..export.weights import CHECKPOINT, exported_alike, read_ema
 from ..nets import cost, spectral
@@ -64,7 +65,8 @@ class Recipe:
             matrices, others = muon.split(model)
         elif self.optimizer != "adam":
             raise ValueError(f'optimizer is "{self.optimizer}", must be "adam" or "muon"')
-        adam = torch.optim.AdamW(others, self.learning_rate, (self.beta1, self.beta2), weight_decay=self.weight_decay)
+        fused = all(p.is_cuda for p in others)
+        adam = torch.optim.AdamW(others, self.learning_rate, (self.beta1, self.beta2), weight_decay=self.weight_decay, fused=fused)
         rest = [muon.Muon(matrices, self.learning_rate, weight_decay=self.weight_decay)] if matrices else []
         return [adam, *rest]
 
@@ -95,8 +97,9 @@ class Task(Protocol):
     def begin(self, progress: float) -> None:
         """Called before a step's loss: sets what changes in the course of the training."""
 
-    def loss(self, batch: Any) -> tuple[Tensor, int, dict[str, float]]:
-        """Loss, number of pictures, numbers for the log, of a batch that is moved to the model's device; may draw from torch's generator."""
+    def loss(self, batch: Any) -> tuple[Tensor, int, dict[str, Tensor]]:
+        """Loss, number of pictures, numbers for the log, of a batch that is moved to the model's device; may draw from torch's
+        generator. The host does not wait for the device."""
 
     def evaluate(self, ema: nn.Module, picture: Path) -> dict[str, float]:
         """Writes a sample grid to `picture` and returns numbers on held-out data."""
@@ -305,7 +308,7 @@ class Loop:
 
     # -- training ----------------------------------------------------------------------------------------------
 
-    def forward_backward(self, batch: Any, dtype: torch.dtype) -> tuple[float, float, int, dict[str, float]]:
+    def forward_backward(self, batch: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, int, dict[str, Tensor]]:
         """Loss, norm of the gradient (clipped afterwards), number of pictures, numbers for the log; loss and numbers are
         of this process's part of the batch. The adversary, when it is at work, has its gradients too."""
         adversary = self.task.adversary
@@ -319,7 +322,7 @@ class Loop:
         if adversary is not None and adversary.on:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 numbers["adversary"] = adversary.backward()
-        return float(loss.detach()), float(norm), pictures * parallel.size(), numbers
+        return loss.detach(), norm, pictures * parallel.size(), numbers
 
     def update(self, pictures: int, progress: float) -> None:
         """One step of the optimiser, of the adversary's and of the EMA."""
@@ -421,7 +424,7 @@ class Loop:
             torch.manual_seed((self.args.seed << 32) + self.step)
             self.task.begin(progress)
             loss, norm, pictures, numbers = self.forward_backward(batch, self.dtype)
-            numbers = parallel.mean_numbers({"loss": loss, "gradient": norm, **numbers}, self.device)
+            numbers = parallel.mean_numbers(to_host({"loss": loss, "gradient": norm, **numbers}), self.device)
             if bad := {key: value for key, value in numbers.items() if not math.isfinite(value)}:
                 said = ", ".join(f"{key} {value}" for key, value in bad.items())
                 kept = f"{CHECKPOINT} is from before" if (self.args.out / CHECKPOINT).exists() else "there is no checkpoint yet"
