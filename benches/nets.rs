@@ -367,7 +367,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (measured, lack) = match outcome {
             Ok(measured) => (measured, None),
             Err(error) => match error.downcast_ref::<tessera::error::Error>() {
-                Some(lack) if lack.kind() == Kind::Device => (Measured::default(), Some(lack.to_string())),
+                Some(lack) if lack.kind() == Kind::Device => {
+                    (Measured::default(), Some(lack.to_string()))
+                }
                 _ => return Err(error),
             },
         };
