@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -131,15 +130,11 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     return GroupNorm(channels) if kind == "group" else PixelNorm(channels)
 
 
-@cache
-def fir_taps(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """[1, 3, 3, 1] / 8; made once, as that makes the host wait for a GPU."""
-    return torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype) / 8
-
-
 def fir_down_plain(x: Tensor) -> Tensor:
     """`fir_down` without its gradient."""
-    k, c = fir_taps(x.device, x.dtype), x.shape[1]
+    # Made on the device: numbers of the host would make it wait for a GPU.
+    k, c = torch.full((4,), 3 / 8, device=x.device, dtype=x.dtype), x.shape[1]
+    k[::3] = 1 / 8
     return F.conv2d(x, (k[:, None] * k[None, :]).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
 
 
