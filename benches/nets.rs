@@ -10,11 +10,12 @@
 //! and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is everything from the seed to the samples
 //! of all tiles.
 //!
-//! Always on the GPU: `chain:VARIANT` with a convolution's numbers, which is four of it with upload and download; `fma`, whose
-//! line also tells its `flops`: multiply-adds on registers; `submit`, one submission of nothing but the download of 16 bytes;
-//! `dispatch COUNT`, the seconds per dispatch of a run of COUNT kernels of one invocation each. With a checkpoint, `unet` and
-//! `decoder` on the GPU also tell the number of `dispatches` of one evaluation. If the device lacks
-//! a requested feature the line has no seconds and gives the reason. `adapters` prints limits, features and matrices of all adapters.
+//! Always on the GPU: `chain:VARIANT` with a convolution's numbers, which is four of it with upload and download;
+//! `fma`, whose line also tells its `flops`: multiply-adds on registers; `submit`, one submission of nothing but the
+//! download of 16 bytes; `dispatch COUNT`, the seconds per dispatch in a run of COUNT kernels of one invocation each.
+//! With a checkpoint, `unet` and `decoder` on the GPU also tell the number of `dispatches` of one evaluation. If the
+//! device lacks a requested feature the line has no seconds and gives the reason. `adapters` prints limits, features
+//! and matrices of all adapters.
 #![allow(missing_docs, reason = "a benchmark has no interface")]
 
 mod ceiling;
