@@ -4,10 +4,10 @@
 
 Every relative link and anchor of every Markdown file resolves. Every path in backticks exists, and every Rust item is
 defined. In blocks marked `sh`, every `tessera` command is accepted by the program's parser, every `tessera_train`
-command by the package's, and every flag of a script is one that it has. Each directory (hidden ones apart) and each entry of
-`src/` is in the map of ARCHITECTURE.md, and the map names nothing else. Nothing is executed: `tessera` gets `--help` behind each
-command's arguments, and the package parses without running. Needs the built program, and PyTorch for `tessera_train`;
-with mdBook it builds the book too.
+command by the package's, and every flag of a script is one that it has. Each directory (hidden ones apart) and each
+entry of `src/` is in the map of ARCHITECTURE.md, and the map names nothing else. Nothing is executed: `tessera` gets
+`--help` behind each command's arguments, and the package parses without running. Needs the built program, and PyTorch
+for `tessera_train`; with mdBook it builds the book too.
 """
 
 from __future__ import annotations
@@ -202,7 +202,8 @@ def check_map(document: Document, files: list[str]) -> None:
     for file in files:
         parts = Path(file).parts
         expected = "/".join(parts[:2]) if parts[0] == "src" else parts[0]
-        if len(parts) > 1 and not expected.startswith(".") and not any(name in (expected, f"{expected}.rs") or name.startswith(f"{expected}/") for name in named):
+        covered = any(name in (expected, f"{expected}.rs") or name.startswith(f"{expected}/") for name in named)
+        if len(parts) > 1 and not expected.startswith(".") and not covered:
             problem(document.path, 1, f"the map lacks {expected}")
             named.add(expected)
 
