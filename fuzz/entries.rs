@@ -2,15 +2,17 @@
 //! blames the bytes. Whatever is accepted must be of use.
 
 use std::{
+    io::Cursor,
     path::Path,
     sync::{Arc, LazyLock},
 };
 
 use prost::Message as _;
 use tessera::{
-    api::CreateJobRequest,
+    api::{CreateJobRequest, EditPictureRequest, edit_picture_request::Part},
     error::{Error, Kind},
-    jobs::{self, Models, files::JobDirectory, record::Record},
+    image_in::{self, Limits},
+    jobs::{self, Models, Receiving, files::JobDirectory, record::Record},
     model::checkpoint::Checkpoint,
     service,
     store::journal,
@@ -78,6 +80,70 @@ fn recover(records: &[Vec<u8>]) -> bool {
         }
         Err(error) => {
             blames_the_client(&error);
+            false
+        }
+    }
+}
+
+/// A file that is said to be a picture. True: it is one.
+pub(crate) fn picture(bytes: &[u8]) -> bool {
+    match image_in::decode(Cursor::new(bytes), Limits { side: 4096, pixels: 1 << 16 }) {
+        Ok(photo) => {
+            let picture = photo.picture;
+            let pixels = picture.width as usize * picture.height as usize;
+            assert_eq!(picture.samples.len(), 3 * pixels);
+            assert!(picture.samples.iter().all(|v| (-1.0..=1.0).contains(v)));
+            true
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), Kind::InvalidImage, "{error}");
+            false
+        }
+    }
+}
+
+/// A file that is said to be a checkpoint. True: it is one.
+pub(crate) fn checkpoint(bytes: &[u8]) -> bool {
+    match Checkpoint::from_bytes(bytes) {
+        Ok(model) => {
+            assert!(model.weights.iter().all(|(_, p)| p.data.iter().all(|v| v.is_finite())));
+            true
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), Kind::InvalidModel, "{error}");
+            false
+        }
+    }
+}
+
+/// The messages of an upload, each after its length: the order, then parts of a picture's file. True: it was accepted.
+pub(crate) fn upload(mut bytes: &[u8]) -> bool {
+    let mut messages = Vec::new();
+    while !bytes.is_empty() {
+        match EditPictureRequest::decode_length_delimited(&mut bytes) {
+            Ok(message) => messages.push(message.part),
+            Err(_) => return false,
+        }
+    }
+    let mut messages = messages.into_iter();
+    let Some(Some(Part::Job(order))) = messages.next() else { return false };
+    if let Err(error) = service::request(order, String::new(), &MODELS) {
+        blames_the_client(&error);
+        return false;
+    }
+    let folder = std::env::temp_dir();
+    let mut receiving = Receiving::create(&folder).expect("a file for the upload");
+    for part in messages {
+        let Some(Part::Data(data)) = part else { return false };
+        receiving.write(&data).expect("room for a small picture");
+    }
+    match receiving.finish() {
+        Ok(upload) => {
+            assert!(upload.size().0 > 0 && upload.size().1 > 0 && upload.sha256().len() == 64);
+            true
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), Kind::InvalidImage, "{error}");
             false
         }
     }

@@ -33,7 +33,8 @@
 //!
 //! A module imports only from those above it in this list, or from itself; `tests/layering.rs` enforces it.
 //!
-//! 1. [`error`], [`config`], [`geometry`], `telemetry`: errors, settings, rectangles, log.
+//! 1. [`error`], [`attribution`], [`config`], [`geometry`], `telemetry`: errors, author and date of a photograph, settings,
+//!    rectangles, log.
 //! 2. [`model::arch`] and [`ops`]: the architecture of a model, and the operator set.
 //! 3. [`model`]: the networks, generic over [`ops::Ops`]; samplers, schedule, noise, checkpoints. [`store`], [`image_in`],
 //!    [`image_out`]: files and pictures.
@@ -56,6 +57,7 @@
 
 #[cfg(feature = "service")]
 pub mod api;
+pub mod attribution;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "service")]

@@ -18,8 +18,8 @@ use crate::{
         encode,
         plan::{MAX_TILE, MIN_TILE, Spec, TileSize},
     },
-    error::{Error, Kind, Result},
-    image_in::{self, Picture},
+    error::{Detail, Error, Kind, Result},
+    image_in::{self, Photo, Picture},
     image_out::Bits,
     model::{arch::Arch, checkpoint::Checkpoint, sampler::Sampler},
 };
@@ -48,8 +48,22 @@ pub(super) fn open_model(path: Option<&PathBuf>) -> Result<Checkpoint> {
 }
 
 /// Reads the picture at `path`.
-pub(super) fn read_picture(path: &Path) -> Result<Picture> {
+pub(super) fn read_picture(path: &Path) -> Result<Photo> {
     image_in::read(path, encode::LIMITS).map_err(|error| named_input(error, "picture", path))
+}
+
+/// Notices about a picture that is written with `bits`, after those of its reading.
+pub(super) fn reading_notices(
+    picture: &Picture,
+    mut notices: Vec<String>,
+    bits: Bits,
+) -> Vec<String> {
+    if picture.bits == 16 && bits == Bits::Eight {
+        notices.push(
+            "the picture has 16 bits a sample, 8 are written; --bits 16 writes 16".to_owned(),
+        );
+    }
+    notices
 }
 
 /// An error of reading the input file of `field`. A file that can't be opened is an invalid argument.
@@ -58,7 +72,13 @@ pub(super) fn named_input(error: Error, field: &'static str, path: &Path) -> Err
         Kind::Io => Kind::InvalidArgument,
         kind => kind,
     };
-    Error::wrong(kind, field, path.display(), "a usable file").with_source(error)
+    match (error.kind(), error.detail()) {
+        // The detail has everything but the file's name.
+        (Kind::InvalidImage, Detail::Invalid { .. }) => {
+            error.with_field(format!("{field} {}", path.display()))
+        }
+        _ => Error::wrong(kind, field, path.display(), "a usable file").with_source(error),
+    }
 }
 
 /// The device and how it computes.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use super::{
     args::{self, DeviceArgs, ModelArgs, SamplingArgs},
-    generate, output,
+    generate::{self, Given},
+    output,
     progress::{Progress, ProgressArgs},
 };
 use crate::{
@@ -14,13 +15,14 @@ use crate::{
         plan::{Plan, STRENGTH, Spec},
     },
     error::Result,
+    image_in::Photo,
     store::hash,
 };
 
 /// Make a variation of a picture: add noise and denoise it (SDEdit)
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Picture to read: JPEG, PNG or TIFF, 8 or 16 bit
+    /// Picture to read: JPEG, PNG, TIFF or WebP, 8 or 16 bit
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// Picture to write: .tiff or .png
@@ -46,17 +48,20 @@ pub(super) fn run(
     cancel: &Cancel,
 ) -> Result<()> {
     output::check(&args.out)?;
+    output::keeps(&args.out, args.model.model.iter().chain([&args.input]))?;
     let model = args.model.open()?;
-    let picture = args::read_picture(&args.input)?;
+    let Photo { picture, attribution, notices } = args::read_picture(&args.input)?;
     let sha256 = hash::sha256_file(&args.input)?;
+    let bits = args.sampling.decode.bits;
     let spec = Spec {
         width: picture.width as usize,
         height: picture.height as usize,
         strength: Some(args.strength),
         ..args.sampling.spec(&model.arch)
     };
-    let plan = Plan::new(spec, &model.arch)?;
+    let mut plan = Plan::new(spec, &model.arch)?;
+    plan.notices.extend(args::reading_notices(&picture, notices, bits));
     let mut device = args.device.open(config, &model)?;
-    let given = Some((picture, sha256));
+    let given = Some(Given { picture, sha256, attribution });
     generate::one(&model, &plan, given, &mut device, &args.out, config, progress, cancel)
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     output,
-    progress::{Progress, ProgressArgs},
+    progress::{Progress, ProgressArgs, path_text},
     server::{EventPrinter, RetryArgs, ServerArgs},
     text,
 };
@@ -41,6 +41,7 @@ pub(super) struct Args {
 #[serde(tag = "event", rename = "fetched")]
 struct Fetched<'a> {
     job: &'a str,
+    #[serde(serialize_with = "path_text")]
     out: &'a Path,
     bytes: u64,
     seconds: f64,

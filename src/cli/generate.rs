@@ -10,10 +10,11 @@ use serde::Serialize;
 use super::{
     args::{DeviceArgs, ModelArgs, PictureArgs, Size},
     output,
-    progress::{Progress, ProgressArgs},
+    progress::{Progress, ProgressArgs, path_text},
     text,
 };
 use crate::{
+    attribution::Attribution,
     config::Config,
     engine::{
         self, Cancel,
@@ -54,6 +55,7 @@ pub(super) struct Args {
 #[serde(tag = "event", rename = "started")]
 struct Started<'a> {
     seed: u64,
+    seed_text: String,
     width: usize,
     height: usize,
     steps: usize,
@@ -67,6 +69,7 @@ struct Started<'a> {
     arena_bytes: u64,
     peak_bytes: u64,
     flops: u64,
+    #[serde(serialize_with = "path_text")]
     out: &'a Path,
 }
 
@@ -74,6 +77,8 @@ struct Started<'a> {
 #[serde(tag = "event", rename = "finished")]
 struct Finished<'a> {
     seed: u64,
+    seed_text: String,
+    #[serde(serialize_with = "path_text")]
     out: &'a Path,
     bytes: u64,
     seconds: f64,
@@ -88,6 +93,7 @@ pub(super) fn run(
     let jobs = jobs(args)?;
     for (_, path) in &jobs {
         output::check(path)?;
+        output::keeps(path, &args.model.model)?;
     }
     let model = args.model.open()?;
     let mut spec = args.picture.sampling.spec(&model.arch);
@@ -105,8 +111,13 @@ pub(super) fn run(
     Ok(())
 }
 
-/// A source picture and the SHA-256 of its file.
-pub(super) type Given = (Picture, String);
+/// A source picture.
+pub(super) struct Given {
+    pub(super) picture: Picture,
+    /// SHA-256 of its file.
+    pub(super) sha256: String,
+    pub(super) attribution: Attribution,
+}
 
 /// Makes one picture from `plan.spec.seed` and the source picture, if any, and writes it to `path`.
 #[allow(clippy::too_many_arguments, reason = "all of them differ between the callers")]
@@ -125,6 +136,7 @@ pub(super) fn one(
     let (name, on) = (device.name(), device.description());
     progress.json(&Started {
         seed: spec.seed,
+        seed_text: spec.seed.to_string(),
         width: spec.width,
         height: spec.height,
         steps: spec.steps,
@@ -149,16 +161,24 @@ pub(super) fn one(
         spec.steps,
     ));
     let scratch = &output::directory(path);
-    let (picture, source) = given.unzip();
+    let (picture, source) =
+        given.map(|given| (given.picture, (given.sha256, given.attribution))).unzip();
     let canvas = with_ops!(device, ops => {
         canvas(ops, model, plan, picture, scratch, progress, cancel)
     })?;
     progress.stage("write");
-    let metadata = provenance::generated(model, &name, spec, source.as_deref());
+    let source = source.as_ref().map(|(sha256, attribution)| (sha256.as_str(), attribution));
+    let metadata = provenance::generated(model, &name, spec, source);
     let bytes = output::write(path, &canvas, metadata, config, cancel)?;
     progress.leave();
     let took = began.elapsed();
-    progress.json(&Finished { seed: spec.seed, out: path, bytes, seconds: took.as_secs_f64() });
+    progress.json(&Finished {
+        seed: spec.seed,
+        seed_text: spec.seed.to_string(),
+        out: path,
+        bytes,
+        seconds: took.as_secs_f64(),
+    });
     progress.result(&format!(
         "{}  {} x {}  {} bit  {}  {}\n",
         path.display(),

@@ -10,22 +10,23 @@ use serde::Serialize;
 use super::{
     args::{self, DecodeFlags, DeviceArgs, ModelArgs},
     output,
-    progress::{Progress, ProgressArgs},
+    progress::{Progress, ProgressArgs, path_text},
     text,
 };
 use crate::{
     config::Config,
     engine::{
-        self, Cancel, device::with_ops, encode, latents::LatentFile, plan::Tiling, provenance,
-        tiles::PixelBuffer,
+        self, Cancel, Event, Observer as _, device::with_ops, encode, latents::LatentFile,
+        plan::Tiling, provenance, tiles::PixelBuffer,
     },
     error::Result,
+    image_in::Photo,
 };
 
 /// Encode a picture to a safetensors file of latents
 #[derive(Debug, clap::Args)]
 pub(super) struct EncodeArgs {
-    /// Picture to read: JPEG, PNG or TIFF, 8 or 16 bit
+    /// Picture to read: JPEG, PNG, TIFF or WebP, 8 or 16 bit
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// Latents to write
@@ -71,6 +72,7 @@ struct Started<'a> {
 #[derive(Serialize)]
 #[serde(tag = "event", rename = "finished")]
 struct Finished<'a> {
+    #[serde(serialize_with = "path_text")]
     out: &'a Path,
     bytes: u64,
     seconds: f64,
@@ -83,9 +85,13 @@ pub(super) fn encode(
     cancel: &Cancel,
 ) -> Result<()> {
     let began = Instant::now();
-    output::writable(&args.out)?;
+    output::check_latents(&args.out)?;
+    output::keeps(&args.out, args.model.model.iter().chain([&args.input]))?;
     let model = args.model.open()?;
-    let picture = args::read_picture(&args.input)?;
+    let Photo { picture, notices, .. } = args::read_picture(&args.input)?;
+    for message in notices {
+        progress.event(Event::Notice { message });
+    }
     let (width, height) = (picture.width as usize, picture.height as usize);
     let mut device = args.device.open(config, &model)?;
     let on = device.description();
@@ -113,6 +119,7 @@ pub(super) fn decode(
 ) -> Result<()> {
     let began = Instant::now();
     output::check(&args.out)?;
+    output::keeps(&args.out, args.model.model.iter().chain([&args.input]))?;
     let model = args.model.open()?;
     let LatentFile { width, height, latents } = LatentFile::read(&args.input, &model)
         .map_err(|error| args::named_input(error, "latents", &args.input))?;

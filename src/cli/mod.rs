@@ -22,6 +22,7 @@ mod serve;
 mod server;
 #[cfg(feature = "service")]
 mod service;
+mod signals;
 #[cfg(feature = "service")]
 mod submit;
 mod text;
@@ -40,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{self, Config},
     engine::Cancel,
-    error::{Error, Kind, Result},
+    error::{Kind, Result},
     telemetry,
 };
 use progress::Progress;
@@ -103,7 +104,7 @@ pub fn main() -> ExitCode {
         error.exit()
     });
     let mut progress = Progress::new(cli.command.json());
-    match run(&cli.command, &mut progress) {
+    match run(&cli.command, &mut progress).and_then(|()| progress.finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             progress.failed(&error);
@@ -128,8 +129,7 @@ fn run(command: &Command, progress: &mut Progress) -> Result<()> {
             token.cancel();
         }
     };
-    ctrlc::set_handler(on_signal)
-        .map_err(|e| Error::internal("installing a signal handler").with_source(e))?;
+    signals::handle(on_signal)?;
     match command {
         Command::Generate(args) => generate::run(args, &config, progress, &cancel),
         Command::Edit(args) => edit::run(args, &config, progress, &cancel),

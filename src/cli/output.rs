@@ -26,6 +26,28 @@ pub(super) fn writable(path: &Path) -> Result<()> {
     })
 }
 
+/// Refuses an output that would replace one of `inputs`.
+pub(super) fn keeps<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+    let place = |path: &Path| std::fs::canonicalize(path).ok();
+    let Some(out_place) = place(out) else { return Ok(()) };
+    for input in inputs {
+        if place(input).as_ref() == Some(&out_place) {
+            let expected = format!("another file than the input {}", input.display());
+            return Err(Error::invalid("out", out.display(), expected));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a name for latents that does not say so.
+pub(super) fn check_latents(path: &Path) -> Result<()> {
+    let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
+    match ending.to_str() {
+        Some("safetensors") => writable(path),
+        _ => Err(Error::invalid("out", path.display(), "a name that ends in .safetensors")),
+    }
+}
+
 /// Directory of `path`, used for temporary files too.
 pub(super) fn directory(path: &Path) -> PathBuf {
     match path.parent() {

@@ -2,6 +2,7 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -41,7 +42,17 @@ struct Phase {
 
 /// Writes a line to standard error; failures are ignored.
 fn print_error(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", visible(line));
+}
+
+/// `text` without control characters but line breaks: names in files must not command a terminal.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{FFFD}' } else { c }).collect()
+}
+
+/// A path in an event; bytes that are not UTF-8 become U+FFFD.
+pub(super) fn path_text<S: serde::Serializer>(path: &&Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
 }
 
 /// Progress of one command.
@@ -49,6 +60,8 @@ pub(super) struct Progress {
     show: Show,
     sequence: u64,
     phase: Option<Phase>,
+    /// Why events were lost.
+    lost: Option<Error>,
 }
 
 #[derive(Serialize)]
@@ -78,7 +91,7 @@ impl Progress {
             () if std::io::stderr().is_terminal() => Show::Bars,
             () => Show::Lines,
         };
-        Self { show, sequence: 0, phase: None }
+        Self { show, sequence: 0, phase: None, lost: None }
     }
 
     /// True if the output is JSON events.
@@ -92,17 +105,33 @@ impl Progress {
             return;
         }
         self.sequence += 1;
-        if let Ok(line) = serde_json::to_string(&Line { sequence: self.sequence, event }) {
+        let written = serde_json::to_string(&Line { sequence: self.sequence, event })
+            .map_err(std::io::Error::from)
+            .and_then(|line| {
+                let mut out = std::io::stdout().lock();
+                writeln!(out, "{line}").and_then(|()| out.flush())
+            });
+        match written {
             // A closed pipe does not end the work: its result is the file.
-            let mut out = std::io::stdout().lock();
-            let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                self.lost.get_or_insert(Error::io("write to", "standard output", error));
+            }
+            _ => {}
         }
+    }
+
+    /// The end of a command that went well.
+    ///
+    /// # Errors
+    /// When events could not be written.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.lost.take().map_or(Ok(()), Err)
     }
 
     /// Writes a line for people.
     pub(super) fn line(&self, line: &str) {
         match self.phase.as_ref().and_then(|phase| phase.bar.as_ref()) {
-            Some(bar) => bar.println(line),
+            Some(bar) => bar.println(visible(line)),
             None if self.is_json() => {}
             None => print_error(line),
         }
@@ -113,7 +142,7 @@ impl Progress {
         if self.is_json() {
             return Ok(());
         }
-        match std::io::stdout().lock().write_all(text.as_bytes()) {
+        match std::io::stdout().lock().write_all(visible(text).as_bytes()) {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
                 Err(Error::io("write to", "standard output", e))
             }

@@ -7,21 +7,23 @@ use serde::Serialize;
 use super::{
     args::{self, DecodeFlags, DeviceArgs, ModelArgs},
     output,
-    progress::{Progress, ProgressArgs},
+    progress::{Progress, ProgressArgs, path_text},
     text,
 };
 use crate::{
     config::Config,
     engine::{
-        self, Cancel, device::with_ops, encode, plan::Tiling, provenance, tiles::PixelBuffer,
+        self, Cancel, Event, Observer as _, device::with_ops, encode, plan::Tiling, provenance,
+        tiles::PixelBuffer,
     },
     error::Result,
+    image_in::Photo,
 };
 
 /// Encode a picture, decode it again and measure the difference
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Picture to read: JPEG, PNG or TIFF, 8 or 16 bit
+    /// Picture to read: JPEG, PNG, TIFF or WebP, 8 or 16 bit
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// Picture to write: .tiff or .png
@@ -51,6 +53,7 @@ struct Started<'a> {
 #[derive(Serialize)]
 #[serde(tag = "event", rename = "finished")]
 struct Finished<'a> {
+    #[serde(serialize_with = "path_text")]
     out: &'a std::path::Path,
     bytes: u64,
     /// Peak signal-to-noise ratio in dB; null for equal pictures.
@@ -66,8 +69,12 @@ pub(super) fn run(
 ) -> Result<()> {
     let began = Instant::now();
     output::check(&args.out)?;
+    output::keeps(&args.out, args.model.model.iter().chain([&args.input]))?;
     let model = args.model.open()?;
-    let picture = args::read_picture(&args.input)?;
+    let Photo { picture, attribution, notices } = args::read_picture(&args.input)?;
+    for message in args::reading_notices(&picture, notices, args.decode.bits) {
+        progress.event(Event::Notice { message });
+    }
     let (width, height) = (picture.width as usize, picture.height as usize);
     let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
     let mut device = args.device.open(config, &model)?;
@@ -91,7 +98,8 @@ pub(super) fn run(
     let psnr = encode::psnr(&original, &canvas);
     progress.stage("write");
     let description = format!("reconstruction by {}", model.arch.name);
-    let metadata = provenance::decoded(&model, &name, (width, height), description);
+    let mut metadata = provenance::decoded(&model, &name, (width, height), description);
+    metadata.attribute(&attribution);
     let bytes = output::write(&args.out, &canvas, metadata, config, cancel)?;
     progress.leave();
     let took = began.elapsed();

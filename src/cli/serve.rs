@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Address and port; port 0 selects a free one
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051", value_parser = parse_address)]
     listen: SocketAddr,
     /// Directory of the jobs, kept across restarts; only one server may use it
     #[arg(long, value_name = "DIR", default_value = "tessera-jobs")]
@@ -63,6 +63,14 @@ pub(super) struct Args {
     device: DeviceArgs,
     #[command(flatten)]
     pub(super) progress: ProgressArgs,
+}
+
+/// An address and a port.
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "expected an IP address and a port, such as 127.0.0.1:0, [::1]:0 or 0.0.0.0:50051"
+            .to_owned()
+    })
 }
 
 #[derive(Serialize)]

@@ -123,12 +123,42 @@ struct Line<'a> {
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum EventJson<'a> {
-    Queued { job: String, width: u32, height: u32, seed: u64, steps: u32, tiles: u32 },
-    Started { device: String },
-    Step { step: u32, of: u32, sigma: f64 },
-    LevelSettled { level: u32, rows: u32, columns: u32 },
-    Tile { tile: usize, of: usize, column: u32, row: u32, x: u32, y: u32, width: u32, height: u32 },
-    Finished { receipt: serde_json::Value, description: &'a str },
+    Queued {
+        job: String,
+        width: u32,
+        height: u32,
+        seed: u64,
+        seed_text: String,
+        steps: u32,
+        tiles: u32,
+    },
+    Started {
+        device: String,
+    },
+    Step {
+        step: u32,
+        of: u32,
+        sigma: f64,
+    },
+    LevelSettled {
+        level: u32,
+        rows: u32,
+        columns: u32,
+    },
+    Tile {
+        tile: usize,
+        of: usize,
+        column: u32,
+        row: u32,
+        x: u32,
+        y: u32,
+        width: u32,
+        height: u32,
+    },
+    Finished {
+        receipt: serde_json::Value,
+        description: &'a str,
+    },
 }
 
 impl EventPrinter {
@@ -219,6 +249,7 @@ impl EventPrinter {
                     width: spec.width,
                     height: spec.height,
                     seed: spec.seed,
+                    seed_text: spec.seed.to_string(),
                     steps: spec.steps,
                     tiles: job.tile_columns.saturating_mul(job.tile_rows),
                 }

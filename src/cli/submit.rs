@@ -30,7 +30,7 @@ const MAX_DEADLINE: u64 = 366 * 24 * 3600;
 pub(super) struct Args {
     #[command(flatten)]
     picture: PictureArgs,
-    /// Picture to edit: JPEG, PNG or TIFF; its size is the job's
+    /// Picture to edit: JPEG, PNG, TIFF or WebP; its size is the job's
     #[arg(long, value_name = "FILE")]
     edit: Option<PathBuf>,
     /// Amount of change, from 0 to 1 [default: 0.5]

@@ -2,7 +2,10 @@
 
 use serde_json::json;
 
-use crate::{engine::plan::Spec, image_out::Metadata, model::checkpoint::Checkpoint};
+use crate::{
+    attribution::Attribution, engine::plan::Spec, image_out::Metadata,
+    model::checkpoint::Checkpoint,
+};
 
 /// Metadata of a picture that was decoded from given latents; `description` is the sentence that viewers show.
 pub fn decoded(
@@ -23,25 +26,35 @@ pub fn decoded(
     Metadata { description, created: None, receipt }
 }
 
-/// Metadata of a picture that was generated or, with the SHA-256 `source` of the input file, edited. The tile's size is
-/// left out, as it does not change a pixel.
-pub fn generated(model: &Checkpoint, device: &str, spec: &Spec, source: Option<&str>) -> Metadata {
+/// Metadata of a picture that was generated or, with the SHA-256 and the attribution of the input file as `source`, edited.
+/// The tile's size is left out, as it does not change a pixel.
+pub fn generated(
+    model: &Checkpoint,
+    device: &str,
+    spec: &Spec,
+    source: Option<(&str, &Attribution)>,
+) -> Metadata {
     let (name, sampler) = (&model.arch.name, spec.sampler.name());
     let mut description = format!("{name}, seed {}, {sampler} {} steps", spec.seed, spec.steps);
     if let Some(strength) = spec.strength {
         description += &format!(", a given picture changed by {strength}");
     }
     let mut metadata = decoded(model, device, (spec.width, spec.height), description);
-    for (key, value) in
-        [("seed", json!(spec.seed)), ("steps", json!(spec.steps)), ("sampler", json!(sampler))]
-    {
+    for (key, value) in [
+        ("seed", json!(spec.seed)),
+        // For readers of JSON whose numbers are exact up to 2^53 only.
+        ("seed_text", json!(spec.seed.to_string())),
+        ("steps", json!(spec.steps)),
+        ("sampler", json!(sampler)),
+    ] {
         metadata.receipt.insert(key.to_owned(), value);
     }
     if let Some(strength) = spec.strength {
         metadata.receipt.insert("strength".to_owned(), json!(strength));
     }
-    if let Some(sha256) = source {
+    if let Some((sha256, attribution)) = source {
         metadata.receipt.insert("source_sha256".to_owned(), json!(sha256));
+        metadata.attribute(attribution);
     }
     metadata
 }

@@ -7,6 +7,8 @@ use std::{
 
 use serde_json::{Map, Value};
 
+use crate::attribution::Attribution;
+
 /// Namespace of the receipt's properties in XMP.
 const NAMESPACE: &str = "urn:tessera:receipt:1#";
 
@@ -22,7 +24,30 @@ pub struct Metadata {
     pub receipt: Map<String, Value>,
 }
 
+/// Entry of the receipt that holds the [`Attribution`] of an edited photograph.
+const ATTRIBUTION: &str = "attribution";
+
 impl Metadata {
+    /// Adds author, rights, date and resolution of the photograph that the picture was made from.
+    pub fn attribute(&mut self, attribution: &Attribution) {
+        if let (false, Ok(value)) = (attribution.is_empty(), serde_json::to_value(attribution)) {
+            self.receipt.insert(ATTRIBUTION.to_owned(), value);
+        }
+    }
+
+    /// Author, rights, date and resolution of the photograph that the picture was made from. A receipt may come from a
+    /// server, so fields that are no plain text, date or resolution are left out.
+    pub fn attribution(&self) -> Attribution {
+        let value = self.receipt.get(ATTRIBUTION).cloned().unwrap_or_default();
+        let found: Attribution = serde_json::from_value(value).unwrap_or_default();
+        Attribution {
+            artist: found.artist.and_then(|text| Attribution::text(&text)),
+            copyright: found.copyright.and_then(|text| Attribution::text(&text)),
+            taken: found.taken.and_then(|text| Attribution::date(&text)),
+            resolution: found.resolution.and_then(|r| Attribution::pixels_per_inch(r, 1.0)),
+        }
+    }
+
     /// Name and version of this program.
     pub fn software() -> &'static str {
         concat!("Tessera ", env!("CARGO_PKG_VERSION"))
@@ -31,8 +56,7 @@ impl Metadata {
     /// The description in ASCII for the text fields of TIFF and PNG: other characters become question marks. XMP has it
     /// unchanged.
     pub(super) fn ascii_description(&self) -> String {
-        let plain = |c: char| if matches!(c, ' '..='~' | '\n') { c } else { '?' };
-        self.description.chars().map(plain).collect()
+        ascii(&self.description)
     }
 
     /// The time in UTC as TIFF writes it: `YYYY:MM:DD HH:MM:SS`.
@@ -66,13 +90,27 @@ impl Metadata {
         if let Some(time) = self.rfc3339_time() {
             property(&mut created, "xmp:CreateDate", &time);
         }
+        let Attribution { artist, copyright, taken, .. } = self.attribution();
+        if let Some(artist) = artist {
+            let item = format!("<rdf:Seq><rdf:li>{}</rdf:li></rdf:Seq>", escaped(&artist));
+            let _ = writeln!(properties, "<dc:creator>{item}</dc:creator>");
+        }
+        if let Some(rights) = copyright {
+            let item = format!("<rdf:li xml:lang=\"x-default\">{}</rdf:li>", escaped(&rights));
+            let _ = writeln!(properties, "<dc:rights><rdf:Alt>{item}</rdf:Alt></dc:rights>");
+        }
+        if let Some(taken) = taken {
+            let iso = format!("{}T{}", taken[..10].replace(':', "-"), &taken[11..]);
+            property(&mut properties, "exif:DateTimeOriginal", &iso);
+        }
         property(&mut properties, "t:receipt", &Value::Object(self.receipt.clone()).to_string());
         format!(
             "<?xpacket begin=\"\u{FEFF}\" id=\"W5M0MpCehiHzreSzNTczkc9d\"?>\n\
              <x:xmpmeta xmlns:x=\"adobe:ns:meta/\">\n\
              <rdf:RDF xmlns:rdf=\"http://www.w3.org/1999/02/22-rdf-syntax-ns#\">\n\
              <rdf:Description rdf:about=\"\" xmlns:xmp=\"http://ns.adobe.com/xap/1.0/\" \
-             xmlns:dc=\"http://purl.org/dc/elements/1.1/\" xmlns:t=\"{NAMESPACE}\">\n\
+             xmlns:dc=\"http://purl.org/dc/elements/1.1/\" \
+             xmlns:exif=\"http://ns.adobe.com/exif/1.0/\" xmlns:t=\"{NAMESPACE}\">\n\
              <xmp:CreatorTool>{}</xmp:CreatorTool>\n\
              {created}\
              <dc:description><rdf:Alt><rdf:li xml:lang=\"x-default\">{}</rdf:li></rdf:Alt>\
@@ -91,6 +129,12 @@ impl Metadata {
         let (year, month, day) = civil_date(days);
         Some((year, month, day, [of_day / 3600, of_day / 60 % 60, of_day % 60]))
     }
+}
+
+/// `text` in ASCII: each other character becomes a question mark.
+pub(super) fn ascii(text: &str) -> String {
+    let plain = |c: char| if matches!(c, ' '..='~' | '\n') { c } else { '?' };
+    text.chars().map(plain).collect()
 }
 
 /// Adds one XMP property of simple text.
@@ -167,5 +211,31 @@ mod tests {
         assert!(xmp.contains("a &lt;b&gt; &amp; c\u{FFFD} Å"), "{xmp}");
         assert!(xmp.contains("<t:seed>7</t:seed>"), "{xmp}");
         assert!(xmp.contains("<t:receipt>{\"seed\":7}</t:receipt>"), "{xmp}");
+    }
+
+    #[test]
+    fn an_attribution_is_kept_in_the_receipt_and_checked_when_it_is_read() {
+        let mut metadata = metadata(0);
+        assert!(metadata.attribution().is_empty());
+        let attribution = Attribution {
+            artist: Some("A & B".to_owned()),
+            copyright: Some("(c) B".to_owned()),
+            taken: Some("2024:02:29 12:34:56".to_owned()),
+            resolution: Some([300.0, 150.0]),
+        };
+        metadata.attribute(&attribution);
+        assert_eq!(metadata.attribution(), attribution);
+        let xmp = metadata.xmp();
+        for part in [
+            "<dc:creator><rdf:Seq><rdf:li>A &amp; B</rdf:li></rdf:Seq></dc:creator>",
+            "<rdf:li xml:lang=\"x-default\">(c) B</rdf:li></rdf:Alt></dc:rights>",
+            "<exif:DateTimeOriginal>2024-02-29T12:34:56</exif:DateTimeOriginal>",
+        ] {
+            assert!(xmp.contains(part), "{xmp}");
+        }
+        let hostile =
+            serde_json::json!({ "artist": "\u{1b}[31m", "taken": "now", "resolution": [1e9, 0] });
+        metadata.receipt.insert(ATTRIBUTION.to_owned(), hostile);
+        assert!(metadata.attribution().is_empty());
     }
 }

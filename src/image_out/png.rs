@@ -6,7 +6,7 @@ use png::{
     BitDepth, ColorType, Encoder, EncodingError, PixelDimensions, SrgbRenderingIntent, Unit,
 };
 
-use super::{Bits, Metadata, PixelSource, check_size};
+use super::{Bits, Metadata, PixelSource, check_size, metadata::ascii};
 use crate::{
     error::{Error, Result},
     geometry::Rect,
@@ -62,12 +62,19 @@ fn encoder<'a>(
         Bits::Sixteen => BitDepth::Sixteen,
     });
     encoder.set_source_srgb(SrgbRenderingIntent::Perceptual);
-    // 72 pixels per inch, as in the TIFF.
-    encoder.set_pixel_dims(Some(PixelDimensions { xppu: 2835, yppu: 2835, unit: Unit::Meter }));
+    let attribution = metadata.attribution();
+    // 72 pixels per inch if nothing else is known, as in the TIFF.
+    let [xppu, yppu] = attribution
+        .resolution
+        .unwrap_or([72.0; 2])
+        .map(|per_inch| (per_inch / 0.0254).round() as u32);
+    encoder.set_pixel_dims(Some(PixelDimensions { xppu, yppu, unit: Unit::Meter }));
     let texts = [
         ("Software", Some(Metadata::software().to_owned())),
         ("Creation Time", metadata.rfc3339_time()),
         ("Description", Some(metadata.ascii_description())),
+        ("Author", attribution.artist.as_deref().map(ascii)),
+        ("Copyright", attribution.copyright.as_deref().map(ascii)),
     ];
     for (keyword, text) in texts.into_iter().filter_map(|(keyword, text)| Some((keyword, text?))) {
         encoder.add_text_chunk(keyword.to_owned(), text)?;

@@ -25,6 +25,7 @@ use tiff::{
 
 use super::{
     Bits, Metadata, PixelSource, check_size,
+    metadata::ascii,
     pyramid::{self, ROW, Sample, Tile},
     srgb_profile,
 };
@@ -298,8 +299,20 @@ fn describe<W: Write + Seek, K: TiffKind>(
     let entry = directory.write_entry_bytes(Type::UNDEFINED, profile)?;
     directory.extend_from(&Directory::from_iter([(Tag::IccProfile, entry)]));
     align(directory, profile.len())?;
-    directory.write_tag(Tag::XResolution, Rational { n: 72, d: 1 })?;
-    directory.write_tag(Tag::YResolution, Rational { n: 72, d: 1 })?;
+    let attribution = metadata.attribution();
+    for (tag, text) in [(Tag::Artist, attribution.artist), (Tag::Copyright, attribution.copyright)]
+    {
+        if let Some(text) = text {
+            write_aligned(directory, tag, ascii(&text).as_str())?;
+        }
+    }
+    let [x, y] = attribution.resolution.unwrap_or([72.0; 2]);
+    let rational = |v: f64| match v.fract() {
+        0.0 => Rational { n: v as u32, d: 1 },
+        _ => Rational { n: (v * 1000.0).round() as u32, d: 1000 },
+    };
+    directory.write_tag(Tag::XResolution, rational(x))?;
+    directory.write_tag(Tag::YResolution, rational(y))?;
     directory.write_tag(Tag::ResolutionUnit, ResolutionUnit::Inch)
 }
 

@@ -258,6 +258,10 @@ impl Jobs {
             deadline_ms: deadline.map(to_ms),
             owner,
             source_sha256: source.as_ref().map(|source| source.sha256().to_owned()),
+            attribution: source
+                .as_ref()
+                .map(|source| source.attribution().clone())
+                .unwrap_or_default(),
         };
         let id = uuid::Uuid::now_v7().simple().to_string();
         if let Some(known) = self.reserve(&job_request, &id)? {

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    attribution::Attribution,
     engine::plan::{Spec, TileSize},
     error::{Error, Kind, Result},
     image_out::Bits,
@@ -140,6 +141,9 @@ pub struct JobRequest {
     /// SHA-256 of the source picture in the job's directory, in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_sha256: Option<String>,
+    /// Author, rights, date and resolution of that picture.
+    #[serde(default, skip_serializing_if = "Attribution::is_empty")]
+    pub attribution: Attribution,
 }
 
 impl JobRequest {

@@ -5,9 +5,10 @@ use std::{io::Write as _, path::Path, sync::Arc};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::{
+    attribution::Attribution,
     engine::plan::MAX_EXTENT,
     error::{Error, Expected, Kind, Result},
-    image_in::{self, Limits},
+    image_in::{self, Limits, Photo},
     jobs::files::{UNFINISHED, full_disk},
     store::hash,
 };
@@ -15,7 +16,7 @@ use crate::{
 /// Largest uploaded file in bytes.
 pub const MAX_UPLOAD: u64 = 64 << 20;
 
-/// Limits of an uploaded picture; decoding takes up to 20 bytes of memory per pixel.
+/// Limits of an uploaded picture; decoding takes up to 24 bytes of memory per pixel.
 const LIMITS: Limits = Limits { side: MAX_EXTENT as u32, pixels: 1 << 25 };
 
 /// Prefix of the names of incomplete uploads, after [`UNFINISHED`].
@@ -35,7 +36,10 @@ pub struct Receiving {
 
 impl Receiving {
     /// Creates an empty file in `directory`.
-    pub(super) fn create(directory: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Kind::Io`] if no file can be created there.
+    pub fn create(directory: &Path) -> Result<Self> {
         let prefix = format!("{UNFINISHED}{NAME}");
         let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory);
         let file = file.map_err(|e| Error::io("create a file in", directory, e))?;
@@ -69,11 +73,10 @@ impl Receiving {
         let (file, path) = self.file.into_parts();
         let failed = |e| full_disk(Error::io("write", &path, e), self.bytes);
         file.sync_all().map_err(failed)?;
-        // The client knows the picture by the name of its field; the path stays inside the server.
-        let picture = image_in::read(&path, LIMITS).map_err(|error| error.with_field("picture"))?;
+        let Photo { picture, attribution, .. } = image_in::read(&path, LIMITS)?;
         let size = (picture.width as usize, picture.height as usize);
         let sha256 = hash::sha256_file(&path)?;
-        Ok(Upload { path: Arc::new(path), size, sha256 })
+        Ok(Upload { path: Arc::new(path), size, sha256, attribution })
     }
 }
 
@@ -83,6 +86,7 @@ pub struct Upload {
     path: Arc<TempPath>,
     size: (usize, usize),
     sha256: String,
+    attribution: Attribution,
 }
 
 impl Upload {
@@ -100,6 +104,11 @@ impl Upload {
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
+
+    /// Author, rights, date and resolution as its file states them.
+    pub fn attribution(&self) -> &Attribution {
+        &self.attribution
+    }
 }
 
 /// Reads the source picture of a job.
@@ -107,5 +116,5 @@ impl Upload {
 /// # Errors
 /// Those of [`image_in::read`].
 pub(super) fn read(path: &Path) -> Result<image_in::Picture> {
-    image_in::read(path, LIMITS)
+    image_in::read(path, LIMITS).map(|photo| photo.picture)
 }

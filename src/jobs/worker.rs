@@ -453,7 +453,7 @@ impl<'a, O: Ops> Worker<'a, O> {
     }
 
     fn finished(&self, job: &Job) -> Event {
-        let source = job.request.source_sha256.as_deref();
+        let source = job.request.source_sha256.as_deref().zip(Some(&job.request.attribution));
         let metadata = provenance::generated(&job.model, &self.name, &job.plan.spec, source);
         let receipt = serde_json::Value::Object(metadata.receipt).to_string();
         Event::Finished { receipt, description: metadata.description }

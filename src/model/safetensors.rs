@@ -32,8 +32,21 @@ use crate::{
 /// Longest header that is read, in bytes.
 pub const MAX_HEADER: u64 = 16 << 20;
 
+/// First bytes of files that are often taken for models, and what they are.
+const FOREIGN: [(&[u8], &str); 9] = [
+    (b"version ", "a Git LFS pointer, not the file itself (git lfs pull fetches it)"),
+    (b"<!DOCTYP", "an HTML page, not the file itself"),
+    (b"<!doctyp", "an HTML page, not the file itself"),
+    (b"<html", "an HTML page, not the file itself"),
+    (b"PK\x03\x04", "a PyTorch or other ZIP archive"),
+    (b"\x80\x02", "a PyTorch pickle"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x89PNG", "a PNG picture"),
+];
+
 /// Storage format of a tensor's values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 enum Dtype {
     F32,
     F16,
@@ -62,12 +75,36 @@ impl Dtype {
 }
 
 /// A tensor's entry in the header.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Serialize)]
 struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
     data_offsets: [u64; 2],
+}
+
+/// An entry whose storage format is not known yet.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEntry {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [u64; 2],
+}
+
+impl RawEntry {
+    fn check<E: de::Error>(self, name: &str) -> Result<Entry, E> {
+        let dtype = match self.dtype.as_str() {
+            "F32" => Dtype::F32,
+            "F16" => Dtype::F16,
+            "BF16" => Dtype::BF16,
+            other => {
+                return Err(E::custom(format!(
+                    "tensor {name} is of dtype {other}; F32, F16 and BF16 are read"
+                )));
+            }
+        };
+        Ok(Entry { dtype, shape: self.shape, data_offsets: self.data_offsets })
+    }
 }
 
 /// The `__metadata__` object: text by name.
@@ -115,6 +152,9 @@ impl<R: Read> Reader<R> {
             Error::model("file length", format!("{len} bytes"), "at least 8 bytes")
         })?;
         fill(&mut source, &mut prefix, "header length")?;
+        if let Some((_, what)) = FOREIGN.iter().find(|(start, _)| prefix.starts_with(start)) {
+            return Err(Error::model("file", what, "a safetensors file"));
+        }
         let header_len = u64::from_le_bytes(prefix);
         let limit = after_prefix.min(MAX_HEADER);
         if header_len > limit {
@@ -251,7 +291,8 @@ impl<'de> Deserialize<'de> for Header {
                             return Err(duplicate(&name));
                         }
                     } else {
-                        insert_new(&mut header.entries, name, map.next_value()?)?;
+                        let entry = map.next_value::<RawEntry>()?.check(&name)?;
+                        insert_new(&mut header.entries, name, entry)?;
                     }
                 }
                 header.metadata = metadata.unwrap_or_default();

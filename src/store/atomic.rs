@@ -33,28 +33,42 @@ pub fn preflight(path: &Path) -> Result<()> {
 }
 
 impl AtomicFile {
-    /// Begins the file `path`. A symbolic link is followed: its target is replaced.
+    /// Starts the file that will be `path`. A symbolic link is followed: what it points to is
+    /// replaced, or made if it is missing. A file that is replaced hands on its permissions.
     ///
     /// # Errors
     ///
     /// Those of [`preflight`].
     pub fn create(path: &Path) -> Result<Self> {
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let path = target(path);
         let refused = |expected: &'static str| Error::invalid("out", path.display(), expected);
-        match fs::metadata(&path) {
+        let present = match fs::metadata(&path) {
             Ok(there) if there.is_dir() => return Err(refused("a file: it is a directory")),
             Ok(there) if !there.is_file() => return Err(refused("a regular file")),
-            _ => {}
+            // A name that is too long, links that go round.
+            Err(source)
+                if !matches!(
+                    source.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Err(Error::io("use", &path, source));
+            }
+            there => there.ok(),
+        };
+        if names_a_directory(&path) {
+            return Err(refused("a file: it ends as the name of a directory does"));
         }
-        let Some(name) = path.file_name() else { return Err(refused("a path with a file name")) };
+        if path.file_name().is_none() {
+            return Err(refused("a path with a file name"));
+        }
         let directory = directory_of(&path);
         if !directory.is_dir() {
             return Err(refused("a file in an existing directory"));
         }
-        let mut prefix = std::ffi::OsString::from(".");
-        prefix.push(name);
         let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".partial");
+        // The final name is no part of it: the two together could be too long.
+        builder.prefix(".tessera-").suffix(".partial");
         #[cfg(unix)]
         {
             // As for any new file, the umask decides; without this it would be the owner's alone.
@@ -64,6 +78,11 @@ impl AtomicFile {
         let file = builder
             .tempfile_in(directory)
             .map_err(|source| Error::io("create a file in", directory, source))?;
+        if let Some(present) = present {
+            file.as_file()
+                .set_permissions(present.permissions())
+                .map_err(|source| Error::io("set the permissions of", &path, source))?;
+        }
         Ok(Self { file: BufWriter::with_capacity(1 << 20, file), path })
     }
 
@@ -101,6 +120,27 @@ impl Seek for AtomicFile {
     fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
         self.file.seek(position)
     }
+}
+
+/// The file that `path` names once its symbolic links are followed, whether it is there or not.
+fn target(path: &Path) -> PathBuf {
+    /// Links after which the system gives up, too.
+    const MAX_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&path) {
+            Ok(next) => path = directory_of(&path).join(next),
+            Err(_) => break,
+        }
+    }
+    path
+}
+
+/// Whether a path ends with a separator or a dot, which [`Path::file_name`] passes over.
+fn names_a_directory(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let last = |b: &u8| std::path::is_separator(char::from(*b));
+    bytes.last().is_some_and(last) || bytes.ends_with(b"/.")
 }
 
 /// The directory of the file `path`.

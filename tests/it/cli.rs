@@ -1,5 +1,7 @@
 //! The command line as a user meets it: results, progress, exit codes, and what every bad input is told.
 
+mod traps;
+
 use std::{
     fs,
     io::{BufRead, BufReader},

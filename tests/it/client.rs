@@ -252,7 +252,7 @@ fn fetch_is_generate_to_the_byte() {
     let (fetched, local) = (fs::read(dir.join("edited.tiff")), fs::read(dir.join("local.tiff")));
     assert!(fetched.unwrap() == local.unwrap());
     fs::write(dir.join("no.png"), "no picture").unwrap();
-    dir.fails(&["submit", "--edit", "no.png"], 2, &["JPEG, PNG or TIFF"]);
+    dir.fails(&["submit", "--edit", "no.png"], 2, &["JPEG, PNG, TIFF or WebP"]);
     dir.fails(&["submit", "--edit", "gone.png"], 2, &["gone.png"]);
     dir.fails(&["submit", "--edit", "in.png", "--size", "96x64"], 2, &["width", "149"]);
 

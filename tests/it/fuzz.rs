@@ -6,7 +6,7 @@ mod entries;
 
 use prost::Message as _;
 use tessera::{
-    api::{CreateJobRequest, JobSpec, Rect},
+    api::{CreateJobRequest, EditPictureRequest, JobSpec, Rect, edit_picture_request::Part},
     engine::plan::Spec,
     error::Kind,
     jobs::record::{Event, JobRequest, Record, StoredSpec},
@@ -129,6 +129,7 @@ fn jobs() -> Vec<Vec<Vec<u8>>> {
         deadline_ms: Some(1 << 42),
         owner: String::new(),
         source_sha256: None,
+        attribution: Default::default(),
     };
     let queued = || Event::Queued { request: order.clone(), compute_us: 12, latent_values: 900 };
     let started = || Event::Started { device: "CPU".into() };
@@ -145,6 +146,47 @@ fn jobs() -> Vec<Vec<Vec<u8>>> {
     ];
     let bytes = |event| Record::now(event).to_bytes().unwrap();
     jobs.into_iter().map(|events| events.into_iter().map(bytes).collect()).collect()
+}
+
+/// Small pictures of every format and variant, by file name.
+fn pictures() -> Vec<Vec<u8>> {
+    let folder =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures/small");
+    let mut paths: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(paths.len() > 10, "there are pictures");
+    paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+#[test]
+fn pictures_are_read_without_a_panic() {
+    drive(&pictures(), entries::picture);
+}
+
+#[test]
+fn uploads_are_received_without_a_panic() {
+    let order = CreateJobRequest {
+        spec: Some(JobSpec { seed: 7, steps: 3, ..JobSpec::default() }),
+        ..Default::default()
+    };
+    let upload = |picture: &Vec<u8>| {
+        let parts = picture.chunks(300).map(|part| Part::Data(part.to_vec().into()));
+        let parts = std::iter::once(Part::Job(order.clone())).chain(parts);
+        parts
+            .flat_map(|part| {
+                EditPictureRequest { part: Some(part) }.encode_length_delimited_to_vec()
+            })
+            .collect()
+    };
+    let uploads: Vec<_> = pictures().iter().map(upload).collect();
+    drive(&uploads, entries::upload);
+}
+
+#[test]
+fn checkpoints_are_read_without_a_panic() {
+    let whole = std::fs::read(crate::common::fixture("net-c.safetensors")).unwrap();
+    drive(&[whole], entries::checkpoint);
 }
 
 #[test]

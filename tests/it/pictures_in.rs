@@ -1,5 +1,9 @@
 //! Reading pictures: what is in the file, or an error that says what is wrong with it.
 
+mod colour;
+mod jpeg;
+mod tiff_variants;
+
 use std::{
     fs,
     io::{Cursor, Write},
@@ -8,11 +12,11 @@ use std::{
 
 use image::{
     DynamicImage, ExtendedColorType, ImageEncoder, ImageError,
-    codecs::{jpeg::JpegEncoder, png::PngEncoder, tiff::TiffEncoder},
+    codecs::{jpeg::JpegEncoder, png::PngEncoder, tiff::TiffEncoder, webp::WebPEncoder},
 };
 use tessera::{
     error::{Error, Kind},
-    image_in::{self, Limits, Picture},
+    image_in::{self, Limits, Photo, Picture},
 };
 use tiff::tags::Tag;
 
@@ -53,17 +57,28 @@ fn encoded(
                 .map_err(ImageError::Unsupported)?;
             encoder.write_image(bytes, width, height, color)?;
         }
+        "webp" => {
+            let mut encoder = WebPEncoder::new_lossless(&mut out);
+            exif.map_or(Ok(()), |e| encoder.set_exif_metadata(e))
+                .map_err(ImageError::Unsupported)?;
+            encoder.write_image(bytes, width, height, color)?;
+        }
         _ => TiffEncoder::new(&mut out).write_image(bytes, width, height, color)?,
     }
     Ok(out.into_inner())
 }
 
 /// Writes `bytes` to a file whose name says nothing about its format, and reads it.
-fn read(directory: &Path, bytes: &[u8]) -> tessera::error::Result<Picture> {
+fn read_photo(directory: &Path, bytes: &[u8]) -> tessera::error::Result<Photo> {
     let io = |source| Error::io("write in", directory, source);
     let mut file = tempfile::NamedTempFile::new_in(directory).map_err(io)?;
     file.write_all(bytes).map_err(io)?;
     image_in::read(file.path(), Limits { side: 4096, pixels: 1 << 20 })
+}
+
+/// The pixels alone.
+fn read(directory: &Path, bytes: &[u8]) -> tessera::error::Result<Picture> {
+    read_photo(directory, bytes).map(|photo| photo.picture)
 }
 
 /// Kind and message of the error that reading `bytes` gives.
@@ -164,7 +179,7 @@ fn all_eight_orientations_are_applied_in_all_formats() -> Outcome {
     for orientation in 1..=8 {
         let size = (width, height);
         let mut files = Vec::new();
-        for format in ["png", "jpeg"] {
+        for format in ["png", "jpeg", "webp"] {
             let exif = Some(exif(orientation));
             files.push(encoded(format, &grey, size, ExtendedColorType::L8, exif)?);
         }
@@ -194,7 +209,7 @@ fn all_eight_orientations_are_applied_in_all_formats() -> Outcome {
 fn small_files(directory: &Path) -> Outcome<Vec<(Vec<u8>, Picture)>> {
     let bytes = noise(3 * 23 * 19, 5);
     let mut files = Vec::new();
-    for format in ["png", "jpeg", "tiff"] {
+    for format in ["png", "jpeg", "tiff", "webp"] {
         let file = encoded(format, &bytes, (23, 19), ExtendedColorType::Rgb8, None)?;
         let picture = read(directory, &file)?;
         files.push((file, picture));
@@ -253,9 +268,11 @@ fn missing_empty_and_foreign_files_and_directories_are_refused() -> Outcome {
     assert_eq!(folder.err().map(|e| e.kind()), Some(Kind::InvalidImage));
     for (bytes, says) in [
         (&b""[..], "empty"),
-        (b"x", "expected a JPEG, PNG or TIFF"),
-        (b"Not a picture, though long enough to be one.", "expected a JPEG, PNG or TIFF"),
-        (b"GIF89a\x01\0\x01\0\0\0\0;", "expected a JPEG, PNG or TIFF"),
+        (b"x", "expected a JPEG, PNG, TIFF or WebP"),
+        (b"Not a picture, though long enough to be one.", "expected a JPEG, PNG, TIFF or WebP"),
+        (b"GIF89a\x01\0\x01\0\0\0\0;", "a GIF"),
+        (b"\0\0\0\x20ftypavif\0\0\0\0", "an AVIF"),
+        (b"\0\0\0\x20ftypheic\0\0\0\0", "a HEIC"),
     ] {
         let (kind, message) = refusal(directory.path(), bytes);
         assert_eq!(kind, Some(Kind::InvalidImage), "{message}");
@@ -265,7 +282,7 @@ fn missing_empty_and_foreign_files_and_directories_are_refused() -> Outcome {
     let file = encoded("tiff", floats.as_bytes(), (4, 4), ExtendedColorType::Rgb32F, None)?;
     let (kind, message) = refusal(directory.path(), &file);
     assert_eq!(kind, Some(Kind::InvalidImage), "{message}");
-    assert!(message.contains("8 and 16 bits"), "{message}");
+    assert!(message.contains("floating-point"), "{message}");
     Ok(())
 }
 
@@ -315,5 +332,65 @@ fn a_small_file_of_a_huge_picture_is_refused_naming_size_and_limit() -> Outcome 
             assert!(message.contains("65000x65000") && message.contains(limit), "{message}");
         }
     }
+    Ok(())
+}
+
+/// An Exif block of an orientation, an author, rights, a date and a resolution of 300 x 150 pixels per inch.
+fn full_exif(orientation: u16) -> Outcome<Vec<u8>> {
+    use exif::{Field, In, Rational, Value, experimental::Writer};
+    let text = |text: &str| Value::Ascii(vec![text.as_bytes().to_vec()]);
+    let ratio = |num| Value::Rational(vec![Rational { num, denom: 10 }]);
+    let fields = [
+        (exif::Tag::Orientation, Value::Short(vec![orientation])),
+        (exif::Tag::Artist, text("Ada Lovelace")),
+        (exif::Tag::Copyright, text("(c) Ada \u{c5}")),
+        (exif::Tag::DateTimeOriginal, text("2024:02:29 12:34:56")),
+        (exif::Tag::DateTime, text("2025:01:01 00:00:00")),
+        (exif::Tag::XResolution, ratio(3000)),
+        (exif::Tag::YResolution, ratio(1500)),
+        (exif::Tag::ResolutionUnit, Value::Short(vec![2])),
+    ]
+    .map(|(tag, value)| Field { tag, ifd_num: In::PRIMARY, value });
+    let mut writer = Writer::new();
+    fields.iter().for_each(|field| writer.push_field(field));
+    let mut block = Cursor::new(Vec::new());
+    writer.write(&mut block, false)?;
+    Ok(block.into_inner())
+}
+
+#[test]
+fn author_rights_date_and_resolution_are_read_in_every_format() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let pixels = noise(3 * 16 * 8, 2);
+    for orientation in [1, 6] {
+        for format in ["png", "jpeg", "webp"] {
+            let exif = Some(full_exif(orientation)?);
+            let file = encoded(format, &pixels, (16, 8), ExtendedColorType::Rgb8, exif)?;
+            let Photo { attribution, .. } = read_photo(directory.path(), &file)?;
+            assert_eq!(attribution.artist.as_deref(), Some("Ada Lovelace"), "{format}");
+            assert_eq!(attribution.copyright.as_deref(), Some("(c) Ada \u{c5}"), "{format}");
+            assert_eq!(attribution.taken.as_deref(), Some("2024:02:29 12:34:56"), "{format}");
+            // A picture that is turned has its resolutions turned with it.
+            let expected = if orientation == 6 { [150.0, 300.0] } else { [300.0, 150.0] };
+            assert_eq!(attribution.resolution, Some(expected), "{format}");
+        }
+    }
+    let mut out = Cursor::new(Vec::new());
+    let mut tiff = tiff::encoder::TiffEncoder::new(&mut out)?;
+    let mut image = tiff.new_image::<tiff::encoder::colortype::RGB8>(16, 8)?;
+    image.encoder().write_tag(Tag::Artist, "Ada Lovelace")?;
+    image.encoder().write_tag(Tag::Copyright, "(c) Ada")?;
+    image.encoder().write_tag(Tag::DateTime, "2025:01:01 00:00:00")?;
+    image.resolution(
+        tiff::tags::ResolutionUnit::Centimeter,
+        tiff::encoder::Rational { n: 100, d: 1 },
+    );
+    image.write_data(&pixels)?;
+    let Photo { attribution, .. } = read_photo(directory.path(), &out.into_inner())?;
+    assert_eq!(attribution.artist.as_deref(), Some("Ada Lovelace"));
+    assert_eq!(attribution.copyright.as_deref(), Some("(c) Ada"));
+    assert_eq!(attribution.taken.as_deref(), Some("2025:01:01 00:00:00"));
+    let [x, y] = attribution.resolution.ok_or("no resolution")?;
+    assert!((x - 254.0).abs() < 1e-6 && (y - 254.0).abs() < 1e-6);
     Ok(())
 }

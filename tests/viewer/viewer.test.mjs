@@ -172,7 +172,7 @@ test("a picture of one's own is edited, and what is no picture is told", async (
   });
   const file = { name: "mine.png", mimeType: "image/png", buffer: Buffer.from(picture) };
   await page.getByRole("button", { name: "Edit a picture" }).click();
-  await page.getByLabel("JPEG, PNG or TIFF").setInputFiles(file);
+  await page.getByLabel("JPEG, PNG, TIFF or WebP").setInputFiles(file);
   await page.getByLabel("Strength").fill("0.25");
   await page.screenshot({ path: path.join(shots, "edit.png") });
   await page.getByRole("button", { name: "Edit", exact: true }).click();
@@ -183,9 +183,9 @@ test("a picture of one's own is edited, and what is no picture is told", async (
   assert.deepEqual(page.problems, []);
 
   await page.getByRole("button", { name: "Edit a picture" }).click();
-  await page.getByLabel("JPEG, PNG or TIFF").setInputFiles({ ...file, buffer: Buffer.from("none") });
+  await page.getByLabel("JPEG, PNG, TIFF or WebP").setInputFiles({ ...file, buffer: Buffer.from("none") });
   await page.getByRole("button", { name: "Edit", exact: true }).click();
-  await page.getByRole("alert").getByText("is not a JPEG, PNG or TIFF picture").waitFor();
+  await page.getByRole("alert").getByText("expected a JPEG, PNG, TIFF or WebP picture").waitFor();
   await page.context().close();
 });
 

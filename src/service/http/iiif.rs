@@ -108,7 +108,10 @@ fn asked(pyramid: Pyramid, region: &str, size: &str) -> Result<Part> {
     let unlisted = || Error::not_found(Resource::Tile, name);
     let size = match size {
         "max" => None,
-        _ => Some(numbers::<2>("size", size)?),
+        _ => Some(numbers::<2>("size", size).map_err(|error| {
+            let expected = "max or width,height as info.json lists them, such as 512,256";
+            Error::invalid("size", size, expected).with_source(error)
+        })?),
     };
     let all = Rect { x: 0, y: 0, width: pyramid.width, height: pyramid.height };
     let rect = match region {

@@ -633,7 +633,7 @@ export type EditPictureRequest = Message<"tessera.v1.EditPictureRequest"> & {
     case: "job";
   } | {
     /**
-     * The next bytes of a JPEG, PNG or TIFF file of at most 64 MiB and 2^25 pixels; a message has at most 64 KiB.
+     * The next bytes of a JPEG, PNG, TIFF or WebP file of at most 64 MiB and 2^25 pixels; a message has at most 64 KiB.
      *
      * @generated from field: bytes data = 2;
      */
