@@ -1,6 +1,7 @@
 //! Helpers of the integration tests: models, the built program, its server, the GPU, comparisons.
 
 pub(crate) mod command;
+pub(crate) mod differential;
 pub(crate) mod engine;
 pub(crate) mod gpu;
 pub(crate) mod parity;

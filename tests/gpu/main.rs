@@ -8,6 +8,7 @@
 #[allow(dead_code, reason = "not all helpers are for these tests")]
 #[path = "../common/mod.rs"]
 mod common;
+mod differential;
 mod engine;
 mod f16;
 mod fusion;

@@ -10,6 +10,7 @@ mod checkpoint;
 mod cli;
 mod client;
 mod cpu;
+mod differential;
 mod editing;
 mod engine;
 mod files;
