@@ -80,7 +80,7 @@ fn specs() -> Vec<JobSpec> {
 }
 
 #[tokio::test]
-async fn jobs_that_are_killed_at_any_moment_end_with_the_same_bytes() {
+async fn killed_server_finishes_jobs_with_the_same_bytes() {
     let (calm, rough) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for dir in [&calm, &rough] {
         let mut server = Server::start(dir.path(), &[]);
@@ -117,7 +117,7 @@ async fn jobs_that_are_killed_at_any_moment_end_with_the_same_bytes() {
 }
 
 #[tokio::test]
-async fn a_watcher_that_comes_back_after_a_kill_misses_nothing() {
+async fn killed_server_leaves_no_gap_for_a_watcher() {
     let dir = tempfile::tempdir().unwrap();
     let (mut seen, mut name) = (Vec::<api::JobEvent>::new(), String::new());
     for round in 0.. {
@@ -150,7 +150,7 @@ async fn a_watcher_that_comes_back_after_a_kill_misses_nothing() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_server_that_is_asked_to_stop_goes_on_at_its_next_start() {
+async fn stopped_server_resumes_at_its_next_start() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
     let mut client = server.client().await;
@@ -177,7 +177,7 @@ async fn a_server_that_is_asked_to_stop_goes_on_at_its_next_start() {
 }
 
 #[tokio::test]
-async fn a_second_server_on_the_same_directory_is_refused() {
+async fn lock_refuses_a_second_server_on_the_directory() {
     let dir = Dir::new();
     let _first = Server::start(dir.path(), &[]);
     let serve = ["serve", "--listen", "127.0.0.1:0", "--jobs", "."];
@@ -243,7 +243,7 @@ async fn damaged_files_fail_their_own_job_and_no_other() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_full_disk_is_an_answer_and_leaves_nothing() {
+async fn disk_full_is_exhausted_and_leaves_no_job() {
     let dir = tempfile::tempdir().unwrap();
     let mount = format!("mount -t tmpfs -o size=3m tmpfs {}", dir.path().display());
     let wrappers = [&["unshare", "-m"][..], &["unshare", "-Urm"]];

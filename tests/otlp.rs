@@ -87,7 +87,7 @@ impl Collector {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_hears_of_every_step_and_tile_of_a_job() {
+async fn otlp_exports_every_step_and_tile_of_a_job() {
     let collector = Collector::default();
     let url = format!("http://{}", collector.serve().await);
     let dir = tempfile::tempdir().unwrap();
@@ -114,7 +114,7 @@ async fn a_collector_hears_of_every_step_and_tile_of_a_job() {
 }
 
 #[test]
-fn an_address_that_is_none_is_named() {
+fn otlp_endpoint_that_is_invalid_is_refused() {
     let serve = ["serve", "--listen", "127.0.0.1:0", "--otlp-endpoint", "here", "--jobs", "."];
-    Dir::new().refused(&serve, &["otlp_endpoint is \"here\""]);
+    Dir::new().run(&serve).ended(2, &["otlp_endpoint is \"here\""]);
 }

@@ -50,7 +50,8 @@ pub(crate) fn together_equals_alone<O: Ops>(make: impl Fn(Arc<Weights>) -> O) {
         for &method in Sampler::ALL {
             let plan = |(seed, steps)| {
                 let spec = spec(&model, seed, TileSize::Whole, Bits::Eight);
-                Plan::new(Spec { sampler: method, steps, ..spec }, arch).unwrap()
+                let size = Spec { width: 96, height: 64, ..spec };
+                Plan::new(Spec { sampler: method, steps, ..size }, arch).unwrap()
             };
             let plans = [(1, 3), (2, 3), (3, 5)].map(plan);
             let start =

@@ -135,20 +135,30 @@ pub(crate) async fn state(client: &mut JobServiceClient<Channel>, name: &str) ->
     client.get_job(request).await.unwrap().into_inner().job.unwrap().state()
 }
 
-/// Waits until `name` is in a state that `enough` likes.
+/// Waits until `name` is in a state that `enough` accepts: looks at it after each event.
 pub(crate) async fn wait(
     client: &mut JobServiceClient<Channel>,
     name: &str,
     enough: impl Fn(JobState) -> bool,
 ) -> JobState {
-    for _ in 0..18_000 {
-        let now = state(client, name).await;
-        if enough(now) {
-            return now;
+    let request = api::WatchJobRequest {
+        name: name.to_owned(),
+        options: Some(api::StreamOptions { without_previews: true, ..Default::default() }),
+        ..Default::default()
+    };
+    let mut stream = client.watch_job(request).await.unwrap().into_inner();
+    let watching = async {
+        loop {
+            let ended = stream.message().await.unwrap().is_none();
+            let now = state(client, name).await;
+            if enough(now) {
+                return now;
+            }
+            assert!(!ended, "{name} ended as {now:?}");
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("{name} does not get on");
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(180), watching).await;
+    waited.unwrap_or_else(|_| panic!("{name} does not get on"))
 }
 
 /// The answer to a request by that `host`, headers and all.

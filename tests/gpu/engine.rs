@@ -11,13 +11,13 @@ use crate::common::{
 };
 
 #[test]
-fn steps_taken_together_are_those_taken_alone_on_the_gpu() {
+fn batched_steps_equal_single_steps_on_the_gpu() {
     let Some((_, _turn)) = gpu(Arc::default()) else { return };
     together_equals_alone(|weights| Gpu::new(None, weights).unwrap());
 }
 
 #[test]
-fn the_gpu_gives_the_cpus_picture_within_50_db_and_tiles_it_the_same() {
+fn gpu_picture_is_within_50_db_of_the_cpu_and_the_same_in_tiles() {
     let model = model("net-a");
     let Some((mut gpu, _turn)) = gpu(model.weights.clone()) else { return };
     let bits = Bits::Sixteen;

@@ -48,7 +48,7 @@ pub(super) fn cooperative() -> Option<(usize, Turn)> {
 /// in the reference but for the rounding of its factors, on grids of odd extents and on several pictures at once; layers
 /// of few channels stay f32.
 #[test]
-fn convolutions_in_f16_equal_the_reference_but_for_rounding() {
+fn f16_convolutions_equal_the_reference_within_rounding() {
     let Some((index, _lock)) = cooperative() else { return };
     let table = testing::suite(5);
     let mut gpu = Gpu::with_f16(Some(index), table.weights.clone()).unwrap();
@@ -83,7 +83,7 @@ fn convolutions_in_f16_equal_the_reference_but_for_rounding() {
 
 /// What is beyond f16 on its way into a convolution becomes the largest number of f16, and no infinity.
 #[test]
-fn values_beyond_f16_stay_finite() {
+fn f16_values_beyond_its_range_stay_finite() {
     let Some((index, _lock)) = cooperative() else { return };
     let layer = Conv2d {
         name: "layer".into(),
@@ -108,7 +108,7 @@ fn values_beyond_f16_stay_finite() {
 
 /// A picture of the default model in f16 is at least 45 dB from the one in f32, differs from it, and is the same in tiles.
 #[test]
-fn a_picture_in_f16_is_near_the_one_in_f32_and_the_same_in_tiles() {
+fn f16_picture_is_near_f32_and_the_same_in_tiles() {
     let Some((index, _lock)) = cooperative() else { return };
     let model = default_model();
     let picture = |mut gpu: Gpu, tile| -> Vec<f64> {
@@ -157,7 +157,7 @@ fn f16_is_refused_where_it_is_not_there() {
 /// Attention in f16 comes out as in the reference but for the rounding of its factors, and is of f16 where there are channels and
 /// pixels enough to fill a matrix.
 #[test]
-fn attention_in_f16_equals_the_reference_but_for_rounding() {
+fn f16_attention_equals_the_reference_within_rounding() {
     let Some((index, _lock)) = cooperative() else { return };
     let table = testing::suite(9);
     let mut gpu = Gpu::with_f16(Some(index), table.weights.clone()).unwrap();

@@ -157,7 +157,7 @@ fn network_bits<O: Ops>(o: &mut O, model: &Checkpoint, batch: usize, times: usiz
 /// What waits is right however it is read: never, once or several times, by its clone, by itself after a sum, in several
 /// sums, twice in one sum, beside another that waits.
 #[test]
-fn what_waits_is_right_however_it_is_read() {
+fn fused_results_are_right_however_they_are_read() {
     fn run<O: Ops>(o: &mut O, layers: &[Conv2d; 2]) -> Vec<Vec<f32>> {
         let shape = Shape::new(2, 3, 5, 8);
         let x = o.upload(shape, &Random::new(22).values(shape.len(), 0.5, 1.5)).unwrap();

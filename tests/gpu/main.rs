@@ -66,7 +66,7 @@ fn operators_equal_the_reference() {
 /// Every variant of the convolution comes out as in the reference, for all cases of the table and all layers of the default
 /// model and of the largest configuration, on grids of odd extents.
 #[test]
-fn every_variant_of_a_convolution_equals_the_reference() {
+fn conv2d_variants_equal_the_reference() {
     let table = testing::suite(5);
     let Some((gpu, _lock)) = gpu(Arc::default()) else { return };
     drop(gpu);
@@ -139,7 +139,7 @@ fn layer_error(gpu: &mut Gpu, reference: &mut Reference, layer: &Conv2d, shape: 
 /// Shaders that are compiled ahead, from scratch or from what an earlier device left, give the bits of those that are
 /// compiled when they are used; a file that is cut off is passed over and replaced.
 #[test]
-fn compiling_ahead_changes_no_bit() {
+fn precompiled_pipelines_change_no_bit() {
     let table = testing::suite(4);
     let Some((mut plain, _lock)) = gpu(table.weights.clone()) else { return };
     let results = |gpu: &mut Gpu| -> Vec<Vec<u32>> {
@@ -181,7 +181,7 @@ fn fixtures_match_pytorch() {
 
 /// GroupNorm and pooling keep their accuracy where the mean is a thousand times the deviation.
 #[test]
-fn means_far_from_zero_cost_no_accuracy() {
+fn norm_and_pooling_keep_accuracy_with_means_far_from_zero() {
     let norm = GroupNorm { name: "norm".into(), channels: 24, groups: 6, silu: false };
     let weights = weights(norm.params(), 5);
     let Some((mut gpu, _lock)) = gpu(weights.clone()) else { return };
@@ -336,7 +336,7 @@ fn recycled_memory_never_changes_a_result() {
 /// Downloads that are on their way at the same time give each its own values, whatever is computed meanwhile, in whatever
 /// order they are waited for, and though some are given up.
 #[test]
-fn downloads_on_their_way_keep_their_values() {
+fn downloads_in_flight_keep_their_values() {
     let Some((mut gpu, _lock)) = gpu(Arc::default()) else { return };
     let mut random = Random::new(12);
     let mut begun = Vec::new();
@@ -388,7 +388,7 @@ fn misuse_is_refused_like_the_reference() {
 
 /// Without an index the best real GPU is taken if there is one; `software` says what an adapter is.
 #[test]
-fn a_real_gpu_is_preferred() {
+fn adapter_of_a_real_gpu_is_preferred() {
     let Some((gpu, _lock)) = gpu(Arc::default()) else { return };
     let all = adapters();
     assert_eq!(gpu.adapter(), &all[best_real().unwrap_or(0)]);

@@ -33,7 +33,7 @@ fn small<'a>(more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn generate_writes_a_picture_of_the_size_asked_for_and_says_so() {
+fn generate_writes_the_size_asked_for_and_prints_it() {
     let dir = Dir::new();
     let stdout = dir.succeeds(&small(&["--seed", "7", "--out", "a.tiff"]));
     assert!(stdout.contains("a.tiff") && stdout.contains("64 x 48"), "{stdout}");
@@ -42,14 +42,14 @@ fn generate_writes_a_picture_of_the_size_asked_for_and_says_so() {
 }
 
 #[test]
-fn without_out_the_file_is_named_after_the_seed() {
+fn out_defaults_to_a_file_named_after_the_seed() {
     let dir = Dir::new();
     dir.succeeds(&small(&["--seed", "12"]));
     assert_eq!(dir.names(), ["tessera-12.tiff"]);
 }
 
 #[test]
-fn the_same_seed_gives_the_same_picture_and_another_seed_another() {
+fn seed_decides_the_picture() {
     let dir = Dir::new();
     let picture = |name: &str, args: &[&str]| {
         dir.succeeds(&small(&[args, &["--out", name]].concat()));
@@ -62,7 +62,7 @@ fn the_same_seed_gives_the_same_picture_and_another_seed_another() {
 }
 
 #[test]
-fn a_picture_is_the_same_file_whatever_the_number_of_threads() {
+fn threads_do_not_change_the_file() {
     let dir = Dir::new();
     for name in ["a.tiff", "a.png"] {
         let file = |threads: &str| {
@@ -76,7 +76,7 @@ fn a_picture_is_the_same_file_whatever_the_number_of_threads() {
 }
 
 #[test]
-fn sixteen_bits_are_written_as_such_and_agree_with_eight() {
+fn bits_16_agree_with_bits_8() {
     let dir = Dir::new();
     for (bits, name) in [("8", "8.png"), ("16", "16.png"), ("16", "16.tiff")] {
         dir.succeeds(&small(&["--bits", bits, "--out", name]));
@@ -92,7 +92,7 @@ fn sixteen_bits_are_written_as_such_and_agree_with_eight() {
 }
 
 #[test]
-fn a_batch_is_numbered_and_its_pictures_are_those_of_its_seeds() {
+fn count_numbers_files_and_seeds() {
     let dir = Dir::new();
     dir.succeeds(&small(&["--seed", "5", "--count", "3", "--out", "out.png"]));
     assert_eq!(dir.names(), ["out-0001.png", "out-0002.png", "out-0003.png"]);
@@ -128,7 +128,7 @@ fn json_events_are_complete_numbered_and_alone_on_standard_output() {
 }
 
 #[test]
-fn the_file_says_what_it_was_made_from() {
+fn metadata_names_model_seed_and_sampler() {
     let dir = Dir::new();
     let args = small(&["--seed", "41", "--sampler", "ddim", "--json", "--out", "a.tiff"]);
     let events = events(&dir.succeeds(&args));
@@ -142,7 +142,7 @@ fn the_file_says_what_it_was_made_from() {
 }
 
 #[test]
-fn away_from_a_terminal_progress_is_plain_lines_on_standard_error() {
+fn progress_without_a_terminal_is_plain_lines_on_standard_error() {
     let dir = Dir::new();
     let ran = dir.run(&small(&["--out", "a.tiff"]));
     let (stdout, stderr) = (&ran.stdout, &ran.stderr);
@@ -170,7 +170,7 @@ fn flags_take_precedence_over_the_environment() {
 }
 
 #[test]
-fn impossible_numbers_are_refused_with_field_value_limit_and_nearest() {
+fn flags_out_of_range_are_refused_with_field_value_limit_and_nearest() {
     let dir = Dir::new();
     let largest_seed = u64::MAX.to_string();
     let cases: &[(&[&str], &[&str])] = &[
@@ -204,7 +204,7 @@ fn impossible_numbers_are_refused_with_field_value_limit_and_nearest() {
 }
 
 #[test]
-fn an_output_that_can_not_be_written_is_refused_before_the_work() {
+fn output_that_can_not_be_written_is_refused_before_the_work() {
     let dir = Dir::new();
     fs::write(dir.join("file"), "").unwrap();
     fs::create_dir(dir.join("directory.tiff")).unwrap();
@@ -226,7 +226,7 @@ fn an_output_that_can_not_be_written_is_refused_before_the_work() {
 }
 
 #[test]
-fn a_batch_checks_every_output_before_the_first_picture() {
+fn count_checks_every_output_before_the_first_picture() {
     let dir = Dir::new();
     fs::create_dir(dir.join("a-0002.tiff")).unwrap();
     dir.refused(&small(&["--count", "2", "--out", "a.tiff"]), &["a-0002.tiff"]);
@@ -234,7 +234,7 @@ fn a_batch_checks_every_output_before_the_first_picture() {
 
 #[cfg(unix)]
 #[test]
-fn a_full_disk_is_an_error_that_leaves_nothing_behind() {
+fn disk_full_is_an_error_that_leaves_no_file() {
     let dir = Dir::new();
     // 64 x 48 pixels need 9216 bytes of working space, more than the first limit; 16 x 16 need 768, which fits the
     // second, but the file with its profile and its metadata does not.
@@ -252,7 +252,7 @@ fn a_full_disk_is_an_error_that_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_file_that_was_there_survives_a_failure_and_is_replaced_by_a_success() {
+fn out_that_exists_survives_a_failure_and_is_replaced_by_a_success() {
     let dir = Dir::new();
     let path = dir.join("a.png");
     fs::write(&path, "before").unwrap();
@@ -276,7 +276,7 @@ fn changed(name: &str, change: impl FnOnce(&mut Value)) -> Vec<u8> {
 }
 
 #[test]
-fn a_checkpoint_that_is_missing_truncated_or_mismatched_is_refused() {
+fn model_missing_truncated_or_mismatched_is_refused() {
     let dir = Dir::new();
     let whole = fs::read(fixture("net-a.safetensors")).unwrap();
     let rename = |header: &mut Value| {
@@ -313,7 +313,7 @@ fn a_checkpoint_that_is_missing_truncated_or_mismatched_is_refused() {
 }
 
 #[test]
-fn a_picture_that_can_not_be_read_is_refused() {
+fn input_that_can_not_be_read_is_refused() {
     let dir = Dir::new();
     dir.succeeds(&small(&["--out", "whole.png"]));
     let whole = fs::read(dir.join("whole.png")).unwrap();
@@ -411,7 +411,7 @@ fn devices_lists_the_cpu_and_marks_one_device() {
 
 /// On a machine without a desktop no driver's complaint about that is in what is printed.
 #[test]
-fn a_machine_without_a_desktop_is_nothing_to_complain_of() {
+fn devices_prints_no_driver_warning_without_a_desktop() {
     let dir = Dir::new();
     let mut command = dir.command();
     command.arg("devices").env_remove("XDG_RUNTIME_DIR").env_remove("NODEVICE_SELECT");
@@ -421,7 +421,7 @@ fn a_machine_without_a_desktop_is_nothing_to_complain_of() {
 }
 
 #[test]
-fn a_gpu_that_is_not_there_is_an_error_that_names_what_is() {
+fn gpu_index_out_of_range_lists_the_adapters() {
     let dir = Dir::new();
     dir.fails(&small(&["--device", "gpu:99"]), 1, &["99", "found"]);
 }
@@ -429,7 +429,7 @@ fn a_gpu_that_is_not_there_is_an_error_that_names_what_is() {
 /// What was compiled for a GPU lies in the folder that was asked for, nowhere with "none", else in the user's cache folder; a
 /// damaged file changes no pixel and is replaced.
 #[test]
-fn a_gpus_cache_lies_where_it_was_asked_for() {
+fn gpu_cache_lies_in_the_folder_asked_for() {
     let Some((adapter, _turn)) = any_adapter() else { return };
     if adapter.backend != "Vulkan" {
         return println!("skipped: only Vulkan drivers let out what they compiled");
@@ -464,7 +464,7 @@ fn a_gpus_cache_lies_where_it_was_asked_for() {
 /// bf16 is used when asked for and there, said in the picture's receipt, and refused where it is not there; `auto` takes what is
 /// faster; f16 is not for the CPU.
 #[test]
-fn the_precision_is_a_choice_that_the_receipt_names() {
+fn precision_is_named_in_the_metadata() {
     let dir = Dir::new();
     let picture = |precision: &str| {
         let flags = ["--device", "cpu", "--precision", precision, "--out", "a.tiff"];
@@ -487,7 +487,7 @@ fn the_precision_is_a_choice_that_the_receipt_names() {
 }
 
 #[test]
-fn failures_too_are_events() {
+fn json_has_an_event_for_failures() {
     let dir = Dir::new();
     let events = events(&dir.run(&small(&["--tile", "1", "--json"])).stdout);
     let last = events.last().unwrap();
@@ -497,7 +497,7 @@ fn failures_too_are_events() {
 
 #[cfg(unix)]
 #[test]
-fn interrupted_work_ends_with_130_and_leaves_nothing_behind() {
+fn signals_end_with_exit_code_130_and_leave_no_file() {
     for signal in ["-INT", "-TERM"] {
         let dir = Dir::new();
         let mut command = dir.command();

@@ -57,7 +57,7 @@ async fn fails(stub: Arc<Stub>, name: &str, out: &str) -> Error {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_is_cut_and_a_damaged_tile_end_with_the_same_bytes() {
+async fn fetch_over_cut_streams_and_a_damaged_tile_gives_the_same_bytes() {
     for (bits, out) in [(Bits::Eight, "a.tiff"), (Bits::Sixteen, "a.tif"), (Bits::Sixteen, "a.png")]
     {
         let made = Made::new(700, 520, bits);
@@ -85,7 +85,7 @@ async fn a_stream_that_is_cut_and_a_damaged_tile_end_with_the_same_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_break_in_the_middle_of_a_tile_end_with_the_same_bytes() {
+async fn fetch_over_broken_connections_gives_the_same_bytes() {
     let made = Made::new(700, 520, Bits::Sixteen);
     let stub = Arc::new(Stub::new(&made, made.events()));
     // Two tiles and a half.
@@ -104,7 +104,7 @@ async fn connections_that_break_in_the_middle_of_a_tile_end_with_the_same_bytes(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_can_not_get_better_is_given_up_at_once() {
+async fn retry_does_not_repeat_permanent_failures() {
     let made = Made::new(200, 130, Bits::Eight);
     let stub = || Stub::new(&made, made.events());
 
@@ -155,7 +155,7 @@ async fn what_can_not_get_better_is_given_up_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stays_away_is_given_up() {
+async fn retry_ends_after_the_time_limit() {
     let made = Made::new(200, 130, Bits::Eight);
     let give_up = Duration::from_millis(200);
     let dir = tempfile::tempdir().unwrap();
@@ -174,7 +174,7 @@ async fn a_server_that_stays_away_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_job_that_ends_badly_says_why_and_leaves_nothing() {
+async fn fetch_of_a_failed_job_gives_its_reason_and_no_file() {
     let made = Made::new(200, 130, Bits::Eight);
     let end = |event: Event| {
         let mut events = made.events();
@@ -190,7 +190,7 @@ async fn a_job_that_ends_badly_says_why_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fetch_that_is_dropped_leaves_nothing() {
+async fn fetch_that_is_dropped_leaves_no_file() {
     let made = Made::new(700, 520, Bits::Eight);
     let mut events = made.events();
     events.truncate(12);
@@ -207,7 +207,7 @@ async fn a_fetch_that_is_dropped_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watch_from_behind_the_end_is_over() {
+async fn watch_after_the_last_event_ends_at_once() {
     let made = Made::new(200, 130, Bits::Eight);
     let stub = Arc::new(Stub::new(&made, made.events()));
     let last = stub.events.len() as u64;
@@ -221,7 +221,7 @@ async fn a_watch_from_behind_the_end_is_over() {
 }
 
 #[test]
-fn fetch_is_generate_to_the_byte() {
+fn fetch_gives_the_bytes_of_generate() {
     let jobs = tempfile::tempdir().unwrap();
     let server = Server::start(jobs.path(), &[]);
     let dir = Dir::new().with_server(&server.url);
@@ -270,7 +270,7 @@ fn fetch_is_generate_to_the_byte() {
 }
 
 #[test]
-fn fetch_outlives_the_server_and_ends_with_the_same_bytes() {
+fn fetch_survives_server_restarts_with_the_same_bytes() {
     let jobs = tempfile::tempdir().unwrap();
     let mut server = Server::start(jobs.path(), &[]);
     let address = |server: &Server| server.url.trim_start_matches("http://").parse().unwrap();
@@ -356,7 +356,7 @@ fn jobs_are_submitted_once_watched_listed_cancelled_and_deleted() {
 }
 
 #[test]
-fn bad_flags_are_named_and_an_absent_server_too() {
+fn flags_that_are_invalid_and_absent_servers_are_named() {
     let nobody = Dir::new().with_server("http://127.0.0.1:9");
     nobody.fails(&["jobs"], 1, &["http://127.0.0.1:9", "unavailable", "refused"]);
     nobody.fails(&["jobs", "--server", "here"], 2, &["server", "here", "http://"]);
@@ -390,7 +390,7 @@ fn bad_flags_are_named_and_an_absent_server_too() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_leaves_nothing_behind() {
+fn fetch_that_is_interrupted_leaves_no_file() {
     let jobs = tempfile::tempdir().unwrap();
     let server = Server::start(jobs.path(), &[]);
     let dir = Dir::new().with_server(&server.url);
@@ -413,7 +413,7 @@ fn ctrl_c_leaves_nothing_behind() {
 }
 
 #[test]
-fn tls_client_certificates_and_tokens_are_shown_to_who_asks_for_them() {
+fn tls_client_certificates_and_tokens_are_presented() {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     use sha2::Digest as _;
 

@@ -35,7 +35,7 @@ fn strangers(jobs: &std::path::Path) -> Vec<String> {
 /// Strength 0 gives the picture as the AutoEncoder keeps it, whatever the seed; more strength, more of it is new. A server that
 /// is killed meanwhile goes on to the same end.
 #[tokio::test]
-async fn a_picture_that_is_sent_is_edited_as_much_as_asked_for() {
+async fn edit_strength_decides_how_much_changes() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start(dir.path(), &[]);
     let file = png(3, 149, 67);
@@ -89,7 +89,7 @@ fn violation(status: &Status) -> String {
 }
 
 #[tokio::test]
-async fn bad_pictures_are_refused_and_leave_nothing_behind() {
+async fn edit_refuses_bad_pictures_and_leaves_no_upload() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
     let mut client = server.client().await;

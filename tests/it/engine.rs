@@ -97,7 +97,7 @@ fn tiled_equals_whole<O: Ops>(
 }
 
 #[test]
-fn a_preview_looks_at_its_level_and_coarser_ones() {
+fn preview_depends_on_its_level_and_coarser_ones() {
     let model = model("net-a");
     let arch = &model.arch;
     let mut ops = Cpu::new(model.weights.clone());
@@ -122,7 +122,7 @@ fn a_preview_looks_at_its_level_and_coarser_ones() {
 }
 
 #[test]
-fn tiled_decode_is_the_whole_decode_bit_for_bit_on_the_reference() {
+fn tiled_decode_equals_the_whole_bit_for_bit_on_the_reference() {
     // Grids of odd sides; pictures that end within a latent's pixel; tiles that do not divide them.
     tiled_equals_whole("net-a", &[(208, 144), (149, 67)], Reference::new);
     tiled_equals_whole("net-b", &[(108, 76), (131, 70)], Reference::new);
@@ -130,14 +130,14 @@ fn tiled_decode_is_the_whole_decode_bit_for_bit_on_the_reference() {
 }
 
 #[test]
-fn tiled_decode_is_the_whole_decode_bit_for_bit_on_the_cpu() {
+fn tiled_decode_equals_the_whole_bit_for_bit_on_the_cpu() {
     tiled_equals_whole("net-a", &[(656, 304), (149, 67), (16, 16)], Cpu::new);
     tiled_equals_whole("net-b", &[(140, 76), (131, 70), (4, 4)], Cpu::new);
     tiled_equals_whole("net-c", &[(560, 272), (201, 111), (16, 16)], Cpu::new);
 }
 
 #[test]
-fn tiled_decode_is_the_whole_decode_bit_for_bit_in_bf16() {
+fn tiled_decode_equals_the_whole_bit_for_bit_in_bf16() {
     let bf16 = Kernels::ALL.iter().copied().filter(|kernels| kernels.is_bf16());
     for kernels in bf16.filter(|kernels| kernels.available()) {
         let cpu = |weights| Cpu::with_kernels(weights, kernels).unwrap();
@@ -148,7 +148,7 @@ fn tiled_decode_is_the_whole_decode_bit_for_bit_in_bf16() {
 
 /// The whole way from a seed to a picture, where the CPU has bf16: 45 dB from f32 or better.
 #[test]
-fn a_picture_in_bf16_is_within_45_db_of_the_one_in_f32() {
+fn bf16_picture_is_within_45_db_of_f32() {
     let Some(kernels) = Kernels::best(true) else { return eprintln!("this CPU has no bf16") };
     for net in ["net-a", "net-c"] {
         let model = model(net);
@@ -163,7 +163,7 @@ fn a_picture_in_bf16_is_within_45_db_of_the_one_in_f32() {
 }
 
 #[test]
-fn every_tile_size_gives_the_same_file_of_pixels() {
+fn tile_size_does_not_change_a_pixel() {
     let model = model("net-a");
     for bits in [Bits::Eight, Bits::Sixteen] {
         let expected = generate(&model, spec(&model, 3, TileSize::Whole, bits));
@@ -176,7 +176,7 @@ fn every_tile_size_gives_the_same_file_of_pixels() {
 }
 
 #[test]
-fn the_seed_decides_and_nothing_else_does() {
+fn seed_alone_decides_the_picture() {
     let model = model("net-c");
     for &method in Sampler::ALL {
         let picture = |seed| {
@@ -189,7 +189,7 @@ fn the_seed_decides_and_nothing_else_does() {
 }
 
 #[test]
-fn steps_taken_together_are_those_taken_alone_on_the_cpu() {
+fn batched_steps_equal_single_steps_on_the_cpu() {
     together_equals_alone(Reference::new);
     for kernels in Kernels::ALL.iter().copied().filter(|kernels| kernels.available()) {
         together_equals_alone(|weights| Cpu::with_kernels(weights, kernels).unwrap());
@@ -197,7 +197,7 @@ fn steps_taken_together_are_those_taken_alone_on_the_cpu() {
 }
 
 #[test]
-fn the_interpreters_agree_on_the_latents() {
+fn latents_of_cpu_and_reference_agree() {
     let model = model("net-a");
     let plan = Plan::new(spec(&model, 9, TileSize::Whole, Bits::Eight), &model.arch).unwrap();
     let (mut silent, cancel) = (|_: Event| {}, Cancel::default());
@@ -217,7 +217,7 @@ fn the_interpreters_agree_on_the_latents() {
 
 /// With strength 0 a picture comes out as it is reconstructed, but for the rounding of two changes of scale; tiles don't show.
 #[test]
-fn an_edit_of_strength_0_is_a_reconstruction() {
+fn edit_of_strength_0_is_a_reconstruction() {
     let model = model("net-a");
     let (width, height) = (149, 67);
     let samples = Random::new(4).values(3 * width * height, 0.0, 0.5);
@@ -254,7 +254,7 @@ fn an_edit_of_strength_0_is_a_reconstruction() {
 }
 
 #[test]
-fn events_tell_every_step_level_and_tile_once_and_in_order() {
+fn events_report_every_step_level_and_tile_once_in_order() {
     let model = model("net-a");
     let plan = Plan::new(spec(&model, 1, TileSize::Pixels(64), Bits::Eight), &model.arch).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -303,7 +303,7 @@ fn cancelled(when: impl Fn(&Event) -> bool) -> (Result<PixelBuffer, Error>, Vec<
 }
 
 #[test]
-fn cancelling_ends_the_work_between_two_steps_or_tiles() {
+fn cancel_ends_between_two_steps_or_tiles() {
     let step = cancelled(|event| matches!(event, Event::Step { step: 2, .. }));
     let tile = cancelled(|event| matches!(event, Event::Tile { tile: 3, .. }));
     for (outcome, after) in [step, tile] {
@@ -340,7 +340,7 @@ fn tiles_cover_every_pixel_once_and_read_only_the_grid() {
 }
 
 #[test]
-fn the_memory_of_a_tile_does_not_grow_with_the_picture() {
+fn tile_memory_does_not_grow_with_the_picture() {
     let arch = model("net-a").arch;
     let window = |width, height| {
         Tiling::new(&arch, width, height, TileSize::Pixels(256)).unwrap().largest_window()
@@ -349,7 +349,7 @@ fn the_memory_of_a_tile_does_not_grow_with_the_picture() {
 }
 
 #[test]
-fn encoding_an_odd_size_is_encoding_it_with_its_edges_repeated() {
+fn encode_pads_odd_sizes_by_repeating_edges() {
     let model = model("net-a");
     let mut random = Random::new(8);
     let samples = random.values(37 * 21 * 3, 0.0, 0.5);
@@ -391,7 +391,7 @@ fn psnr_is_infinite_for_equal_pictures_and_right_for_known_errors() {
 }
 
 #[test]
-fn a_file_of_latents_gives_back_what_was_written() {
+fn latent_file_reads_back_what_was_written() {
     let model = model("net-a");
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("latents.safetensors");
@@ -402,7 +402,7 @@ fn a_file_of_latents_gives_back_what_was_written() {
 }
 
 #[test]
-fn weights_that_overflow_are_an_error_and_not_a_picture() {
+fn overflow_is_an_error_and_not_a_picture() {
     let mut model = model("net-a");
     let mut weights = Weights::clone(&model.weights);
     let (name, mut param) = weights

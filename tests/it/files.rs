@@ -133,7 +133,7 @@ const SIZES: [(u32, u32); 7] =
 type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
 
 #[test]
-fn every_pixel_of_every_tiff_level_comes_back() -> Outcome {
+fn tiff_levels_read_back_every_pixel() -> Outcome {
     let directory = tempfile::tempdir()?;
     for (width, height) in SIZES {
         for bits in [Bits::Eight, Bits::Sixteen] {
@@ -167,7 +167,7 @@ fn every_pixel_of_every_tiff_level_comes_back() -> Outcome {
 }
 
 #[test]
-fn every_pixel_of_a_png_comes_back() -> Outcome {
+fn png_reads_back_every_pixel() -> Outcome {
     let directory = tempfile::tempdir()?;
     for (width, height) in SIZES {
         for bits in [Bits::Eight, Bits::Sixteen] {
@@ -188,7 +188,7 @@ fn every_pixel_of_a_png_comes_back() -> Outcome {
 }
 
 #[test]
-fn tiff_tags_tell_program_time_profile_and_receipt() -> Outcome {
+fn tiff_tags_hold_program_time_profile_and_metadata() -> Outcome {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("picture.tif");
     image_out::write(&path, &Picture::new(600, 300, Bits::Eight).source()?, &metadata())?;
@@ -211,7 +211,7 @@ fn tiff_tags_tell_program_time_profile_and_receipt() -> Outcome {
 }
 
 #[test]
-fn png_chunks_tell_program_time_colours_and_receipt() -> Outcome {
+fn png_chunks_hold_program_time_colours_and_metadata() -> Outcome {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("picture.PNG");
     image_out::write(&path, &Picture::new(10, 10, Bits::Eight).source()?, &metadata())?;
@@ -226,7 +226,7 @@ fn png_chunks_tell_program_time_colours_and_receipt() -> Outcome {
 }
 
 #[test]
-fn the_bytes_of_a_file_do_not_depend_on_the_number_of_threads() -> Outcome {
+fn threads_do_not_change_the_bytes_of_a_file() -> Outcome {
     let directory = tempfile::tempdir()?;
     let picture = Picture::new(1500, 700, Bits::Eight);
     let mut files = Vec::new();
@@ -279,7 +279,7 @@ fn names(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 #[test]
-fn a_failure_midway_leaves_no_file_and_keeps_the_old_one() -> Outcome {
+fn failure_midway_leaves_no_file_and_keeps_the_old_one() -> Outcome {
     let directory = tempfile::tempdir()?;
     for (name, left) in [("picture.tiff", 70), ("picture.png", 1500)] {
         let path = directory.path().join(name);
@@ -305,7 +305,7 @@ fn a_failure_midway_leaves_no_file_and_keeps_the_old_one() -> Outcome {
 }
 
 #[test]
-fn an_output_that_can_not_be_written_is_refused_before_the_work() -> Outcome {
+fn output_that_can_not_be_written_is_refused_before_the_work() -> Outcome {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("new.tiff");
     store::preflight(&path)?;
@@ -369,7 +369,7 @@ fn new_files_obey_the_umask_and_links_are_followed() -> Outcome {
 const FULL_DIRECTORY: &str = "TESSERA_TEST_FULL_DIRECTORY";
 
 #[test]
-#[ignore = "run by full_disks_are_errors, in a directory that has room for less than 1 MiB"]
+#[ignore = "run by disk_full_is_an_error, in a directory that has room for less than 1 MiB"]
 fn in_a_full_directory() -> Outcome {
     let directory = PathBuf::from(std::env::var_os(FULL_DIRECTORY).ok_or("no directory")?);
     let (path, old) = (directory.join("new.tiff"), directory.join("old.png"));
@@ -411,7 +411,7 @@ fn run_in_full_directory(wrapper: &[&str], shell: &str, directory: &Path) -> Out
 
 #[cfg(unix)]
 #[test]
-fn full_disks_are_errors() -> Outcome {
+fn disk_full_is_an_error() -> Outcome {
     // The system's limit on the length of a file: 1024 blocks of 512 or 1024 bytes.
     let directory = tempfile::tempdir()?;
     run_in_full_directory(&[], "trap '' XFSZ; ulimit -f 1024", directory.path())?;

@@ -151,7 +151,7 @@ fn halved(from: &image::RgbImage) -> image::RgbImage {
 }
 
 #[tokio::test]
-async fn every_tile_of_every_level_is_the_finished_picture() {
+async fn tiles_of_every_level_are_the_finished_picture() {
     let cases = [
         ("net-a", 528, 304, TileSize::Pixels(100), Bits::Eight),
         ("net-a", 272, 528, TileSize::Whole, Bits::Sixteen),
@@ -195,7 +195,7 @@ async fn every_tile_of_every_level_is_the_finished_picture() {
 }
 
 #[tokio::test]
-async fn a_queued_picture_is_transparent_and_never_cached() {
+async fn queued_picture_is_transparent_and_never_cached() {
     let site = Site::open("net-a", Vec::new());
     let job = site.create(528, 304, TileSize::Pixels(64), Bits::Eight);
     for (tile, size) in [("10/2_1", (16, 48)), ("8/0_0", (132, 76)), ("0/0_0", (1, 1))] {
@@ -224,7 +224,7 @@ async fn a_queued_picture_is_transparent_and_never_cached() {
 }
 
 #[tokio::test]
-async fn a_half_decoded_picture_shows_what_is_done_and_the_preview_elsewhere() {
+async fn half_decoded_picture_shows_finished_tiles_and_the_preview_elsewhere() {
     let site = Site::open("net-a", cpu());
     let job = site.create(1040, 528, TileSize::Pixels(64), Bits::Eight);
     until(&job, |job| job.snapshot().tiles_done >= 3).await;
@@ -353,7 +353,7 @@ async fn iiif_serves_what_it_lists() {
 }
 
 #[tokio::test]
-async fn pages_of_other_hosts_may_read_tiles_where_everybody_may_and_nothing_else() {
+async fn cors_lets_other_pages_read_public_tiles_only() {
     let site = Site::open("net-a", Vec::new());
     let job = site.create(96, 64, TileSize::Pixels(64), Bits::Eight);
     let base = format!("/jobs/{}", job.id);
@@ -383,7 +383,7 @@ async fn pages_of_other_hosts_may_read_tiles_where_everybody_may_and_nothing_els
 }
 
 #[tokio::test]
-async fn downloads_are_the_files_and_go_on_where_they_broke() {
+async fn downloads_are_the_files_and_resume() {
     let site = Site::open("net-a", cpu());
     let job = site.create(208, 144, TileSize::Pixels(64), Bits::Sixteen);
     finished(&job).await;
@@ -421,7 +421,7 @@ async fn downloads_are_the_files_and_go_on_where_they_broke() {
 }
 
 #[tokio::test]
-async fn hostile_addresses_get_a_short_answer() {
+async fn hostile_paths_get_a_short_answer() {
     let site = Site::open("net-a", Vec::new());
     let job = site.create(96, 64, TileSize::Pixels(64), Bits::Eight);
     let id = &job.id;
@@ -458,7 +458,7 @@ async fn hostile_addresses_get_a_short_answer() {
 }
 
 #[tokio::test]
-async fn the_viewer_comes_whole_and_names_no_other_host() {
+async fn viewer_is_complete_and_names_no_other_host() {
     let site = Site::open("net-a", Vec::new());
     for (path, kind) in [
         ("/", "text/html"),

@@ -253,7 +253,7 @@ fn evaluations_are_as_stated() {
 
 /// An error of the denoiser or of the observer ends the sampling and is handed on.
 #[test]
-fn errors_are_handed_on() {
+fn errors_of_the_denoiser_are_returned() {
     struct Broken;
     impl Denoise for Broken {
         fn denoise(&mut self, _: &[NoisyLatents<'_>]) -> Result<Vec<Vec<Latent>>> {

@@ -16,7 +16,7 @@ use crate::common::{
 };
 
 #[tokio::test]
-async fn a_small_job_is_not_stuck_behind_large_ones() {
+async fn small_job_finishes_before_large_ones() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &["--active", "2"]);
     let mut client = server.client().await;
@@ -42,7 +42,7 @@ async fn a_small_job_is_not_stuck_behind_large_ones() {
 
 /// Equal small jobs share runs of the network; each gets the picture that it gets alone.
 #[tokio::test]
-async fn small_jobs_of_one_size_take_their_steps_together() {
+async fn batching_small_jobs_changes_no_pixel() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &["--active", "4"]);
     let mut client = server.client().await;
@@ -74,7 +74,7 @@ async fn small_jobs_of_one_size_take_their_steps_together() {
 /// A server of two models makes with each what a server of that one makes, also by steps that equal jobs take together; and
 /// what can't be finished any more fails.
 #[tokio::test]
-async fn several_models_are_served_side_by_side() {
+async fn models_are_served_side_by_side() {
     let other = fixture("net-c.safetensors");
     let other = ["--model", other.to_str().unwrap()];
     let (dir, alone) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -122,7 +122,7 @@ async fn several_models_are_served_side_by_side() {
 }
 
 #[tokio::test]
-async fn tiles_in_the_viewport_come_first() {
+async fn viewport_tiles_come_first() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
     let mut client = server.client().await;
@@ -142,7 +142,7 @@ async fn tiles_in_the_viewport_come_first() {
 }
 
 #[tokio::test]
-async fn a_deadline_that_passes_fails_the_job() {
+async fn deadline_that_passes_fails_the_job() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
     let mut client = server.client().await;
@@ -155,7 +155,7 @@ async fn a_deadline_that_passes_fails_the_job() {
 }
 
 #[tokio::test]
-async fn a_quote_says_what_admission_goes_by() {
+async fn quote_equals_what_admission_uses() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &["--memory", "1"]);
     let mut client = server.client().await;
@@ -183,7 +183,7 @@ async fn a_quote_says_what_admission_goes_by() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_exhausted_and_later_has_room() {
+async fn queue_full_is_exhausted_and_later_has_room() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &["--queue", "2", "--active", "1"]);
     let mut client = server.client().await;
@@ -208,7 +208,7 @@ async fn a_full_queue_is_exhausted_and_later_has_room() {
 /// A GPU works on the next tile before the last one's pixels are taken from it, also when that is another job's: each job gets
 /// its own tiles, every one, and they are those of the CPU.
 #[tokio::test]
-async fn jobs_that_share_a_gpu_get_their_own_tiles() {
+async fn gpu_shared_by_jobs_gives_each_its_own_tiles() {
     let Some((_, _turn)) = any_adapter() else { return };
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = Server::start(dir.path(), &["--device", "gpu", "--active", "3"]);

@@ -328,11 +328,17 @@ mod tests {
         ops::{Domain, weights::Param},
     };
 
-    /// The best adapter with `weights`, or None and a message. `tests/gpu` fails without an adapter if one is required.
+    /// The best adapter with `weights`, or None and a message; without an adapter a failure if `TESSERA_REQUIRE_GPU` is 1, as
+    /// `tests/common/gpu.rs`.
     pub(super) fn gpu(weights: Arc<Weights>) -> Option<Gpu> {
         if !adapters().is_empty() {
             return Some(Gpu::new(None, weights).unwrap());
         }
+        let required = std::env::var("TESSERA_REQUIRE_GPU").is_ok_and(|v| v == "1");
+        assert!(
+            !required,
+            "TESSERA_REQUIRE_GPU=1, but this machine has no Vulkan, Metal or DX12 adapter"
+        );
         println!("skipped: no Vulkan, Metal or DX12 adapter on this machine");
         None
     }
