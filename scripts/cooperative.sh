@@ -3,7 +3,9 @@
 # lavapipe), which has matrices of 8x8. The driver is in a chroot under target/ that is made once. Needs root on Debian.
 # Where the archive, the chroot or the driver is not available the script prints "skipped" with the reason and succeeds;
 # a failed test is a failure.
-#   scripts/cooperative.sh [NAME OF TESTS]
+#   scripts/cooperative.sh [NAME OF TESTS]   runs the tests
+#   scripts/cooperative.sh prepare           makes the chroot only
+# CARGO_FLAGS has other flags of cargo than --release --locked, so that a build of the same flags is used.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=${CARGO_TARGET_DIR:-target}/cooperative
@@ -31,6 +33,7 @@ if [ ! -e "$root/complete" ]; then
     sid "$root" "${mirror:-http://deb.debian.org/debian}" || { rm -rf "$root"; skip "Debian sid is not available"; }
   touch "$root/complete"
 fi
+[ "${1:-}" != prepare ] || exit 0
 
 in_chroot() {
   local driver
@@ -47,7 +50,8 @@ in_chroot vulkaninfo 2>/dev/null >"$root/vulkaninfo.txt" || skip "sid's Vulkan d
 grep -q VK_KHR_cooperative_matrix "$root/vulkaninfo.txt" || skip "sid's Vulkan driver has no cooperative matrices"
 sed -n 's/^\s*driverInfo\s*= /driver: /p' "$root/vulkaninfo.txt" | head -n 1
 
-program=$(cargo test --release --locked --test gpu --no-run --message-format=json |
+read -ra flags <<<"${CARGO_FLAGS:---release --locked}"
+program=$(cargo test "${flags[@]}" --test gpu --no-run --message-format=json |
   sed -n 's|.*"executable":"\([^"]*/gpu-[^"]*\)".*|\1|p')
 cp "$program" "$root/gpu-tests"
 in_chroot TESSERA_REQUIRE_GPU=1 TESSERA_REQUIRE_COOPERATIVE=1 /gpu-tests --nocapture "$@"
