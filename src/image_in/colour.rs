@@ -198,7 +198,7 @@ impl ToSrgb {
             rgb.chunks_exact_mut(3).for_each(|rgb| black.compensate(rgb));
         }
         // Colours that sRGB can't show are clipped; a value that is no number becomes 0.
-        rgb.iter_mut().for_each(|value| *value = value.max(0.0).min(1.0));
+        rgb.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
         Ok(())
     }
 }
@@ -264,7 +264,7 @@ const D50: [f32; 3] = [0.964_22, 1.0, 0.825_21];
 
 /// XYZ under D50 to linear sRGB, by the Bradford transform (Lindbloom, "RGB/XYZ Matrices").
 const TO_RGB: [[f32; 3]; 3] = [
-    [3.133_856_1, -1.616_866_7, -0.490_614_6],
+    [3.133_856, -1.616_866_7, -0.490_614_6],
     [-0.978_768_4, 1.916_141_5, 0.033_454],
     [0.071_945_3, -0.228_991_4, 1.405_242_7],
 ];

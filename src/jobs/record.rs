@@ -49,6 +49,7 @@ impl Record {
 /// An event of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "the first record of a job alone is large")]
 pub enum Event {
     /// The job was queued. Always the first record; it describes the job completely.
     Queued {

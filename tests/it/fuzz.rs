@@ -171,7 +171,7 @@ fn uploads_are_received_without_a_panic() {
         ..Default::default()
     };
     let upload = |picture: &Vec<u8>| {
-        let parts = picture.chunks(300).map(|part| Part::Data(part.to_vec().into()));
+        let parts = picture.chunks(300).map(|part| Part::Data(part.to_vec()));
         let parts = std::iter::once(Part::Job(order.clone())).chain(parts);
         parts
             .flat_map(|part| {

@@ -207,9 +207,14 @@ async fn queue_full_is_exhausted_and_later_has_room() {
 
 /// A GPU works on the next tile before the last one's pixels are taken from it, also when that is another job's: each job gets
 /// its own tiles, every one, and they are those of the CPU.
-#[tokio::test]
-async fn gpu_shared_by_jobs_gives_each_its_own_tiles() {
+#[test]
+fn gpu_shared_by_jobs_gives_each_its_own_tiles() {
     let Some((_, _turn)) = any_adapter() else { return };
+    tokio::runtime::Runtime::new().unwrap().block_on(shared_gpu());
+}
+
+/// The test above, while the caller holds the GPU.
+async fn shared_gpu() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = Server::start(dir.path(), &["--device", "gpu", "--active", "3"]);
     let (mut client, mut jobs) = (server.client().await, Vec::new());
