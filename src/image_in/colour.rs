@@ -198,7 +198,8 @@ impl ToSrgb {
             rgb.chunks_exact_mut(3).for_each(|rgb| black.compensate(rgb));
         }
         // Colours that sRGB can't show are clipped; a value that is no number becomes 0.
-        rgb.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
+        let clipped = |value: f32| if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) };
+        rgb.iter_mut().for_each(|value| *value = clipped(*value));
         Ok(())
     }
 }
