@@ -89,10 +89,10 @@ mod tests {
         {
             assert_eq!(Attribution::date(not_a_date), None, "{not_a_date}");
         }
-        assert_eq!(
-            Attribution::pixels_per_inch([254.0, 508.0], 1.0 / 2.54),
-            Some([645.16, 1290.32])
-        );
+        assert_eq!(Attribution::pixels_per_inch([254.0, 508.0], 0.5), Some([508.0, 1016.0]));
+        // Per centimetre, to the rounding of two divisions.
+        let [x, y] = Attribution::pixels_per_inch([100.0, 200.0], 1.0 / 2.54).unwrap();
+        assert!((x - 254.0).abs() < 1e-9 && (y - 508.0).abs() < 1e-9, "{x} {y}");
         for bad in [[0.0, 72.0], [f64::NAN, 72.0], [72.0, f64::INFINITY]] {
             assert_eq!(Attribution::pixels_per_inch(bad, 1.0), None);
         }
