@@ -107,7 +107,7 @@ struct Setup<'a, O> {
     dispatches: fn(&O) -> Option<u64>,
 }
 
-/// What was measured: seconds of every repetition, and how many dispatches one evaluation of a network takes on a GPU.
+/// A measurement: seconds of every repetition, and the dispatches of one evaluation of a network on a GPU.
 #[derive(Default)]
 struct Measured {
     seconds: Vec<f64>,
@@ -199,7 +199,7 @@ fn submissions(
     Ok(seconds.into_iter().map(|seconds| seconds / count.max(1) as f64).collect())
 }
 
-/// What every adapter's driver says of it.
+/// Prints the limits and features of every adapter.
 fn adapters() -> Vec<serde_json::Value> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::PRIMARY;

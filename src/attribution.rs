@@ -1,4 +1,4 @@
-//! What a photograph's file says about its author, its rights, its date and its size on paper; edited copies keep it.
+//! Author, rights, date and resolution of a photograph, read from its file and kept in edited copies.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Attribution {
-    /// Who made it (Exif and TIFF: Artist; PNG: Author).
+    /// Name of the author (Exif and TIFF: Artist; PNG: Author).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artist: Option<String>,
-    /// Who owns the rights, and which (Exif, TIFF and PNG: Copyright).
+    /// Copyright notice (Exif, TIFF and PNG: Copyright).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub copyright: Option<String>,
-    /// When it was taken, local time, as Exif 2.32 writes it: `YYYY:MM:DD HH:MM:SS` (Exif: DateTimeOriginal; TIFF:
+    /// Date of the exposure, local time, as Exif 2.32 writes it: `YYYY:MM:DD HH:MM:SS` (Exif: DateTimeOriginal; TIFF:
     /// DateTime).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub taken: Option<String>,
@@ -53,7 +53,7 @@ impl Attribution {
         resolution.iter().all(|v| (1.0..=MAX_RESOLUTION).contains(v)).then_some(resolution)
     }
 
-    /// Whether nothing is known.
+    /// True if no field is known.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
