@@ -199,7 +199,7 @@ fn submissions(
     Ok(seconds.into_iter().map(|seconds| seconds / count.max(1) as f64).collect())
 }
 
-/// Prints the limits and features of every adapter.
+/// Limits and features of every adapter, as its driver reports them.
 fn adapters() -> Vec<serde_json::Value> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::PRIMARY;
