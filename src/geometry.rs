@@ -130,7 +130,6 @@ impl Pyramid {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
     use crate::error::Kind;

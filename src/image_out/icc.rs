@@ -24,7 +24,6 @@ pub fn srgb_profile() -> Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use moxcms::{DataColorSpace, TransferCharacteristics};
 

@@ -157,7 +157,6 @@ pub(super) fn channel_attention(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use std::sync::Arc;
 

@@ -477,7 +477,6 @@ fn pack(weight: &[f32], p: &Conv2d, block: usize, variant: ConvVariant) -> Vec<f
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
     use crate::{

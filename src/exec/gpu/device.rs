@@ -383,7 +383,6 @@ fn listing(infos: &[AdapterInfo]) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
 

@@ -320,7 +320,6 @@ impl Ops for Gpu {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
     use crate::{

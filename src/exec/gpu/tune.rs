@@ -215,7 +215,6 @@ fn measure(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use std::path::Path;
 

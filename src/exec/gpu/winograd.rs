@@ -109,7 +109,6 @@ pub(super) fn run(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use std::sync::Arc;
 

@@ -165,7 +165,6 @@ fn origin(uri: &Uri, headers: &HeaderMap) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
     use crate::error::Kind;

@@ -80,7 +80,6 @@ fn field(rejection: &QueryRejection) -> Option<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
 

@@ -118,7 +118,6 @@ pub(super) fn no_store(kind: &str, body: impl Into<Body>) -> Response {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use axum::http::HeaderValue;
 
