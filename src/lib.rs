@@ -33,8 +33,8 @@
 //!
 //! A module imports only from those above it in this list, or from itself; `tests/layering.rs` enforces it.
 //!
-//! 1. [`error`], [`attribution`], [`config`], [`geometry`], `telemetry`: errors, author and date of a photograph, settings,
-//!    rectangles, log.
+//! 1. [`error`], [`attribution`], [`config`], [`geometry`], `pem`, `telemetry`: errors, author and date of a photograph,
+//!    settings, rectangles, certificates, log.
 //! 2. [`model::arch`] and [`ops`]: the architecture of a model, and the operator set.
 //! 3. [`model`]: the networks, generic over [`ops::Ops`]; samplers, schedule, noise, checkpoints. [`store`], [`image_in`],
 //!    [`image_out`]: files and pictures.
@@ -73,6 +73,8 @@ pub mod image_out;
 pub mod jobs;
 pub mod model;
 pub mod ops;
+#[cfg(feature = "service")]
+pub mod pem;
 #[cfg(feature = "service")]
 pub mod service;
 pub mod store;

@@ -110,7 +110,7 @@ pub(super) fn run(
         insecure: args.insecure,
         hosts: args.hosts.clone(),
     };
-    // Before the jobs are opened: they are left alone if the address is not allowed.
+    // Before the jobs are opened: they are left alone if a setting can't be used.
     service.check()?;
     let jobs = Jobs::open(settings, models)?;
     service::serve(&service, jobs, cancel, |url| {

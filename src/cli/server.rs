@@ -1,14 +1,11 @@
 //! Connection and output of the client commands.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use serde::Serialize;
 
-use super::{args::named_input, progress::Progress};
+use super::progress::Progress;
 use crate::{
     api::{
         Job, JobEvent, Tile,
@@ -17,11 +14,9 @@ use crate::{
     client::{self, Client, Retry, Settings, sanitize},
     config::Secret,
     engine::{self, Observer as _},
-    error::{Error, Expected, Result},
+    error::Result,
+    pem::{self, PemFile},
 };
-
-/// Largest file of a certificate or key.
-const MAX_PEM: u64 = 1 << 20;
 
 /// Address of the server and credentials.
 #[derive(Debug, Args)]
@@ -55,13 +50,17 @@ impl ServerArgs {
 
     /// Connects to the server with a retry policy.
     pub(super) async fn connect_with(&self, retry: Retry) -> Result<Client> {
-        let pem = |field: &'static str, path: &Option<PathBuf>| {
-            path.as_ref().map(|path| read_pem(field, path)).transpose()
-        };
+        let read = |field, path| PemFile::read(field, path);
+        let ca = self.ca.as_deref().map(|path| read("ca", path)).transpose()?;
+        let cert = self.cert.as_deref().map(|path| read("cert", path)).transpose()?;
+        let key = self.key.as_deref().map(|path| read("key", path)).transpose()?;
+        ca.as_ref().map(PemFile::certificates).transpose()?;
+        let identity = cert.zip(key);
+        identity.as_ref().map(|(cert, key)| pem::identity(cert, key)).transpose()?;
         let settings = Settings {
             token: self.token.clone(),
-            ca: pem("ca", &self.ca)?,
-            identity: pem("cert", &self.cert)?.zip(pem("key", &self.key)?),
+            ca: ca.map(PemFile::into_bytes),
+            identity: identity.map(|(cert, key)| (cert.into_bytes(), key.into_bytes())),
             retry,
             ..Settings::new(&self.server)
         };
@@ -82,17 +81,6 @@ impl RetryArgs {
     pub(super) fn retry(&self) -> Retry {
         Retry { give_up: Duration::from_secs(self.give_up), ..Retry::default() }
     }
-}
-
-fn read_pem(field: &'static str, path: &Path) -> Result<Vec<u8>> {
-    let failed = |e| named_input(Error::io("read", path, e), field, path);
-    let length = std::fs::metadata(path).map_err(failed)?.len();
-    if length > MAX_PEM {
-        let limit = Expected::at_most(format!("{MAX_PEM} bytes"));
-        let value = format!("{}, {length} bytes long", path.display());
-        return Err(Error::invalid(field, value, limit));
-    }
-    std::fs::read(path).map_err(failed)
 }
 
 /// Shows a job's events as bars, lines or JSON.

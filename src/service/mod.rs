@@ -12,6 +12,7 @@ mod grpc;
 pub mod http;
 mod metrics;
 mod stream;
+mod tls;
 mod upload;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -77,11 +78,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Checks that an address beyond this machine is protected by TLS or explicitly allowed.
+    /// Checks that an address beyond this machine is protected by TLS or explicitly allowed, and that the files can be used.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`](crate::error::Kind) if it is not.
+    /// [`Kind::InvalidArgument`](crate::error::Kind) naming the setting or the file.
     pub fn check(&self) -> Result<()> {
+        self.tls.as_ref().map(tls::server_config).transpose()?;
+        self.tokens.as_deref().map(Tokens::read).transpose()?;
         if self.listen.ip().is_loopback() || self.tls.is_some() || self.insecure {
             return Ok(());
         }

@@ -452,5 +452,5 @@ fn tls_client_certificates_and_tokens_are_presented() {
     dir.fails(&with(&["--ca", "ca.pem", "--token", "open"]), 1, &["unavailable"]);
     let stranger = ["--ca", "client.pem", "--cert", "client.pem", "--key", "client.key"];
     dir.fails(&with(&stranger), 1, &["unavailable", "certificate"]);
-    dir.fails(&with(&["--ca", "tokens"]), 1, &["unavailable"]);
+    dir.refused(&with(&["--ca", "tokens"]), &["ca is tokens", "not PEM"]);
 }

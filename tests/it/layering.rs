@@ -12,6 +12,7 @@ const RANKS: &[(&str, usize)] = &[
     ("attribution", 0),
     ("config", 0),
     ("geometry", 0),
+    ("pem", 0),
     ("telemetry", 0),
     ("model::arch", 1),
     ("ops", 1),
@@ -44,6 +45,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("tokio", &["jobs", "service", "client", "telemetry"]),
     ("opentelemetry", &["telemetry"]),
     ("tonic", &["api", "service", "client"]),
+    ("tokio_rustls", &["pem", "service"]),
 ];
 
 /// One source file without comments, literals and unit tests.

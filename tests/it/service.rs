@@ -477,6 +477,82 @@ fn listen_beyond_loopback_needs_tls_or_insecure() {
     Dir::new().run(&serve).ended(2, &["--insecure"]);
 }
 
+/// A TLS file that can't be used is named together with the problem, before any job is opened; those of the client too.
+#[test]
+fn tls_files_that_are_unusable_are_named_with_the_problem() {
+    use rcgen::{CertificateParams, KeyPair};
+    let dir = Dir::new();
+    let write = |name: &str, content: &[u8]| std::fs::write(dir.join(name), content).unwrap();
+    let made = || {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        (certificate.self_signed(&key).unwrap(), key)
+    };
+    let ((cert, key), (other, other_key)) = (made(), made());
+    write("cert.pem", cert.pem().as_bytes());
+    write("key.pem", key.serialize_pem().as_bytes());
+    write("other.key", other_key.serialize_pem().as_bytes());
+    write("chain.pem", (cert.pem() + &other.pem()).as_bytes());
+    write("empty.pem", b"\n");
+    write("text.pem", b"open sesame\n");
+    write("cert.der", cert.der());
+    write("short.pem", &cert.pem().as_bytes()[..200]);
+    write("damaged.pem", b"-----BEGIN CERTIFICATE-----\nMAAx\n-----END CERTIFICATE-----\n");
+    write(
+        "request.pem",
+        b"-----BEGIN CERTIFICATE REQUEST-----\nMAAx\n-----END CERTIFICATE REQUEST-----\n",
+    );
+    let encrypted = "ENCRYPTED PRIVATE KEY-----\nMAAx\n";
+    let encrypted = format!("-----BEGIN {encrypted}-----END ENCRYPTED PRIVATE KEY-----\n");
+    write("encrypted.key", encrypted.as_bytes());
+    let headers = "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nMAAx";
+    let old =
+        format!("-----BEGIN RSA PRIVATE KEY-----\n{headers}\n-----END RSA PRIVATE KEY-----\n");
+    write("encrypted-old.key", old.as_bytes());
+    let key_text = "-----BEGIN PRIVATE KEY-----\nMAAx\n-----END PRIVATE KEY-----\n";
+    write("damaged.key", key_text.as_bytes());
+    let serve = |cert: &str, key: &str, more: &[&str], words: &[&str]| {
+        let flags = ["serve", "--listen", "127.0.0.1:0", "--jobs", "jobs"];
+        let files = ["--tls-cert", cert, "--tls-key", key];
+        dir.refused(&[&flags[..], &files, more].concat(), words);
+    };
+    for (cert, key, words) in [
+        ("none.pem", "key.pem", ["tls_cert", "none.pem", "No such file"]),
+        ("empty.pem", "key.pem", ["tls_cert", "empty.pem", "it is empty"]),
+        ("text.pem", "key.pem", ["tls_cert", "text.pem", "it is not PEM"]),
+        ("cert.der", "key.pem", ["tls_cert", "cert.der", "it is DER"]),
+        ("short.pem", "key.pem", ["tls_cert", "short.pem", "no END line"]),
+        ("damaged.pem", "key.pem", ["tls_cert", "damaged.pem", "certificate number 1 is damaged"]),
+        ("request.pem", "key.pem", ["tls_cert", "request.pem", "no certificate"]),
+        ("key.pem", "cert.pem", ["tls_cert", "key.pem", "swapped"]),
+        ("cert.pem", "cert.pem", ["tls_key", "cert.pem", "swapped"]),
+        ("cert.pem", "empty.pem", ["tls_key", "empty.pem", "it is empty"]),
+        ("cert.pem", "encrypted.key", ["tls_key", "encrypted.key", "its key is encrypted"]),
+        ("cert.pem", "encrypted-old.key", ["tls_key", "encrypted-old.key", "its key is encrypted"]),
+        ("cert.pem", "damaged.key", ["tls_key", "damaged.key", "damaged"]),
+        ("cert.pem", "request.pem", ["tls_key", "request.pem", "no private key"]),
+        (
+            "cert.pem",
+            "other.key",
+            ["tls_key", "other.key", "does not belong to the certificate in cert.pem"],
+        ),
+        ("chain.pem", "other.key", ["tls_cert", "chain.pem", "certificate number 2"]),
+    ] {
+        serve(cert, key, &[], &words);
+    }
+    serve(
+        "cert.pem",
+        "key.pem",
+        &["--client-ca", "key.pem"],
+        &["client_ca", "key.pem", "no certificate"],
+    );
+    let ask = ["jobs", "--server", "https://localhost:1"];
+    let client = |flags: &[&str], words: &[&str]| dir.refused(&[&ask, flags].concat(), words);
+    client(&["--ca", "text.pem"], &["ca", "text.pem", "it is not PEM"]);
+    client(&["--cert", "key.pem", "--key", "cert.pem"], &["cert", "key.pem", "swapped"]);
+    client(&["--cert", "cert.pem", "--key", "other.key"], &["key", "other.key", "does not belong"]);
+}
+
 /// The details of a status are made from the fields of the error.
 #[tokio::test]
 async fn statuses_have_the_fields_of_their_errors() {
