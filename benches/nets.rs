@@ -41,7 +41,8 @@ use tessera::{
         cpu::{Cpu, Kernels},
         gpu::{ConvVariant, Gpu},
     },
-    model::{arch::norm_groups, checkpoint::Checkpoint, decoder, unet},
+    graph::testing::{random_inputs, results},
+    model::{arch::norm_groups, checkpoint::Checkpoint, decoder, sampler::latent_shapes, unet},
     ops::{
         Conv2d, Domain, GroupNorm, Ops, Rect, Shape,
         testing::Random,
@@ -291,23 +292,14 @@ fn network<O: Ops>(
     batch: usize,
 ) -> Result<Measured, Box<dyn Error>> {
     let (arch, mut random) = (&model.arch, Random::new(1));
-    let grids = arch.levels.iter().zip(arch.grids(width, height));
-    let latents: Vec<(Shape, Vec<f32>)> = grids
-        .map(|(level, (rows, columns))| Shape::new(batch, rows, columns, level.channels))
-        .map(|shape| (shape, random.values(shape.len(), 0.0, 1.0)))
-        .collect();
+    let latents = latent_shapes(arch, batch, width, height);
+    let graph = match net {
+        "unet" => unet::graph(arch, &latents, 1),
+        _ => decoder::graph(arch, &latents),
+    }?;
+    let inputs = random_inputs(&graph, &mut random);
     let mut o = (setup.open)(model.weights.clone())?;
-    let evaluate = |o: &mut O| {
-        let z = latents.iter().map(|(shape, data)| o.upload(*shape, data));
-        let z = z.collect::<tessera::error::Result<Vec<_>>>()?;
-        let outputs = if net == "unet" {
-            unet::predict(o, arch, &z, &[0.3])?
-        } else {
-            let (h, r) = decoder::global_stage(o, arch, &z)?;
-            vec![decoder::local_stage(o, arch, h, r)?]
-        };
-        outputs.iter().try_for_each(|out| o.download(out).map(|_| ()))
-    };
+    let evaluate = |o: &mut O| results(o, &graph, &inputs).map(drop);
     let seconds = time(setup.cpu_time, || evaluate(&mut o))?;
     let before = (setup.dispatches)(&o);
     evaluate(&mut o)?;

@@ -15,10 +15,10 @@ use tessera::{
         cpu::{Cpu, Kernels},
         gpu::{Gpu, best_real},
     },
+    graph::GraphBuilder,
     ops::{
-        Conv2d, Domain, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
+        Conv2d, Domain, Factors, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
         testing::Random,
-        tracer::Tracer,
         weights::{Param, Weights},
     },
 };
@@ -51,7 +51,7 @@ fn table() -> Vec<(&'static str, Op, Vec<Shape>)> {
         ("pixel_norm", Op::PixelNorm(pixel), vec![fine]),
         ("silu", Op::Silu, vec![fine]),
         ("scale_shift", Op::ScaleShift(true), vec![latent, Shape::new(1, 1, 1, 256)]),
-        ("weighted_add", Op::WeightedAdd(0.6, 0.8), vec![fine; 2]),
+        ("weighted_add", Op::WeightedAdd(Factors::Fixed(0.6, 0.8)), vec![fine; 2]),
         ("concat", Op::Concat, vec![latent; 2]),
         ("avg_pool2", Op::AvgPool2, vec![fine]),
         ("global_avg_pool", Op::GlobalAvgPool, vec![latent]),
@@ -69,13 +69,7 @@ fn table() -> Vec<(&'static str, Op, Vec<Shape>)> {
 fn weights() -> Arc<Weights> {
     let (mut random, mut weights) = (Random::new(1), Weights::default());
     for (_, op, _) in table() {
-        let params: Vec<(String, Vec<usize>)> = match op {
-            Op::Conv2d(p) => p.params().into(),
-            Op::GroupNorm(p) => p.params().into(),
-            Op::PixelNorm(p) => p.params().into(),
-            _ => continue,
-        };
-        for (name, shape) in params {
+        for (name, shape) in op.params() {
             let data = random.values(shape.iter().product(), 0.1, 0.1);
             weights.insert(name, Param { shape, data });
         }
@@ -92,10 +86,10 @@ fn operators<O: Ops>(c: &mut Criterion, device: &str, o: &mut O) {
         let data = shapes.iter().map(|shape| (*shape, random.values(shape.len(), 0.2, 1.0)));
         let data: Vec<(Shape, Vec<f32>)> = data.collect();
         let inputs: Vec<O::Tensor> = data.iter().map(|(s, x)| o.upload(*s, x).unwrap()).collect();
-        let mut tracer = Tracer::new();
-        let traced: Vec<_> = shapes.iter().map(|shape| tracer.input(*shape).unwrap()).collect();
-        op.apply(&mut tracer, &traced).unwrap();
-        let cost = tracer.finish();
+        let mut g = GraphBuilder::new();
+        let values: Vec<_> = shapes.iter().map(|shape| g.input(*shape).unwrap()).collect();
+        let result = g.operator(op.clone(), &values).unwrap();
+        let cost = g.finish([result]).cost(None).unwrap();
         group.throughput(match cost.flops {
             0 => Throughput::Bytes(cost.bytes),
             flops => Throughput::Elements(flops),

@@ -31,18 +31,18 @@
 //!
 //! # The layers
 //!
-//! A module imports only from those above it in this list, or from itself; `tests/layering.rs` enforces it.
+//! A module imports only from those above it in this list, or from itself; `tests/it/layering.rs` enforces it.
 //!
 //! 1. [`error`], [`attribution`], [`config`], [`geometry`], `pem`, `telemetry`: errors, author and date of a photograph,
 //!    settings, rectangles, certificates, log.
 //! 2. [`model::arch`] and [`ops`]: the architecture of a model, and the operator set.
-//! 3. [`model`]: the networks, generic over [`ops::Ops`]; samplers, schedule, noise, checkpoints. [`store`], [`image_in`],
-//!    [`image_out`]: files and pictures.
-//! 4. [`exec`]: the backends of the operators: naive reference, CPU, GPU.
-//! 5. [`engine`]: one image.
-//! 6. `jobs`: many images: queue, admission, and recovery after a crash. `api`: the messages of the service.
-//! 7. `service`, and `client` for calls to it.
-//! 8. `cli`: the command line.
+//! 3. [`graph`]: networks before they run, with their costs. [`store`], [`image_in`], [`image_out`]: files and pictures.
+//! 4. [`model`]: the networks as graphs; samplers, schedule, noise, checkpoints.
+//! 5. [`exec`]: the backends of the operators: naive reference, CPU, GPU.
+//! 6. [`engine`]: one image.
+//! 7. `jobs`: many images: queue, admission, and recovery after a crash. `api`: the messages of the service.
+//! 8. `service`, and `client` for calls to it.
+//! 9. `cli`: the command line.
 //!
 //! # From a seed to a file
 //!
@@ -67,6 +67,7 @@ pub mod engine;
 pub mod error;
 pub mod exec;
 pub mod geometry;
+pub mod graph;
 pub mod image_in;
 pub mod image_out;
 #[cfg(feature = "service")]

@@ -14,7 +14,9 @@ use crate::{
     engine::plan::{self, Plan, Spec, TileSize},
     error::Result,
     exec::memory::MEMORY,
-    model::{checkpoint::Checkpoint, cost},
+    graph::{Graph, Source},
+    model::{arch::Arch, checkpoint::Checkpoint, cost, decoder, encoder, unet},
+    ops::Shape,
     store::hash::hex,
 };
 
@@ -30,8 +32,52 @@ pub(super) struct Args {
     /// Side of a tile in pixels for the costs, or "whole"
     #[arg(long, value_name = "N", value_parser = args::parse_tile, default_value = "512")]
     tile: TileSize,
+    /// Print the operators of a network, one a line, with shapes and costs; "tile" is the local stage of the largest tile
+    #[arg(long, value_name = "NETWORK", value_enum)]
+    graph: Option<NetworkName>,
+    /// Print the graph in the DOT language of Graphviz
+    #[arg(long, requires = "graph")]
+    dot: bool,
     #[command(flatten)]
     pub(super) progress: ProgressArgs,
+}
+
+/// A network, or the part of one that runs at a time.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum NetworkName {
+    Encoder,
+    Unet,
+    Global,
+    Tile,
+}
+
+impl NetworkName {
+    /// Its graph for the picture of `plan`.
+    fn graph(self, arch: &Arch, plan: &Plan) -> Result<Graph> {
+        let Spec { width, height, .. } = plan.spec;
+        match self {
+            Self::Encoder => encoder::graph(arch, Shape::new(1, height, width, 3)),
+            Self::Unet => unet::graph(arch, &plan.latents, 1),
+            Self::Global => decoder::global_graph(arch, &plan.latents),
+            Self::Tile => {
+                let (rows, columns) = plan.tiling.largest_window();
+                decoder::local_graph(arch, 1, rows, columns)
+            }
+        }
+    }
+}
+
+/// A node of a graph.
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "node")]
+struct NodeLine<'a> {
+    node: usize,
+    operator: &'a str,
+    layer: Option<&'a str>,
+    inputs: Vec<usize>,
+    shape: [usize; 4],
+    flops: u64,
+    result: bool,
 }
 
 #[derive(Serialize)]
@@ -77,19 +123,48 @@ const NETWORKS: [&str; 3] = ["encoder", "decoder", "unet"];
 
 pub(super) fn run(args: &Args, progress: &mut Progress) -> Result<()> {
     let model = args::open_model(args.model.as_ref())?;
-    let report = report(args, &model)?;
-    progress.json(&report);
-    progress.result(&table(&report))
-}
-
-fn report(args: &Args, model: &Checkpoint) -> Result<Report> {
-    let arch = &model.arch;
-    let mut spec = Spec::new(arch, 0);
+    let mut spec = Spec::new(&model.arch, 0);
     if let Some(Size { width, height }) = args.size {
         (spec.width, spec.height) = (width, height);
     }
     spec.tile = args.tile;
-    let Plan { spec, tiling, latents, .. } = Plan::new(spec, arch)?;
+    let plan = Plan::new(spec, &model.arch)?;
+    if let Some(network) = args.graph {
+        let graph = network.graph(&model.arch, &plan)?;
+        print_nodes(&graph, progress);
+        return progress.result(&match args.dot {
+            true => graph.dot().to_string(),
+            false => graph.table().to_string(),
+        });
+    }
+    let report = report(&model, plan)?;
+    progress.json(&report);
+    progress.result(&table(&report))
+}
+
+/// Prints the nodes of `graph` as JSON.
+fn print_nodes(graph: &Graph, progress: &mut Progress) {
+    for (value, node) in graph.values().zip(graph.nodes()) {
+        let (operator, layer, inputs) = match &node.source {
+            Source::Input => ("input", None, &[][..]),
+            Source::Operator { op, inputs } => (op.name(), op.layer(), &inputs[..]),
+        };
+        let Shape { n, h, w, c } = node.shape;
+        progress.json(&NodeLine {
+            node: value.index(),
+            operator,
+            layer,
+            inputs: inputs.iter().map(|input| input.index()).collect(),
+            shape: [n, h, w, c],
+            flops: graph.flops(value),
+            result: graph.outputs().contains(&value),
+        });
+    }
+}
+
+fn report(model: &Checkpoint, plan: Plan) -> Result<Report> {
+    let arch = &model.arch;
+    let Plan { spec, tiling, latents, .. } = plan;
     let step = cost::unet_cost(arch, &MEMORY, spec.width, spec.height)?;
     let decode = plan::decode_cost(arch, &tiling)?;
     let (rows, columns) = tiling.largest_window();

@@ -3,6 +3,7 @@
 use crate::{
     engine::{plan::MAX_EXTENT, tiles::PixelBuffer},
     error::{Error, Result},
+    graph,
     image_in::{Limits, Picture},
     image_out::Bits,
     model::{arch::Arch, encoder, sampler::Latent},
@@ -42,8 +43,7 @@ pub fn encode<O: Ops>(ops: &mut O, arch: &Arch, picture: Picture) -> Result<Vec<
     let (shape, samples) = padded(picture, arch.coarsest_factor());
     let input = ops.upload(shape, &samples)?;
     drop(samples);
-    let moments = encoder::encode(ops, arch, &input)?;
-    drop(input);
+    let moments = graph::evaluate(ops, &encoder::graph(arch, shape)?, vec![input])?;
     let mut latents = Vec::with_capacity(moments.len());
     for (l, (moment, level)) in moments.iter().zip(&arch.levels).enumerate() {
         let shape = ops.shape(moment).with_channels(level.channels);

@@ -4,12 +4,12 @@
 use std::{collections::BTreeMap, path::Path};
 
 use crate::{
-    engine::plan::{MAX_EXTENT, latent_shapes},
+    engine::plan::MAX_EXTENT,
     error::{Error, Result},
     model::{
         checkpoint::Checkpoint,
         safetensors::{self, Metadata, Reader},
-        sampler::Latent,
+        sampler::{Latent, latent_shapes},
     },
     ops::Shape,
     store::AtomicFile,
@@ -80,7 +80,7 @@ impl LatentFile {
         let (width, height) = (side("width")?, side("height")?);
         let factor = model.arch.coarsest_factor();
         let padded = (width.next_multiple_of(factor), height.next_multiple_of(factor));
-        let expected = latent_shapes(&model.arch, padded.0, padded.1);
+        let expected = latent_shapes(&model.arch, 1, padded.0, padded.1);
         // Shapes are compared before the values are read: a file of another shape costs no memory.
         let found: BTreeMap<String, Vec<usize>> =
             reader.shapes().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect();

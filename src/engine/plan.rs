@@ -7,9 +7,15 @@ pub use crate::geometry::Rect;
 use crate::{
     error::{Error, Expected, Result},
     exec::memory::MEMORY,
+    graph::Cost,
     image_out::Bits,
-    model::{arch::Arch, cost, decoder, params, sampler::Sampler, schedule::Schedule},
-    ops::{Shape, tracer::Cost},
+    model::{
+        arch::Arch,
+        cost, decoder, params,
+        sampler::{Sampler, latent_shapes},
+        schedule::Schedule,
+    },
+    ops::Shape,
 };
 
 /// Largest width or height of a generated picture, in pixels.
@@ -227,7 +233,7 @@ impl Plan {
         let tiling = Tiling::new(arch, spec.width, spec.height, spec.tile)?;
         let [width, height] =
             [spec.width, spec.height].map(|side| side.next_multiple_of(arch.coarsest_factor()));
-        let latents = latent_shapes(arch, width, height);
+        let latents = latent_shapes(arch, 1, width, height);
         let schedule = Schedule::new(&arch.noise, spec.steps);
         let first_step = spec.first_step();
 
@@ -347,16 +353,6 @@ pub fn decode_cost(arch: &Arch, tiling: &Tiling) -> Result<DecodeCost> {
         total.peak_bytes = total.peak_bytes.max(kept + local.peak_bytes);
     }
     Ok(total)
-}
-
-/// Shape of every level's latent for a picture of `width` x `height` pixels, finest first.
-pub fn latent_shapes(arch: &Arch, width: usize, height: usize) -> Vec<Shape> {
-    let grids = arch.grids(width, height);
-    grids
-        .iter()
-        .zip(&arch.levels)
-        .map(|(&(h, w), level)| Shape::new(1, h, w, level.channels))
-        .collect()
 }
 
 /// Checks that a side of the picture is a multiple of `factor` up to [`MAX_EXTENT`].

@@ -12,6 +12,7 @@ use crate::{
         plan::{Rect, Tile},
     },
     error::{Error, Result},
+    graph,
     image_out::{Bits, PixelSource, RawPixels},
     model::{arch::Arch, decoder, sampler::Latent},
     ops::{Download, Ops},
@@ -36,7 +37,9 @@ impl<O: Ops> TileDecoder<O> {
             .iter()
             .map(|latent| ops.upload(latent.shape, &latent.data))
             .collect::<Result<_>>()?;
-        let (features, rgb) = decoder::global_stage(ops, arch, &uploaded)?;
+        let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
+        let graph = decoder::global_graph(arch, &shapes)?;
+        let [features, rgb] = results(graph::evaluate(ops, &graph, uploaded)?)?;
         Ok(Self { features, rgb })
     }
 
@@ -55,7 +58,8 @@ impl<O: Ops> TileDecoder<O> {
     pub fn begin(&self, ops: &mut O, arch: &Arch, tile: &Tile) -> Result<Download> {
         let features = ops.crop(&self.features, tile.window)?;
         let rgb = ops.crop(&self.rgb, tile.window)?;
-        let decoded = decoder::local_stage(ops, arch, features, rgb)?;
+        let graph = decoder::local_graph(arch, 1, tile.window.height, tile.window.width)?;
+        let [decoded] = results(graph::evaluate(ops, &graph, vec![features, rgb])?)?;
         // The halo is cropped on the device: only the tile's own pixels are copied back.
         let factor = arch.finest_factor();
         let own = Rect {
@@ -78,7 +82,7 @@ impl<O: Ops> TileDecoder<O> {
 }
 
 /// A preview, rows of 8-bit RGB, from the decoder's `latents` from `level` on, the coarsest ones. Finer ones count as
-/// zero, as in training. The preview has twice the sides of `level`'s grid ([`decoder::coarse_preview`]), at most those
+/// zero, as in training. The preview has twice the sides of `level`'s grid ([`decoder::preview_graph`]), at most those
 /// of the finest latent's grid, so that a preview of a coarse level is cheap.
 ///
 /// # Errors
@@ -94,8 +98,15 @@ pub fn preview<O: Ops>(
         false => ops.upload(latent.shape, &latent.data),
     });
     let seen = seen.collect::<Result<Vec<_>>>()?;
-    let rgb = decoder::coarse_preview(ops, arch, &seen, level)?;
+    let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
+    let graph = decoder::preview_graph(arch, &shapes, level)?;
+    let [rgb] = results(graph::evaluate(ops, &graph, seen)?)?;
     small(ops, &rgb)
+}
+
+/// The N results of a graph that has as many.
+fn results<T, const N: usize>(results: Vec<T>) -> Result<[T; N]> {
+    results.try_into().map_err(|_| Error::internal("a graph has another number of results"))
 }
 
 /// The RGB stream `rgb` [1, h, w, 3] as rows of 8-bit RGB.

@@ -1,7 +1,10 @@
 //! Memory rules of the CPU and the GPU backend, for plans.
 
 use super::winograd;
-use crate::ops::{Conv2d, Shape, product, tracer::BackendMemory};
+use crate::{
+    graph::BackendMemory,
+    ops::{Conv2d, Shape, product},
+};
 
 /// Upper bounds that hold for both backends.
 pub static MEMORY: Memory = Memory;

@@ -60,8 +60,8 @@ impl Ops for Reference {
         Ok(x.data.to_vec())
     }
 
-    fn scalar(&mut self, name: &str) -> Result<f32> {
-        Ok(self.weights.get(name, &[1])?.data[0])
+    fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     fn conv2d(&mut self, x: &Tensor, p: &Conv2d) -> Result<Tensor> {

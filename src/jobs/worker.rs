@@ -16,7 +16,7 @@ use crate::{
     engine::{
         Cancel, denoise,
         device::Device,
-        plan, provenance,
+        provenance,
         tiles::{self, TileDecoder},
     },
     error::{Error, Result},
@@ -31,7 +31,7 @@ use crate::{
     },
     model::{
         cost, precond,
-        sampler::{Latent, NoisyLatents, SamplerState},
+        sampler::{Latent, NoisyLatents, SamplerState, latent_shapes},
     },
     ops::{Download, Ops},
 };
@@ -184,7 +184,7 @@ impl<'a, O: Ops> Worker<'a, O> {
     fn measure(&mut self) -> Result<()> {
         let (arch, ops) = (&self.shared.models.first().arch, &mut self.ops[0]);
         let side = arch.coarsest_factor();
-        let z: Vec<Latent> = plan::latent_shapes(arch, side, side)
+        let z: Vec<Latent> = latent_shapes(arch, 1, side, side)
             .into_iter()
             .map(|shape| Latent { shape, data: vec![0.5; shape.len()] })
             .collect();

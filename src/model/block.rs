@@ -4,66 +4,65 @@ use std::f32::consts::FRAC_1_SQRT_2;
 
 use crate::{
     error::Result,
+    graph::{GraphBuilder, Value},
     model::arch::{AttentionRatio, Norm, norm_groups},
-    ops::{Conv2d, Domain, GroupNorm, Ops, PixelNorm},
+    ops::{Conv2d, Domain, Factors, GroupNorm, PixelNorm, Shape},
 };
 
 /// Change of resolution in a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resample {
-    /// [`Ops::upsample_nearest2`].
+    /// [`GraphBuilder::upsample_nearest2`].
     NearestUp,
-    /// [`Ops::fir_up2`].
+    /// [`GraphBuilder::fir_up2`].
     FirUp,
-    /// [`Ops::fir_down2`].
+    /// [`GraphBuilder::fir_down2`].
     FirDown,
 }
 
 impl Resample {
-    fn apply<O: Ops>(self, o: &mut O, x: &O::Tensor) -> Result<O::Tensor> {
+    fn apply(self, g: &mut GraphBuilder, x: Value) -> Result<Value> {
         match self {
-            Self::NearestUp => o.upsample_nearest2(x),
-            Self::FirUp => o.fir_up2(x),
-            Self::FirDown => o.fir_down2(x),
+            Self::NearestUp => g.upsample_nearest2(x),
+            Self::FirUp => g.fir_up2(x),
+            Self::FirDown => g.fir_down2(x),
         }
     }
 }
 
 /// The convolution `name` with `kernel` 1 or 3, x [n, h, w, in] -> [n, h, w, out].
-pub(crate) fn conv<O: Ops>(
-    o: &mut O,
+pub(crate) fn conv(
+    g: &mut GraphBuilder,
     domain: Domain,
-    x: &O::Tensor,
+    x: Value,
     name: String,
     out_channels: usize,
     kernel: usize,
-) -> Result<O::Tensor> {
-    let in_channels = o.shape(x).c;
-    o.conv2d(x, &Conv2d { name, in_channels, out_channels, kernel, domain })
+) -> Result<Value> {
+    let in_channels = g.shape(x).c;
+    g.conv2d(x, Conv2d { name, in_channels, out_channels, kernel, domain })
 }
 
 /// The norm `name`, then SiLU if `silu`, x [n, h, w, c] -> [n, h, w, c].
-pub(crate) fn norm<O: Ops>(
-    o: &mut O,
-    x: &O::Tensor,
+pub(crate) fn norm(
+    g: &mut GraphBuilder,
+    x: Value,
     name: String,
     kind: Norm,
     silu: bool,
-) -> Result<O::Tensor> {
-    let channels = o.shape(x).c;
+) -> Result<Value> {
+    let channels = g.shape(x).c;
     match kind {
         Norm::Group => {
             let groups = norm_groups(channels);
-            o.group_norm(x, &GroupNorm { name, channels, groups, silu })
+            g.group_norm(x, GroupNorm { name, channels, groups, silu })
         }
-        Norm::Pixel => o.pixel_norm(x, &PixelNorm { name, channels, silu }),
+        Norm::Pixel => g.pixel_norm(x, PixelNorm { name, channels, silu }),
     }
 }
 
-/// a + b, a, b [n, h, w, c] -> [n, h, w, c].
-pub(crate) fn add<O: Ops>(o: &mut O, a: &O::Tensor, b: &O::Tensor) -> Result<O::Tensor> {
-    o.weighted_add(a, b, 1.0, 1.0)
-}
+/// Factors of the sum of a branch and its shortcut.
+const HALVES: Factors = Factors::Fixed(FRAC_1_SQRT_2, FRAC_1_SQRT_2);
 
 /// Residual block: (shortcut(x) + conv2(act(norm2(conv1(resample(act(norm1 x))))))) / sqrt(2), act = SiLU.
 ///
@@ -103,39 +102,34 @@ impl Block {
     /// doubled by `resample`.
     ///
     /// # Errors
-    /// The backend's.
-    pub fn run<O: Ops>(
-        &self,
-        o: &mut O,
-        x: O::Tensor,
-        embedding: Option<&O::Tensor>,
-    ) -> Result<O::Tensor> {
+    /// [`crate::error::Kind::InvalidArgument`] if the shapes do not fit.
+    pub fn run(&self, g: &mut GraphBuilder, x: Value, embedding: Option<Value>) -> Result<Value> {
         let layer = |part: &str| format!("{}.{part}", self.name);
-        let mut h = norm(o, &x, layer("norm1"), self.norm, true)?;
+        let mut h = norm(g, x, layer("norm1"), self.norm, true)?;
         if let Some(resample) = self.resample {
-            h = resample.apply(o, &h)?;
+            h = resample.apply(g, h)?;
         }
-        h = conv(o, self.domain, &h, layer("conv1"), self.channels, self.kernel)?;
-        h = norm(o, &h, layer("norm2"), self.norm, embedding.is_none())?;
+        h = conv(g, self.domain, h, layer("conv1"), self.channels, self.kernel)?;
+        h = norm(g, h, layer("norm2"), self.norm, embedding.is_none())?;
         if let Some(embedding) = embedding {
-            let pair = conv(o, self.domain, embedding, layer("time"), 2 * self.channels, 1)?;
-            h = o.scale_shift(&h, &pair, true)?;
+            let pair = conv(g, self.domain, embedding, layer("time"), 2 * self.channels, 1)?;
+            h = g.scale_shift(h, pair, true)?;
         }
-        h = conv(o, self.domain, &h, layer("conv2"), self.channels, self.kernel)?;
+        h = conv(g, self.domain, h, layer("conv2"), self.channels, self.kernel)?;
         if !self.residual {
             return Ok(h);
         }
         let mut x = x;
         if self.resample == Some(Resample::FirDown) {
-            x = o.fir_down2(&x)?;
+            x = g.fir_down2(x)?;
         }
-        if o.shape(&x).c != self.channels {
-            x = conv(o, self.domain, &x, layer("shortcut"), self.channels, 1)?;
+        if g.shape(x).c != self.channels {
+            x = conv(g, self.domain, x, layer("shortcut"), self.channels, 1)?;
         }
         if let Some(up @ (Resample::FirUp | Resample::NearestUp)) = self.resample {
-            x = up.apply(o, &x)?;
+            x = up.apply(g, x)?;
         }
-        o.weighted_add(&x, &h, FRAC_1_SQRT_2, FRAC_1_SQRT_2)
+        g.weighted_add(x, h, HALVES)
     }
 }
 
@@ -146,52 +140,43 @@ impl Block {
 /// [`AttentionRatio::Spatial`] there is no T.
 ///
 /// # Errors
-/// The backend's.
-pub fn sc_attention<O: Ops>(
-    o: &mut O,
+/// [`crate::error::Kind::InvalidArgument`] if the shapes do not fit.
+pub fn sc_attention(
+    g: &mut GraphBuilder,
     domain: Domain,
-    x: &O::Tensor,
+    x: Value,
     name: &str,
     ratio: AttentionRatio,
-) -> Result<O::Tensor> {
+) -> Result<Value> {
     let layer = |part: &str| format!("{name}.{part}");
-    let channels = o.shape(x).c;
-    let share = spatial_share(o, name, ratio, o.shape(x).pixels(), channels)?;
+    let channels = g.shape(x).c;
     let mixed = {
-        let h = norm(o, x, layer("norm"), Norm::Group, false)?;
-        let q = conv(o, domain, &h, layer("q"), channels, 1)?;
-        let k = conv(o, domain, &h, layer("k"), channels, 1)?;
-        let v = conv(o, domain, &h, layer("v"), channels, 1)?;
-        drop(h);
-        let spatial = o.spatial_attention(&q, &k, &v)?;
-        match share {
-            Some(share) => {
-                let channel = o.channel_attention(&q, &k, &v)?;
-                o.weighted_add(&spatial, &channel, share as f32, (1.0 - share) as f32)?
+        let h = norm(g, x, layer("norm"), Norm::Group, false)?;
+        let q = conv(g, domain, h, layer("q"), channels, 1)?;
+        let k = conv(g, domain, h, layer("k"), channels, 1)?;
+        let v = conv(g, domain, h, layer("v"), channels, 1)?;
+        let spatial = g.spatial_attention(q, k, v)?;
+        match spatial_share(ratio, name, g.shape(x)) {
+            Some(shares) => {
+                let channel = g.channel_attention(q, k, v)?;
+                g.weighted_add(spatial, channel, shares)?
             }
             None => spatial,
         }
     };
-    let out = conv(o, domain, &mixed, layer("out"), channels, 1)?;
-    o.weighted_add(x, &out, FRAC_1_SQRT_2, FRAC_1_SQRT_2)
+    let out = conv(g, domain, mixed, layer("out"), channels, 1)?;
+    g.weighted_add(x, out, HALVES)
 }
 
-/// Share of spatial attention: N / (N + C), or with logarithms of 1 + N and 1 + C, or learned; none where it is alone.
-fn spatial_share<O: Ops>(
-    o: &mut O,
-    name: &str,
-    ratio: AttentionRatio,
-    pixels: usize,
-    channels: usize,
-) -> Result<Option<f64>> {
-    let (n, c) = (pixels as f64, channels as f64);
-    Ok(match ratio {
-        AttentionRatio::Linear => Some(n / (n + c)),
-        AttentionRatio::Log => Some(libm::log1p(n) / (libm::log1p(n) + libm::log1p(c))),
-        AttentionRatio::Learned => {
-            let logit = f64::from(o.scalar(&format!("{name}.ratio"))?);
-            Some(1.0 / (1.0 + libm::exp(-logit)))
-        }
-        AttentionRatio::Spatial => None,
-    })
+/// Shares of attention over pixels and over channels. That over pixels is N / (N + C) for N pixels and C channels, or the
+/// same with logarithms of 1 + N and 1 + C, or learned; none where it is alone.
+fn spatial_share(ratio: AttentionRatio, name: &str, x: Shape) -> Option<Factors> {
+    let (n, c) = (x.pixels() as f64, x.c as f64);
+    let share = match ratio {
+        AttentionRatio::Linear => n / (n + c),
+        AttentionRatio::Log => libm::log1p(n) / (libm::log1p(n) + libm::log1p(c)),
+        AttentionRatio::Learned => return Some(Factors::Learned(format!("{name}.ratio"))),
+        AttentionRatio::Spatial => return None,
+    };
+    Some(Factors::Fixed(share as f32, (1.0 - share) as f32))
 }

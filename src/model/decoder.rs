@@ -3,11 +3,12 @@
 
 use crate::{
     error::{Error, Result},
+    graph::{Graph, GraphBuilder, Value},
     model::{
         arch::{Arch, Norm},
-        block::{Block, Resample, add, conv, norm, sc_attention},
+        block::{Block, Resample, conv, norm, sc_attention},
     },
-    ops::{Domain, Ops},
+    ops::{Domain, Shape},
 };
 
 /// The decoder runs tile by tile.
@@ -21,14 +22,14 @@ pub fn local_stages(arch: &Arch) -> usize {
 /// Stage `i`: upsampled features h [n, h, w, c] and RGB stream r [n, h, w, 3] -> features [n, 2h, 2w, c'] and RGB
 /// stream [n, 2h, 2w, 3]. The coarsest stage does not upsample. The stage's latent z enters through the layer `frgb`;
 /// `trgb` gives the change of the RGB stream.
-fn stage<O: Ops>(
-    o: &mut O,
+fn stage(
+    g: &mut GraphBuilder,
     arch: &Arch,
     i: usize,
-    h: O::Tensor,
-    r: Option<O::Tensor>,
-    z: Option<&O::Tensor>,
-) -> Result<(O::Tensor, O::Tensor)> {
+    h: Value,
+    r: Option<Value>,
+    z: Option<Value>,
+) -> Result<(Value, Value)> {
     let name = format!("decoder.stages.{i}");
     let (stages, spec) = (&arch.decoder.stages, arch.decoder.stages[i]);
     let coarsest = i == stages.len() - 1;
@@ -42,69 +43,88 @@ fn stage<O: Ops>(
             kind,
             Some(Resample::NearestUp),
         );
-        h = up.run(o, h, None)?;
+        h = up.run(g, h, None)?;
     }
     if let (false, Some(z)) = (coarsest, z) {
-        let latent = conv(o, DOMAIN, z, format!("{name}.frgb"), spec.channels, 1)?;
-        h = add(o, &h, &latent)?;
+        let latent = conv(g, DOMAIN, z, format!("{name}.frgb"), spec.channels, 1)?;
+        h = g.add(h, latent)?;
     }
     for j in 0..spec.blocks {
         h = Block::new(format!("{name}.blocks.{j}"), DOMAIN, spec.channels, kind, None)
-            .run(o, h, None)?;
+            .run(g, h, None)?;
     }
     if spec.attention {
-        h = sc_attention(o, DOMAIN, &h, &format!("{name}.attention"), arch.attention_ratio)?;
+        h = sc_attention(g, DOMAIN, h, &format!("{name}.attention"), arch.attention_ratio)?;
     }
-    let mut t = conv(o, DOMAIN, &h, format!("{name}.trgb"), 3, 1)?;
+    let mut t = conv(g, DOMAIN, h, format!("{name}.trgb"), 3, 1)?;
     if let Some(r) = r {
-        let r = o.upsample_nearest2(&r)?;
-        t = add(o, &r, &t)?;
+        let r = g.upsample_nearest2(r)?;
+        t = g.add(r, t)?;
     }
     Ok((h, t))
 }
 
-/// The global stage: latents z, finest first, [n, H/f, W/f, C] each with the level's factor f and channels C, not
-/// normalised -> features [n, H/f0, W/f0, c] and RGB stream [n, H/f0, W/f0, 3] with the finest factor f0 and the width
-/// c of the first global stage.
+/// The global stage as a graph. Inputs: latents, finest first, of the shapes `latents`, [n, H/f, W/f, C] each with the
+/// level's factor f and channels C, not normalised. Results: features [n, H/f0, W/f0, c] and RGB stream [n, H/f0, W/f0, 3]
+/// with the finest factor f0 and the width c of the first global stage.
 ///
 /// # Errors
-/// There is not one latent per level; the backend's.
-pub fn global_stage<O: Ops>(
-    o: &mut O,
-    arch: &Arch,
-    z: &[O::Tensor],
-) -> Result<(O::Tensor, O::Tensor)> {
-    coarse_stages(o, arch, z, local_stages(arch))
+/// [`crate::error::Kind::InvalidArgument`] if there is not one latent per level, or its shape does not fit.
+pub fn global_graph(arch: &Arch, latents: &[Shape]) -> Result<Graph> {
+    let mut g = GraphBuilder::new();
+    let z = latents.iter().map(|&shape| g.input(shape)).collect::<Result<Vec<_>>>()?;
+    let (features, rgb) = global_stage(&mut g, arch, &z)?;
+    Ok(g.finish([features, rgb]))
 }
 
-/// A coarse preview: the global stage up to twice the grid of `level`, or to the finest latent's grid where that is
-/// coarser. Latents z as in [`global_stage`], of which finer ones than that are not read -> RGB stream [n, h, w, 3] on
-/// that grid.
+/// Both stages without tiles as a graph. Inputs as of [`global_graph`]. Result: pixels [n, H, W, 3], values about -1 to 1.
 ///
 /// # Errors
-/// Those of [`global_stage`].
-pub fn coarse_preview<O: Ops>(
-    o: &mut O,
-    arch: &Arch,
-    z: &[O::Tensor],
-    level: usize,
-) -> Result<O::Tensor> {
+/// As [`global_graph`].
+pub fn graph(arch: &Arch, latents: &[Shape]) -> Result<Graph> {
+    let mut g = GraphBuilder::new();
+    let z = latents.iter().map(|&shape| g.input(shape)).collect::<Result<Vec<_>>>()?;
+    let (features, rgb) = global_stage(&mut g, arch, &z)?;
+    let picture = local_stage(&mut g, arch, features, rgb)?;
+    Ok(g.finish([picture]))
+}
+
+/// Adds the global stage of [`global_graph`] to `g`: latents -> features and RGB stream.
+///
+/// # Errors
+/// As [`global_graph`].
+pub fn global_stage(g: &mut GraphBuilder, arch: &Arch, z: &[Value]) -> Result<(Value, Value)> {
+    coarse_stages(g, arch, z, local_stages(arch))
+}
+
+/// A coarse preview as a graph: the global stage up to twice the grid of `level`, or to the finest latent's grid where
+/// that is coarser. Inputs as of [`global_graph`], of which finer latents than that are not read. Result: RGB stream
+/// [n, h, w, 3] on that grid.
+///
+/// # Errors
+/// As [`global_graph`].
+pub fn preview_graph(arch: &Arch, latents: &[Shape], level: usize) -> Result<Graph> {
     let coarsest = arch.coarsest_factor();
     let factor = arch.levels.get(level).map_or(coarsest, |level| level.factor);
     let factor = if factor == 0 { coarsest } else { factor };
     let stage = (factor / arch.decoder.shuffle).ilog2() as usize;
-    let (_, rgb) = coarse_stages(o, arch, z, stage.saturating_sub(1).max(local_stages(arch)))?;
-    Ok(rgb)
+    let mut g = GraphBuilder::new();
+    let z = latents.iter().map(|&shape| g.input(shape)).collect::<Result<Vec<_>>>()?;
+    let finest = stage.saturating_sub(1).max(local_stages(arch));
+    let (_, rgb) = coarse_stages(&mut g, arch, &z, finest)?;
+    Ok(g.finish([rgb]))
 }
 
 /// The stages from the coarsest one to `finest`.
-fn coarse_stages<O: Ops>(
-    o: &mut O,
+fn coarse_stages(
+    g: &mut GraphBuilder,
     arch: &Arch,
-    z: &[O::Tensor],
+    z: &[Value],
     finest: usize,
-) -> Result<(O::Tensor, O::Tensor)> {
-    let [.., last] = z else { return Err(Error::missing("decoder latents", "one for each level")) };
+) -> Result<(Value, Value)> {
+    let &[.., last] = z else {
+        return Err(Error::missing("decoder latents", "one for each level"));
+    };
     if z.len() != arch.levels.len() {
         let wanted = arch.levels.len().to_string();
         return Err(Error::invalid("decoder latents", z.len(), wanted));
@@ -112,15 +132,15 @@ fn coarse_stages<O: Ops>(
     let stages = &arch.decoder.stages;
     let width = stages[stages.len() - 1].channels;
     let mut h =
-        conv(o, DOMAIN, &z[arch.spatial_levels().len() - 1], "decoder.enter".into(), width, 3)?;
+        conv(g, DOMAIN, z[arch.spatial_levels().len() - 1], "decoder.enter".into(), width, 3)?;
     if arch.has_global() {
-        let pair = conv(o, DOMAIN, last, "decoder.modulate".into(), 2 * width, 1)?;
-        h = o.scale_shift(&h, &pair, false)?;
+        let pair = conv(g, DOMAIN, last, "decoder.modulate".into(), 2 * width, 1)?;
+        h = g.scale_shift(h, pair, false)?;
     }
     let mut r = None;
     for i in (finest..stages.len()).rev() {
-        let latent = arch.level_at(arch.decoder.shuffle << i).map(|level| &z[level]);
-        let (features, rgb) = stage(o, arch, i, h, r, latent)?;
+        let latent = arch.level_at(arch.decoder.shuffle << i).map(|level| z[level]);
+        let (features, rgb) = stage(g, arch, i, h, r, latent)?;
         (h, r) = (features, Some(rgb));
     }
     match r {
@@ -133,29 +153,41 @@ fn coarse_stages<O: Ops>(
     }
 }
 
-/// The local stage on any window of the global stage's output: features h [n, h, w, c] and RGB stream r [n, h, w, 3] ->
-/// pixels [n, h f0, w f0, 3] with the finest factor f0, values about -1 to 1.
+/// The local stage as a graph, for any window of `rows` x `columns` pixels of the finest latent's grid, in `n` pictures.
+/// Inputs: the global stage's features [n, rows, columns, c] and RGB stream [n, rows, columns, 3]. Result: pixels
+/// [n, rows f0, columns f0, 3] with the finest factor f0, values about -1 to 1.
 ///
 /// Pixels closer to a cut edge than [`halo`](crate::model::cost::halo) differ from those of the whole picture.
 ///
 /// # Errors
-/// The backend's.
-pub fn local_stage<O: Ops>(
-    o: &mut O,
-    arch: &Arch,
-    h: O::Tensor,
-    r: O::Tensor,
-) -> Result<O::Tensor> {
+/// [`crate::error::Kind::InvalidArgument`] if the window is empty.
+pub fn local_graph(arch: &Arch, n: usize, rows: usize, columns: usize) -> Result<Graph> {
+    let stages = &arch.decoder.stages;
+    let width = stages.get(local_stages(arch)).map(|stage| stage.channels).ok_or_else(|| {
+        Error::model("decoder.stages", stages.len(), "a stage at the finest latent level")
+    })?;
+    let mut g = GraphBuilder::new();
+    let h = g.input(Shape::new(n, rows, columns, width))?;
+    let r = g.input(Shape::new(n, rows, columns, 3))?;
+    let picture = local_stage(&mut g, arch, h, r)?;
+    Ok(g.finish([picture]))
+}
+
+/// Adds the local stage of [`local_graph`] to `g`: features and RGB stream -> pixels.
+///
+/// # Errors
+/// As [`local_graph`].
+pub fn local_stage(g: &mut GraphBuilder, arch: &Arch, h: Value, r: Value) -> Result<Value> {
     let (mut h, mut r) = (h, r);
     for i in (0..local_stages(arch)).rev() {
-        (h, r) = stage(o, arch, i, h, Some(r), None)?;
+        (h, r) = stage(g, arch, i, h, Some(r), None)?;
     }
     let shuffle = arch.decoder.shuffle;
-    h = norm(o, &h, "decoder.norm".into(), Norm::Pixel, true)?;
-    h = conv(o, DOMAIN, &h, "decoder.out".into(), 3 * shuffle * shuffle, 3)?;
-    h = o.pixel_shuffle(&h, shuffle)?;
+    h = norm(g, h, "decoder.norm".into(), Norm::Pixel, true)?;
+    h = conv(g, DOMAIN, h, "decoder.out".into(), 3 * shuffle * shuffle, 3)?;
+    h = g.pixel_shuffle(h, shuffle)?;
     for _ in 0..shuffle.ilog2() {
-        r = o.upsample_nearest2(&r)?;
+        r = g.upsample_nearest2(r)?;
     }
-    add(o, &r, &h)
+    g.add(r, h)
 }

@@ -1,4 +1,4 @@
-//! The model: its architecture, the networks as functions generic over [`crate::ops::Ops`], samplers and checkpoints.
+//! The model: its architecture, the networks as [graphs](crate::graph), samplers and checkpoints.
 //! It does not depend on any backend.
 
 pub mod arch;

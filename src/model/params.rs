@@ -1,26 +1,12 @@
-//! The list of parameters of an architecture: what its checkpoint must hold, no more and no less. It comes from tracing
-//! the networks.
+//! The list of parameters of an architecture: what its checkpoint must hold, no more and no less. It comes from
+//! the networks' graphs.
 
 use crate::{
     error::Result,
-    model::{arch::Arch, decoder, encoder, unet},
-    ops::{Ops, Shape, tracer::Tracer},
+    graph::GraphBuilder,
+    model::{arch::Arch, decoder, encoder, sampler::latent_shapes, unet},
+    ops::Shape,
 };
-
-/// Traced latents of every level, finest first, for a picture of `width` x `height` pixels: [1, H/f, W/f, C] each with
-/// the level's factor f and channels C.
-///
-/// # Errors
-/// When a grid is empty or its tensor has more than 2^52 bytes.
-pub fn traced_latents(
-    o: &Tracer,
-    arch: &Arch,
-    width: usize,
-    height: usize,
-) -> Result<Vec<<Tracer as Ops>::Tensor>> {
-    let grids = arch.grids(width, height).into_iter().zip(&arch.levels);
-    grids.map(|((h, w), level)| o.input(Shape::new(1, h, w, level.channels))).collect()
-}
 
 /// Names of the statistics of level `level`: mean and standard deviation, [`channels`] each.
 ///
@@ -35,14 +21,16 @@ pub fn latent_stats(level: usize) -> [String; 2] {
 /// When `arch` does not fit together; one from [`Arch::from_json`] does.
 pub fn params(arch: &Arch) -> Result<Vec<(String, Vec<usize>)>> {
     let side = arch.coarsest_factor();
-    let mut o = Tracer::new();
-    let picture = o.input(Shape::new(1, side, side, 3))?;
-    encoder::encode(&mut o, arch, &picture)?;
-    let z = traced_latents(&o, arch, side, side)?;
-    let (h, r) = decoder::global_stage(&mut o, arch, &z)?;
-    decoder::local_stage(&mut o, arch, h, r)?;
-    unet::predict(&mut o, arch, &z, &[0.0])?;
-    let mut params = o.finish().params;
+    let mut g = GraphBuilder::new();
+    let picture = g.input(Shape::new(1, side, side, 3))?;
+    encoder::encode(&mut g, arch, picture)?;
+    let latents = latent_shapes(arch, 1, side, side);
+    let z = latents.into_iter().map(|shape| g.input(shape)).collect::<Result<Vec<_>>>()?;
+    let (h, r) = decoder::global_stage(&mut g, arch, &z)?;
+    decoder::local_stage(&mut g, arch, h, r)?;
+    let features = g.input(Shape::new(1, 1, 1, arch.unet.embedding))?;
+    unet::predict(&mut g, arch, &z, features)?;
+    let mut params = g.finish([]).cost(None)?.params;
     for (l, level) in arch.levels.iter().enumerate() {
         params.extend(latent_stats(l).map(|name| (name, vec![level.channels])));
     }

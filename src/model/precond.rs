@@ -3,6 +3,7 @@
 
 use crate::{
     error::{Error, Result},
+    graph,
     model::{
         arch::{Arch, Noise},
         sampler::{Latent, NoisyLatents},
@@ -83,7 +84,10 @@ pub fn denoise<O: Ops>(
     let c_noise: Vec<f64> = (preconds.iter().zip(batch))
         .flat_map(|(precond, noisy)| vec![precond.c_noise; noisy.z[0].shape.n])
         .collect();
-    let raw = unet::predict(o, arch, &scaled, &c_noise)?;
+    let (shape, features) = unet::features(arch, &c_noise);
+    let shapes_in: Vec<_> = scaled.iter().map(|latent| o.shape(latent)).collect();
+    scaled.push(o.upload(shape, &features)?);
+    let raw = graph::evaluate(o, &unet::graph(arch, &shapes_in, c_noise.len())?, scaled)?;
     let mut out = vec![Vec::with_capacity(shapes.len()); batch.len()];
     for (level, raw) in raw.iter().enumerate() {
         let raw = o.download(raw)?;

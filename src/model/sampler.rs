@@ -7,7 +7,7 @@ use strum::{EnumString, IntoStaticStr, VariantArray, VariantNames};
 
 use crate::{
     error::Result,
-    model::{noise, schedule::Schedule},
+    model::{arch::Arch, noise, schedule::Schedule},
     ops::Shape,
 };
 
@@ -18,6 +18,13 @@ pub struct Latent {
     pub shape: Shape,
     /// Values, as many as `shape` has elements.
     pub data: Vec<f32>,
+}
+
+/// Shapes of the latents of `n` pictures of `width` x `height` pixels, finest level first: [n, H/f, W/f, C] each with the
+/// level's factor f and channels C; the 1x1 level has [n, 1, 1, C].
+pub fn latent_shapes(arch: &Arch, n: usize, width: usize, height: usize) -> Vec<Shape> {
+    let grids = arch.grids(width, height).into_iter().zip(&arch.levels);
+    grids.map(|((h, w), level)| Shape::new(n, h, w, level.channels)).collect()
 }
 
 /// A noisy pyramid and its shared sigma.

@@ -4,11 +4,12 @@ use std::f64::consts::FRAC_PI_2;
 
 use crate::{
     error::{Error, Result},
+    graph::{Graph, GraphBuilder, Value},
     model::{
         arch::{Arch, Norm, Skip},
-        block::{Block, Resample, add, conv, norm, sc_attention},
+        block::{Block, Resample, conv, norm, sc_attention},
     },
-    ops::{Domain, Ops, Shape},
+    ops::{Domain, Shape},
 };
 
 /// The U-Net always runs on whole grids.
@@ -27,28 +28,33 @@ fn fourier_features(c_noise: f64, size: usize) -> Vec<f32> {
     cosines.chain((0..half).map(|k| libm::sin(angle(k)) as f32)).collect()
 }
 
-/// The embeddings [n, 1, 1, E] of n values of c_noise.
-fn embed<O: Ops>(o: &mut O, arch: &Arch, c_noise: &[f64]) -> Result<O::Tensor> {
+/// The network's input for n values of c_noise: Fourier features [n, 1, 1, E].
+pub fn features(arch: &Arch, c_noise: &[f64]) -> (Shape, Vec<f32>) {
     let size = arch.unet.embedding;
-    let features: Vec<f32> = c_noise.iter().flat_map(|&c| fourier_features(c, size)).collect();
-    let mut e = o.upload(Shape::new(c_noise.len(), 1, 1, size), &features)?;
+    let features = c_noise.iter().flat_map(|&c| fourier_features(c, size)).collect();
+    (Shape::new(c_noise.len(), 1, 1, size), features)
+}
+
+/// The embeddings [n, 1, 1, E] of n noise levels from their Fourier features [n, 1, 1, E].
+fn embed(g: &mut GraphBuilder, arch: &Arch, features: Value) -> Result<Value> {
+    let mut e = features;
     for layer in ["unet.time1", "unet.time2"] {
-        e = conv(o, DOMAIN, &e, layer.into(), size, 1)?;
-        e = o.silu(&e)?;
+        e = conv(g, DOMAIN, e, layer.into(), arch.unet.embedding, 1)?;
+        e = g.silu(e)?;
     }
     Ok(e)
 }
 
 /// Features h [n, h, w, c] -> change of a latent [n, h, w, channels]: conv(SiLU(GroupNorm h)).
-fn to_latent<O: Ops>(
-    o: &mut O,
-    h: &O::Tensor,
+fn to_latent(
+    g: &mut GraphBuilder,
+    h: Value,
     name: &str,
     channels: usize,
     kernel: usize,
-) -> Result<O::Tensor> {
-    let h = norm(o, h, format!("{name}.norm"), Norm::Group, true)?;
-    conv(o, DOMAIN, &h, format!("{name}.conv"), channels, kernel)
+) -> Result<Value> {
+    let h = norm(g, h, format!("{name}.norm"), Norm::Group, true)?;
+    conv(g, DOMAIN, h, format!("{name}.conv"), channels, kernel)
 }
 
 /// The block `name` of the U-Net.
@@ -58,129 +64,133 @@ fn block(arch: &Arch, name: String, channels: usize, resample: Option<Resample>)
 }
 
 /// `blocks` blocks at one resolution, then attention if the stage has it.
-fn half_stage<O: Ops>(
-    o: &mut O,
+fn half_stage(
+    g: &mut GraphBuilder,
     arch: &Arch,
     i: usize,
     half: &str,
-    h: O::Tensor,
-    e: &O::Tensor,
-) -> Result<O::Tensor> {
+    h: Value,
+    e: Value,
+) -> Result<Value> {
     let spec = arch.unet.stages[i];
     let mut h = h;
     for j in 0..spec.blocks {
         let name = format!("unet.stages.{i}.{half}.{j}");
-        h = block(arch, name, spec.channels, None).run(o, h, Some(e))?;
+        h = block(arch, name, spec.channels, None).run(g, h, Some(e))?;
     }
     if spec.attention {
         let name = format!("unet.stages.{i}.{half}_attention");
-        h = sc_attention(o, DOMAIN, &h, &name, arch.attention_ratio)?;
+        h = sc_attention(g, DOMAIN, h, &name, arch.attention_ratio)?;
     }
     Ok(h)
 }
 
 /// The 1x1 level: features h [n, h, w, c] of the coarsest stage, latent z [n, 1, 1, C], embedding e [n, 1, 1, E] -> h
 /// scaled and shifted [n, h, w, c], and the prediction [n, 1, 1, C].
-fn global_stage<O: Ops>(
-    o: &mut O,
+fn global_stage(
+    g: &mut GraphBuilder,
     arch: &Arch,
-    h: &O::Tensor,
-    z: &O::Tensor,
-    e: &O::Tensor,
-) -> Result<(O::Tensor, O::Tensor)> {
-    let (channels, width) = (o.shape(h).c, arch.unet.global_channels);
-    let mut g = o.global_avg_pool(h)?;
-    g = conv(o, DOMAIN, &g, "unet.coarsest.down".into(), width, 1)?;
-    let latent = conv(o, DOMAIN, z, "unet.coarsest.frgb".into(), width, 1)?;
-    g = add(o, &g, &latent)?;
+    h: Value,
+    z: Value,
+    e: Value,
+) -> Result<(Value, Value)> {
+    let (channels, width) = (g.shape(h).c, arch.unet.global_channels);
+    let mut m = g.global_avg_pool(h)?;
+    m = conv(g, DOMAIN, m, "unet.coarsest.down".into(), width, 1)?;
+    let latent = conv(g, DOMAIN, z, "unet.coarsest.frgb".into(), width, 1)?;
+    m = g.add(m, latent)?;
     let block = block(arch, "unet.coarsest.block".into(), width, None);
-    g = Block { kernel: 1, ..block }.run(o, g, Some(e))?;
-    let prediction = to_latent(o, &g, "unet.coarsest.trgb", o.shape(z).c, 1)?;
-    let pair = conv(o, DOMAIN, &g, "unet.coarsest.up".into(), 2 * channels, 1)?;
-    Ok((o.scale_shift(h, &pair, false)?, prediction))
+    m = Block { kernel: 1, ..block }.run(g, m, Some(e))?;
+    let channels_out = g.shape(z).c;
+    let prediction = to_latent(g, m, "unet.coarsest.trgb", channels_out, 1)?;
+    let pair = conv(g, DOMAIN, m, "unet.coarsest.up".into(), 2 * channels, 1)?;
+    Ok((g.scale_shift(h, pair, false)?, prediction))
 }
 
-/// The network F of the preconditioned denoiser (Karras et al. 2022, equation 7).
+/// The network F of the preconditioned denoiser (Karras et al. 2022, equation 7) as a graph.
 ///
-/// Scaled latents c_in z, finest first, [n, H/f, W/f, C] each with the level's factor f and channels C -> predictions
-/// of the same shapes. The 1x1 level has [n, 1, 1, C]. `c_noise` has a value for each of the n pictures, or one for
-/// all.
+/// Inputs: the scaled latents c_in z, finest first, of the shapes `latents`, [n, H/f, W/f, C] each with the level's factor
+/// f and channels C, where the 1x1 level has [n, 1, 1, C]; then the [`features`] of `noise_levels` values of c_noise, one
+/// for each of the n pictures, or one for all. Results: predictions of the latents' shapes.
 ///
 /// # Errors
-/// There is not one latent per level; the backend's.
-pub fn predict<O: Ops>(
-    o: &mut O,
-    arch: &Arch,
-    z: &[O::Tensor],
-    c_noise: &[f64],
-) -> Result<Vec<O::Tensor>> {
-    o.install(|o| evaluate(o, arch, z, c_noise))
+/// [`crate::error::Kind::InvalidArgument`] if there is not one latent per level, or its shape does not fit.
+pub fn graph(arch: &Arch, latents: &[Shape], noise_levels: usize) -> Result<Graph> {
+    let mut g = GraphBuilder::new();
+    let z = latents.iter().map(|&shape| g.input(shape)).collect::<Result<Vec<_>>>()?;
+    let features = g.input(Shape::new(noise_levels, 1, 1, arch.unet.embedding))?;
+    let predictions = predict(&mut g, arch, &z, features)?;
+    Ok(g.finish(predictions))
 }
 
-fn evaluate<O: Ops>(
-    o: &mut O,
+/// Adds the network of [`graph`] to `g`: latents `z` and Fourier features -> predictions.
+///
+/// # Errors
+/// As [`graph`].
+pub fn predict(
+    g: &mut GraphBuilder,
     arch: &Arch,
-    z: &[O::Tensor],
-    c_noise: &[f64],
-) -> Result<Vec<O::Tensor>> {
+    z: &[Value],
+    features: Value,
+) -> Result<Vec<Value>> {
     let levels = arch.levels.len();
     if z.len() != levels {
         return Err(Error::invalid("unet latents", z.len(), format!("{levels}")));
     }
     let (stages, unshuffle) = (&arch.unet.stages, arch.unet.unshuffle);
     let name = |i: usize, part: &str| format!("unet.stages.{i}.{part}");
-    let e = embed(o, arch, c_noise)?;
+    let e = embed(g, arch, features)?;
 
-    let mut r = if unshuffle == 1 { z[0].clone() } else { o.pixel_unshuffle(&z[0], unshuffle)? };
-    let mut h = conv(o, DOMAIN, &r, "unet.enter".into(), stages[0].channels, 3)?;
+    let mut r = if unshuffle == 1 { z[0] } else { g.pixel_unshuffle(z[0], unshuffle)? };
+    let mut h = conv(g, DOMAIN, r, "unet.enter".into(), stages[0].channels, 3)?;
     let mut skips = Vec::with_capacity(stages.len());
     for (i, spec) in stages.iter().enumerate() {
         if i > 0 {
             let down = block(arch, name(i, "down"), spec.channels, Some(Resample::FirDown));
-            h = down.run(o, h, Some(&e))?;
+            h = down.run(g, h, Some(e))?;
         }
         if i > 0 && arch.stage_has_latent_io(i) {
             r = match arch.unet_level(i) {
-                Some(level) => z[level].clone(),
-                None => o.fir_down2(&r)?,
+                Some(level) => z[level],
+                None => g.fir_down2(r)?,
             };
-            let latent = conv(o, DOMAIN, &r, name(i, "frgb"), spec.channels, 1)?;
-            h = add(o, &h, &latent)?;
+            let latent = conv(g, DOMAIN, r, name(i, "frgb"), spec.channels, 1)?;
+            h = g.add(h, latent)?;
         }
-        h = half_stage(o, arch, i, "encoder", h, &e)?;
-        skips.push(h.clone());
+        h = half_stage(g, arch, i, "encoder", h, e)?;
+        skips.push(h);
     }
 
-    let mut out: Vec<Option<O::Tensor>> = vec![None; levels];
+    let mut out: Vec<Option<Value>> = vec![None; levels];
     if arch.has_global() {
         let prediction;
-        (h, prediction) = global_stage(o, arch, &h, &z[levels - 1], &e)?;
+        (h, prediction) = global_stage(g, arch, h, z[levels - 1], e)?;
         out[levels - 1] = Some(prediction);
     }
 
     // The coarsest stage has no `up` and does not read its own skip.
     skips.pop();
-    let mut rgb: Option<O::Tensor> = None;
+    let mut rgb: Option<Value> = None;
     for (i, spec) in stages.iter().enumerate().rev() {
         if i + 1 < stages.len()
             && let Some(skip) = skips.pop()
         {
             let up = block(arch, name(i, "up"), spec.channels, Some(Resample::FirUp));
-            h = up.run(o, h, Some(&e))?;
-            h = o.concat(&h, &skip)?;
+            h = up.run(g, h, Some(e))?;
+            h = g.concat(h, skip)?;
         }
-        h = half_stage(o, arch, i, "decoder", h, &e)?;
+        h = half_stage(g, arch, i, "decoder", h, e)?;
         if !arch.stage_has_latent_io(i) {
             continue;
         }
-        let mut t = to_latent(o, &h, &name(i, "trgb"), arch.stage_latent_channels(i), 3)?;
+        let mut t = to_latent(g, h, &name(i, "trgb"), arch.stage_latent_channels(i), 3)?;
         // A stream starts at the coarsest stage of its level and runs to the level's own grid.
         if let Some(coarser) = rgb.take() {
-            let up = o.fir_up2(&coarser)?;
-            t = add(o, &up, &t)?;
+            let up = g.fir_up2(coarser)?;
+            t = g.add(up, t)?;
         }
         match arch.unet_level(i) {
-            Some(0) if unshuffle > 1 => out[0] = Some(o.pixel_shuffle(&t, unshuffle)?),
+            Some(0) if unshuffle > 1 => out[0] = Some(g.pixel_shuffle(t, unshuffle)?),
             Some(level) => out[level] = Some(t),
             None => rgb = Some(t),
         }

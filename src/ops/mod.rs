@@ -1,7 +1,7 @@
 //! The operator set: every operator that the networks are written in.
 //!
-//! The networks in [`crate::model`] are generic over [`Ops`]; its implementations in [`crate::exec`] (naive reference,
-//! CPU, GPU) and the [`tracer::Tracer`] are called *backends* and run the same network functions. One file per operator
+//! The networks in [`crate::model`] are [graphs](crate::graph) of operators. The implementations of [`Ops`] in
+//! [`crate::exec`] (naive reference, CPU, GPU) are called *backends* and run the same graphs. One file per operator
 //! holds its parameters, shape rule, cost rule and naive reference; `shaders/<operator>.wgsl` is its GPU kernel.
 //!
 //! Layout: every tensor is f32, NHWC, dense, written `[n, h, w, c]`. Parameters are found by name: an operator with the
@@ -43,15 +43,15 @@ pub mod silu;
 pub mod spatial_attention;
 #[doc(hidden)]
 pub mod testing;
-pub mod tracer;
 pub mod upsample_nearest2;
 pub mod weighted_add;
 pub mod weights;
 
-pub use op::Op;
+pub use op::{Factors, Op};
 
 pub use crate::geometry::Rect;
 
+use self::weights::Weights;
 use crate::error::{Error, Result};
 
 /// Extents of a tensor `[n, h, w, c]`: `n` pictures of `h` rows, `w` columns and `c` channels.
@@ -245,11 +245,8 @@ pub trait Ops: Send {
         work(self)
     }
 
-    /// The value of the parameter `name`, which has shape `[1]`.
-    ///
-    /// # Errors
-    /// The parameter is missing or has another shape.
-    fn scalar(&mut self, name: &str) -> Result<f32>;
+    /// The parameters of its layers.
+    fn weights(&self) -> &Weights;
 
     /// Convolution, x `[n, h, w, in]` -> `[n, h, w, out]`; kernel 1 is a linear layer over channels.
     ///

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::{
-    Conv2d, Domain, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
+    Conv2d, Domain, Factors, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
     weights::{Param, Weights},
 };
 use crate::error::Result;
@@ -122,7 +122,7 @@ pub fn suite(seed: u64) -> TestSuite {
             let shape = grid(i + 3 * k, c);
             let even = Shape { h: 2 * shape.h, w: 2 * shape.w, ..shape };
             b.push("silu", Op::Silu, &[shape]);
-            b.push("weighted_add", Op::WeightedAdd(0.75, -1.25), &[shape; 2]);
+            b.push("weighted_add", Op::WeightedAdd(Factors::Fixed(0.75, -1.25)), &[shape; 2]);
             b.push("concat", Op::Concat, &[shape, shape.with_channels(CHANNELS[7 - i])]);
             b.push("avg_pool2", Op::AvgPool2, &[even]);
             b.push("global_avg_pool", Op::GlobalAvgPool, &[shape]);

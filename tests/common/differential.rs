@@ -8,7 +8,7 @@ use std::{env, fmt::Write as _, ops::Range, sync::Arc};
 use tessera::{
     exec::reference::Reference,
     ops::{
-        Conv2d, Domain, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
+        Conv2d, Domain, Factors, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
         testing::{Random, relative_error},
         weights::{Param, Weights},
     },
@@ -135,7 +135,7 @@ impl Chain {
                     };
                     let [wa, wb] = [(); 2].map(|()| 0.4 + draw.0.value().abs());
                     let pair = if draw.flip() { vec![x, other] } else { vec![other, x] };
-                    (Op::WeightedAdd(wa, wb), pair, s)
+                    (Op::WeightedAdd(Factors::Fixed(wa, wb)), pair, s)
                 }
                 8 => {
                     let other = s.with_channels(draw.channels());

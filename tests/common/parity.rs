@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Deserialize;
 use serde_json::Value;
 use tessera::{
+    graph::{self, GraphBuilder},
     model::{
         arch::{AttentionRatio, Norm},
         block::{Block, Resample, sc_attention},
@@ -13,7 +14,7 @@ use tessera::{
         unet,
     },
     ops::{
-        Conv2d, Domain, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
+        Conv2d, Domain, Factors, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
         testing::relative_error,
         weights::{Param, Weights},
     },
@@ -105,7 +106,7 @@ fn op_call(name: &str, case: &Value) -> Op {
         }
         "silu" => Op::Silu,
         "scale_shift" => Op::ScaleShift(silu()),
-        "weighted_add" => Op::WeightedAdd(float("wa"), float("wb")),
+        "weighted_add" => Op::WeightedAdd(Factors::Fixed(float("wa"), float("wb"))),
         "concat" => Op::Concat,
         "avg_pool2" => Op::AvgPool2,
         "global_avg_pool" => Op::GlobalAvgPool,
@@ -166,7 +167,10 @@ pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
     for case in &fixture.cases {
         let case = BlockCase::deserialize(case).unwrap();
         let (BlockCase::Block { name, .. } | BlockCase::Attention { name, .. }) = &case;
-        let inputs = upload(&mut o, &fixture.numbered(&format!("{name}/in")));
+        let latents = fixture.numbered(&format!("{name}/in"));
+        let inputs = upload(&mut o, &latents);
+        let mut g = GraphBuilder::new();
+        let values: Vec<_> = latents.iter().map(|x| g.input(x.shape).unwrap()).collect();
         let out = match &case {
             BlockCase::Block { name, cout, norm, resample, kernel, residual } => {
                 let resample = resample.as_deref().map(|kind| match kind {
@@ -184,12 +188,13 @@ pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
                     kernel: *kernel,
                     residual: residual.unwrap_or(true),
                 };
-                block.run(&mut o, inputs[0].clone(), inputs.get(1)).unwrap()
+                block.run(&mut g, values[0], values.get(1).copied()).unwrap()
             }
             BlockCase::Attention { name, ratio } => {
-                sc_attention(&mut o, Domain::Window, &inputs[0], name, *ratio).unwrap()
+                sc_attention(&mut g, Domain::Window, values[0], name, *ratio).unwrap()
             }
         };
+        let out = graph::evaluate(&mut o, &g.finish([out]), inputs).unwrap().remove(0);
         close(&mut o, name, &out, fixture.tensor(&format!("{name}/out")), tolerance);
     }
 }
@@ -205,7 +210,8 @@ pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64)
 
         let (shape, picture) = io.tensor("encoder/in");
         let picture = o.upload(shape, picture).unwrap();
-        let moments = encoder::encode(o, arch, &picture).unwrap();
+        let graph = encoder::graph(arch, shape).unwrap();
+        let moments = graph::evaluate(o, &graph, vec![picture]).unwrap();
         assert_eq!(moments.len(), arch.levels.len());
         for (l, moments) in moments.iter().enumerate() {
             let [mean, log_variance] =
@@ -221,16 +227,26 @@ pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64)
             close(o, &named(&mean), moments, (shape, &expected), tolerance);
         }
 
-        let z = upload(o, &io.numbered("decoder/in."));
-        let (h, r) = decoder::global_stage(o, arch, &z).unwrap();
-        close(o, &named("h"), &h, io.tensor("decoder/h"), tolerance);
-        close(o, &named("r"), &r, io.tensor("decoder/r"), tolerance);
-        let out = decoder::local_stage(o, arch, h, r).unwrap();
-        close(o, &named("decoder"), &out, io.tensor("decoder/out"), tolerance);
+        let latents = io.numbered("decoder/in.");
+        let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
+        let graph = decoder::global_graph(arch, &shapes).unwrap();
+        let z = upload(o, &latents);
+        let global = graph::evaluate(o, &graph, z).unwrap();
+        let [h, r] = &global[..] else { panic!("{net}: {} results", global.len()) };
+        close(o, &named("h"), h, io.tensor("decoder/h"), tolerance);
+        close(o, &named("r"), r, io.tensor("decoder/r"), tolerance);
+        let Shape { n, h: rows, w: columns, .. } = o.shape(r);
+        let graph = decoder::local_graph(arch, n, rows, columns).unwrap();
+        let out = graph::evaluate(o, &graph, global).unwrap();
+        close(o, &named("decoder"), &out[0], io.tensor("decoder/out"), tolerance);
 
-        let z = upload(o, &io.numbered("unet/in."));
+        let latents = io.numbered("unet/in.");
+        let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
+        let mut inputs = upload(o, &latents);
         let c_noise = f64::from(io.tensor("unet/c_noise").1[0]);
-        let out = unet::predict(o, arch, &z, &[c_noise]).unwrap();
+        let (shape, features) = unet::features(arch, &[c_noise]);
+        inputs.push(o.upload(shape, &features).unwrap());
+        let out = graph::evaluate(o, &unet::graph(arch, &shapes, 1).unwrap(), inputs).unwrap();
         assert_eq!(out.len(), arch.levels.len());
         for (l, out) in out.iter().enumerate() {
             let name = format!("unet/out.{l}");

@@ -7,7 +7,8 @@ use tessera::{
         gpu::{ConvVariant, Gpu},
         reference::Reference,
     },
-    model::{checkpoint::Checkpoint, decoder, unet},
+    graph::testing::{random_inputs, results},
+    model::{checkpoint::Checkpoint, decoder, sampler::latent_shapes, unet},
     ops::{
         Conv2d, Domain, Op, Ops, Shape,
         testing::{self, Random, TestSuite, relative_error},
@@ -141,17 +142,14 @@ fn fusion_changes_no_bit_of_a_network() {
 fn network_bits<O: Ops>(o: &mut O, model: &Checkpoint, batch: usize, times: usize) -> Vec<u32> {
     let (arch, mut random) = (&model.arch, Random::new(2));
     let side = times * arch.coarsest_factor();
-    let z: Vec<_> = (arch.levels.iter().zip(arch.grids(side, side)))
-        .map(|(level, (rows, columns))| {
-            let shape = Shape::new(batch, rows, columns, level.channels);
-            o.upload(shape, &random.values(shape.len(), 0.0, 1.0)).unwrap()
-        })
-        .collect();
-    let mut outputs = unet::predict(o, arch, &z, &[0.3]).unwrap();
-    let (h, r) = decoder::global_stage(o, arch, &z).unwrap();
-    outputs.push(decoder::local_stage(o, arch, h, r).unwrap());
-    let values = outputs.iter().flat_map(|output| o.download(output).unwrap());
-    values.map(f32::to_bits).collect()
+    let latents = latent_shapes(arch, batch, side, side);
+    let graphs = [unet::graph(arch, &latents, 1), decoder::graph(arch, &latents)];
+    let results = graphs.map(|graph| {
+        let graph = graph.unwrap();
+        let inputs = random_inputs(&graph, &mut random);
+        results(o, &graph, &inputs).unwrap().concat()
+    });
+    results.concat().into_iter().map(f32::to_bits).collect()
 }
 
 /// What waits is right however it is read: never, once or several times, by its clone, by itself after a sum, in several

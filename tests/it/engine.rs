@@ -6,7 +6,7 @@ use tessera::{
     engine::{
         self, Cancel, Event, denoise, encode,
         latents::LatentFile,
-        plan::{Plan, Rect, Spec, TileSize, Tiling, latent_shapes},
+        plan::{Plan, Rect, Spec, TileSize, Tiling},
         tiles::{self, PixelBuffer, TileDecoder, samples},
     },
     error::{Error, Kind, Result},
@@ -14,12 +14,13 @@ use tessera::{
         cpu::{Cpu, Kernels},
         reference::Reference,
     },
+    graph,
     image_in::Picture,
     image_out::Bits,
     model::{
         arch::Arch,
         decoder,
-        sampler::{Latent, Sampler},
+        sampler::{Latent, Sampler, latent_shapes},
     },
     ops::{Ops, testing::Random, weights::Weights},
 };
@@ -32,7 +33,7 @@ use crate::common::{
 fn random_latents(arch: &Arch, width: usize, height: usize, seed: u64) -> Vec<Latent> {
     let mut random = Random::new(seed);
     let (width, height) = padded(arch, width, height);
-    let shapes = latent_shapes(arch, width, height);
+    let shapes = latent_shapes(arch, 1, width, height);
     shapes
         .into_iter()
         .map(|s| Latent { shape: s, data: random.values(s.len(), 0.0, 1.0) })
@@ -55,9 +56,10 @@ fn shuffled<T>(mut items: Vec<T>, random: &mut Random) -> Vec<T> {
 
 /// All pixels from one run of both stages, without tiles.
 fn whole<O: Ops>(ops: &mut O, arch: &Arch, latents: &[Latent]) -> (usize, Vec<f32>) {
-    let z: Vec<_> = latents.iter().map(|l| ops.upload(l.shape, &l.data).unwrap()).collect();
-    let (h, r) = decoder::global_stage(ops, arch, &z).unwrap();
-    let picture = decoder::local_stage(ops, arch, h, r).unwrap();
+    let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
+    let graph = decoder::graph(arch, &shapes).unwrap();
+    let z = latents.iter().map(|l| ops.upload(l.shape, &l.data).unwrap()).collect();
+    let picture = graph::evaluate(ops, &graph, z).unwrap().remove(0);
     (ops.shape(&picture).w, ops.download(&picture).unwrap())
 }
 

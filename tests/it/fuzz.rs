@@ -1,5 +1,7 @@
 //! The fuzzers' entry functions, driven on a stable toolchain by seeded changes of valid bytes: nothing panics, every error
 //! is of a kind that blames the bytes, and enough gets through to reach what lies behind the parsers.
+//!
+//! TESSERA_FUZZ_CASES is the number of changed inputs for every entry function, TESSERA_FUZZ_SEED their seed.
 
 #[path = "../../fuzz/entries.rs"]
 mod entries;
@@ -16,8 +18,10 @@ use tessera::{
 
 use crate::common::model;
 
-/// Changed inputs for every entry function.
-const CASES: usize = 4000;
+/// The number in the environment variable `name`, or `default`.
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
 
 /// SplitMix64 (Steele et al. 2014).
 struct Random(u64);
@@ -88,9 +92,11 @@ fn changed(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
 /// Every seed is accepted, as are some changed ones, and others are not.
 fn drive(seeds: &[Vec<u8>], entry: fn(&[u8]) -> bool) {
     assert!(seeds.iter().all(|seed| entry(seed)), "the seeds are valid");
-    let mut random = Random(11);
-    let accepted = (0..CASES).filter(|_| entry(&changed(seeds, &mut random))).count();
-    assert!((CASES / 50..CASES).contains(&accepted), "{accepted} of {CASES} were accepted");
+    let cases = setting("TESSERA_FUZZ_CASES", 4000);
+    let mut random = Random(setting("TESSERA_FUZZ_SEED", 11));
+    let accepted = (0..cases).filter(|_| entry(&changed(seeds, &mut random))).count() as u64;
+    println!("{accepted} of {cases} were accepted");
+    assert!((cases / 50..cases).contains(&accepted), "{accepted} of {cases} were accepted");
 }
 
 fn arch() -> Arch {

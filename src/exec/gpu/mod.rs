@@ -232,8 +232,8 @@ impl Ops for Gpu {
         self.read(&x)
     }
 
-    fn scalar(&mut self, name: &str) -> Result<f32> {
-        Ok(self.weights.get(name, &[1])?.data[0])
+    fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     fn conv2d(&mut self, x: &Lazy, p: &Conv2d) -> Result<Lazy> {

@@ -221,8 +221,9 @@ mod tests {
     use super::*;
     use crate::{
         exec::gpu::tests::gpu,
-        model::{checkpoint::Checkpoint, decoder, unet},
-        ops::{Domain, Ops as _, testing::Random},
+        graph::testing::{random_inputs, results},
+        model::{checkpoint::Checkpoint, decoder, sampler::latent_shapes, unet},
+        ops::{Domain, testing::Random},
     };
 
     /// The bits of all results of the networks of `model` on `gpu` for pictures of two sizes.
@@ -230,17 +231,12 @@ mod tests {
         let (arch, mut random) = (&model.arch, Random::new(2));
         let mut bits = Vec::new();
         for side in [1, 2].map(|times| times * arch.coarsest_factor()) {
-            let z: Vec<_> = (arch.levels.iter().zip(arch.grids(side, side)))
-                .map(|(level, (rows, columns))| {
-                    let shape = Shape::new(1, rows, columns, level.channels);
-                    gpu.upload(shape, &random.values(shape.len(), 0.0, 1.0)).unwrap()
-                })
-                .collect();
-            let mut outputs = unet::predict(gpu, arch, &z, &[0.3]).unwrap();
-            let (h, r) = decoder::global_stage(gpu, arch, &z).unwrap();
-            outputs.push(decoder::local_stage(gpu, arch, h, r).unwrap());
-            for output in &outputs {
-                bits.extend(gpu.download(output).unwrap().into_iter().map(f32::to_bits));
+            let latents = latent_shapes(arch, 1, side, side);
+            for graph in [unet::graph(arch, &latents, 1), decoder::graph(arch, &latents)] {
+                let graph = graph.unwrap();
+                let inputs = random_inputs(&graph, &mut random);
+                let results = results(gpu, &graph, &inputs).unwrap().concat();
+                bits.extend(results.into_iter().map(f32::to_bits));
             }
         }
         bits

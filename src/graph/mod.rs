@@ -1,0 +1,290 @@
+//! Graphs of operators: a network for inputs of given shapes, before a backend runs it.
+//!
+//! A [`GraphBuilder`] checks every operator's shape rule as it is added. The passes compute what is known before
+//! anything runs: [`Graph::cost`] (operations, bytes, parameters, peak memory), [`Graph::radius`] (receptive field),
+//! [`Graph::last_uses`] (lifetimes). [`evaluate`] runs a graph on a backend; [`Graph::table`] and [`Graph::dot`] print it.
+//!
+//! ```
+//! use tessera::{exec::reference::Reference, graph::{GraphBuilder, evaluate}, ops::{Ops, Shape}};
+//!
+//! let mut g = GraphBuilder::new();
+//! let x = g.input(Shape::new(1, 2, 2, 1))?;
+//! let mean = g.avg_pool2(x)?;
+//! let graph = g.finish([mean]);
+//! assert_eq!(graph.radius(mean), Some(0));
+//!
+//! let mut ops = Reference::new(Default::default());
+//! let x = ops.upload(Shape::new(1, 2, 2, 1), &[1.0, 2.0, 3.0, 4.0])?;
+//! let results = evaluate(&mut ops, &graph, vec![x])?;
+//! assert_eq!(ops.download(&results[0])?, [2.5]);
+//! # Ok::<(), tessera::error::Error>(())
+//! ```
+
+mod cost;
+mod evaluate;
+mod print;
+#[doc(hidden)]
+pub mod testing;
+
+pub use self::{
+    cost::{BackendMemory, Cost},
+    evaluate::evaluate,
+};
+
+use crate::{
+    error::{Error, Result},
+    ops::{Conv2d, Factors, GroupNorm, Op, PixelNorm, Shape, elements},
+};
+
+/// Largest tensor in bytes: sums of a few of them fit in 64 bits.
+const MAX_TENSOR: u64 = 1 << 52;
+
+/// A tensor of a graph: an input, or the result of an operator. It belongs to the builder that returned it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Value(usize);
+
+impl Value {
+    /// Its index in [`Graph::nodes`].
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// Origin of a [`Value`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// An input of the graph.
+    Input,
+    /// The result of an operator.
+    Operator {
+        /// The operator.
+        op: Op,
+        /// Its inputs, all of them earlier nodes.
+        inputs: Vec<Value>,
+    },
+}
+
+/// A value of a graph with its shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Origin.
+    pub source: Source,
+    /// Shape, NHWC.
+    pub shape: Shape,
+}
+
+/// Operators in the order in which they run. Every value is computed before it is read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Graph {
+    nodes: Vec<Node>,
+    inputs: Vec<Value>,
+    outputs: Vec<Value>,
+}
+
+impl Graph {
+    /// Inputs and operators, in order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The inputs, in the order of their creation.
+    pub fn inputs(&self) -> &[Value] {
+        &self.inputs
+    }
+
+    /// The results.
+    pub fn outputs(&self) -> &[Value] {
+        &self.outputs
+    }
+
+    /// Shape of `value`.
+    pub fn shape(&self, value: Value) -> Shape {
+        self.nodes[value.0].shape
+    }
+
+    /// Floating-point operations of the node `value`, by its operator's cost rule; 0 for an input.
+    pub fn flops(&self, value: Value) -> u64 {
+        match &self.nodes[value.0].source {
+            Source::Operator { op, inputs } => {
+                op.flops(inputs.first().map_or(self.shape(value), |&x| self.shape(x)))
+            }
+            Source::Input => 0,
+        }
+    }
+
+    /// All values, in order.
+    pub fn values(&self) -> impl Iterator<Item = Value> {
+        (0..self.nodes.len()).map(Value)
+    }
+
+    /// For each node, the index of the last node that reads it; the number of nodes for a result, and its own index for
+    /// a value that is never read.
+    pub fn last_uses(&self) -> Vec<usize> {
+        let mut last: Vec<_> = (0..self.nodes.len()).collect();
+        for (i, node) in self.nodes.iter().enumerate() {
+            if let Source::Operator { inputs, .. } = &node.source {
+                inputs.iter().for_each(|input| last[input.0] = i);
+            }
+        }
+        self.outputs.iter().for_each(|output| last[output.0] = self.nodes.len());
+        last
+    }
+
+    /// Radius of the receptive field of `value` in its pixels: the width of the border, along a cut edge of the inputs,
+    /// whose values depend on the part that was cut off. `None`: unbounded.
+    pub fn radius(&self, value: Value) -> Option<usize> {
+        let mut radii: Vec<Option<usize>> = Vec::with_capacity(value.0 + 1);
+        for node in &self.nodes[..=value.0] {
+            radii.push(match &node.source {
+                Source::Input => Some(0),
+                Source::Operator { op, inputs } => (inputs.iter())
+                    .try_fold(0, |most, input| Some(radii[input.0]?.max(most)))
+                    .and_then(|radius| op.radius(radius)),
+            });
+        }
+        radii[value.0]
+    }
+}
+
+/// A graph under construction. Its methods are the operators of [`Ops`](crate::ops::Ops), with their shapes.
+///
+/// # Errors
+/// The methods return [`crate::error::Kind::InvalidArgument`] if shapes do not fit the operator or a tensor is empty or
+/// has more than 2^52 bytes.
+#[derive(Clone, Debug, Default)]
+pub struct GraphBuilder {
+    nodes: Vec<Node>,
+    inputs: Vec<Value>,
+}
+
+impl GraphBuilder {
+    /// A graph without values.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Shape of `value`.
+    pub fn shape(&self, value: Value) -> Shape {
+        self.nodes[value.0].shape
+    }
+
+    /// The graph with these results.
+    pub fn finish(self, outputs: impl IntoIterator<Item = Value>) -> Graph {
+        let Self { nodes, inputs } = self;
+        Graph { nodes, inputs, outputs: outputs.into_iter().collect() }
+    }
+
+    /// An input of `shape`.
+    pub fn input(&mut self, shape: Shape) -> Result<Value> {
+        let value = self.push(Source::Input, shape)?;
+        self.inputs.push(value);
+        Ok(value)
+    }
+
+    /// The result of `op` with `inputs`.
+    pub fn operator(&mut self, op: Op, inputs: &[Value]) -> Result<Value> {
+        let shapes: Vec<_> = inputs.iter().map(|&input| self.shape(input)).collect();
+        let shape = op.output_shape(&shapes)?;
+        self.push(Source::Operator { op, inputs: inputs.to_vec() }, shape)
+    }
+
+    fn push(&mut self, source: Source, shape: Shape) -> Result<Value> {
+        let bytes = tensor_bytes(shape);
+        if bytes == 0 || bytes > MAX_TENSOR {
+            let field = format!("bytes of tensor {shape:?}");
+            return Err(Error::invalid(field, bytes, format!("from 1 to {MAX_TENSOR}")));
+        }
+        self.nodes.push(Node { source, shape });
+        Ok(Value(self.nodes.len() - 1))
+    }
+
+    /// [`Ops::conv2d`](crate::ops::Ops::conv2d).
+    pub fn conv2d(&mut self, x: Value, p: Conv2d) -> Result<Value> {
+        self.operator(Op::Conv2d(p), &[x])
+    }
+
+    /// [`Ops::group_norm`](crate::ops::Ops::group_norm).
+    pub fn group_norm(&mut self, x: Value, p: GroupNorm) -> Result<Value> {
+        self.operator(Op::GroupNorm(p), &[x])
+    }
+
+    /// [`Ops::pixel_norm`](crate::ops::Ops::pixel_norm).
+    pub fn pixel_norm(&mut self, x: Value, p: PixelNorm) -> Result<Value> {
+        self.operator(Op::PixelNorm(p), &[x])
+    }
+
+    /// [`Ops::silu`](crate::ops::Ops::silu).
+    pub fn silu(&mut self, x: Value) -> Result<Value> {
+        self.operator(Op::Silu, &[x])
+    }
+
+    /// [`Ops::scale_shift`](crate::ops::Ops::scale_shift).
+    pub fn scale_shift(&mut self, x: Value, pair: Value, silu: bool) -> Result<Value> {
+        self.operator(Op::ScaleShift(silu), &[x, pair])
+    }
+
+    /// [`Ops::weighted_add`](crate::ops::Ops::weighted_add).
+    pub fn weighted_add(&mut self, a: Value, b: Value, factors: Factors) -> Result<Value> {
+        self.operator(Op::WeightedAdd(factors), &[a, b])
+    }
+
+    /// a + b, a, b `[n, h, w, c]` -> `[n, h, w, c]`.
+    pub fn add(&mut self, a: Value, b: Value) -> Result<Value> {
+        self.weighted_add(a, b, Factors::Fixed(1.0, 1.0))
+    }
+
+    /// [`Ops::concat`](crate::ops::Ops::concat).
+    pub fn concat(&mut self, a: Value, b: Value) -> Result<Value> {
+        self.operator(Op::Concat, &[a, b])
+    }
+
+    /// [`Ops::avg_pool2`](crate::ops::Ops::avg_pool2).
+    pub fn avg_pool2(&mut self, x: Value) -> Result<Value> {
+        self.operator(Op::AvgPool2, &[x])
+    }
+
+    /// [`Ops::global_avg_pool`](crate::ops::Ops::global_avg_pool).
+    pub fn global_avg_pool(&mut self, x: Value) -> Result<Value> {
+        self.operator(Op::GlobalAvgPool, &[x])
+    }
+
+    /// [`Ops::upsample_nearest2`](crate::ops::Ops::upsample_nearest2).
+    pub fn upsample_nearest2(&mut self, x: Value) -> Result<Value> {
+        self.operator(Op::UpsampleNearest2, &[x])
+    }
+
+    /// [`Ops::fir_down2`](crate::ops::Ops::fir_down2).
+    pub fn fir_down2(&mut self, x: Value) -> Result<Value> {
+        self.operator(Op::FirDown2, &[x])
+    }
+
+    /// [`Ops::fir_up2`](crate::ops::Ops::fir_up2).
+    pub fn fir_up2(&mut self, x: Value) -> Result<Value> {
+        self.operator(Op::FirUp2, &[x])
+    }
+
+    /// [`Ops::pixel_unshuffle`](crate::ops::Ops::pixel_unshuffle).
+    pub fn pixel_unshuffle(&mut self, x: Value, r: usize) -> Result<Value> {
+        self.operator(Op::PixelUnshuffle(r), &[x])
+    }
+
+    /// [`Ops::pixel_shuffle`](crate::ops::Ops::pixel_shuffle).
+    pub fn pixel_shuffle(&mut self, x: Value, r: usize) -> Result<Value> {
+        self.operator(Op::PixelShuffle(r), &[x])
+    }
+
+    /// [`Ops::spatial_attention`](crate::ops::Ops::spatial_attention).
+    pub fn spatial_attention(&mut self, q: Value, k: Value, v: Value) -> Result<Value> {
+        self.operator(Op::SpatialAttention, &[q, k, v])
+    }
+
+    /// [`Ops::channel_attention`](crate::ops::Ops::channel_attention).
+    pub fn channel_attention(&mut self, q: Value, k: Value, v: Value) -> Result<Value> {
+        self.operator(Op::ChannelAttention, &[q, k, v])
+    }
+}
+
+/// Bytes of a tensor of `shape`, saturating.
+fn tensor_bytes(shape: Shape) -> u64 {
+    elements(shape).saturating_mul(4)
+}
