@@ -12,11 +12,16 @@ use tessera::{
         plan::{Plan, Spec},
     },
     error::Result,
+    graph::Backend,
     model::checkpoint::Checkpoint,
-    ops::Ops,
 };
 
-fn generate<O: Ops>(ops: &mut O, model: &Checkpoint, plan: &Plan, scratch: &Path) -> Result<()> {
+fn generate<O: Backend>(
+    ops: &mut O,
+    model: &Checkpoint,
+    plan: &Plan,
+    scratch: &Path,
+) -> Result<()> {
     engine::generate(ops, model, plan, scratch, &mut |_: Event| (), &Cancel::default()).map(drop)
 }
 

@@ -41,10 +41,13 @@ use tessera::{
         cpu::{Cpu, Kernels},
         gpu::{ConvVariant, Gpu},
     },
-    graph::testing::{random_inputs, results},
+    graph::{
+        Backend, GraphBuilder,
+        testing::{random_inputs, results},
+    },
     model::{arch::norm_groups, checkpoint::Checkpoint, decoder, sampler::latent_shapes, unet},
     ops::{
-        Conv2d, Domain, GroupNorm, Ops, Rect, Shape,
+        Conv2d, Domain, GroupNorm, Op, Rect, Shape,
         testing::Random,
         weights::{Param, Weights},
     },
@@ -121,27 +124,32 @@ impl From<Vec<f64>> for Measured {
     }
 }
 
-/// One operator on random inputs of `shape`, with random parameters.
-fn operator<O: Ops>(
+/// One operator, of which all inputs are the same tensor of random values of `shape`, with random parameters.
+fn operator<O: Backend>(
     setup: &Setup<O>,
-    params: impl IntoIterator<Item = (String, Vec<usize>)>,
+    op: &Op,
+    inputs: usize,
     shape: Shape,
-    mut run: impl FnMut(&mut O, &O::Tensor) -> tessera::error::Result<O::Tensor>,
 ) -> Result<Vec<f64>, Box<dyn Error>> {
     let mut random = Random::new(1);
-    let mut ops = (setup.open)(random_weights(&mut random, params))?;
+    let mut ops = (setup.open)(random_weights(&mut random, op.params()))?;
     let x = ops.upload(shape, &random.values(shape.len(), 0.0, 1.0))?;
-    let pixel = Rect { x: 0, y: 0, width: 1, height: 1 };
+    let mut g = GraphBuilder::new();
+    let input = g.input(shape)?;
+    let result = g.operator(op.clone(), &vec![input; inputs])?;
+    let shape = g.shape(result);
+    let graph = g.finish([result]);
+    let mut g = GraphBuilder::new();
+    let whole = g.input(shape)?;
+    let pixel = g.crop(whole, Rect { x: 0, y: 0, width: 1, height: 1 })?;
+    let pixel = g.finish([pixel]);
     let seconds = time(setup.cpu_time, || {
-        for left in (0..setup.runs).rev() {
-            let out = run(&mut ops, &x)?;
-            // A backend may defer a result until it is read.
-            let read = ops.crop(&out, pixel)?;
-            if left == 0 {
-                ops.download(&read)?;
-            }
+        let mut last = Vec::new();
+        for _ in 0..setup.runs {
+            last = ops.run(&graph, vec![x.clone()])?;
         }
-        Ok(())
+        let read = ops.run(&pixel, last)?;
+        ops.download(&read[0]).map(drop)
     })?;
     Ok(seconds.into_iter().map(|seconds| seconds / setup.runs as f64).collect())
 }
@@ -166,13 +174,13 @@ fn chain(
     let mut random = Random::new(1);
     let mut gpu = open(random_weights(&mut random, layer.params()))?;
     let data = random.values(shape.len(), 0.0, 1.0);
-    time(cpu_time, || {
-        let mut x = gpu.upload(shape, &data)?;
-        for _ in 0..CHAIN {
-            x = gpu.conv2d(&x, &layer)?;
-        }
-        gpu.download(&x).map(drop)
-    })
+    let mut g = GraphBuilder::new();
+    let mut x = g.input(shape)?;
+    for _ in 0..CHAIN {
+        x = g.conv2d(x, layer.clone())?;
+    }
+    let (graph, inputs) = (g.finish([x]), [(shape, data)]);
+    time(cpu_time, || results(&mut gpu, &graph, &inputs).map(drop))
 }
 
 /// Multiply-adds on the GPU, without memory accesses.
@@ -189,12 +197,16 @@ fn submissions(
     count: usize,
 ) -> Result<Vec<f64>, Box<dyn Error>> {
     let mut gpu = open(Arc::default())?;
-    let first = gpu.upload(Shape::new(1, 1, 1, 4), &[0.5; 4])?;
+    let shape = Shape::new(1, 1, 1, 4);
+    let first = gpu.upload(shape, &[0.5; 4])?;
+    let mut g = GraphBuilder::new();
+    let mut x = g.input(shape)?;
+    for _ in 0..count {
+        x = g.silu(x)?;
+    }
+    let graph = g.finish([x]);
     let seconds = time(cpu_time, || {
-        let mut x = first.clone();
-        for _ in 0..count {
-            x = gpu.silu(&x)?;
-        }
+        let x = gpu.run(&graph, vec![first.clone()])?.remove(0);
         gpu.download(&x).map(drop)
     })?;
     Ok(seconds.into_iter().map(|seconds| seconds / count.max(1) as f64).collect())
@@ -231,7 +243,7 @@ fn copy(cpu_time: bool, extents: &[usize]) -> Result<Vec<f64>, Box<dyn Error>> {
 }
 
 /// Seconds of `command` with `extents` on the device of `setup`.
-fn run<O: Ops>(
+fn run<O: Backend>(
     setup: &Setup<O>,
     model: Option<&Checkpoint>,
     command: &str,
@@ -241,26 +253,27 @@ fn run<O: Ops>(
         ("conv" | "whole", _) => {
             let domain = if command == "whole" { Domain::Whole } else { Domain::Window };
             let (layer, shape) = layer(extents, domain)?;
-            operator(setup, layer.params(), shape, |o, x| o.conv2d(x, &layer))?
+            operator(setup, &Op::Conv2d(layer), 1, shape)?
         }
         ("norm", &[channels, rows, columns]) => {
             let groups = norm_groups(channels);
             let norm = GroupNorm { name: "norm".into(), channels, groups, silu: true };
             let shape = Shape::new(1, rows, columns, channels);
-            operator(setup, norm.params(), shape, |o, x| o.group_norm(x, &norm))?
+            operator(setup, &Op::GroupNorm(norm), 1, shape)?
         }
         ("attention" | "channels", &[channels, rows, columns]) => {
             let shape = Shape::new(1, rows, columns, channels);
-            operator(setup, [], shape, |o, x| match command {
-                "attention" => o.spatial_attention(x, x, x),
-                _ => o.channel_attention(x, x, x),
-            })?
+            let op = match command {
+                "attention" => Op::SpatialAttention,
+                _ => Op::ChannelAttention,
+            };
+            operator(setup, &op, 3, shape)?
         }
         // All rows but one of a tensor, in rows of 64 KiB.
         ("copy", &[mebibytes]) => {
             let rows = mebibytes << 4;
             let window = Rect { x: 0, y: 1, width: 256, height: rows };
-            operator(setup, [], Shape::new(1, rows + 1, 256, 64), |o, x| o.crop(x, window))?
+            operator(setup, &Op::Crop(window), 1, Shape::new(1, rows + 1, 256, 64))?
         }
         ("generate", &[width, height, steps]) => {
             let model = model.ok_or("generate takes a checkpoint as argument")?;
@@ -284,7 +297,7 @@ fn run<O: Ops>(
 }
 
 /// One evaluation of a network of `model` for `batch` pictures of a width and a height, upload and download included.
-fn network<O: Ops>(
+fn network<O: Backend>(
     setup: &Setup<O>,
     model: &Checkpoint,
     net: &str,

@@ -21,13 +21,14 @@ use tessera::{
     },
     error::{Error, Result},
     exec::memory::MEMORY,
+    graph::Backend,
     model::{
         arch::Arch,
         checkpoint::Checkpoint,
         cost, precond,
         sampler::{Latent, NoisyLatents},
     },
-    ops::{Ops, testing::Random},
+    ops::testing::Random,
 };
 
 /// Resets the peak memory of the process.
@@ -51,7 +52,12 @@ fn latents(plan: &Plan) -> Vec<Latent> {
 }
 
 /// Seconds of the whole decode, pixels into a file.
-fn decode<O: Ops>(ops: &mut O, model: &Checkpoint, plan: &Plan, z: &[Latent]) -> Result<Duration> {
+fn decode<O: Backend>(
+    ops: &mut O,
+    model: &Checkpoint,
+    plan: &Plan,
+    z: &[Latent],
+) -> Result<Duration> {
     let began = Instant::now();
     let (spec, arch) = (&plan.spec, &model.arch);
     let mut canvas = PixelBuffer::create(&env::temp_dir(), spec.width, spec.height, spec.bits)?;
@@ -65,7 +71,7 @@ fn decode<O: Ops>(ops: &mut O, model: &Checkpoint, plan: &Plan, z: &[Latent]) ->
 }
 
 /// Seconds of one evaluation of the U-Net.
-fn evaluate<O: Ops>(ops: &mut O, model: &Checkpoint, z: &[Latent]) -> Result<Duration> {
+fn evaluate<O: Backend>(ops: &mut O, model: &Checkpoint, z: &[Latent]) -> Result<Duration> {
     let began = Instant::now();
     black_box(precond::denoise(ops, &model.arch, &[NoisyLatents { z, sigma: 1.0 }])?);
     Ok(began.elapsed())
@@ -83,7 +89,7 @@ fn unet_flops(arch: &Arch, width: usize, height: usize) -> Result<f64> {
     Ok(cost::unet_cost(arch, &MEMORY, width, height)?.flops as f64)
 }
 
-fn table<O: Ops>(ops: &mut O, model: &Checkpoint, sizes: &[(usize, usize)]) -> Result<()> {
+fn table<O: Backend>(ops: &mut O, model: &Checkpoint, sizes: &[(usize, usize)]) -> Result<()> {
     println!(
         "| picture | decode s/MP | to first | by attention | U-Net s/MP | to first | by attention | decode MiB | U-Net MiB | planned MiB |"
     );

@@ -24,9 +24,9 @@ use crate::{
         tiles::PixelBuffer,
     },
     error::{Error, Expected, Result},
+    graph::Backend,
     image_in::Picture,
     model::checkpoint::Checkpoint,
-    ops::Ops,
 };
 
 /// Most pictures of one command.
@@ -190,7 +190,7 @@ pub(super) fn one(
     ))
 }
 
-fn canvas<O: Ops>(
+fn canvas<O: Backend>(
     ops: &mut O,
     model: &Checkpoint,
     plan: &Plan,

@@ -7,6 +7,7 @@ use crate::{
         plan::Plan,
     },
     error::{Error, Kind, Result},
+    graph::Backend,
     image_in::Picture,
     model::{
         arch::Arch,
@@ -14,17 +15,16 @@ use crate::{
         precond,
         sampler::{self, BatchItem, Denoise, Latent, NoisyLatents, SamplerState},
     },
-    ops::Ops,
 };
 
 /// The preconditioned U-Net, as a denoiser for the samplers.
-struct Denoiser<'a, O: Ops> {
+struct Denoiser<'a, O: Backend> {
     ops: &'a mut O,
     arch: &'a Arch,
     cancel: &'a Cancel,
 }
 
-impl<O: Ops> Denoise for Denoiser<'_, O> {
+impl<O: Backend> Denoise for Denoiser<'_, O> {
     fn denoise(&mut self, batch: &[NoisyLatents<'_>]) -> Result<Vec<Vec<Latent>>> {
         self.cancel.check()?;
         let denoised = precond::denoise(self.ops, self.arch, batch)?;
@@ -40,7 +40,7 @@ impl<O: Ops> Denoise for Denoiser<'_, O> {
 ///
 /// # Errors
 /// Those of [`step`], for the first member that fails; none has changed then.
-pub fn step_together<O: Ops>(
+pub fn step_together<O: Backend>(
     ops: &mut O,
     arch: &Arch,
     members: &mut [(&Plan, &mut SamplerState)],
@@ -58,7 +58,7 @@ pub fn step_together<O: Ops>(
 /// # Errors
 /// [`crate::error::Kind::Cancelled`]; [`crate::error::Kind::InvalidModel`] when the weights overflow; the backend's.
 /// `sampling` has not changed then.
-pub fn step<O: Ops>(
+pub fn step<O: Backend>(
     ops: &mut O,
     arch: &Arch,
     plan: &Plan,
@@ -84,7 +84,7 @@ pub fn begin(plan: &Plan) -> SamplerState {
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidImage`] when the picture is not of the plan's size; those of [`encode`].
-pub fn begin_from<O: Ops>(
+pub fn begin_from<O: Backend>(
     ops: &mut O,
     model: &Checkpoint,
     plan: &Plan,
@@ -104,7 +104,7 @@ pub fn begin_from<O: Ops>(
 ///
 /// # Errors
 /// Those of [`step`].
-pub fn denoise<O: Ops>(
+pub fn denoise<O: Backend>(
     ops: &mut O,
     arch: &Arch,
     plan: &Plan,

@@ -1,4 +1,4 @@
-//! Devices: their list, the choice among them, and opening one as a backend of [`Ops`](crate::ops::Ops).
+//! Devices: their list, the choice among them, and opening one as a [`Backend`](crate::graph::Backend).
 
 use std::{path::Path, str::FromStr, sync::Arc};
 
@@ -63,7 +63,7 @@ pub enum Precision {
     Auto,
 }
 
-/// An opened device: an implementation of [`Ops`](crate::ops::Ops) with a model's weights.
+/// An opened device: a [`Backend`](crate::graph::Backend) with a model's weights.
 pub enum Device {
     /// The CPU.
     Cpu(Cpu),

@@ -3,11 +3,11 @@
 use crate::{
     engine::{plan::MAX_EXTENT, tiles::PixelBuffer},
     error::{Error, Result},
-    graph,
+    graph::Backend,
     image_in::{Limits, Picture},
     image_out::Bits,
     model::{arch::Arch, encoder, sampler::Latent},
-    ops::{Ops, Shape},
+    ops::Shape,
 };
 
 /// Limits of a picture to be encoded: sides up to [`MAX_EXTENT`], 2^27 pixels.
@@ -39,11 +39,11 @@ fn padded(picture: Picture, multiple: usize) -> (Shape, Vec<f32>) {
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidModel`] when the weights overflow; the backend's.
-pub fn encode<O: Ops>(ops: &mut O, arch: &Arch, picture: Picture) -> Result<Vec<Latent>> {
+pub fn encode<O: Backend>(ops: &mut O, arch: &Arch, picture: Picture) -> Result<Vec<Latent>> {
     let (shape, samples) = padded(picture, arch.coarsest_factor());
     let input = ops.upload(shape, &samples)?;
     drop(samples);
-    let moments = graph::evaluate(ops, &encoder::graph(arch, shape)?, vec![input])?;
+    let moments = ops.run(&encoder::graph(arch, shape)?, vec![input])?;
     let mut latents = Vec::with_capacity(moments.len());
     for (l, (moment, level)) in moments.iter().zip(&arch.levels).enumerate() {
         let shape = ops.shape(moment).with_channels(level.channels);

@@ -1,6 +1,6 @@
 //! One image: plan, denoise, decode; synchronous.
 //!
-//! Everything here is generic over [`Ops`], so that the same code runs on every backend. Progress goes to an
+//! Everything here is generic over [`Backend`], so that the same code runs on every backend. Progress goes to an
 //! [`Observer`], and a [`Cancel`] flag is checked before every step and every tile. The crate's documentation opens
 //! with an example.
 
@@ -24,13 +24,13 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
+    graph::Backend,
     image_in::Picture,
     model::{
         arch::Arch,
         checkpoint::Checkpoint,
         sampler::{Latent, SamplerState},
     },
-    ops::Ops,
 };
 use plan::{Plan, Rect, Tiling};
 use tiles::{PixelBuffer, TileDecoder};
@@ -141,7 +141,7 @@ impl Cancel {
 /// [`Kind::Cancelled`](crate::error::Kind) when `cancel` was set; [`Kind::InvalidModel`](crate::error::Kind) when the
 /// weights overflow; [`Kind::Device`](crate::error::Kind) or [`Kind::Io`](crate::error::Kind) when the device or the
 /// disk fails.
-pub fn generate<O: Ops>(
+pub fn generate<O: Backend>(
     ops: &mut O,
     model: &Checkpoint,
     plan: &Plan,
@@ -157,7 +157,7 @@ pub fn generate<O: Ops>(
 ///
 /// # Errors
 /// As [`generate`]; [`Kind::InvalidImage`](crate::error::Kind) when the picture is not of the plan's size.
-pub fn edit<O: Ops>(
+pub fn edit<O: Backend>(
     ops: &mut O,
     model: &Checkpoint,
     plan: &Plan,
@@ -170,7 +170,7 @@ pub fn edit<O: Ops>(
     make(ops, model, plan, begin, scratch, observer, cancel)
 }
 
-fn make<O: Ops>(
+fn make<O: Backend>(
     ops: &mut O,
     model: &Checkpoint,
     plan: &Plan,
@@ -195,7 +195,7 @@ fn make<O: Ops>(
 ///
 /// # Errors
 /// As [`generate`].
-pub fn reconstruct<O: Ops>(
+pub fn reconstruct<O: Backend>(
     ops: &mut O,
     arch: &Arch,
     picture: Picture,
@@ -212,7 +212,7 @@ pub fn reconstruct<O: Ops>(
 ///
 /// # Errors
 /// As [`generate`].
-pub fn decode<O: Ops>(
+pub fn decode<O: Backend>(
     ops: &mut O,
     arch: &Arch,
     latents: &[Latent],

@@ -12,22 +12,21 @@ use crate::{
         plan::{Rect, Tile},
     },
     error::{Error, Result},
-    graph,
+    graph::{Backend, Download, GraphBuilder},
     image_out::{Bits, PixelSource, RawPixels},
     model::{arch::Arch, decoder, sampler::Latent},
-    ops::{Download, Ops},
     store::{self, BackingFile},
 };
 
 /// The global stage's output of one picture, from which any tile can be decoded at any time.
-pub struct TileDecoder<O: Ops> {
+pub struct TileDecoder<O: Backend> {
     /// Features [1, H/f, W/f, c] on the finest latent's grid.
     features: O::Tensor,
     /// RGB stream [1, H/f, W/f, 3].
     rgb: O::Tensor,
 }
 
-impl<O: Ops> TileDecoder<O> {
+impl<O: Backend> TileDecoder<O> {
     /// Runs the global stage on `latents`, finest first, not normalised.
     ///
     /// # Errors
@@ -39,7 +38,7 @@ impl<O: Ops> TileDecoder<O> {
             .collect::<Result<_>>()?;
         let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
         let graph = decoder::global_graph(arch, &shapes)?;
-        let [features, rgb] = results(graph::evaluate(ops, &graph, uploaded)?)?;
+        let [features, rgb] = results(ops.run(&graph, uploaded)?)?;
         Ok(Self { features, rgb })
     }
 
@@ -56,11 +55,6 @@ impl<O: Ops> TileDecoder<O> {
     /// # Errors
     /// The backend's; those of the copy come from [`Download::wait`].
     pub fn begin(&self, ops: &mut O, arch: &Arch, tile: &Tile) -> Result<Download> {
-        let features = ops.crop(&self.features, tile.window)?;
-        let rgb = ops.crop(&self.rgb, tile.window)?;
-        let graph = decoder::local_graph(arch, 1, tile.window.height, tile.window.width)?;
-        let [decoded] = results(graph::evaluate(ops, &graph, vec![features, rgb])?)?;
-        // The halo is cropped on the device: only the tile's own pixels are copied back.
         let factor = arch.finest_factor();
         let own = Rect {
             x: tile.rect.x - tile.window.x * factor,
@@ -68,7 +62,15 @@ impl<O: Ops> TileDecoder<O> {
             width: tile.rect.width,
             height: tile.rect.height,
         };
-        let own = ops.crop(&decoded, own)?;
+        let mut g = GraphBuilder::new();
+        let features = g.input(ops.shape(&self.features))?;
+        let rgb = g.input(ops.shape(&self.rgb))?;
+        let (h, r) = (g.crop(features, tile.window)?, g.crop(rgb, tile.window)?);
+        let decoded = decoder::local_stage(&mut g, arch, h, r)?;
+        // The halo is cropped on the device: only the tile's own pixels are copied back.
+        let own = g.crop(decoded, own)?;
+        let inputs = vec![self.features.clone(), self.rgb.clone()];
+        let [own] = results(ops.run(&g.finish([own]), inputs)?)?;
         ops.download_later(&own)
     }
 
@@ -87,7 +89,7 @@ impl<O: Ops> TileDecoder<O> {
 ///
 /// # Errors
 /// The backend's; [`crate::error::Kind::InvalidModel`] when a value is not finite.
-pub fn preview<O: Ops>(
+pub fn preview<O: Backend>(
     ops: &mut O,
     arch: &Arch,
     latents: &[Latent],
@@ -100,7 +102,7 @@ pub fn preview<O: Ops>(
     let seen = seen.collect::<Result<Vec<_>>>()?;
     let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
     let graph = decoder::preview_graph(arch, &shapes, level)?;
-    let [rgb] = results(graph::evaluate(ops, &graph, seen)?)?;
+    let [rgb] = results(ops.run(&graph, seen)?)?;
     small(ops, &rgb)
 }
 
@@ -110,7 +112,7 @@ fn results<T, const N: usize>(results: Vec<T>) -> Result<[T; N]> {
 }
 
 /// The RGB stream `rgb` [1, h, w, 3] as rows of 8-bit RGB.
-fn small<O: Ops>(ops: &mut O, rgb: &O::Tensor) -> Result<(Rect, Vec<u8>)> {
+fn small<O: Backend>(ops: &mut O, rgb: &O::Tensor) -> Result<(Rect, Vec<u8>)> {
     let shape = ops.shape(rgb);
     let rect = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
     let samples = samples(rect, &ops.download(rgb)?, Bits::Eight)?;

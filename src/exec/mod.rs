@@ -1,4 +1,4 @@
-//! The backends: implementations of [`crate::ops::Ops`].
+//! The backends: implementations of [`crate::graph::Backend`].
 
 pub mod cpu;
 #[cfg(feature = "gpu")]

@@ -2,10 +2,11 @@
 //!
 //! A [`GraphBuilder`] checks every operator's shape rule as it is added. The passes compute what is known before
 //! anything runs: [`Graph::cost`] (operations, bytes, parameters, peak memory), [`Graph::radius`] (receptive field),
-//! [`Graph::last_uses`] (lifetimes). [`evaluate`] runs a graph on a backend; [`Graph::table`] and [`Graph::dot`] print it.
+//! [`Graph::last_uses`] (lifetimes), [`Fused`] (operators that others apply as they load and store). A [`Backend`] runs
+//! a graph; [`Graph::table`] and [`Graph::dot`] print it.
 //!
 //! ```
-//! use tessera::{exec::reference::Reference, graph::{GraphBuilder, evaluate}, ops::{Ops, Shape}};
+//! use tessera::{exec::reference::Reference, graph::{Backend, GraphBuilder}, ops::Shape};
 //!
 //! let mut g = GraphBuilder::new();
 //! let x = g.input(Shape::new(1, 2, 2, 1))?;
@@ -13,27 +14,30 @@
 //! let graph = g.finish([mean]);
 //! assert_eq!(graph.radius(mean), Some(0));
 //!
-//! let mut ops = Reference::new(Default::default());
-//! let x = ops.upload(Shape::new(1, 2, 2, 1), &[1.0, 2.0, 3.0, 4.0])?;
-//! let results = evaluate(&mut ops, &graph, vec![x])?;
-//! assert_eq!(ops.download(&results[0])?, [2.5]);
+//! let mut backend = Reference::new(Default::default());
+//! let x = backend.upload(Shape::new(1, 2, 2, 1), &[1.0, 2.0, 3.0, 4.0])?;
+//! let results = backend.run(&graph, vec![x])?;
+//! assert_eq!(backend.download(&results[0])?, [2.5]);
 //! # Ok::<(), tessera::error::Error>(())
 //! ```
 
+mod backend;
 mod cost;
-mod evaluate;
+mod fuse;
 mod print;
 #[doc(hidden)]
 pub mod testing;
 
+pub(crate) use self::backend::{check_inputs, check_upload};
 pub use self::{
+    backend::{Backend, Download},
     cost::{BackendMemory, Cost},
-    evaluate::evaluate,
+    fuse::{Fused, Fusion, Load, Place},
 };
 
 use crate::{
     error::{Error, Result},
-    ops::{Conv2d, Factors, GroupNorm, Op, PixelNorm, Shape, elements},
+    ops::{Conv2d, Factors, GroupNorm, Op, PixelNorm, Rect, Shape, elements},
 };
 
 /// Largest tensor in bytes: sums of a few of them fit in 64 bits.
@@ -97,6 +101,11 @@ impl Graph {
         &self.outputs
     }
 
+    /// The node of `value`.
+    pub fn node(&self, value: Value) -> &Node {
+        &self.nodes[value.0]
+    }
+
     /// Shape of `value`.
     pub fn shape(&self, value: Value) -> Shape {
         self.nodes[value.0].shape
@@ -146,7 +155,7 @@ impl Graph {
     }
 }
 
-/// A graph under construction. Its methods are the operators of [`Ops`](crate::ops::Ops), with their shapes.
+/// A graph under construction. Its methods add operators.
 ///
 /// # Errors
 /// The methods return [`crate::error::Kind::InvalidArgument`] if shapes do not fit the operator or a tensor is empty or
@@ -198,32 +207,32 @@ impl GraphBuilder {
         Ok(Value(self.nodes.len() - 1))
     }
 
-    /// [`Ops::conv2d`](crate::ops::Ops::conv2d).
+    /// [`Op::Conv2d`].
     pub fn conv2d(&mut self, x: Value, p: Conv2d) -> Result<Value> {
         self.operator(Op::Conv2d(p), &[x])
     }
 
-    /// [`Ops::group_norm`](crate::ops::Ops::group_norm).
+    /// [`Op::GroupNorm`].
     pub fn group_norm(&mut self, x: Value, p: GroupNorm) -> Result<Value> {
         self.operator(Op::GroupNorm(p), &[x])
     }
 
-    /// [`Ops::pixel_norm`](crate::ops::Ops::pixel_norm).
+    /// [`Op::PixelNorm`].
     pub fn pixel_norm(&mut self, x: Value, p: PixelNorm) -> Result<Value> {
         self.operator(Op::PixelNorm(p), &[x])
     }
 
-    /// [`Ops::silu`](crate::ops::Ops::silu).
+    /// [`Op::Silu`].
     pub fn silu(&mut self, x: Value) -> Result<Value> {
         self.operator(Op::Silu, &[x])
     }
 
-    /// [`Ops::scale_shift`](crate::ops::Ops::scale_shift).
+    /// [`Op::ScaleShift`].
     pub fn scale_shift(&mut self, x: Value, pair: Value, silu: bool) -> Result<Value> {
         self.operator(Op::ScaleShift(silu), &[x, pair])
     }
 
-    /// [`Ops::weighted_add`](crate::ops::Ops::weighted_add).
+    /// [`Op::WeightedAdd`].
     pub fn weighted_add(&mut self, a: Value, b: Value, factors: Factors) -> Result<Value> {
         self.operator(Op::WeightedAdd(factors), &[a, b])
     }
@@ -233,52 +242,57 @@ impl GraphBuilder {
         self.weighted_add(a, b, Factors::Fixed(1.0, 1.0))
     }
 
-    /// [`Ops::concat`](crate::ops::Ops::concat).
+    /// [`Op::Concat`].
     pub fn concat(&mut self, a: Value, b: Value) -> Result<Value> {
         self.operator(Op::Concat, &[a, b])
     }
 
-    /// [`Ops::avg_pool2`](crate::ops::Ops::avg_pool2).
+    /// [`Op::AvgPool2`].
     pub fn avg_pool2(&mut self, x: Value) -> Result<Value> {
         self.operator(Op::AvgPool2, &[x])
     }
 
-    /// [`Ops::global_avg_pool`](crate::ops::Ops::global_avg_pool).
+    /// [`Op::GlobalAvgPool`].
     pub fn global_avg_pool(&mut self, x: Value) -> Result<Value> {
         self.operator(Op::GlobalAvgPool, &[x])
     }
 
-    /// [`Ops::upsample_nearest2`](crate::ops::Ops::upsample_nearest2).
+    /// [`Op::UpsampleNearest2`].
     pub fn upsample_nearest2(&mut self, x: Value) -> Result<Value> {
         self.operator(Op::UpsampleNearest2, &[x])
     }
 
-    /// [`Ops::fir_down2`](crate::ops::Ops::fir_down2).
+    /// [`Op::FirDown2`].
     pub fn fir_down2(&mut self, x: Value) -> Result<Value> {
         self.operator(Op::FirDown2, &[x])
     }
 
-    /// [`Ops::fir_up2`](crate::ops::Ops::fir_up2).
+    /// [`Op::FirUp2`].
     pub fn fir_up2(&mut self, x: Value) -> Result<Value> {
         self.operator(Op::FirUp2, &[x])
     }
 
-    /// [`Ops::pixel_unshuffle`](crate::ops::Ops::pixel_unshuffle).
+    /// [`Op::PixelUnshuffle`].
     pub fn pixel_unshuffle(&mut self, x: Value, r: usize) -> Result<Value> {
         self.operator(Op::PixelUnshuffle(r), &[x])
     }
 
-    /// [`Ops::pixel_shuffle`](crate::ops::Ops::pixel_shuffle).
+    /// [`Op::PixelShuffle`].
     pub fn pixel_shuffle(&mut self, x: Value, r: usize) -> Result<Value> {
         self.operator(Op::PixelShuffle(r), &[x])
     }
 
-    /// [`Ops::spatial_attention`](crate::ops::Ops::spatial_attention).
+    /// [`Op::SpatialAttention`].
     pub fn spatial_attention(&mut self, q: Value, k: Value, v: Value) -> Result<Value> {
         self.operator(Op::SpatialAttention, &[q, k, v])
     }
 
-    /// [`Ops::channel_attention`](crate::ops::Ops::channel_attention).
+    /// [`Op::Crop`].
+    pub fn crop(&mut self, x: Value, window: Rect) -> Result<Value> {
+        self.operator(Op::Crop(window), &[x])
+    }
+
+    /// [`Op::ChannelAttention`].
     pub fn channel_attention(&mut self, q: Value, k: Value, v: Value) -> Result<Value> {
         self.operator(Op::ChannelAttention, &[q, k, v])
     }

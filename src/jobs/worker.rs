@@ -21,6 +21,7 @@ use crate::{
     },
     error::{Error, Result},
     exec::memory::MEMORY,
+    graph::{Backend, Download},
     jobs::{
         Shared,
         committer::{Committer, Settled, Tile, Write, WriteRequest},
@@ -33,11 +34,10 @@ use crate::{
         cost, precond,
         sampler::{Latent, NoisyLatents, SamplerState, latent_shapes},
     },
-    ops::{Download, Ops},
 };
 
 /// A running job.
-struct ActiveJob<O: Ops> {
+struct ActiveJob<O: Backend> {
     job: Arc<Job>,
     /// Span of the job on this device, parent of the spans of its steps and tiles.
     span: tracing::Span,
@@ -50,14 +50,14 @@ struct ActiveJob<O: Ops> {
     served: u64,
 }
 
-enum Work<O: Ops> {
+enum Work<O: Backend> {
     /// The source picture is not encoded yet.
     Encode,
     Denoise(SamplerState),
     Decode(TileDecoder<O>),
 }
 
-impl<O: Ops> ActiveJob<O> {
+impl<O: Backend> ActiveJob<O> {
     /// Number of the next denoising step, from 1.
     fn next_step(&self) -> Option<usize> {
         match &self.work {
@@ -121,7 +121,7 @@ pub(super) fn run(shared: &Shared, devices: Vec<Device>) {
     });
 }
 
-struct Worker<'a, O: Ops> {
+struct Worker<'a, O: Backend> {
     shared: &'a Shared,
     committer: Committer,
     /// The device with the weights of each model, in the order of the models.
@@ -148,7 +148,7 @@ fn settled(job: &Job, sampling: &SamplerState) -> Vec<usize> {
         .collect()
 }
 
-impl<'a, O: Ops> Worker<'a, O> {
+impl<'a, O: Backend> Worker<'a, O> {
     fn new(
         shared: &'a Shared,
         committer: Committer,

@@ -3,13 +3,13 @@
 
 use crate::{
     error::{Error, Result},
-    graph,
+    graph::Backend,
     model::{
         arch::{Arch, Noise},
         sampler::{Latent, NoisyLatents},
         unet,
     },
-    ops::{Ops, Shape},
+    ops::Shape,
 };
 
 /// The coefficients of D(z; s) = c_skip z + c_out F(c_in z; c_noise) at one sigma.
@@ -60,7 +60,7 @@ pub fn level_sigma(noise: &Noise, level: usize, sigma: f64) -> f64 {
 ///
 /// # Errors
 /// The pyramids differ in their shapes; the backend's.
-pub fn denoise<O: Ops>(
+pub fn denoise<O: Backend>(
     o: &mut O,
     arch: &Arch,
     batch: &[NoisyLatents<'_>],
@@ -87,7 +87,7 @@ pub fn denoise<O: Ops>(
     let (shape, features) = unet::features(arch, &c_noise);
     let shapes_in: Vec<_> = scaled.iter().map(|latent| o.shape(latent)).collect();
     scaled.push(o.upload(shape, &features)?);
-    let raw = graph::evaluate(o, &unet::graph(arch, &shapes_in, c_noise.len())?, scaled)?;
+    let raw = o.run(&unet::graph(arch, &shapes_in, c_noise.len())?, scaled)?;
     let mut out = vec![Vec::with_capacity(shapes.len()); batch.len()];
     for (level, raw) in raw.iter().enumerate() {
         let raw = o.download(raw)?;

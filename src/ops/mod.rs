@@ -1,29 +1,15 @@
 //! The operator set: every operator that the networks are written in.
 //!
-//! The networks in [`crate::model`] are [graphs](crate::graph) of operators. The implementations of [`Ops`] in
-//! [`crate::exec`] (naive reference, CPU, GPU) are called *backends* and run the same graphs. One file per operator
-//! holds its parameters, shape rule, cost rule and naive reference; `shaders/<operator>.wgsl` is its GPU kernel.
+//! The networks in [`crate::model`] are [graphs](crate::graph) of operators, which the *backends* in [`crate::exec`]
+//! (naive reference, CPU, GPU) run. One file per operator holds its parameters, shape rule, cost rule and naive
+//! reference; `shaders/<operator>.wgsl` is its GPU kernel.
 //!
 //! Layout: every tensor is f32, NHWC, dense, written `[n, h, w, c]`. Parameters are found by name: an operator with the
 //! name `name` reads the checkpoint's `name.weight` and, where it has one, `name.bias`, in PyTorch's layouts.
 //!
-//! Every backend takes its shape checks from the operators' `output_shape`, so all of them refuse the same calls. The
-//! cost rules (`flops`) count multiplications and additions; a division, root or exponential counts as one. They
-//! saturate instead of wrapping. The references sum in f64 and round once.
-//!
-//! # Examples
-//!
-//! ```
-//! use std::sync::Arc;
-//! use tessera::{exec::cpu::Cpu, ops::{Ops, Shape, weights::Weights}};
-//!
-//! let mut ops = Cpu::new(Arc::new(Weights::default()));
-//! let x = ops.upload(Shape::new(1, 1, 2, 1), &[1.0, 3.0])?;
-//! let y = ops.upsample_nearest2(&x)?;
-//! assert_eq!(ops.shape(&y), Shape::new(1, 2, 4, 1));
-//! assert_eq!(ops.download(&y)?, [1.0, 1.0, 3.0, 3.0, 1.0, 1.0, 3.0, 3.0]);
-//! # Ok::<(), tessera::error::Error>(())
-//! ```
+//! All backends refuse the same operators, by [`Op::output_shape`]. The cost rules ([`Op::flops`]) count multiplications
+//! and additions; a division, root or exponential counts as one. They saturate instead of wrapping. The references sum
+//! in f64 and round once.
 
 pub mod avg_pool2;
 pub mod channel_attention;
@@ -34,7 +20,6 @@ pub mod fir_down2;
 pub mod fir_up2;
 pub mod global_avg_pool;
 pub mod group_norm;
-mod op;
 pub mod pixel_norm;
 pub mod pixel_shuffle;
 pub mod pixel_unshuffle;
@@ -46,8 +31,6 @@ pub mod testing;
 pub mod upsample_nearest2;
 pub mod weighted_add;
 pub mod weights;
-
-pub use op::{Factors, Op};
 
 pub use crate::geometry::Rect;
 
@@ -159,236 +142,242 @@ pub struct PixelNorm {
     pub silu: bool,
 }
 
-/// A copy of a tensor to the host that may still be in progress; its values are f32, NHWC.
-pub struct Download(Transfer);
-
-enum Transfer {
-    Ready(Vec<f32>),
-    Pending(Box<dyn FnOnce() -> Result<Vec<f32>> + Send>),
-}
-
-impl Download {
-    /// A pending copy; `wait` blocks until it is done. If the value is dropped instead, `wait` is never called.
-    pub fn later(wait: impl FnOnce() -> Result<Vec<f32>> + Send + 'static) -> Self {
-        Self(Transfer::Pending(Box::new(wait)))
-    }
-
-    /// True if the values are on the host already, as those of a backend that computes at once.
-    pub fn is_ready(&self) -> bool {
-        matches!(self.0, Transfer::Ready(_))
-    }
-
-    /// Blocks until the copy is done; returns the values.
-    ///
-    /// # Errors
-    /// A failure of the device since the copy began, of kind [`crate::error::Kind::Device`].
-    pub fn wait(self) -> Result<Vec<f32>> {
-        match self.0 {
-            Transfer::Ready(values) => Ok(values),
-            Transfer::Pending(wait) => wait(),
-        }
-    }
-}
-
-impl From<Vec<f32>> for Download {
-    fn from(values: Vec<f32>) -> Self {
-        Self(Transfer::Ready(values))
-    }
-}
-
-/// A backend: the operators over its own kind of tensor.
+/// An operator with its arguments, without its inputs.
 ///
-/// Shapes are `[n, h, w, c]`, N = `h w` is the number of pixels of a picture and C its number of channels. Methods
-/// never panic on wrong shapes or parameters. Results depend on the inputs alone: within the operator's receptive field
-/// a pixel's value does not depend on the tensor's extents, so that decoding tile by tile gives the bits of decoding at
-/// once.
+/// ```
+/// use tessera::ops::{Factors, Op, Shape};
 ///
-/// # Errors
-/// All operators return [`crate::error::Kind::InvalidArgument`] for shapes that don't fit,
-/// [`crate::error::Kind::InvalidModel`] for a parameter that is missing or has another shape, and
-/// [`crate::error::Kind::Device`] when the device fails or has no memory left. The sections of single methods say which
-/// shapes fit.
-pub trait Ops: Send {
-    /// A tensor on the backend's device; cloning shares the memory.
-    type Tensor: Clone + Send + Sync;
-
-    /// The tensor's shape.
-    fn shape(&self, x: &Self::Tensor) -> Shape;
-
-    /// Copies `data` from the host: values of a tensor of `shape`, f32, NHWC.
-    ///
-    /// # Errors
-    /// `data` does not have `shape.len()` values, or none.
-    fn upload(&mut self, shape: Shape, data: &[f32]) -> Result<Self::Tensor>;
-
-    /// Copies a tensor to the host, f32, NHWC; blocks until it is computed.
-    ///
-    /// # Errors
-    /// A failure of the device in this call or since the last one that reported errors.
-    fn download(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
-
-    /// Begins to copy a tensor to the host without blocking, so that the device can go on with the next operators.
-    ///
-    /// # Errors
-    /// As [`Ops::download`]; those of the copy itself come from [`Download::wait`].
-    fn download_later(&mut self, x: &Self::Tensor) -> Result<Download> {
-        let values = self.download(x)?;
-        Ok(values.into())
-    }
-
-    /// Runs `work`, a sequence of operators, on the backend's own threads if it has any: entering a thread pool once
-    /// costs less than once per operator.
-    fn install<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R
-    where
-        Self: Sized,
-    {
-        work(self)
-    }
-
-    /// The parameters of its layers.
-    fn weights(&self) -> &Weights;
-
+/// let sum = Op::WeightedAdd(Factors::Fixed(1.0, 10.0));
+/// let shape = Shape::new(1, 1, 1, 2);
+/// assert_eq!(sum.output_shape(&[shape, shape])?, shape);
+/// let inputs = [(shape, &[1.0, 2.0][..]), (shape, &[1.0, 2.0])];
+/// assert_eq!(sum.reference(&inputs, &Default::default())?, [11.0, 22.0]);
+/// # Ok::<(), tessera::error::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Op {
     /// Convolution, x `[n, h, w, in]` -> `[n, h, w, out]`; kernel 1 is a linear layer over channels.
-    ///
-    /// # Errors
-    /// x does not have `p.in_channels` channels, or `p.kernel` is not 1 or 3.
-    fn conv2d(&mut self, x: &Self::Tensor, p: &Conv2d) -> Result<Self::Tensor>;
-
+    Conv2d(Conv2d),
     /// GroupNorm, then SiLU if `p.silu`, x `[n, h, w, c]` -> `[n, h, w, c]`.
-    ///
-    /// # Errors
-    /// x does not have `p.channels` channels, or `p.groups` does not divide them.
-    fn group_norm(&mut self, x: &Self::Tensor, p: &GroupNorm) -> Result<Self::Tensor>;
-
+    GroupNorm(GroupNorm),
     /// RMS norm of every pixel, then SiLU if `p.silu`, x `[n, h, w, c]` -> `[n, h, w, c]`.
-    ///
-    /// # Errors
-    /// x does not have `p.channels` channels.
-    fn pixel_norm(&mut self, x: &Self::Tensor, p: &PixelNorm) -> Result<Self::Tensor>;
-
+    PixelNorm(PixelNorm),
     /// x sigmoid(x) (Elfwing et al. 2018), elementwise, x `[n, h, w, c]` -> `[n, h, w, c]`.
-    ///
-    /// # Errors
-    /// Those of all operators.
-    fn silu(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
-
-    /// x (1 + scale) + shift per channel, then SiLU if `silu`, x `[n, h, w, c]` -> `[n, h, w, c]`.
+    Silu,
+    /// x (1 + scale) + shift per channel, then SiLU if true, x `[n, h, w, c]` -> `[n, h, w, c]`.
     ///
     /// `pair` is `[n or 1, 1, 1, 2 c]`: c scales, then c shifts, for each picture or for all.
-    ///
-    /// # Errors
-    /// `pair` has another shape.
-    fn scale_shift(
-        &mut self,
-        x: &Self::Tensor,
-        pair: &Self::Tensor,
-        silu: bool,
-    ) -> Result<Self::Tensor>;
-
+    ScaleShift(bool),
     /// wa a + wb b, elementwise, a, b `[n, h, w, c]` -> `[n, h, w, c]`.
-    ///
-    /// # Errors
-    /// a and b differ in shape.
-    fn weighted_add(
-        &mut self,
-        a: &Self::Tensor,
-        b: &Self::Tensor,
-        wa: f32,
-        wb: f32,
-    ) -> Result<Self::Tensor>;
-
+    WeightedAdd(Factors),
     /// The channels of a, then those of b, a `[n, h, w, ca]`, b `[n, h, w, cb]` -> `[n, h, w, ca + cb]`.
-    ///
-    /// # Errors
-    /// a and b differ in n, h or w.
-    fn concat(&mut self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Tensor>;
-
+    Concat,
     /// Mean of every 2x2 pixels, x `[n, h, w, c]` -> `[n, h/2, w/2, c]`.
-    ///
-    /// # Errors
-    /// h or w is odd.
-    fn avg_pool2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
-
+    AvgPool2,
     /// Mean over all pixels of a picture, x `[n, h, w, c]` -> `[n, 1, 1, c]`.
-    ///
-    /// # Errors
-    /// Those of all operators.
-    fn global_avg_pool(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
-
+    GlobalAvgPool,
     /// Nearest-neighbour upsampling, each pixel to 2x2, x `[n, h, w, c]` -> `[n, 2h, 2w, c]`.
-    ///
-    /// # Errors
-    /// Those of all operators.
-    fn upsample_nearest2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
-
+    UpsampleNearest2,
     /// FIR `[1,3,3,1]`/8 per axis with stride 2 and zero padding (NCSN++, Song et al. 2021), x `[n, h, w, c]` ->
     /// `[n, h/2, w/2, c]`: `y[i] = (x[2i-1] + 3x[2i] + 3x[2i+1] + x[2i+2]) / 8`.
-    ///
-    /// # Errors
-    /// h or w is odd.
-    fn fir_down2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
-
+    FirDown2,
     /// FIR `[1,3,3,1]`/4 per axis after zero insertion (NCSN++), edges repeated, x `[n, h, w, c]` -> `[n, 2h, 2w, c]`:
     /// `y[2i] = (x[i-1] + 3x[i]) / 4`, `y[2i+1] = (3x[i] + x[i+1]) / 4`.
-    ///
-    /// # Errors
-    /// Those of all operators.
-    fn fir_up2(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
-
+    FirUp2,
     /// Space to depth, x `[n, h, w, c]` -> `[n, h/r, w/r, c r^2]`: channel (c r + dy) r + dx of the result is channel c
     /// at offset (dy, dx) of the r x r cell, as in PyTorch's `PixelUnshuffle`.
-    ///
-    /// # Errors
-    /// `r` is 0 or does not divide h and w.
-    fn pixel_unshuffle(&mut self, x: &Self::Tensor, r: usize) -> Result<Self::Tensor>;
-
-    /// Depth to space, the inverse of [`Ops::pixel_unshuffle`], x `[n, h, w, c]` -> `[n, h r, w r, c / r^2]`.
-    ///
-    /// # Errors
-    /// `r` is 0 or its square does not divide c.
-    fn pixel_shuffle(&mut self, x: &Self::Tensor, r: usize) -> Result<Self::Tensor>;
-
+    PixelUnshuffle(usize),
+    /// Depth to space, the inverse of [`Op::PixelUnshuffle`], x `[n, h, w, c]` -> `[n, h r, w r, c / r^2]`.
+    PixelShuffle(usize),
     /// Attention over the pixels of each picture with one head, q, k, v `[n, h, w, c]` -> `[n, h, w, c]`:
     /// softmax(q k^T / sqrt C) v with q, k, v as N x C matrices and the softmax over k's pixels.
-    ///
-    /// # Errors
-    /// q, k and v differ in shape.
-    fn spatial_attention(
-        &mut self,
-        q: &Self::Tensor,
-        k: &Self::Tensor,
-        v: &Self::Tensor,
-    ) -> Result<Self::Tensor>;
-
+    SpatialAttention,
     /// Attention over the channels of each picture, q, k, v `[n, h, w, c]` -> `[n, h, w, c]`:
     /// out_i = sum over j of A_ij v_j with A = softmax over j of (sum over pixels of q_i k_j / sqrt N).
-    ///
-    /// # Errors
-    /// q, k and v differ in shape.
-    fn channel_attention(
-        &mut self,
-        q: &Self::Tensor,
-        k: &Self::Tensor,
-        v: &Self::Tensor,
-    ) -> Result<Self::Tensor>;
-
+    ChannelAttention,
     /// A rectangle of the grid, x `[n, h, w, c]` -> `[n, window.height, window.width, c]`.
-    ///
-    /// # Errors
-    /// The window is empty or reaches past the grid.
-    fn crop(&mut self, x: &Self::Tensor, window: Rect) -> Result<Self::Tensor>;
+    Crop(Rect),
 }
 
-/// Checks the arguments of [`Ops::upload`]: `len` values fill `shape`, and there is at least one, as no tensor is
-/// empty.
-///
-/// # Errors
-/// [`crate::error::Kind::InvalidArgument`] when they don't.
-pub fn check_upload(shape: Shape, len: usize) -> Result<()> {
-    let wanted = [shape.h, shape.w, shape.c].iter().try_fold(shape.n, |a, &b| a.checked_mul(b));
-    need(wanted == Some(len) && len > 0, || {
-        Error::invalid("uploaded values", len, format!("the size of {shape:?}, at least 1"))
-    })
+/// The factors wa and wb of a weighted sum wa a + wb b.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Factors {
+    /// wa and wb.
+    Fixed(f32, f32),
+    /// s and 1 - s with s = 1 / (1 + exp(-v)) of the parameter of this name, a single value v.
+    Learned(String),
+}
+
+impl Factors {
+    /// wa and wb.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidModel`] if the parameter is missing or has another shape than `[1]`.
+    pub fn resolve(&self, weights: &Weights) -> Result<(f32, f32)> {
+        Ok(match self {
+            Self::Fixed(wa, wb) => (*wa, *wb),
+            Self::Learned(name) => {
+                let value = f64::from(weights.get(name, &[1])?.data[0]);
+                let share = 1.0 / (1.0 + libm::exp(-value));
+                (share as f32, (1.0 - share) as f32)
+            }
+        })
+    }
+}
+
+impl Op {
+    /// Its name, `conv2d` for [`Op::Conv2d`].
+    pub fn name(&self) -> &'static str {
+        self.into()
+    }
+
+    /// Name of the layer whose parameters it has, if it has any.
+    pub fn layer(&self) -> Option<&str> {
+        match self {
+            Self::Conv2d(p) => Some(&p.name),
+            Self::GroupNorm(p) => Some(&p.name),
+            Self::PixelNorm(p) => Some(&p.name),
+            Self::WeightedAdd(Factors::Learned(name)) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Names and shapes of its parameters.
+    pub fn params(&self) -> Vec<(String, Vec<usize>)> {
+        match self {
+            Self::Conv2d(p) => p.params().into(),
+            Self::GroupNorm(p) => p.params().into(),
+            Self::PixelNorm(p) => p.params().into(),
+            Self::WeightedAdd(Factors::Learned(name)) => vec![(name.clone(), vec![1])],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Shape rule: the shape of the result for inputs of the shapes `inputs`.
+    ///
+    /// # Errors
+    /// The operator's; [`crate::error::Kind::InvalidArgument`] for another number of inputs.
+    pub fn output_shape(&self, inputs: &[Shape]) -> Result<Shape> {
+        match (self, inputs) {
+            (Self::Conv2d(p), &[x]) => conv2d::output_shape(x, p),
+            (Self::GroupNorm(p), &[x]) => group_norm::output_shape(x, p),
+            (Self::PixelNorm(p), &[x]) => pixel_norm::output_shape(x, p),
+            (Self::Silu, &[x]) => silu::output_shape(x),
+            (Self::ScaleShift(_), &[x, pair]) => scale_shift::output_shape(x, pair),
+            (Self::WeightedAdd(_), &[a, b]) => weighted_add::output_shape(a, b),
+            (Self::Concat, &[a, b]) => concat::output_shape(a, b),
+            (Self::AvgPool2, &[x]) => avg_pool2::output_shape(x),
+            (Self::GlobalAvgPool, &[x]) => global_avg_pool::output_shape(x),
+            (Self::UpsampleNearest2, &[x]) => upsample_nearest2::output_shape(x),
+            (Self::FirDown2, &[x]) => fir_down2::output_shape(x),
+            (Self::FirUp2, &[x]) => fir_up2::output_shape(x),
+            (Self::PixelUnshuffle(r), &[x]) => pixel_unshuffle::output_shape(x, *r),
+            (Self::PixelShuffle(r), &[x]) => pixel_shuffle::output_shape(x, *r),
+            (Self::SpatialAttention, &[q, k, v]) => spatial_attention::output_shape(q, k, v),
+            (Self::ChannelAttention, &[q, k, v]) => channel_attention::output_shape(q, k, v),
+            (Self::Crop(window), &[x]) => crop::output_shape(x, *window),
+            _ => Err(self.wrong_inputs(inputs.len())),
+        }
+    }
+
+    /// Cost rule: floating-point operations for a first input of shape `x`. Saturates.
+    pub fn flops(&self, x: Shape) -> u64 {
+        match self {
+            Self::Conv2d(p) => conv2d::flops(x, p),
+            Self::GroupNorm(p) => group_norm::flops(x, p),
+            Self::PixelNorm(p) => pixel_norm::flops(x, p),
+            Self::Silu => silu::flops(x),
+            Self::ScaleShift(silu) => scale_shift::flops(x, *silu),
+            Self::WeightedAdd(_) => weighted_add::flops(x),
+            Self::AvgPool2 => avg_pool2::flops(x),
+            Self::GlobalAvgPool => global_avg_pool::flops(x),
+            Self::FirDown2 => fir_down2::flops(x),
+            Self::FirUp2 => fir_up2::flops(x),
+            Self::SpatialAttention => spatial_attention::flops(x),
+            Self::ChannelAttention => channel_attention::flops(x),
+            Self::Concat
+            | Self::UpsampleNearest2
+            | Self::PixelUnshuffle(_)
+            | Self::PixelShuffle(_)
+            | Self::Crop(_) => 0,
+        }
+    }
+
+    /// Radius of the receptive field of its result, in the result's pixels, for inputs with a radius of `radius` in
+    /// theirs. `None`: unbounded.
+    pub fn radius(&self, radius: usize) -> Option<usize> {
+        match self {
+            Self::Conv2d(p) => Some(radius + p.kernel / 2),
+            Self::GroupNorm(_)
+            | Self::GlobalAvgPool
+            | Self::SpatialAttention
+            | Self::ChannelAttention => None,
+            Self::AvgPool2 => Some(radius.div_ceil(2)),
+            Self::UpsampleNearest2 => Some(2 * radius),
+            Self::FirDown2 => Some((radius + 1).div_ceil(2)),
+            Self::FirUp2 => Some(2 * radius + 1),
+            Self::PixelUnshuffle(r) => Some(radius.div_ceil(*r)),
+            Self::PixelShuffle(r) => Some(radius * r),
+            Self::PixelNorm(_)
+            | Self::Silu
+            | Self::ScaleShift(_)
+            | Self::WeightedAdd(_)
+            | Self::Concat
+            | Self::Crop(_) => Some(radius),
+        }
+    }
+
+    /// Naive reference: sums in f64, rounds once. `inputs` are shapes with their values, NHWC; the result has the shape of
+    /// [`Op::output_shape`].
+    ///
+    /// # Errors
+    /// As [`Op::output_shape`]; [`crate::error::Kind::InvalidModel`] for a parameter that is missing or has another
+    /// shape.
+    pub fn reference(&self, inputs: &[(Shape, &[f32])], weights: &Weights) -> Result<Vec<f32>> {
+        let shapes: Vec<_> = inputs.iter().map(|(shape, _)| *shape).collect();
+        self.output_shape(&shapes)?;
+        Ok(match (self, inputs) {
+            (Self::Conv2d(p), &[(s, x)]) => {
+                let (weight, bias) = p.load(weights)?;
+                conv2d::reference(x, s, p, weight, bias)
+            }
+            (Self::GroupNorm(p), &[(s, x)]) => {
+                let (weight, bias) = p.load(weights)?;
+                group_norm::reference(x, s, p, weight, bias)
+            }
+            (Self::PixelNorm(p), &[(s, x)]) => pixel_norm::reference(x, s, p, p.load(weights)?),
+            (Self::Silu, &[(_, x)]) => silu::reference(x),
+            (Self::ScaleShift(silu), &[(s, x), (ps, pair)]) => {
+                scale_shift::reference(x, s, pair, ps, *silu)
+            }
+            (Self::WeightedAdd(factors), &[(_, a), (_, b)]) => {
+                let (wa, wb) = factors.resolve(weights)?;
+                weighted_add::reference(a, b, wa, wb)
+            }
+            (Self::Concat, &[(sa, a), (sb, b)]) => concat::reference(a, sa, b, sb),
+            (Self::AvgPool2, &[(s, x)]) => avg_pool2::reference(x, s),
+            (Self::GlobalAvgPool, &[(s, x)]) => global_avg_pool::reference(x, s),
+            (Self::UpsampleNearest2, &[(s, x)]) => upsample_nearest2::reference(x, s),
+            (Self::FirDown2, &[(s, x)]) => fir_down2::reference(x, s),
+            (Self::FirUp2, &[(s, x)]) => fir_up2::reference(x, s),
+            (Self::PixelUnshuffle(r), &[(s, x)]) => pixel_unshuffle::reference(x, s, *r),
+            (Self::PixelShuffle(r), &[(s, x)]) => pixel_shuffle::reference(x, s, *r),
+            (Self::SpatialAttention, &[(s, q), (_, k), (_, v)]) => {
+                spatial_attention::reference(q, k, v, s)
+            }
+            (Self::ChannelAttention, &[(s, q), (_, k), (_, v)]) => {
+                channel_attention::reference(q, k, v, s)
+            }
+            (Self::Crop(window), &[(s, x)]) => crop::reference(x, s, *window),
+            _ => return Err(self.wrong_inputs(inputs.len())),
+        })
+    }
+
+    fn wrong_inputs(&self, found: usize) -> Error {
+        let expected = "the number that the operator takes";
+        Error::invalid(format!("inputs of {}", self.name()), found, expected)
+    }
 }
 
 /// `Ok` if `ok`, else `error`.

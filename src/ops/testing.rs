@@ -7,10 +7,9 @@
 use std::sync::Arc;
 
 use super::{
-    Conv2d, Domain, Factors, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
+    Conv2d, Domain, Factors, GroupNorm, Op, PixelNorm, Rect, Shape,
     weights::{Param, Weights},
 };
-use crate::error::Result;
 
 /// An operator with its inputs. Its parameters, if it has any, are in [`TestSuite::weights`].
 #[derive(Clone, Debug)]
@@ -21,19 +20,6 @@ pub struct TestCase {
     pub op: Op,
     /// Inputs, NHWC.
     pub inputs: Vec<(Shape, Vec<f32>)>,
-}
-
-impl TestCase {
-    /// Runs the case; returns the shape and the values of its result.
-    ///
-    /// # Errors
-    /// The backend's.
-    pub fn run<O: Ops>(&self, o: &mut O) -> Result<(Shape, Vec<f32>)> {
-        let inputs =
-            self.inputs.iter().map(|(s, data)| o.upload(*s, data)).collect::<Result<Vec<_>>>()?;
-        let out = self.op.apply(o, &inputs)?;
-        Ok((o.shape(&out), o.download(&out)?))
-    }
 }
 
 /// Test cases with the parameters of all their layers: a backend made from `weights` can run all of them.

@@ -7,8 +7,9 @@ use std::{env, fmt::Write as _, ops::Range, sync::Arc};
 
 use tessera::{
     exec::reference::Reference,
+    graph::{Backend, GraphBuilder},
     ops::{
-        Conv2d, Domain, Factors, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
+        Conv2d, Domain, Factors, GroupNorm, Op, PixelNorm, Rect, Shape,
         testing::{Random, relative_error},
         weights::{Param, Weights},
     },
@@ -195,22 +196,24 @@ impl Chain {
     }
 
     /// The last result.
-    fn run<O: Ops>(&self, o: &mut O) -> tessera::error::Result<(Shape, Vec<f32>)> {
-        let uploads = (self.uploads.iter())
-            .map(|(shape, data)| o.upload(*shape, data))
-            .collect::<tessera::error::Result<Vec<_>>>()?;
-        let mut results: Vec<O::Tensor> = Vec::new();
+    fn run<O: Backend>(&self, o: &mut O) -> tessera::error::Result<(Shape, Vec<f32>)> {
+        let mut g = GraphBuilder::new();
+        let uploads = self.uploads.iter().map(|(shape, _)| g.input(*shape));
+        let uploads = uploads.collect::<tessera::error::Result<Vec<_>>>()?;
+        let mut results = Vec::new();
         for (call, inputs) in &self.steps {
             let inputs: Vec<_> = (inputs.iter())
                 .map(|input| match *input {
-                    Input::Uploaded(i) => uploads[i].clone(),
-                    Input::Result(i) => results[i].clone(),
+                    Input::Uploaded(i) => uploads[i],
+                    Input::Result(i) => results[i],
                 })
                 .collect();
-            results.push(call.apply(o, &inputs)?);
+            results.push(g.operator(call.clone(), &inputs)?);
         }
-        let last = &results[results.len() - 1];
-        Ok((o.shape(last), o.download(last)?))
+        let inputs = self.uploads.iter().map(|(shape, data)| o.upload(*shape, data));
+        let inputs = inputs.collect::<tessera::error::Result<Vec<_>>>()?;
+        let last = o.run(&g.finish(results.last().copied()), inputs)?.remove(0);
+        Ok((o.shape(&last), o.download(&last)?))
     }
 }
 
@@ -281,7 +284,7 @@ pub(crate) fn chains(usual: u64) -> (Vec<Chain>, Arc<Weights>) {
 /// Every chain comes out of every one of `interpreters`, that has a name, as of the reference: the relative L2 error is at
 /// most `tolerance` for each of its operators. Results of fewer than `least_values` are left out: a sum of few rounded products may
 /// cancel. `test` names the test for a replay.
-pub(crate) fn agree<O: Ops>(
+pub(crate) fn agree<O: Backend>(
     test: &str,
     (chains, weights): &(Vec<Chain>, Arc<Weights>),
     tolerance: f64,

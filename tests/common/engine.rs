@@ -8,12 +8,13 @@ use tessera::{
         plan::{Plan, Spec, TileSize},
     },
     exec::cpu::Cpu,
+    graph::Backend,
     image_out::Bits,
     model::{
         checkpoint::Checkpoint,
         sampler::{Sampler, SamplerState},
     },
-    ops::{Ops, weights::Weights},
+    ops::weights::Weights,
 };
 
 use super::model;
@@ -25,7 +26,7 @@ pub(crate) fn spec(model: &Checkpoint, seed: u64, tile: TileSize, bits: Bits) ->
 }
 
 /// The picture of `spec` on `ops`, its samples in rows.
-pub(crate) fn generate_on(ops: &mut impl Ops, model: &Checkpoint, spec: Spec) -> Vec<u8> {
+pub(crate) fn generate_on(ops: &mut impl Backend, model: &Checkpoint, spec: Spec) -> Vec<u8> {
     let plan = Plan::new(spec, &model.arch).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut silent = |_: Event| {};
@@ -42,7 +43,7 @@ pub(crate) fn generate(model: &Checkpoint, spec: Spec) -> Vec<u8> {
 
 /// Pictures that differ in seed, number of steps and how many of them are done share the network's runs; each gets the
 /// latents that it gets alone, bit for bit.
-pub(crate) fn together_equals_alone<O: Ops>(make: impl Fn(Arc<Weights>) -> O) {
+pub(crate) fn together_equals_alone<O: Backend>(make: impl Fn(Arc<Weights>) -> O) {
     for net in ["net-a", "net-d", "net-f"] {
         let model = model(net);
         let (arch, cancel) = (&model.arch, Cancel::default());

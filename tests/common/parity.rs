@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Deserialize;
 use serde_json::Value;
 use tessera::{
-    graph::{self, GraphBuilder},
+    graph::{Backend, GraphBuilder, testing::apply},
     model::{
         arch::{AttentionRatio, Norm},
         block::{Block, Resample, sc_attention},
@@ -14,7 +14,7 @@ use tessera::{
         unet,
     },
     ops::{
-        Conv2d, Domain, Factors, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
+        Conv2d, Domain, Factors, GroupNorm, Op, PixelNorm, Rect, Shape,
         testing::relative_error,
         weights::{Param, Weights},
     },
@@ -64,12 +64,12 @@ impl Fixture {
     }
 }
 
-fn upload<O: Ops>(o: &mut O, latents: &[Latent]) -> Vec<O::Tensor> {
+fn upload<O: Backend>(o: &mut O, latents: &[Latent]) -> Vec<O::Tensor> {
     latents.iter().map(|x| o.upload(x.shape, &x.data).unwrap()).collect()
 }
 
 /// `found` is `expected`, but for `tolerance`.
-fn close<O: Ops>(
+fn close<O: Backend>(
     o: &mut O,
     name: &str,
     found: &O::Tensor,
@@ -128,7 +128,7 @@ fn op_call(name: &str, case: &Value) -> Op {
 }
 
 /// Every operator's cases.
-pub(crate) fn operators<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
+pub(crate) fn operators<O: Backend>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
     let fixture = Fixture::read("ops");
     let mut o = make(fixture.weights());
     assert!(fixture.cases.len() >= 17);
@@ -136,7 +136,7 @@ pub(crate) fn operators<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64
         let name = case["name"].as_str().unwrap();
         let inputs = upload(&mut o, &fixture.numbered(&format!("{name}/in")));
         let call = op_call(name, case);
-        let out = call.apply(&mut o, &inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let out = apply(&mut o, &call, &inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
         close(&mut o, name, &out, fixture.tensor(&format!("{name}/out")), tolerance);
     }
 }
@@ -160,7 +160,7 @@ enum BlockCase {
 }
 
 /// Residual blocks and attention.
-pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
+pub(crate) fn blocks<O: Backend>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
     let fixture = Fixture::read("blocks");
     let mut o = make(fixture.weights());
     assert!(fixture.cases.len() >= 10);
@@ -194,13 +194,13 @@ pub(crate) fn blocks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
                 sc_attention(&mut g, Domain::Window, values[0], name, *ratio).unwrap()
             }
         };
-        let out = graph::evaluate(&mut o, &g.finish([out]), inputs).unwrap().remove(0);
+        let out = o.run(&g.finish([out]), inputs).unwrap().remove(0);
         close(&mut o, name, &out, fixture.tensor(&format!("{name}/out")), tolerance);
     }
 }
 
 /// Encoder, both stages of the decoder, U-Net and preconditioned denoiser of whole models.
-pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
+pub(crate) fn networks<O: Backend>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
     for net in ["net-a", "net-b", "net-c", "net-d", "net-e", "net-f"] {
         let model = model(net);
         let (arch, io) = (&model.arch, Fixture::read(&format!("{net}.io")));
@@ -211,7 +211,7 @@ pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64)
         let (shape, picture) = io.tensor("encoder/in");
         let picture = o.upload(shape, picture).unwrap();
         let graph = encoder::graph(arch, shape).unwrap();
-        let moments = graph::evaluate(o, &graph, vec![picture]).unwrap();
+        let moments = o.run(&graph, vec![picture]).unwrap();
         assert_eq!(moments.len(), arch.levels.len());
         for (l, moments) in moments.iter().enumerate() {
             let [mean, log_variance] =
@@ -231,13 +231,13 @@ pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64)
         let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
         let graph = decoder::global_graph(arch, &shapes).unwrap();
         let z = upload(o, &latents);
-        let global = graph::evaluate(o, &graph, z).unwrap();
+        let global = o.run(&graph, z).unwrap();
         let [h, r] = &global[..] else { panic!("{net}: {} results", global.len()) };
         close(o, &named("h"), h, io.tensor("decoder/h"), tolerance);
         close(o, &named("r"), r, io.tensor("decoder/r"), tolerance);
         let Shape { n, h: rows, w: columns, .. } = o.shape(r);
         let graph = decoder::local_graph(arch, n, rows, columns).unwrap();
-        let out = graph::evaluate(o, &graph, global).unwrap();
+        let out = o.run(&graph, global).unwrap();
         close(o, &named("decoder"), &out[0], io.tensor("decoder/out"), tolerance);
 
         let latents = io.numbered("unet/in.");
@@ -246,7 +246,7 @@ pub(crate) fn networks<O: Ops>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64)
         let c_noise = f64::from(io.tensor("unet/c_noise").1[0]);
         let (shape, features) = unet::features(arch, &[c_noise]);
         inputs.push(o.upload(shape, &features).unwrap());
-        let out = graph::evaluate(o, &unet::graph(arch, &shapes, 1).unwrap(), inputs).unwrap();
+        let out = o.run(&unet::graph(arch, &shapes, 1).unwrap(), inputs).unwrap();
         assert_eq!(out.len(), arch.levels.len());
         for (l, out) in out.iter().enumerate() {
             let name = format!("unet/out.{l}");

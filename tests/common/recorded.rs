@@ -20,10 +20,11 @@ use tessera::{
         tiles::PixelBuffer,
     },
     exec::cpu::Cpu,
+    graph::Backend,
     image_in::Picture,
     image_out::Bits,
     model::checkpoint::Checkpoint,
-    ops::{Ops, testing::Random, weights::Weights},
+    ops::{testing::Random, weights::Weights},
 };
 
 use super::{default_model, fixture, model};
@@ -83,7 +84,7 @@ impl Record {
     }
 
     /// The hashes that `ops` gives, and the picture's samples from 0 to 1.
-    fn run(&self, ops: &mut impl Ops, model: &Checkpoint) -> (Hashes, Vec<f64>) {
+    fn run(&self, ops: &mut impl Backend, model: &Checkpoint) -> (Hashes, Vec<f64>) {
         let spec = self.spec(model);
         let plan = Plan::new(spec.clone(), &model.arch).unwrap();
         let (mut silent, cancel) = (|_: Event| {}, Cancel::default());
@@ -142,7 +143,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Compares what `run` gives for every record with the hashes of `device`; with `TESSERA_RECORD=1` writes them instead.
 /// A record without hashes of `device` is handed to `unknown`, with the samples that were found.
-pub(crate) fn hold<O: Ops>(
+pub(crate) fn hold<O: Backend>(
     device: &str,
     make: impl Fn(Arc<Weights>) -> O,
     unknown: impl Fn(&Record, &Checkpoint, &[f64]),

@@ -12,9 +12,13 @@ use tessera::{
         gpu::{AdapterInfo, Gpu, adapters, is_fast_in_f16},
         reference::Reference,
     },
+    graph::{
+        Backend as _,
+        testing::{apply, run_case},
+    },
     image_out::Bits,
     ops::{
-        Conv2d, Domain, Op, Ops as _, Shape,
+        Conv2d, Domain, Op, Shape,
         testing::{self, relative_error},
         weights::{Param, Weights},
     },
@@ -55,7 +59,8 @@ fn f16_convolutions_equal_the_reference_within_rounding() {
     assert!(gpu.is_f16());
     let mut reference = Reference::new(table.weights.clone());
     for case in table.cases.iter().filter(|case| matches!(case.op, Op::Conv2d(_))) {
-        let (wanted, found) = (case.run(&mut reference).unwrap(), case.run(&mut gpu).unwrap());
+        let (wanted, found) =
+            (run_case(&mut reference, case).unwrap(), run_case(&mut gpu, case).unwrap());
         let error = relative_error(&found.1, &wanted.1);
         assert!(error <= F16_TOLERANCE, "{}: {error:e}", case.name);
     }
@@ -100,7 +105,7 @@ fn f16_values_beyond_its_range_stay_finite() {
     let mut data = vec![1.0; 16];
     data[..3].copy_from_slice(&[1e6, -1e30, 65504.0]);
     let x = gpu.upload(Shape::new(1, 1, 1, 16), &data).unwrap();
-    let y = gpu.conv2d(&x, &layer).unwrap();
+    let y = apply(&mut gpu, &Op::Conv2d(layer), &[x]).unwrap();
     let mut wanted = vec![1.5; 16];
     wanted[..3].copy_from_slice(&[65504.5, -65503.5, 65504.5]);
     assert_eq!(gpu.download(&y).unwrap(), wanted);
@@ -166,7 +171,8 @@ fn f16_attention_equals_the_reference_within_rounding() {
     let (mut worst, mut rounded) = (0.0f64, 0);
     for case in table.cases.iter().filter(|case| is_attention(&case.op)) {
         let shape = case.inputs[0].0;
-        let (wanted, found) = (case.run(&mut reference).unwrap(), case.run(&mut gpu).unwrap());
+        let (wanted, found) =
+            (run_case(&mut reference, case).unwrap(), run_case(&mut gpu, case).unwrap());
         let error = relative_error(&found.1, &wanted.1);
         assert!(error <= F16_TOLERANCE, "{} {shape:?}: {error:e}", case.name);
         worst = worst.max(error);

@@ -7,10 +7,13 @@ use tessera::{
         gpu::{ConvVariant, Gpu},
         reference::Reference,
     },
-    graph::testing::{random_inputs, results},
+    graph::{
+        Backend, Fusion, GraphBuilder,
+        testing::{random_inputs, results},
+    },
     model::{checkpoint::Checkpoint, decoder, sampler::latent_shapes, unet},
     ops::{
-        Conv2d, Domain, Op, Ops, Shape,
+        Conv2d, Domain, Factors, Op, Shape,
         testing::{self, Random, TestSuite, relative_error},
     },
 };
@@ -52,26 +55,30 @@ impl Fused {
     }
 
     /// The convolution `p` of random values of `shape`, with this.
-    fn run<O: Ops>(self, o: &mut O, p: &Conv2d, shape: Shape) -> Vec<f32> {
-        let mut random = Random::new(21);
-        let mut x = o.upload(shape, &random.values(shape.len(), 0.5, 1.5)).unwrap();
+    fn run<O: Backend>(self, o: &mut O, p: &Conv2d, shape: Shape) -> Vec<f32> {
+        let mut g = GraphBuilder::new();
+        let mut y = g.input(shape).unwrap();
         if self.up {
-            x = o.upsample_nearest2(&x).unwrap();
+            y = g.upsample_nearest2(y).unwrap();
         }
-        let mut y = o.conv2d(&x, p).unwrap();
+        y = g.conv2d(y, p.clone()).unwrap();
         if let Some(first) = self.first {
-            let mut shape = o.shape(&y);
+            let mut shape = g.shape(y);
             if self.addend_up {
                 shape = Shape { h: shape.h / 2, w: shape.w / 2, ..shape };
             }
-            let mut addend = o.upload(shape, &random.values(shape.len(), 0.5, 1.5)).unwrap();
+            let mut addend = g.input(shape).unwrap();
             if self.addend_up {
-                addend = o.upsample_nearest2(&addend).unwrap();
+                addend = g.upsample_nearest2(addend).unwrap();
             }
-            let (a, b) = if first { (&y, &addend) } else { (&addend, &y) };
-            y = o.weighted_add(a, b, 0.75, -1.25).unwrap();
+            let (a, b) = if first { (y, addend) } else { (addend, y) };
+            y = g.weighted_add(a, b, Factors::Fixed(0.75, -1.25)).unwrap();
         }
-        o.download(&y).unwrap()
+        let graph = g.finish([y]);
+        let mut random = Random::new(21);
+        let inputs = graph.inputs().iter().map(|&input| graph.shape(input));
+        let inputs = inputs.map(|shape| (shape, random.values(shape.len(), 0.5, 1.5)));
+        results(o, &graph, &inputs.collect::<Vec<_>>()).unwrap().remove(0)
     }
 }
 
@@ -82,7 +89,7 @@ fn fused_equal_the_reference(
     open: impl Fn() -> Gpu,
     tolerance: f64,
 ) -> Vec<Vec<u32>> {
-    let (mut gpu, mut eager) = (open(), open().with_fusion(false));
+    let (mut gpu, mut eager) = (open(), open().with_fusion(Fusion::NONE));
     let mut reference = Reference::new(table.weights.clone());
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     let mut all = Vec::new();
@@ -134,12 +141,12 @@ fn fusion_changes_no_bit_of_a_network() {
     let open = || Gpu::new(None, model.weights.clone()).unwrap();
     for (batch, times) in [(1, 1), (2, 2)] {
         let fused = network_bits(&mut open(), &model, batch, times);
-        assert!(fused == network_bits(&mut open().with_fusion(false), &model, batch, times));
+        assert!(fused == network_bits(&mut open().with_fusion(Fusion::NONE), &model, batch, times));
     }
 }
 
 /// All values that the networks of `model` give for random latents of `batch` pictures, as bits.
-fn network_bits<O: Ops>(o: &mut O, model: &Checkpoint, batch: usize, times: usize) -> Vec<u32> {
+fn network_bits<O: Backend>(o: &mut O, model: &Checkpoint, batch: usize, times: usize) -> Vec<u32> {
     let (arch, mut random) = (&model.arch, Random::new(2));
     let side = times * arch.coarsest_factor();
     let latents = latent_shapes(arch, batch, side, side);
@@ -152,47 +159,50 @@ fn network_bits<O: Ops>(o: &mut O, model: &Checkpoint, batch: usize, times: usiz
     results.concat().into_iter().map(f32::to_bits).collect()
 }
 
-/// What waits is right however it is read: never, once or several times, by its clone, by itself after a sum, in several
-/// sums, twice in one sum, beside another that waits.
+/// Results are right however convolutions and upsampled tensors are read: never, once or several times, in several sums,
+/// twice in one sum, beside another convolution, as a result and in a sum.
 #[test]
 fn fused_results_are_right_however_they_are_read() {
-    fn run<O: Ops>(o: &mut O, layers: &[Conv2d; 2]) -> Vec<Vec<f32>> {
-        let shape = Shape::new(2, 3, 5, 8);
-        let x = o.upload(shape, &Random::new(22).values(shape.len(), 0.5, 1.5)).unwrap();
-        let [p, q] = layers;
-        let mut all = Vec::new();
-        let mut sum = |o: &mut O, a: &O::Tensor, b: &O::Tensor| {
-            let sum = o.weighted_add(a, b, 0.75, -1.25).unwrap();
-            all.push(o.download(&sum).unwrap());
-        };
-        let (one, other) = (o.conv2d(&x, p).unwrap(), o.conv2d(&x, q).unwrap());
-        sum(o, &one, &other);
-        sum(o, &other, &x);
-        sum(o, &x, &other);
-        sum(o, &one, &one);
-        let again = o.conv2d(&x, p).unwrap();
-        sum(o, &again, &again.clone());
-        sum(o, &again, &other);
-        // Never read.
-        o.conv2d(&other, q).unwrap();
-        let (twice, large) = (o.conv2d(&other, p).unwrap(), o.upsample_nearest2(&other).unwrap());
-        let (larger, of_large) =
-            (o.upsample_nearest2(&large).unwrap(), o.conv2d(&large, q).unwrap());
-        sum(o, &large, &of_large);
-        sum(o, &large, &large);
-        let mut read = vec![twice.clone(), twice, other, again, one, large, larger, of_large];
-        read.push(o.silu(&read[0]).unwrap());
-        all.extend(read.iter().map(|x| o.download(x).unwrap()));
-        all
-    }
     let layer = |name: &str, kernel| {
         let (in_channels, out_channels) = (8, 8);
         Conv2d { name: name.into(), in_channels, out_channels, kernel, domain: Domain::Whole }
     };
     let layers = [layer("one", 3), layer("other", 1)];
+    let [p, q] = &layers;
+    let shape = Shape::new(2, 3, 5, 8);
+    let mut g = GraphBuilder::new();
+    let x = g.input(shape).unwrap();
+    let mut results_of = Vec::new();
+    let factors = || Factors::Fixed(0.75, -1.25);
+    let (one, other) = (g.conv2d(x, p.clone()).unwrap(), g.conv2d(x, q.clone()).unwrap());
+    for (a, b) in [(one, other), (other, x), (x, other), (one, one)] {
+        results_of.push(g.weighted_add(a, b, factors()).unwrap());
+    }
+    // Of two convolutions that nothing else reads, one is fused.
+    let (third, fourth) = (g.conv2d(x, p.clone()).unwrap(), g.conv2d(other, q.clone()).unwrap());
+    results_of.push(g.weighted_add(third, fourth, factors()).unwrap());
+    // Never read.
+    g.conv2d(other, q.clone()).unwrap();
+    let large = g.upsample_nearest2(other).unwrap();
+    let larger = g.upsample_nearest2(large).unwrap();
+    let of_large = g.conv2d(large, q.clone()).unwrap();
+    results_of.push(g.weighted_add(large, of_large, factors()).unwrap());
+    results_of.push(g.weighted_add(large, large, factors()).unwrap());
+    let only_read_by_conv = g.upsample_nearest2(x).unwrap();
+    let first = g.conv2d(only_read_by_conv, p.clone()).unwrap();
+    let second = g.conv2d(only_read_by_conv, q.clone()).unwrap();
+    results_of.push(g.weighted_add(first, second, factors()).unwrap());
+    // A result that a sum reads as well.
+    let both = g.conv2d(x, p.clone()).unwrap();
+    results_of.push(g.weighted_add(x, both, factors()).unwrap());
+    results_of.extend([both, one, other, larger, g.silu(one).unwrap(), x]);
+    let graph = g.finish(results_of);
+
     let weights = weights(layers.iter().flat_map(Conv2d::params), 23);
     let Some((mut gpu, _lock)) = gpu(weights.clone()) else { return };
-    let (found, wanted) = (run(&mut gpu, &layers), run(&mut Reference::new(weights), &layers));
+    let inputs = [(shape, Random::new(22).values(shape.len(), 0.5, 1.5))];
+    let found = results(&mut gpu, &graph, &inputs).unwrap();
+    let wanted = results(&mut Reference::new(weights), &graph, &inputs).unwrap();
     for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
         let error = relative_error(found, wanted);
         assert!(error <= TOLERANCE, "{i}: {error:e}");

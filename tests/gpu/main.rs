@@ -24,8 +24,12 @@ use tessera::{
         gpu::{ConvVariant, Gpu, adapters, best_real},
         reference::Reference,
     },
+    graph::{
+        Backend, GraphBuilder, Value,
+        testing::{apply, run_case},
+    },
     ops::{
-        Conv2d, Domain, GroupNorm, Op, Ops, PixelNorm, Rect, Shape,
+        Conv2d, Domain, Factors, GroupNorm, Op, PixelNorm, Rect, Shape,
         testing::{self, Random, relative_error},
         weights::{Param, Weights},
     },
@@ -52,8 +56,9 @@ fn operators_equal_the_reference() {
     let mut reference = Reference::new(table.weights.clone());
     let mut failed = Vec::new();
     for case in &table.cases {
-        let (wanted_shape, wanted) = case.run(&mut reference).unwrap();
-        let (shape, found) = case.run(&mut gpu).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let (wanted_shape, wanted) = run_case(&mut reference, case).unwrap();
+        let (shape, found) =
+            run_case(&mut gpu, case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         assert_eq!(shape, wanted_shape, "{}", case.name);
         let error = relative_error(&found, &wanted);
         if error.is_nan() || error > TOLERANCE {
@@ -77,7 +82,8 @@ fn conv2d_variants_equal_the_reference() {
         let (mut gpu, mut reference) =
             (open(table.weights.clone()), Reference::new(table.weights.clone()));
         for case in table.cases.iter().filter(|case| matches!(case.op, Op::Conv2d(_))) {
-            let (wanted, found) = (case.run(&mut reference).unwrap(), case.run(&mut gpu).unwrap());
+            let (wanted, found) =
+                (run_case(&mut reference, case).unwrap(), run_case(&mut gpu, case).unwrap());
             let error = relative_error(&found.1, &wanted.1);
             assert!(error <= TOLERANCE, "{name} {}: {error:e}", case.name);
         }
@@ -132,7 +138,8 @@ fn layers(more: &[[usize; 3]]) -> (Vec<Conv2d>, Arc<Weights>) {
 fn layer_error(gpu: &mut Gpu, reference: &mut Reference, layer: &Conv2d, shape: Shape) -> f64 {
     let data = Random::new(17).values(shape.len(), 0.5, 1.5);
     let (x, y) = (gpu.upload(shape, &data).unwrap(), reference.upload(shape, &data).unwrap());
-    let (x, y) = (gpu.conv2d(&x, layer).unwrap(), reference.conv2d(&y, layer).unwrap());
+    let op = Op::Conv2d(layer.clone());
+    let (x, y) = (apply(gpu, &op, &[x]).unwrap(), apply(reference, &op, &[y]).unwrap());
     relative_error(&gpu.download(&x).unwrap(), &reference.download(&y).unwrap())
 }
 
@@ -144,7 +151,7 @@ fn precompiled_pipelines_change_no_bit() {
     let Some((mut plain, _lock)) = gpu(table.weights.clone()) else { return };
     let results = |gpu: &mut Gpu| -> Vec<Vec<u32>> {
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
-        table.cases.iter().map(|case| bits(case.run(gpu).unwrap().1)).collect()
+        table.cases.iter().map(|case| bits(run_case(gpu, case).unwrap().1)).collect()
     };
     let wanted = results(&mut plain);
     let dir = tempfile::tempdir().unwrap();
@@ -189,19 +196,24 @@ fn norm_and_pooling_keep_accuracy_with_means_far_from_zero() {
     let shape = Shape::new(2, 75, 41, 24);
     let data = Random::new(6).values(shape.len(), 1000.0, 1.0);
     let (x, y) = (gpu.upload(shape, &data).unwrap(), reference.upload(shape, &data).unwrap());
-    let (a, b) = (gpu.group_norm(&x, &norm).unwrap(), reference.group_norm(&y, &norm).unwrap());
-    let error = relative_error(&gpu.download(&a).unwrap(), &reference.download(&b).unwrap());
+    let mut both = |op: Op| {
+        let a = apply(&mut gpu, &op, std::slice::from_ref(&x)).unwrap();
+        let b = apply(&mut reference, &op, std::slice::from_ref(&y)).unwrap();
+        (gpu.download(&a).unwrap(), reference.download(&b).unwrap())
+    };
+    let (a, b) = both(Op::GroupNorm(norm));
+    let error = relative_error(&a, &b);
     assert!(error <= TOLERANCE, "group_norm {error:e}");
     // Of the deviation, not of the mean.
-    let (a, b) = (gpu.global_avg_pool(&x).unwrap(), reference.global_avg_pool(&y).unwrap());
+    let (a, b) = both(Op::GlobalAvgPool);
     let centred = |v: Vec<f32>| v.into_iter().map(|v| v - 1000.0).collect::<Vec<_>>();
-    let (a, b) = (centred(gpu.download(&a).unwrap()), centred(reference.download(&b).unwrap()));
+    let (a, b) = (centred(a), centred(b));
     let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst <= 1e-3, "global_avg_pool {worst:e}");
 }
 
 /// A chain of the decoder's local operators, as it is computed tile by tile.
-fn local<O: Ops>(o: &mut O, x: &O::Tensor, c: usize, out: usize) -> O::Tensor {
+fn local(g: &mut GraphBuilder, x: Value, c: usize, out: usize) -> Value {
     let conv = |name: &str, out_channels, kernel| Conv2d {
         name: name.into(),
         in_channels: c,
@@ -210,17 +222,17 @@ fn local<O: Ops>(o: &mut O, x: &O::Tensor, c: usize, out: usize) -> O::Tensor {
         domain: Domain::Window,
     };
     let norm = PixelNorm { name: "norm".into(), channels: c, silu: true };
-    let h = o.pixel_norm(x, &norm).unwrap();
-    let h = o.upsample_nearest2(&h).unwrap();
-    let h = o.conv2d(&h, &conv("first", c, 3)).unwrap();
-    let skip = o.upsample_nearest2(x).unwrap();
-    let h = o.weighted_add(&skip, &h, 0.7, 0.3).unwrap();
-    let h = o.silu(&h).unwrap();
-    let rgb = o.conv2d(&h, &conv("rgb", out, 1)).unwrap();
-    let last = o.conv2d(&h, &conv("last", 4 * out, 3)).unwrap();
-    let last = o.pixel_shuffle(&last, 2).unwrap();
-    let rgb = o.upsample_nearest2(&rgb).unwrap();
-    o.weighted_add(&last, &rgb, 1.0, 1.0).unwrap()
+    let h = g.pixel_norm(x, norm).unwrap();
+    let h = g.upsample_nearest2(h).unwrap();
+    let h = g.conv2d(h, conv("first", c, 3)).unwrap();
+    let skip = g.upsample_nearest2(x).unwrap();
+    let h = g.weighted_add(skip, h, Factors::Fixed(0.7, 0.3)).unwrap();
+    let h = g.silu(h).unwrap();
+    let rgb = g.conv2d(h, conv("rgb", out, 1)).unwrap();
+    let last = g.conv2d(h, conv("last", 4 * out, 3)).unwrap();
+    let last = g.pixel_shuffle(last, 2).unwrap();
+    let rgb = g.upsample_nearest2(rgb).unwrap();
+    g.add(last, rgb).unwrap()
 }
 
 /// Tiles cut out with the chain's halo give the whole picture's bits, wherever they are cut, in f32 and in f16.
@@ -251,18 +263,27 @@ fn tiles_equal_the_whole(make: impl Fn(Arc<Weights>) -> Gpu) {
         let (height, width, halo) = (13, 27, 2);
         let shape = Shape::new(1, height, width, channels);
         let x = gpu.upload(shape, &Random::new(9).values(shape.len(), 0.0, 1.0)).unwrap();
-        let whole = local(&mut gpu, &x, channels, out);
-        let whole_shape = gpu.shape(&whole);
-        let whole = gpu.download(&whole).unwrap();
+        // The picture of a window of x, cut to a rectangle, and its shape.
+        let mut run = |window: Option<(Rect, Rect)>| {
+            let mut g = GraphBuilder::new();
+            let mut y = g.input(shape).unwrap();
+            if let Some((window, _)) = window {
+                y = g.crop(y, window).unwrap();
+            }
+            y = local(&mut g, y, channels, out);
+            if let Some((_, inner)) = window {
+                y = g.crop(y, inner).unwrap();
+            }
+            let result = gpu.run(&g.finish([y]), vec![x.clone()]).unwrap().remove(0);
+            (gpu.shape(&result), gpu.download(&result).unwrap())
+        };
+        let (whole_shape, whole) = run(None);
         for (y0, x0, h, w) in [(0, 0, 5, 6), (5, 6, 1, 1), (4, 9, 9, 17), (12, 26, 1, 1)] {
             let (top, left) = (usize::saturating_sub(y0, halo), usize::saturating_sub(x0, halo));
             let (bottom, right) = ((y0 + h + halo).min(height), (x0 + w + halo).min(width));
             let window = Rect { x: left, y: top, width: right - left, height: bottom - top };
-            let cut = gpu.crop(&x, window).unwrap();
-            let tile = local(&mut gpu, &cut, channels, out);
             let inner = Rect { x: 4 * (x0 - left), y: 4 * (y0 - top), width: 4 * w, height: 4 * h };
-            let tile = gpu.crop(&tile, inner).unwrap();
-            let tile = gpu.download(&tile).unwrap();
+            let (_, tile) = run(Some((window, inner)));
             let row = |y: usize| (((4 * y0 + y) * whole_shape.w) + 4 * x0) * out;
             let wanted: Vec<f32> = (0..4 * h)
                 .flat_map(|y| whole[row(y)..row(y) + 4 * w * out].iter().copied())
@@ -281,7 +302,8 @@ fn dispatches_beyond_one_dimension_are_complete() {
     let shape = Shape::new(1, 2095, 2100, 1);
     let data = Random::new(11).values(shape.len(), 0.0, 1.0);
     let x = gpu.upload(shape, &data).unwrap();
-    let y = gpu.weighted_add(&x, &x, 0.5, 0.25).unwrap();
+    let sum = Op::WeightedAdd(Factors::Fixed(0.5, 0.25));
+    let y = apply(&mut gpu, &sum, &[x.clone(), x]).unwrap();
     let found = gpu.download(&y).unwrap();
     assert!(found.iter().zip(&data).all(|(y, x)| (y - 0.75 * x).abs() <= 1e-6 * x.abs()));
 }
@@ -294,7 +316,7 @@ fn too_large_tensors_are_refused_with_the_limit() {
     let shape = Shape::new(1, 1, 1, 4);
     let mut x = gpu.upload(shape, &[1.0, 2.0, 3.0, 4.0]).unwrap();
     let error = loop {
-        match gpu.upsample_nearest2(&x) {
+        match apply(&mut gpu, &Op::UpsampleNearest2, std::slice::from_ref(&x)) {
             Ok(larger) => x = larger,
             Err(error) => break error,
         }
@@ -312,6 +334,11 @@ fn too_large_tensors_are_refused_with_the_limit() {
     assert_eq!(gpu.download(&x).unwrap(), [1.0, 2.0, 3.0, 4.0]);
 }
 
+/// A weighted sum of two tensors.
+fn sum(wa: f32, wb: f32) -> Op {
+    Op::WeightedAdd(Factors::Fixed(wa, wb))
+}
+
 /// Memory of dropped tensors is reused only by later work: no result sees what came after it.
 #[test]
 fn recycled_memory_never_changes_a_result() {
@@ -321,9 +348,8 @@ fn recycled_memory_never_changes_a_result() {
     for i in 0..300u16 {
         let value = f32::from(i);
         let x = gpu.upload(shape, &vec![value; shape.len()]).unwrap();
-        let y = gpu.weighted_add(&x, &x, 1.0, 1.0).unwrap();
-        drop(x);
-        let z = gpu.weighted_add(&y, &y, 1.0, -0.5).unwrap();
+        let y = apply(&mut gpu, &sum(1.0, 1.0), &[x.clone(), x]).unwrap();
+        let z = apply(&mut gpu, &sum(1.0, -0.5), &[y.clone(), y]).unwrap();
         if i % 50 == 0 {
             kept.push((z, value));
         }
@@ -344,7 +370,7 @@ fn downloads_in_flight_keep_their_values() {
         let shape = Shape::new(1, 3 + i % 2, 7, 3);
         let data = random.values(shape.len(), 0.0, 1.0);
         let x = gpu.upload(shape, &data).unwrap();
-        let y = gpu.weighted_add(&x, &x, 1.0, 1.0).unwrap();
+        let y = apply(&mut gpu, &sum(1.0, 1.0), &[x.clone(), x]).unwrap();
         begun.push((gpu.download_later(&y).unwrap(), data));
         if i % 7 == 6 {
             begun.swap_remove(i % begun.len());
@@ -375,15 +401,20 @@ fn misuse_is_refused_like_the_reference() {
         kernel: 3,
         domain: Domain::Whole,
     };
-    let pairs = [
-        (gpu.avg_pool2(&x).map(drop), reference.avg_pool2(&y).map(drop)),
-        (gpu.crop(&x, window).map(drop), reference.crop(&y, window).map(drop)),
-        (gpu.pixel_unshuffle(&x, 2).map(drop), reference.pixel_unshuffle(&y, 2).map(drop)),
-        (gpu.conv2d(&x, &layer).map(drop), reference.conv2d(&y, &layer).map(drop)),
-    ];
-    for (gpu, reference) in pairs {
-        assert_eq!(gpu.unwrap_err().to_string(), reference.unwrap_err().to_string());
+    let ops = [Op::AvgPool2, Op::Crop(window), Op::PixelUnshuffle(2), Op::Conv2d(layer)];
+    for op in ops {
+        let ours = apply(&mut gpu, &op, std::slice::from_ref(&x)).map(drop).unwrap_err();
+        let wanted = apply(&mut reference, &op, std::slice::from_ref(&y)).map(drop).unwrap_err();
+        assert_eq!(ours.to_string(), wanted.to_string());
     }
+    // Inputs of other shapes than the graph's.
+    let mut g = GraphBuilder::new();
+    let (a, b) = (g.input(shape).unwrap(), g.input(shape).unwrap());
+    let sum = g.add(a, b).unwrap();
+    let graph = g.finish([sum]);
+    let ours = gpu.run(&graph, vec![x]).map(drop).unwrap_err();
+    let wanted = reference.run(&graph, vec![y]).map(drop).unwrap_err();
+    assert_eq!(ours.to_string(), wanted.to_string());
 }
 
 /// Without an index the best real GPU is taken if there is one; `software` says what an adapter is.

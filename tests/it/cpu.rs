@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use tessera::{
     exec::{
-        cpu::{ConvVariant, Cpu, Kernels, Tensor},
+        cpu::{ConvVariant, Cpu, Kernels},
         reference::Reference,
     },
+    graph::{
+        Backend, Fusion, GraphBuilder, Value,
+        testing::{apply, results, run_case},
+    },
     ops::{
-        Conv2d, Domain, Op, Ops, PixelNorm, Rect, Shape,
+        Conv2d, Domain, Factors, Op, PixelNorm, Rect, Shape,
         testing::{self, Random, TestSuite, relative_error},
         weights::{Param, Weights},
     },
@@ -80,13 +84,14 @@ fn agree(table: &TestSuite) {
     let mut all: Vec<_> =
         ways.map(|(k, variant)| (k, variant, by(variant, cpu(k)(table.weights.clone())))).collect();
     for case in &table.cases {
-        let (shape, wanted) = case.run(&mut reference).unwrap();
+        let (shape, wanted) = run_case(&mut reference, case).unwrap();
         // Variants are of convolutions alone.
         let convolution = matches!(case.op, Op::Conv2d(_));
         for (kernels, variant, cpu) in all.iter_mut().filter(|(_, v, _)| convolution || v.is_none())
         {
             let name = format!("{} with {}, {variant:?}", case.name, kernels.name());
-            let (found_shape, found) = case.run(cpu).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let (found_shape, found) =
+                run_case(cpu, case).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert_eq!(found_shape, shape, "{name}");
             let error = relative_error(&found, &wanted);
             assert!(error <= tolerance(*kernels), "{name} {:?}: relative error {error:e}", case.op);
@@ -147,7 +152,7 @@ fn run_all(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
         let mut cpu = by(variant, cpu(kernels)(table.weights.clone()));
-        table.cases.iter().map(|case| case.run(&mut cpu).unwrap().1).collect()
+        table.cases.iter().map(|case| run_case(&mut cpu, case).unwrap().1).collect()
     })
 }
 
@@ -171,7 +176,7 @@ fn threads_do_not_change_a_bit() {
     }
 }
 
-/// What waits for its reader, and is applied on the way, has the bits of what was computed on its own.
+/// What a convolution applies as it loads and stores has the bits of operators that run by themselves.
 #[test]
 fn fusion_changes_no_bit() {
     let mut random = Random::new(6);
@@ -187,34 +192,26 @@ fn fusion_changes_no_bit() {
             domain: Domain::Whole,
         };
         for (kernels, variant) in kernels().flat_map(|k| VARIANTS.map(|variant| (k, variant))) {
-            let run = |keep: fn(&mut Cpu, Tensor) -> Tensor| {
-                let mut o = by(variant, cpu(kernels)(weights.clone()));
-                let x = o.upload(shape, &data).unwrap();
-                let norm = PixelNorm { name: "norm".into(), channels, silu: true };
-                let h = o.pixel_norm(&x, &norm).unwrap();
-                let h = keep(&mut o, h);
-                let h = o.upsample_nearest2(&h).unwrap();
-                let h = keep(&mut o, h);
-                let h = o.conv2d(&h, &conv("a", 3)).unwrap();
-                let h = keep(&mut o, h);
-                let h = o.silu(&h).unwrap();
-                let h = keep(&mut o, h);
-                let h = o.conv2d(&h, &conv("b", 3)).unwrap();
-                let h = keep(&mut o, h);
-                let up = o.upsample_nearest2(&x).unwrap();
-                let up = keep(&mut o, up);
-                let sum = o.weighted_add(&up, &h, 0.6, 0.8).unwrap();
-                // Read again after it was part of a sum.
-                let again = o.weighted_add(&h, &sum, -0.3, 1.1).unwrap();
-                o.download(&again).unwrap()
+            let mut g = GraphBuilder::new();
+            let x = g.input(shape).unwrap();
+            let norm = PixelNorm { name: "norm".into(), channels, silu: true };
+            let y = g.pixel_norm(x, norm).unwrap();
+            let y = g.upsample_nearest2(y).unwrap();
+            let y = g.conv2d(y, conv("a", 3)).unwrap();
+            let y = g.silu(y).unwrap();
+            let y = g.conv2d(y, conv("b", 3)).unwrap();
+            let up = g.upsample_nearest2(x).unwrap();
+            let sum = g.weighted_add(up, y, Factors::Fixed(0.6, 0.8)).unwrap();
+            let term = g.conv2d(sum, conv("b", 3)).unwrap();
+            let last = g.weighted_add(term, sum, Factors::Fixed(-0.3, 1.1)).unwrap();
+            let graph = g.finish([last]);
+            let run = |fusion| {
+                let mut cpu = by(variant, cpu(kernels)(weights.clone())).with_fusion(fusion);
+                results(&mut cpu, &graph, &[(shape, data.clone())]).unwrap().remove(0)
             };
-            let waiting = run(|_, x| x);
-            let at_once = run(|o, x| {
-                let (shape, data) = (o.shape(&x), o.download(&x).unwrap());
-                o.upload(shape, &data).unwrap()
-            });
+            let (fused, single) = (run(Fusion::ALL), run(Fusion::NONE));
             let way = format!("{h}x{w}x{channels}, {}, {variant:?}", kernels.name());
-            assert!(bits(&waiting) == bits(&at_once), "{way}");
+            assert!(bits(&fused) == bits(&single), "{way}");
         }
     }
 }
@@ -243,7 +240,7 @@ fn winograd_runs_on_whole_grids_only_and_batches_change_no_bit() {
             let mut o = by(variant, cpu(kernels)(weights.clone()));
             let shape = Shape { n, h, ..shape };
             let x = o.upload(shape, &data[..shape.len()]).unwrap();
-            let y = o.conv2d(&x, &layer(domain)).unwrap();
+            let y = apply(&mut o, &Op::Conv2d(layer(domain)), &[x]).unwrap();
             o.download(&y).unwrap()
         };
         let [direct, winograd] = [ConvVariant::Direct, ConvVariant::Winograd].map(Some);
@@ -254,7 +251,7 @@ fn winograd_runs_on_whole_grids_only_and_batches_change_no_bit() {
         let [whole_sums, squares] = [direct, winograd].map(|variant| {
             let mut o = by(variant, cpu(kernels)(weights.clone()));
             let x = o.upload(large, &large_data).unwrap();
-            let y = o.conv2d(&x, &layer(Domain::Whole)).unwrap();
+            let y = apply(&mut o, &Op::Conv2d(layer(Domain::Whole)), &[x]).unwrap();
             o.download(&y).unwrap()
         });
         assert!(bits(&whole_sums) != bits(&squares), "{}", kernels.name());
@@ -289,7 +286,7 @@ fn nan_does_not_spread_beyond_the_kernel() {
             kernel: 3,
             domain: Domain::Whole,
         };
-        let out = o.conv2d(&x, &layer).unwrap();
+        let out = apply(&mut o, &Op::Conv2d(layer), &[x]).unwrap();
         let out = o.download(&out).unwrap();
         for (i, pixel) in out.chunks(channels).enumerate() {
             let (y, x) = (i / w, i % w);
@@ -318,8 +315,8 @@ fn local_weights(random: &mut Random, channels: usize) -> Arc<Weights> {
 
 /// Operators of finite reach, one after the other, as in a decoder's local stage. From its input's cut edges inwards,
 /// 3 pixels are wrong; the result is twice as large and shuffled by 2.
-fn local(o: &mut Cpu, x: &Tensor) -> Tensor {
-    let channels = o.shape(x).c;
+fn local(g: &mut GraphBuilder, x: Value) -> Value {
+    let channels = g.shape(x).c;
     let conv = |name: &str, out_channels| Conv2d {
         name: name.into(),
         in_channels: channels,
@@ -328,14 +325,14 @@ fn local(o: &mut Cpu, x: &Tensor) -> Tensor {
         domain: Domain::Window,
     };
     let norm = PixelNorm { name: "norm".into(), channels, silu: true };
-    let h = o.conv2d(x, &conv("a", channels)).unwrap();
-    let h = o.pixel_norm(&h, &norm).unwrap();
-    let h = o.weighted_add(x, &h, 0.6, 0.8).unwrap();
-    let h = o.upsample_nearest2(&h).unwrap();
-    let h = o.conv2d(&h, &conv("b", channels)).unwrap();
-    let h = o.silu(&h).unwrap();
-    let h = o.conv2d(&h, &conv("out", 12)).unwrap();
-    o.pixel_shuffle(&h, 2).unwrap()
+    let h = g.conv2d(x, conv("a", channels)).unwrap();
+    let h = g.pixel_norm(h, norm).unwrap();
+    let h = g.weighted_add(x, h, Factors::Fixed(0.6, 0.8)).unwrap();
+    let h = g.upsample_nearest2(h).unwrap();
+    let h = g.conv2d(h, conv("b", channels)).unwrap();
+    let h = g.silu(h).unwrap();
+    let h = g.conv2d(h, conv("out", 12)).unwrap();
+    g.pixel_shuffle(h, 2).unwrap()
 }
 
 /// A window with its halo gives the same bits as the same window of the whole, wherever it lies.
@@ -350,7 +347,15 @@ fn tile_with_halo_equals_the_whole_bit_for_bit() {
         for kernels in kernels() {
             let mut cpu = cpu(kernels)(weights.clone());
             let x = cpu.upload(shape, &data).unwrap();
-            let whole = local(&mut cpu, &x);
+            let mut run = |input: Option<Rect>, result: Rect| {
+                let mut g = GraphBuilder::new();
+                let whole = g.input(shape).unwrap();
+                let part = input.map_or(whole, |window| g.crop(whole, window).unwrap());
+                let picture = local(&mut g, part);
+                let pixels = g.crop(picture, result).unwrap();
+                let pixels = cpu.run(&g.finish([pixels]), vec![x.clone()]).unwrap().remove(0);
+                bits(&cpu.download(&pixels).unwrap())
+            };
             for _ in 0..8 {
                 let mut below = |limit: usize| (random.bits() % limit as u64) as usize;
                 let (y, x0) = (below(h), below(w));
@@ -358,8 +363,6 @@ fn tile_with_halo_equals_the_whole_bit_for_bit() {
                 let (top, left) = (y.saturating_sub(HALO), x0.saturating_sub(HALO));
                 let (bottom, right) = ((y + rows + HALO).min(h), (x0 + columns + HALO).min(w));
                 let window = Rect { x: left, y: top, width: right - left, height: bottom - top };
-                let part = cpu.crop(&x, window).unwrap();
-                let part = local(&mut cpu, &part);
                 let inner = Rect {
                     x: 4 * (x0 - left),
                     y: 4 * (y - top),
@@ -367,12 +370,9 @@ fn tile_with_halo_equals_the_whole_bit_for_bit() {
                     height: 4 * rows,
                 };
                 let outer = Rect { x: 4 * x0, y: 4 * y, ..inner };
-                let found = cpu.crop(&part, inner).unwrap();
-                let wanted = cpu.crop(&whole, outer).unwrap();
-                let found = cpu.download(&found).unwrap();
-                let wanted = cpu.download(&wanted).unwrap();
+                let (found, wanted) = (run(Some(window), inner), run(None, outer));
                 let name = kernels.name();
-                assert!(bits(&found) == bits(&wanted), "{h}x{w}x{channels} at {outer:?}, {name}");
+                assert!(found == wanted, "{h}x{w}x{channels} at {outer:?}, {name}");
             }
         }
     }
@@ -391,7 +391,8 @@ fn conv2d_of_other_channels_than_the_checkpoint_is_refused() {
         kernel: 3,
         domain: Domain::Whole,
     };
-    assert!(cpu.conv2d(&x, &right).is_ok());
-    assert!(cpu.conv2d(&x, &Conv2d { out_channels: 9, ..right.clone() }).is_err());
-    assert!(cpu.conv2d(&x, &Conv2d { kernel: 1, ..right }).is_err());
+    let mut run = |layer| apply(&mut cpu, &Op::Conv2d(layer), std::slice::from_ref(&x));
+    assert!(run(right.clone()).is_ok());
+    assert!(run(Conv2d { out_channels: 9, ..right.clone() }).is_err());
+    assert!(run(Conv2d { kernel: 1, ..right }).is_err());
 }

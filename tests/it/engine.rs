@@ -14,7 +14,7 @@ use tessera::{
         cpu::{Cpu, Kernels},
         reference::Reference,
     },
-    graph,
+    graph::Backend,
     image_in::Picture,
     image_out::Bits,
     model::{
@@ -22,7 +22,7 @@ use tessera::{
         decoder,
         sampler::{Latent, Sampler, latent_shapes},
     },
-    ops::{Ops, testing::Random, weights::Weights},
+    ops::{testing::Random, weights::Weights},
 };
 
 use crate::common::{
@@ -55,15 +55,15 @@ fn shuffled<T>(mut items: Vec<T>, random: &mut Random) -> Vec<T> {
 }
 
 /// All pixels from one run of both stages, without tiles.
-fn whole<O: Ops>(ops: &mut O, arch: &Arch, latents: &[Latent]) -> (usize, Vec<f32>) {
+fn whole<O: Backend>(ops: &mut O, arch: &Arch, latents: &[Latent]) -> (usize, Vec<f32>) {
     let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
     let graph = decoder::graph(arch, &shapes).unwrap();
     let z = latents.iter().map(|l| ops.upload(l.shape, &l.data).unwrap()).collect();
-    let picture = graph::evaluate(ops, &graph, z).unwrap().remove(0);
+    let picture = ops.run(&graph, z).unwrap().remove(0);
     (ops.shape(&picture).w, ops.download(&picture).unwrap())
 }
 
-fn tiled_equals_whole<O: Ops>(
+fn tiled_equals_whole<O: Backend>(
     name: &str,
     sizes: &[(usize, usize)],
     make: impl Fn(Arc<Weights>) -> O,

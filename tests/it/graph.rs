@@ -5,9 +5,12 @@ use std::collections::BTreeSet;
 
 use tessera::{
     exec::{memory::MEMORY, reference::Reference},
-    graph::{self, GraphBuilder, Source},
-    model::{cost, decoder, sampler::latent_shapes, unet},
-    ops::{self, Conv2d, Domain, Op, Ops, Rect, Shape, testing::Random},
+    graph::{
+        self, Backend, Fused, Fusion, GraphBuilder, Place, Source,
+        testing::{apply, run_case},
+    },
+    model::{cost, decoder, encoder, sampler::latent_shapes, unet},
+    ops::{self, Conv2d, Domain, Op, Rect, Shape, testing::Random},
 };
 
 use crate::common;
@@ -21,14 +24,15 @@ fn decode(outer: std::ops::Range<usize>, inner: std::ops::Range<usize>) -> Vec<f
     let mut draw = |c| random.values(rows * columns * c, 0.0, 1.0);
     let mut window = |data: Vec<f32>, c| {
         let whole = o.upload(Shape::new(1, rows, columns, c), &data).unwrap();
-        o.crop(&whole, Rect { x: outer.start, y: 0, width: outer.len(), height: rows }).unwrap()
+        let part = Rect { x: outer.start, y: 0, width: outer.len(), height: rows };
+        apply(&mut o, &Op::Crop(part), &[whole]).unwrap()
     };
     let inputs = vec![window(draw(8), 8), window(draw(3), 3)];
     let graph = decoder::local_graph(&arch, 1, rows, outer.len()).unwrap();
-    let picture = graph::evaluate(&mut o, &graph, inputs).unwrap().remove(0);
+    let picture = o.run(&graph, inputs).unwrap().remove(0);
     let left = (inner.start - outer.start) * factor;
     let tile = Rect { x: left, y: 0, width: inner.len() * factor, height: rows * factor };
-    let tile = o.crop(&picture, tile).unwrap();
+    let tile = apply(&mut o, &Op::Crop(tile), &[picture]).unwrap();
     o.download(&tile).unwrap()
 }
 
@@ -110,18 +114,24 @@ fn receptive_fields_are_those_of_the_operators() {
     let mut o = Reference::new(suite.weights.clone());
     let mut seen = BTreeSet::new();
     for case in &suite.cases {
-        let (shape, values) = &case.inputs[0];
+        // Of attention it is the keys that every pixel of the result depends on.
+        let attends = matches!(case.op, Op::SpatialAttention | Op::ChannelAttention);
+        let input = usize::from(attends);
+        let (shape, _) = &case.inputs[input];
         // The first case of an operator that is large enough in both directions; the reference is slow.
-        let fits = shape.h >= 4 && shape.w >= 4 && shape.pixels() <= 400;
+        // One channel attends to itself alone.
+        let fits = shape.h >= 4 && shape.w >= 4 && shape.pixels() <= 400 && shape.c > 1;
         if matches!(case.op, Op::Crop(_)) || !fits || !seen.insert(case.op.name()) {
             continue;
         }
         let (y, x) = (shape.h / 2, shape.w / 2);
         let mut changed = case.clone();
-        for at in (y * shape.w + x) * shape.c..(y * shape.w + x + 1) * shape.c {
-            changed.inputs[0].1[at] += 1.0 + values[at].abs();
+        let pixel = (y * shape.w + x) * shape.c..(y * shape.w + x + 1) * shape.c;
+        for value in &mut changed.inputs[input].1[pixel] {
+            *value += 1.0 + value.abs();
         }
-        let ((out, before), (_, after)) = (case.run(&mut o).unwrap(), changed.run(&mut o).unwrap());
+        let ((out, before), (_, after)) =
+            (run_case(&mut o, case).unwrap(), run_case(&mut o, &changed).unwrap());
         let pixels = before.chunks_exact(out.c).zip(after.chunks_exact(out.c));
         let moved: Vec<_> = pixels.take(out.pixels()).map(|(a, b)| a != b).collect();
         let Some(radius) = case.op.radius(0) else {
@@ -140,7 +150,7 @@ fn receptive_fields_are_those_of_the_operators() {
     assert_eq!(seen.len(), 16, "{seen:?}");
 }
 
-/// Every value is freed exactly once, after its last reader, and the results never.
+/// A value lives as long as something reads it, and the results to the end.
 #[test]
 fn lifetimes_end_after_the_last_reader() {
     let arch = common::small_arch();
@@ -157,6 +167,64 @@ fn lifetimes_end_after_the_last_reader() {
             assert_eq!(last[output.index()], graph.nodes().len());
         }
     }
+}
+
+/// With all that a backend may fuse, every value that an operator reads from memory is there when it runs, has not been
+/// freed, and is freed once; nothing else is kept.
+#[test]
+fn fused_graphs_read_what_is_in_memory() {
+    let arch = common::small_arch();
+    let latents = latent_shapes(&arch, 1, 64, 32);
+    let all = [
+        unet::graph(&arch, &latents, 1).unwrap(),
+        decoder::graph(&arch, &latents).unwrap(),
+        encoder::graph(&arch, Shape::new(1, 32, 64, 3)).unwrap(),
+    ];
+    let fusions = [Fusion::ALL, Fusion::NONE, Fusion { norms: false, ..Fusion::ALL }];
+    let mut fused_loads = 0;
+    for (graph, fusion) in all.iter().flat_map(|graph| fusions.map(|fusion| (graph, fusion))) {
+        let fused = Fused::new(graph, fusion);
+        let mut alive = BTreeSet::new();
+        for (value, node) in graph.values().zip(graph.nodes()) {
+            let mut reads = Vec::new();
+            if let (Source::Operator { op, inputs }, Place::Memory) =
+                (&node.source, fused.place(value))
+            {
+                let mut read = inputs.clone();
+                while let Some(value) = read.pop() {
+                    match fused.place(value) {
+                        Place::Memory => reads.push(value.index()),
+                        Place::Load => {
+                            let through = matches!(op, Op::Conv2d(_) | Op::WeightedAdd(_))
+                                || op.name() == "scale_shift"
+                                || op.name() == "silu"
+                                || op.name() == "upsample_nearest2";
+                            assert!(through, "{} reads {value:?}", op.name());
+                            reads.push(fused.load(value).source.index());
+                            fused_loads += 1;
+                        }
+                        Place::Sum => {
+                            let Source::Operator { inputs, .. } = &graph.node(value).source else {
+                                panic!("an input is no term")
+                            };
+                            read.extend(inputs);
+                        }
+                    }
+                }
+            }
+            assert!(reads.iter().all(|read| alive.contains(read)), "{fusion:?} {node:?}");
+            alive.insert(value.index());
+            for freed in fused.freed_after(value) {
+                assert!(alive.remove(&freed.index()), "{freed:?} is freed twice");
+            }
+        }
+        let kept: BTreeSet<_> = graph.outputs().iter().map(|output| output.index()).collect();
+        assert_eq!(alive, kept, "{fusion:?}");
+        if fusion == Fusion::NONE {
+            assert!(graph.values().all(|value| fused.place(value) == Place::Memory));
+        }
+    }
+    assert!(fused_loads > 50, "{fused_loads}");
 }
 
 /// The printed graph of a block of each kind: operators, order, shapes, costs and layers.

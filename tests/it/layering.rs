@@ -257,5 +257,5 @@ fn parser_sees_grouped_nested_and_relative_imports() {
         ["error::Error", "error::Result", "ops", "exec::cpu::Cpu", "model::", "engine::plan"];
     assert_eq!(found, expected);
     assert_eq!(rank("model::arch::Arch"), Some(("model::arch", 1)));
-    assert_eq!(rank("model::unet"), Some(("model", 2)));
+    assert_eq!(rank("model::unet"), Some(("model", 3)));
 }

@@ -66,7 +66,7 @@ fn shaders_for_each_operator() {
     let found: BTreeSet<_> = stems("shaders", "wgsl").into_iter().chain(shared).collect();
     assert_eq!(found, files.collect());
     let mut operator_set = stems("src/ops", "rs");
-    for support in ["mod", "op", "testing", "weights"] {
+    for support in ["mod", "testing", "weights"] {
         assert!(operator_set.remove(support), "{support}");
     }
     let computed: BTreeSet<String> = operators.iter().map(|o| computed(o).to_owned()).collect();

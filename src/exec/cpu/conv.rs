@@ -1,6 +1,6 @@
 //! Convolutions and matrix products: bands of the input, packed in the order of the kernels, times packed weights.
 //!
-//! A task copies a few rows of the input with their neighbours into a [`Band`], applies the deferred prologue (norm,
+//! A task copies a few rows of the input with their neighbours into a [`Band`], applies the prologue (norm,
 //! SiLU, upsampling) and rounds to the product's precision. It then runs the kernels over all blocks of outputs and
 //! adds the residual as it stores. Pixels past the edges are zeros in the band.
 //!

@@ -162,7 +162,8 @@ mod tests {
 
     use crate::{
         exec::gpu::{ConvVariant, tests::gpu},
-        ops::{Ops as _, Shape, testing::Random},
+        graph::{Backend as _, testing::apply},
+        ops::{Op, Shape, testing::Random},
     };
 
     /// Strips of queries, variants of the products and other pictures of a batch do not change a bit, including numbers
@@ -182,9 +183,11 @@ mod tests {
                     gpu.scores = scores;
                     let [q, k, v] =
                         data.each_ref().map(|d| gpu.upload(shape, &d[..shape.len()]).unwrap());
-                    let over_pixels = gpu.spatial_attention(&q, &k, &v).unwrap();
-                    let over_channels = gpu.channel_attention(&q, &k, &v).unwrap();
-                    all.push([over_pixels, over_channels].map(|y| gpu.download(&y).unwrap()));
+                    let inputs = [q, k, v];
+                    all.push([Op::SpatialAttention, Op::ChannelAttention].map(|op| {
+                        let y = apply(&mut gpu, &op, &inputs).unwrap();
+                        gpu.download(&y).unwrap()
+                    }));
                 }
             }
             for other in &all[1..] {

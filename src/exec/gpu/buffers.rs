@@ -13,12 +13,17 @@ use crate::{
 
 /// A tensor in memory; clones share the memory, which returns to the pool with the last one.
 #[derive(Clone, Debug)]
-pub(super) struct Tensor {
+pub struct Tensor {
     pub(super) shape: Shape,
     pub(super) block: Arc<Block>,
 }
 
 impl Tensor {
+    /// Its shape.
+    pub(super) fn shape(&self) -> Shape {
+        self.shape
+    }
+
     /// The tensor as a shader binding.
     pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
         self.block.binding(self.shape.len() as u64 * 4)

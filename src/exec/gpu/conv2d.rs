@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     Gpu, Tensor,
     device::Device,
-    lazy::Source,
     pipelines::{Kernel, Operator, operator, params},
     queue::Call,
+    run::Operand,
     to_u32, tune, winograd,
 };
 use crate::{
@@ -302,7 +302,7 @@ pub(super) struct Place {
 /// A convolution that is ready to be dispatched: input, layer, variant and packed parameters.
 #[derive(Clone, Debug)]
 pub(super) struct Product {
-    x: Source,
+    x: Operand,
     p: Conv2d,
     /// Shape of the result.
     pub(super) shape: Shape,
@@ -315,7 +315,7 @@ pub(super) struct Product {
 /// second.
 #[derive(Debug)]
 pub(super) struct Sum<'a> {
-    pub(super) addend: &'a Source,
+    pub(super) addend: &'a Operand,
     pub(super) wa: f32,
     pub(super) wb: f32,
     /// True if the convolution is the first term.
@@ -323,7 +323,7 @@ pub(super) struct Sum<'a> {
 }
 
 /// The convolution `p` of `x`, not computed yet; uploads its packed parameters on first use.
-pub(super) fn product(gpu: &mut Gpu, x: Source, p: &Conv2d) -> Result<Product> {
+pub(super) fn product(gpu: &mut Gpu, x: Operand, p: &Conv2d) -> Result<Product> {
     let shape = conv2d::output_shape(x.shape(), p)?;
     let variant = choose(gpu, p, shape);
     let block = block(gpu, variant, p);
@@ -481,6 +481,7 @@ mod tests {
     use super::*;
     use crate::{
         exec::gpu::tests::gpu,
+        graph::testing::run_case,
         ops::{Op, testing},
     };
 
@@ -493,7 +494,8 @@ mod tests {
         one.conv = Some(ConvVariant::Subgroup);
         other.conv = Some(ConvVariant::Tiled);
         for case in &table.cases {
-            let (a, b) = (case.run(&mut one).unwrap().1, case.run(&mut other).unwrap().1);
+            let (a, b) =
+                (run_case(&mut one, case).unwrap().1, run_case(&mut other, case).unwrap().1);
             let same = a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same && a.len() == b.len(), "{}", case.name);
         }

@@ -3,42 +3,41 @@
 //!
 //! Guarantees: results depend on the inputs alone, so that the same adapter and driver give the same bits. Sums run in
 //! a fixed order, so that a pixel's value does not depend on its position, except in layers that never run on a tile
-//! ([`Conv2d::domain`]). All failures of the device (none found, out of memory, lost) are errors of kind
+//! ([`Conv2d::domain`](crate::ops::Conv2d)). All failures of the device (none found, out of memory, lost) are errors of kind
 //! [`crate::error::Kind::Device`], never panics.
 //!
 //! [`Gpu`] records dispatches and submits them in batches of bounded size, at the latest when a result is downloaded.
-//! Convolutions and nearest-neighbour upsampling are deferred until they are read ([`Lazy`]), so that a convolution can
-//! fuse upsampling into its loads and a weighted sum into its stores. Memory of dropped tensors is recycled; parameters
-//! are uploaded on first use, in the layout of their kernel.
+//! A convolution applies upsampling as it loads and adds the other term of a weighted sum as it stores ([`FUSION`]).
+//! Memory of dropped tensors is recycled; parameters are uploaded on first use, in the layout of their kernel.
 
 mod attention;
 mod buffers;
 mod cache;
 mod conv2d;
 mod device;
-mod lazy;
 mod matrix;
 mod pipelines;
 mod pointwise;
 mod queue;
 mod reduce;
 mod resample;
+mod run;
 mod tune;
 mod winograd;
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
-use self::buffers::Tensor;
 pub use self::{
+    buffers::Tensor,
     conv2d::ConvVariant,
     device::{AdapterInfo, AdapterKind, adapters, best_real, is_fast_in_f16},
-    lazy::Lazy,
     pipelines::{Access, Field, Kernel, Layout, Operator},
 };
 use crate::{
     error::Result,
     exec,
-    ops::{self, Conv2d, Download, GroupNorm, Ops, PixelNorm, Rect, Shape, weights::Weights},
+    graph::{Backend, Download, Fused, Fusion, Graph, check_inputs, check_upload},
+    ops::{Shape, weights::Weights},
 };
 
 /// All operators that have a shader, in alphabetical order.
@@ -68,6 +67,9 @@ pub static OPERATORS: [&Operator; 23] = [
     &pointwise::WEIGHTED_ADD,
 ];
 
+/// What the shaders of convolutions can fuse.
+pub const FUSION: Fusion = Fusion { norms: false, ..Fusion::ALL };
+
 /// Invocations per workgroup of kernels with one invocation per item.
 const WORKGROUP: usize = 64;
 
@@ -84,8 +86,7 @@ pub struct Gpu {
     parameters: HashMap<String, wgpu::Buffer>,
     /// The requested convolution variant.
     conv: Option<ConvVariant>,
-    /// False: every operator is computed at once.
-    fusion: bool,
+    fusion: Fusion,
     /// Most bytes of transformed tiles of [`ConvVariant::Winograd`] at a time.
     winograd_bytes: usize,
     /// Most scores of attention over pixels at a time, at least those of one query.
@@ -126,7 +127,7 @@ impl Gpu {
             weights,
             parameters: HashMap::new(),
             conv: None,
-            fusion: true,
+            fusion: FUSION,
             winograd_bytes: exec::winograd::SCRATCH_BYTES,
             scores: attention::SCORES,
             table: None,
@@ -161,10 +162,10 @@ impl Gpu {
         Self { conv: Some(variant), ..self }
     }
 
-    /// Turns fusion of operators into convolutions on (the default) or off. It does not change a bit.
+    /// Fuses what both `fusion` and [`FUSION`] allow. It does not change a bit.
     #[must_use]
-    pub fn with_fusion(self, fusion: bool) -> Self {
-        Self { fusion, ..self }
+    pub fn with_fusion(self, fusion: Fusion) -> Self {
+        Self { fusion: fusion.and(FUSION), ..self }
     }
 
     /// True if convolutions are computed in f16.
@@ -211,111 +212,26 @@ fn to_u32(extent: usize) -> u32 {
     u32::try_from(extent).unwrap_or(u32::MAX)
 }
 
-impl Ops for Gpu {
-    type Tensor = Lazy;
+impl Backend for Gpu {
+    type Tensor = Tensor;
 
-    fn shape(&self, x: &Lazy) -> Shape {
+    fn shape(&self, x: &Tensor) -> Shape {
         x.shape()
     }
 
-    fn upload(&mut self, shape: Shape, data: &[f32]) -> Result<Lazy> {
-        ops::check_upload(shape, data.len())?;
-        Ok(self.write(shape, data)?.into())
+    fn upload(&mut self, shape: Shape, data: &[f32]) -> Result<Tensor> {
+        check_upload(shape, data.len())?;
+        self.write(shape, data)
     }
 
-    fn download(&mut self, x: &Lazy) -> Result<Vec<f32>> {
-        self.download_later(x)?.wait()
+    fn download_later(&mut self, x: &Tensor) -> Result<Download> {
+        self.read(x)
     }
 
-    fn download_later(&mut self, x: &Lazy) -> Result<Download> {
-        let x = self.force(x)?;
-        self.read(&x)
-    }
-
-    fn weights(&self) -> &Weights {
-        &self.weights
-    }
-
-    fn conv2d(&mut self, x: &Lazy, p: &Conv2d) -> Result<Lazy> {
-        lazy::conv2d(self, x, p)
-    }
-
-    fn group_norm(&mut self, x: &Lazy, p: &GroupNorm) -> Result<Lazy> {
-        let x = self.force(x)?;
-        Ok(reduce::group_norm(self, &x, p)?.into())
-    }
-
-    fn pixel_norm(&mut self, x: &Lazy, p: &PixelNorm) -> Result<Lazy> {
-        let x = self.force(x)?;
-        Ok(pointwise::pixel_norm(self, &x, p)?.into())
-    }
-
-    fn silu(&mut self, x: &Lazy) -> Result<Lazy> {
-        let x = self.force(x)?;
-        Ok(pointwise::silu(self, &x)?.into())
-    }
-
-    fn scale_shift(&mut self, x: &Lazy, pair: &Lazy, silu: bool) -> Result<Lazy> {
-        let (x, pair) = (self.force(x)?, self.force(pair)?);
-        Ok(pointwise::scale_shift(self, &x, &pair, silu)?.into())
-    }
-
-    fn weighted_add(&mut self, a: &Lazy, b: &Lazy, wa: f32, wb: f32) -> Result<Lazy> {
-        lazy::weighted_add(self, a, b, wa, wb)
-    }
-
-    fn concat(&mut self, a: &Lazy, b: &Lazy) -> Result<Lazy> {
-        let (a, b) = (self.force(a)?, self.force(b)?);
-        Ok(pointwise::concat(self, &a, &b)?.into())
-    }
-
-    fn avg_pool2(&mut self, x: &Lazy) -> Result<Lazy> {
-        let x = self.force(x)?;
-        Ok(resample::avg_pool2(self, &x)?.into())
-    }
-
-    fn global_avg_pool(&mut self, x: &Lazy) -> Result<Lazy> {
-        let x = self.force(x)?;
-        Ok(reduce::global_avg_pool(self, &x)?.into())
-    }
-
-    fn upsample_nearest2(&mut self, x: &Lazy) -> Result<Lazy> {
-        lazy::upsample_nearest2(self, x)
-    }
-
-    fn fir_down2(&mut self, x: &Lazy) -> Result<Lazy> {
-        let x = self.force(x)?;
-        Ok(resample::fir_down2(self, &x)?.into())
-    }
-
-    fn fir_up2(&mut self, x: &Lazy) -> Result<Lazy> {
-        let x = self.force(x)?;
-        Ok(resample::fir_up2(self, &x)?.into())
-    }
-
-    fn pixel_unshuffle(&mut self, x: &Lazy, r: usize) -> Result<Lazy> {
-        let x = self.force(x)?;
-        Ok(resample::pixel_unshuffle(self, &x, r)?.into())
-    }
-
-    fn pixel_shuffle(&mut self, x: &Lazy, r: usize) -> Result<Lazy> {
-        let x = self.force(x)?;
-        Ok(resample::pixel_shuffle(self, &x, r)?.into())
-    }
-
-    fn spatial_attention(&mut self, q: &Lazy, k: &Lazy, v: &Lazy) -> Result<Lazy> {
-        let (q, k, v) = (self.force(q)?, self.force(k)?, self.force(v)?);
-        Ok(attention::spatial_attention(self, &q, &k, &v)?.into())
-    }
-
-    fn channel_attention(&mut self, q: &Lazy, k: &Lazy, v: &Lazy) -> Result<Lazy> {
-        let (q, k, v) = (self.force(q)?, self.force(k)?, self.force(v)?);
-        Ok(attention::channel_attention(self, &q, &k, &v)?.into())
-    }
-
-    fn crop(&mut self, x: &Lazy, window: Rect) -> Result<Lazy> {
-        let x = self.force(x)?;
-        Ok(resample::crop(self, &x, window)?.into())
+    fn run(&mut self, graph: &Graph, inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
+        check_inputs(graph, &inputs.iter().map(Tensor::shape).collect::<Vec<_>>())?;
+        let fused = Fused::new(graph, self.fusion);
+        run::run(self, &fused, inputs)
     }
 }
 
@@ -324,7 +240,8 @@ mod tests {
     use super::*;
     use crate::{
         error::Kind,
-        ops::{Domain, weights::Param},
+        graph::testing::apply,
+        ops::{Conv2d, Domain, Factors, Op, weights::Param},
     };
 
     /// The best adapter with `weights`, or None and a message; without an adapter a failure if `TESSERA_REQUIRE_GPU` is 1, as
@@ -342,8 +259,7 @@ mod tests {
         None
     }
 
-    /// After the device is lost every call returns an error of kind `Device` that says so: uploads, operators,
-    /// downloads, and reads of deferred tensors.
+    /// After the device is lost every call returns an error of kind `Device` that says so: uploads, graphs and downloads.
     #[test]
     fn lost_device_is_an_error() {
         let layer = Conv2d {
@@ -360,26 +276,22 @@ mod tests {
         let Some(mut gpu) = gpu(Arc::new(weights)) else { return };
         let shape = Shape::new(1, 2, 2, 1);
         let x = gpu.upload(shape, &[1.0; 4]).unwrap();
-        let y = gpu.silu(&x).unwrap();
-        let [product, term] = [0; 2].map(|_| gpu.conv2d(&x, &layer).unwrap());
-        let large = gpu.upsample_nearest2(&x).unwrap();
+        let y = apply(&mut gpu, &Op::Silu, std::slice::from_ref(&x)).unwrap();
         let begun = gpu.download_later(&y).unwrap();
         gpu.device.device.destroy();
         // Destruction is seen at the next look at the device.
         let _ = gpu.device.device.poll(wgpu::PollType::Poll);
-        let failures = [
+        let sum = Op::WeightedAdd(Factors::Fixed(1.0, 1.0));
+        let mut failures = vec![
             begun.wait().map(drop),
             gpu.download(&y).map(drop),
-            gpu.silu(&x).map(drop),
-            gpu.download(&product).map(drop),
-            gpu.weighted_add(&x, &term, 1.0, 1.0).map(drop),
-            gpu.download(&large).map(drop),
-            gpu.conv2d(&large, &layer).map(drop),
-            gpu.conv2d(&x, &layer).map(drop),
-            gpu.upsample_nearest2(&x).map(drop),
             gpu.upload(shape, &[1.0; 4]).map(drop),
             gpu.download(&x).map(drop),
+            apply(&mut gpu, &sum, &[x.clone(), y]).map(drop),
         ];
+        for op in [Op::Silu, Op::UpsampleNearest2, Op::Conv2d(layer)] {
+            failures.push(apply(&mut gpu, &op, std::slice::from_ref(&x)).map(drop));
+        }
         for failure in failures {
             let error = failure.unwrap_err();
             assert_eq!(error.kind(), Kind::Device, "{error}");

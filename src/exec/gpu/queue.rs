@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     error::{Detail, Error, Kind, Result},
-    ops::{Download, Shape},
+    graph::Download,
+    ops::Shape,
 };
 
 /// Most dispatches of a submission: bounds its time and the memory for parameters.

@@ -115,8 +115,9 @@ mod tests {
     use super::*;
     use crate::{
         exec::gpu::{ConvVariant, tests::gpu},
+        graph::{GraphBuilder, testing::results},
         ops::{
-            Domain, Ops as _,
+            Domain, Factors,
             testing::Random,
             weights::{Param, Weights},
         },
@@ -140,11 +141,17 @@ mod tests {
     fn run(gpu: &mut Gpu, layer: &Conv2d, n: usize) -> [Vec<f32>; 2] {
         let shape = Shape::new(n, 19, 30, layer.in_channels);
         // The first picture has the same values however many there are.
-        let x = gpu.upload(shape, &Random::new(32).values(shape.len(), 0.5, 1.5)).unwrap();
-        let [alone, first, second] = [0; 3].map(|_| gpu.conv2d(&x, layer).unwrap());
-        let other = gpu.silu(&first).unwrap();
-        let sum = gpu.weighted_add(&second, &other, 0.75, -1.25).unwrap();
-        [alone, sum].map(|y| gpu.download(&y).unwrap())
+        let values = Random::new(32).values(shape.len(), 0.5, 1.5);
+        let mut g = GraphBuilder::new();
+        let x = g.input(shape).unwrap();
+        let [alone, term] = [0; 2].map(|_| g.conv2d(x, layer.clone()).unwrap());
+        let other = g.silu(alone).unwrap();
+        let sum = g.weighted_add(term, other, Factors::Fixed(0.75, -1.25)).unwrap();
+        let [alone, sum] = &results(gpu, &g.finish([alone, sum]), &[(shape, values)]).unwrap()[..]
+        else {
+            panic!("two results")
+        };
+        [alone.clone(), sum.clone()]
     }
 
     /// It is selected for layers on whole grids, within the tolerance of the other variants and with the same bits for
