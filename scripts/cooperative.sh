@@ -3,8 +3,8 @@
 # lavapipe), which has matrices of 8x8. The driver is in a chroot under target/ that is made once. Needs root on Debian.
 # Where the archive, the chroot or the driver is not available the script prints "skipped" with the reason and succeeds;
 # a failed test is a failure.
-#   scripts/cooperative.sh [NAME OF TESTS]   runs the tests
-#   scripts/cooperative.sh prepare           makes the chroot only
+#   scripts/cooperative.sh [PART OF A NAME]...   runs the tests, or those with such a part in their names
+#   scripts/cooperative.sh prepare               makes the chroot only
 # CARGO_FLAGS has other flags of cargo than --release --locked, so that a build of the same flags is used.
 set -euo pipefail
 cd "$(dirname "$0")/.."
