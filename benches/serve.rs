@@ -1,7 +1,8 @@
-//! The service under load, on loopback: the cost of streaming compared with a plain `generate`, and the effect of many
-//! watchers, a slow one and a full queue. Prints a table; every tile's CRC32C is checked on the way.
+//! The service under load, on loopback: the cost of streaming compared with a plain `generate`, the latency of a tile, the
+//! effect of many watchers, a slow one and a full queue, and a crowd of everything at once. Prints a table; every tile's
+//! CRC32C is checked on the way.
 //!
-//! `cargo bench --bench serve`, or `cargo bench --bench serve -- streaming` or `load` for a part of it
+//! `cargo bench --bench serve`, or with the name of a part of it: `streaming`, `latency`, `load`, `crowd`
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a failed measurement ends the benchmark")]
 
 #[allow(dead_code, reason = "not all helpers are for this benchmark")]
@@ -11,6 +12,10 @@ mod common;
 use std::{
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,6 +23,7 @@ use common::server::{Server, create, picture, spec, watch};
 use tessera::api::{
     self, JobEvent, JobSpec, job_event::Event, job_service_client::JobServiceClient,
 };
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 /// Alternating runs of each kind; the cost of streaming is the median.
@@ -30,6 +36,19 @@ const WATCHERS: usize = 200;
 const SLOWER: u32 = 100;
 /// Jobs in the queue.
 const JOBS: u64 = 1000;
+
+/// Calls of `GetTile` whose latencies are compared.
+const CALLS: usize = 2000;
+/// Watchers in the crowd, and their connections.
+const CROWD: (usize, usize) = (300, 10);
+/// Clients in the crowd, and the jobs of each.
+const CLIENTS: (u64, u64) = (8, 250);
+/// Streams in the crowd that are never read.
+const UNREAD: usize = 200;
+/// Streams of tiles of 6 MiB in the crowd that are never read.
+const HEAVY: usize = 120;
+/// Invalid requests a second in the crowd.
+const INVALID: u32 = 500;
 
 /// The median of ratios and their range.
 fn of_it(mut ratios: Vec<f64>) -> String {
@@ -292,16 +311,235 @@ async fn load() {
     row("the server's most memory with them", format!("{:.0} MiB", peak(server.id())));
 }
 
+/// The `share` of sorted latencies, in milliseconds.
+fn percentile(sorted: &[Duration], share: f64) -> f64 {
+    1e3 * sorted[((sorted.len() - 1) as f64 * share) as usize].as_secs_f64()
+}
+
+/// Latency of `GetTile` for a tile of 256 pixels of a finished picture.
+async fn latency() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let asked = JobSpec { tile_size: 256, ..spec(1, 512, 512, 2) };
+    let job = create(&mut client, asked).await.unwrap();
+    watch(&mut client, &job.name, 0).await.unwrap();
+    let mut times = Vec::new();
+    for call in 0..CALLS as u32 {
+        let request = api::GetTileRequest {
+            name: job.name.clone(),
+            column: call % 2,
+            row: call / 2 % 2,
+            format: 0,
+        };
+        let began = Instant::now();
+        let tile = client.get_tile(request).await.unwrap().into_inner().tile.unwrap();
+        times.push(began.elapsed());
+        assert_eq!(crc32c::crc32c(&tile.data), tile.crc32c);
+    }
+    times.sort();
+    let [middle, late] = [0.5, 0.99].map(|share| percentile(&times, share));
+    row("GetTile of 256x256 pixels, median", format!("{middle:.2} ms"));
+    row("GetTile of 256x256 pixels, 99 of 100", format!("{late:.2} ms"));
+}
+
+/// Resident memory of a process in MiB.
+fn resident(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
+    kib.unwrap_or(f64::NAN) / 1024.0
+}
+
+/// The value of a metric; 0 without it.
+fn metric(server: &Server, name: &str) -> f64 {
+    let text = common::server::answer(server, "localhost", "/metrics");
+    let name = format!("tessera_{name} ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&name));
+    line.map_or(0.0, |value| value.parse().unwrap())
+}
+
+/// Streams of a job that are never read, on two connections.
+async fn unread(
+    server: &Server,
+    name: &str,
+    count: usize,
+) -> Vec<tonic::Streaming<api::WatchJobResponse>> {
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut client = server.client().await;
+        for _ in 0..count / 2 {
+            let request = api::WatchJobRequest { name: name.to_owned(), ..Default::default() };
+            streams.push(client.watch_job(request).await.unwrap().into_inner());
+        }
+    }
+    streams
+}
+
+/// Sends invalid requests in turns until `stop`; returns the sorted latencies of their answers.
+async fn invalid(mut client: JobServiceClient<Channel>, stop: CancellationToken) -> Vec<Duration> {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / INVALID);
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0u64.. {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => break,
+        }
+        let mut client = client.clone();
+        calls.spawn(async move {
+            let began = Instant::now();
+            let code = match number % 4 {
+                0 => create(&mut client, spec(1, 33, 64, 1)).await.map(drop),
+                1 => {
+                    let request = api::GetJobRequest { name: format!("jobs/none-{number}") };
+                    client.get_job(request).await.map(drop)
+                }
+                2 => {
+                    let request =
+                        api::GetTileRequest { name: "tiles".into(), ..Default::default() };
+                    client.get_tile(request).await.map(drop)
+                }
+                _ => create(&mut client, spec(1, u32::MAX, 64, 5000)).await.map(drop),
+            };
+            let code = code.unwrap_err().code();
+            assert!(
+                matches!(code, tonic::Code::InvalidArgument | tonic::Code::NotFound),
+                "{code:?}"
+            );
+            began.elapsed()
+        });
+    }
+    // The connection is used until the last of them.
+    let mut times = calls.join_all().await;
+    client.list_jobs(api::ListJobsRequest { page_size: 1, ..Default::default() }).await.unwrap();
+    times.sort();
+    times
+}
+
+/// Everything at once: watchers, streams that are not read, many small jobs with a normal one among them, invalid requests.
+async fn crowd() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--queue", "3000"]);
+    let pid = server.id();
+    let mut client = server.client().await;
+    let normal = spec(77, 512, 512, 20);
+    let alone = create(&mut client, normal.clone()).await.unwrap();
+    let alone = picture(&watch(&mut client, &alone.name, 0).await.unwrap(), 512, 512);
+    let heavy = JobSpec { tile_size: 1024, bits: 16, ..spec(5, 2048, 1024, 1) };
+    let heavy = create(&mut client, heavy).await.unwrap();
+    watch(&mut client, &heavy.name, 0).await.unwrap();
+
+    let before = resident(pid);
+    let heavy = unread(&server, &heavy.name, HEAVY).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    row(&format!("memory before {HEAVY} heavy unread streams"), format!("{before:.0} MiB"));
+    row("with them", format!("{:.0} MiB", resident(pid)));
+
+    let watched = create(&mut client, spec(8, 512, 512, 60)).await.unwrap();
+    let light = unread(&server, &watched.name, UNREAD).await;
+    let stop = CancellationToken::new();
+    let refused = tokio::spawn(invalid(server.client().await, stop.clone()));
+    let mut watching = tokio::task::JoinSet::new();
+    for _ in 0..CROWD.1 {
+        let client = server.client().await;
+        for _ in 0..CROWD.0 / CROWD.1 {
+            let (mut client, name) = (client.clone(), watched.name.clone());
+            watching.spawn(async move {
+                picture(&watch(&mut client, &name, 0).await.unwrap(), 512, 512)
+            });
+        }
+    }
+    let ended = Arc::new(AtomicU64::new(0));
+    let mut ordering = tokio::task::JoinSet::new();
+    let began = Instant::now();
+    for number in 0..CLIENTS.0 {
+        let (mut client, ended) = (server.client().await, ended.clone());
+        ordering.spawn(async move {
+            let mut names = Vec::new();
+            for job in 0..CLIENTS.1 {
+                let seed = 1000 * (number + 1) + job;
+                names.push(create(&mut client, spec(seed, 64, 64, 2)).await.unwrap().name);
+            }
+            for name in &names {
+                picture(&watch(&mut client, name, 0).await.unwrap(), 64, 64);
+                ended.fetch_add(1, Relaxed);
+            }
+        });
+    }
+    let waiting = {
+        let (mut client, ended) = (server.client().await, ended.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let ordered = Instant::now();
+            let job = create(&mut client, normal).await.unwrap();
+            let request = api::WatchJobRequest { name: job.name, ..Default::default() };
+            let mut stream = client.watch_job(request).await.unwrap().into_inner();
+            let (mut events, mut begun) = (Vec::new(), (0, Duration::ZERO));
+            while let Some(message) = stream.message().await.unwrap() {
+                let event = message.event.unwrap();
+                if matches!(event.event, Some(Event::Started(_))) {
+                    begun = (ended.load(Relaxed), ordered.elapsed());
+                }
+                events.push(event);
+            }
+            (picture(&events, 512, 512), begun, ordered.elapsed())
+        })
+    };
+    let (mut most, mut used) = (0f64, 0f64);
+    while !ordering.is_empty() {
+        let pause = tokio::time::sleep(Duration::from_millis(100));
+        tokio::select! {
+            joined = ordering.join_next() => joined.unwrap().unwrap(),
+            () = pause => {}
+        }
+        most = most.max(resident(pid));
+        used = used.max(metric(&server, "watch_memory_bytes") / f64::from(1 << 20));
+    }
+    let all = began.elapsed();
+    let (bytes, begun, took) = waiting.await.unwrap();
+    assert!(bytes == alone, "the normal job has the bytes of the one alone");
+    for watched in watching.join_all().await {
+        assert_eq!(watched.len(), 3 * 512 * 512);
+    }
+    stop.cancel();
+    let times = refused.await.unwrap();
+    let jobs = CLIENTS.0 * CLIENTS.1;
+    row(
+        &format!("{jobs} jobs of {} clients, all ended and read", CLIENTS.0),
+        format!("{:.1} s", all.as_secs_f64()),
+    );
+    row(
+        "the normal job among them began after",
+        format!("{:.2} s, {} jobs", begun.1.as_secs_f64(), begun.0),
+    );
+    row("and ended after", format!("{:.2} s", took.as_secs_f64()));
+    row(&format!("{} watchers", CROWD.0), "every event and tile".to_owned());
+    let limit = metric(&server, "watch_memory_limit_bytes") / f64::from(1 << 20);
+    row("memory for watchers, most", format!("{used:.0} of {limit:.0} MiB"));
+    row("the server's memory, most", format!("{most:.0} MiB"));
+    let [middle, late] = [0.5, 0.99].map(|share| percentile(&times, share));
+    row(&format!("{} invalid requests, median of answers", times.len()), format!("{middle:.1} ms"));
+    row("99 of 100", format!("{late:.1} ms"));
+    drop((heavy, light));
+}
+
 fn main() {
+    const PARTS: [&str; 4] = ["streaming", "latency", "load", "crowd"];
     let asked = |part: &str| {
-        let mut parts = std::env::args().filter(|arg| arg == "streaming" || arg == "load");
+        let mut parts = std::env::args().filter(|arg| PARTS.contains(&arg.as_str()));
         parts.next().is_none_or(|first| first == part)
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     if asked("streaming") {
         runtime.block_on(streaming());
     }
+    if asked("latency") {
+        runtime.block_on(latency());
+    }
     if asked("load") {
         runtime.block_on(load());
+    }
+    if asked("crowd") {
+        runtime.block_on(crowd());
     }
 }

@@ -78,6 +78,8 @@ pub enum Resource {
     Tile,
     /// A preview of a job's picture.
     Preview,
+    /// An address of the service over HTTP.
+    Page,
 }
 
 impl Resource {

@@ -34,6 +34,12 @@ pub(super) struct Args {
     /// Jobs that share the device at one time
     #[arg(long, value_name = "N", default_value_t = 4)]
     active: usize,
+    /// Most connections at one time; more are closed at once
+    #[arg(long, value_name = "N", default_value_t = service::CONNECTIONS, value_parser = parse_connections)]
+    connections: usize,
+    /// Memory for the tiles that clients read and for the buffers of their streams, in MiB; also limits the number of streams
+    #[arg(long, value_name = "MIB", default_value_t = service::WATCH_MEMORY >> 20, value_parser = clap::value_parser!(u64).range(32..=1 << 20))]
+    watch_memory: u64,
     /// Certificate of the server, PEM; enables TLS
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -73,6 +79,12 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// A number of connections.
+fn parse_connections(text: &str) -> Result<usize, String> {
+    let value = text.parse().ok().filter(|value| (1..=1 << 20).contains(value));
+    value.ok_or_else(|| format!("expected a number from 1 to {}", 1 << 20))
+}
+
 #[derive(Serialize)]
 #[serde(tag = "event", rename = "listening")]
 struct Listening<'a> {
@@ -109,6 +121,8 @@ pub(super) fn run(
         tokens: args.tokens.clone(),
         insecure: args.insecure,
         hosts: args.hosts.clone(),
+        connections: args.connections,
+        watch_memory: args.watch_memory << 20,
     };
     // Before the jobs are opened: they are left alone if a setting can't be used.
     service.check()?;

@@ -188,12 +188,14 @@ pub(super) async fn check_host(
     }
 }
 
-fn is_grpc(request: &Request) -> bool {
+/// True for requests of gRPC and gRPC-Web.
+pub(super) fn is_grpc(request: &Request) -> bool {
     let kind = request.headers().get(header::CONTENT_TYPE);
     kind.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-fn grpc(status: Status) -> Response {
+/// A gRPC response without messages.
+pub(super) fn grpc(status: Status) -> Response {
     status.into_http::<tonic::body::Body>().map(axum::body::Body::new)
 }
 

@@ -1,103 +1,215 @@
-//! Encodes tiles as clients ask for them. A tile is compressed once, however many clients ask at the same time; recent
-//! results are cached.
+//! The parts of pictures that watchers read, tiles and previews, and the memory for them. A part is read and encoded once,
+//! however many clients ask for it at the same time; recent ones are cached. Nothing here depends on the speed of a client:
+//! parts that a slow one needs later are read again.
+//!
+//! The memory for watchers ([`Encoder::new`]) is divided: half is for the buffers of open streams, whose number it limits;
+//! three eighths are for cached parts; the rest is for parts that are being read and encoded.
 
-use std::{io::Cursor, sync::Arc};
+use std::{borrow::Cow, io::Cursor, sync::Arc};
 
 use image::{
     ExtendedColorType, ImageEncoder as _,
     codecs::{jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder},
 };
-use quick_cache::{Weighter, sync::Cache};
-use tokio::sync::Semaphore;
+use quick_cache::{
+    DefaultHashBuilder, OptionsBuilder, Weighter,
+    sync::{Cache, DefaultLifecycle},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    api::{self, ImageFormat},
+    api::ImageFormat,
     error::{Error, Result},
     image_out::Bits,
-    jobs::{self, Job, files::little_endian},
-    service::{blocking::blocking, convert},
+    jobs::{self, Job, RETRY_AFTER, files::little_endian},
+    service::{blocking::blocking, frames::STREAM_BYTES},
 };
 
 /// JPEG quality of tiles, 1 to 100.
 const JPEG_QUALITY: u8 = 90;
 
-/// Capacity of the cache in bytes.
-const CACHE_BYTES: u64 = 64 << 20;
+/// Typical size of a part in bytes, from which the cache chooses the size of its tables.
+const PART_BYTES: u64 = 512 << 10;
 
-/// Typical size of a tile in bytes, from which the cache chooses its number of shards.
-const TILE_BYTES: u64 = 512 << 10;
+/// Unit in which memory for reading parts is given out.
+const UNIT: u64 = 1 << 10;
 
-/// Job, tile and format.
-type Key = (String, usize, ImageFormat);
+/// Share of the cache for parts that were read several times. The rest is for new ones, which must stay until their
+/// watchers have read them.
+const HOT: f64 = 0.5;
 
-/// Weighs tiles by their bytes.
+/// Memory to read a preview; its size is not known before.
+const PREVIEW_BYTES: u64 = 4 << 20;
+
+/// A part of a job's picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Content {
+    /// A tile, by its index.
+    Tile {
+        /// Its index in the job's tiling.
+        index: usize,
+        /// Its format.
+        format: ImageFormat,
+    },
+    /// The preview of a level, as PNG.
+    Preview {
+        /// The level.
+        level: usize,
+    },
+}
+
+/// A part in its format.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) data: Vec<u8>,
+    /// CRC32C of a tile's samples, little-endian; 0 for a preview.
+    pub(super) crc32c: u32,
+}
+
+/// Job and part.
+type Key = (String, Content);
+
+/// Weighs parts by their bytes.
 #[derive(Clone, Debug)]
 struct Bytes;
 
-impl Weighter<Key, Arc<Vec<u8>>> for Bytes {
-    fn weight(&self, _: &Key, data: &Arc<Vec<u8>>) -> u64 {
-        data.len() as u64
+impl Weighter<Key, Arc<Loaded>> for Bytes {
+    fn weight(&self, _: &Key, loaded: &Arc<Loaded>) -> u64 {
+        loaded.data.len() as u64
     }
 }
 
-/// Reads and encodes tiles with bounded concurrency.
+/// Reads and encodes parts of pictures within a budget of memory.
 #[derive(Debug)]
 pub(super) struct Encoder {
-    cache: Cache<Key, Arc<Vec<u8>>, Bytes>,
-    /// Bounds the threads and the memory of all watchers.
-    permits: Semaphore,
+    memory: u64,
+    cache: Cache<Key, Arc<Loaded>, Bytes>,
+    /// Bounds the threads that read and encode.
+    threads: Semaphore,
+    /// Memory for reading, in units of [`UNIT`].
+    room: Semaphore,
+    units: u32,
+    streams: Arc<Semaphore>,
+    most_streams: usize,
 }
 
 impl Encoder {
-    /// An encoder for twice as many concurrent tiles as there are cores.
-    pub(super) fn new() -> Self {
+    /// An encoder that uses `memory` bytes, for twice as many concurrent parts as there are cores.
+    pub(super) fn new(memory: u64) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let cache = Cache::with_weighter((CACHE_BYTES / TILE_BYTES) as usize, CACHE_BYTES, Bytes);
-        Self { cache, permits: Semaphore::new(2 * cores) }
+        let cached = memory / 8 * 3;
+        let options = OptionsBuilder::new()
+            .shards(1)
+            .hot_allocation(HOT)
+            .estimated_items_capacity((cached / PART_BYTES) as usize)
+            .weight_capacity(cached)
+            .build();
+        let cache = match options {
+            Ok(options) => Cache::with_options(
+                options,
+                Bytes,
+                DefaultHashBuilder::default(),
+                DefaultLifecycle::default(),
+            ),
+            // All that is required was given.
+            Err(_) => Cache::with_weighter(1, cached, Bytes),
+        };
+        let units = (memory / 8 / UNIT).clamp(1, u64::from(u32::MAX >> 4)) as u32;
+        let most_streams = (memory / 2 / STREAM_BYTES as u64).clamp(1, 1 << 20) as usize;
+        Self {
+            memory,
+            cache,
+            threads: Semaphore::new(2 * cores),
+            room: Semaphore::new(units as usize),
+            units,
+            streams: Arc::new(Semaphore::new(most_streams)),
+            most_streams,
+        }
     }
 
-    /// The message of a decoded tile.
+    /// A place among the open streams.
     ///
     /// # Errors
-    /// [`Kind::NotReady`](crate::error::Kind) if it is not decoded yet; [`Kind::Io`](crate::error::Kind).
-    pub(super) async fn tile(
-        self: &Arc<Self>,
-        job: &Arc<Job>,
-        index: usize,
-        format: ImageFormat,
-    ) -> Result<api::Tile> {
-        let _permit = self.permits.acquire().await.map_err(|_| jobs::shutting_down())?;
-        let (encoder, job) = (self.clone(), job.clone());
-        let work = move || {
-            let (data, crc32c) = encoder.data(&job, index, format)?;
-            let tile = &job.plan.tiling.tiles[index];
-            Ok(api::Tile {
-                column: tile.column as u32,
-                row: tile.row as u32,
-                rect: Some(convert::rect_message(tile.rect)),
-                format: format.into(),
-                data,
-                crc32c,
-                level: 0,
-            })
-        };
-        blocking(work).await
+    /// [`Kind::Exhausted`](crate::error::Kind) if there are as many as their memory allows.
+    pub(super) fn stream(&self) -> Result<OwnedSemaphorePermit> {
+        self.streams.clone().try_acquire_owned().map_err(|_| {
+            let limit = self.most_streams as u64;
+            Error::exhausted("open_streams", limit + 1, limit).with_retry_after(RETRY_AFTER)
+        })
     }
 
-    fn data(&self, job: &Job, index: usize, format: ImageFormat) -> Result<(Vec<u8>, u32)> {
-        let (samples, crc32c) = job.read_tile(index)?;
-        let bits = job.plan.spec.bits;
-        if format == ImageFormat::Raw {
-            return Ok((little_endian(&samples, bits).into_owned(), crc32c));
-        }
-        let key = (job.id.clone(), index, format);
-        let rect = job.plan.tiling.tiles[index].rect;
-        let (width, height) = (rect.width as u32, rect.height as u32);
-        let data = self.cache.get_or_insert_with(&key, || {
-            encode(&samples, width, height, bits, format).map(Arc::new)
-        })?;
-        Ok((data.to_vec(), crc32c))
+    /// Bytes of the budget.
+    pub(super) fn memory(&self) -> u64 {
+        self.memory
     }
+
+    /// Bytes in use: cached parts, parts being read, and the most that the open streams hold.
+    pub(super) fn used(&self) -> u64 {
+        let reading = u64::from(self.units) - self.room.available_permits() as u64;
+        self.cache.weight() + reading * UNIT + (self.open_streams() * STREAM_BYTES) as u64
+    }
+
+    /// Streams that are open.
+    pub(super) fn open_streams(&self) -> usize {
+        self.most_streams - self.streams.available_permits()
+    }
+
+    /// Most streams that may be open.
+    pub(super) fn most_streams(&self) -> usize {
+        self.most_streams
+    }
+
+    /// A part of a job's picture.
+    ///
+    /// # Errors
+    /// [`Kind::NotReady`](crate::error::Kind) if it does not exist yet; [`Kind::Io`](crate::error::Kind).
+    pub(super) async fn load(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        part: Content,
+    ) -> Result<Arc<Loaded>> {
+        let key = (job.id.clone(), part);
+        if let Some(loaded) = self.cache.get(&key) {
+            return Ok(loaded);
+        }
+        let closed = |_| jobs::shutting_down();
+        let _thread = self.threads.acquire().await.map_err(closed)?;
+        let units = bytes_to_read(job, part).div_ceil(UNIT).min(u64::from(self.units)) as u32;
+        let _room = self.room.acquire_many(units).await.map_err(closed)?;
+        let (encoder, job) = (self.clone(), job.clone());
+        blocking(move || encoder.cache.get_or_insert_with(&key, || read(&job, part).map(Arc::new)))
+            .await
+    }
+}
+
+/// Memory to read and encode a part.
+fn bytes_to_read(job: &Job, part: Content) -> u64 {
+    match part {
+        Content::Tile { index, .. } => {
+            let rect = job.plan.tiling.tiles[index].rect;
+            2 * (3 * rect.width * rect.height * job.plan.spec.bits.sample_len()) as u64
+        }
+        Content::Preview { .. } => PREVIEW_BYTES,
+    }
+}
+
+fn read(job: &Job, part: Content) -> Result<Loaded> {
+    let (index, format) = match part {
+        Content::Tile { index, format } => (index, format),
+        Content::Preview { level } => return Ok(Loaded { data: job.preview(level)?, crc32c: 0 }),
+    };
+    let (samples, crc32c) = job.read_tile(index)?;
+    let bits = job.plan.spec.bits;
+    if format == ImageFormat::Raw {
+        let swapped = match little_endian(&samples, bits) {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(swapped) => Some(swapped),
+        };
+        return Ok(Loaded { data: swapped.unwrap_or(samples), crc32c });
+    }
+    let rect = job.plan.tiling.tiles[index].rect;
+    let data = encode(&samples, rect.width as u32, rect.height as u32, bits, format)?;
+    Ok(Loaded { data, crc32c })
 }
 
 /// Encodes RGB samples in native byte order as a file of `format`.

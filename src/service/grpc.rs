@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_stream::{Empty, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -17,7 +17,8 @@ use crate::{
         access::{self, Client},
         blocking::blocking,
         convert,
-        encode::Encoder,
+        encode::{Content, Encoder},
+        frames,
         stream::{self, View, Watcher},
         upload::Uploads,
     },
@@ -40,8 +41,13 @@ type Answer<T> = Result<Response<T>, Status>;
 
 impl GrpcService {
     /// Creates the services; streams end when `stopping` is cancelled.
-    pub(super) fn new(jobs: Jobs, uploads: Uploads, stopping: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { jobs, encoder: Arc::new(Encoder::new()), uploads, stopping })
+    pub(super) fn new(
+        jobs: Jobs,
+        encoder: Arc<Encoder>,
+        uploads: Uploads,
+        stopping: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self { jobs, encoder, uploads, stopping })
     }
 
     /// Runs `work` on a blocking thread.
@@ -98,8 +104,9 @@ fn to_status(error: Error) -> Status {
 
 #[async_trait]
 impl JobService for GrpcService {
-    type WatchJobStream = ReceiverStream<Result<api::WatchJobResponse, Status>>;
-    type GenerateStream = ReceiverStream<Result<api::GenerateResponse, Status>>;
+    // Their bodies are attached: see `frames`.
+    type WatchJobStream = Empty<Result<api::WatchJobResponse, Status>>;
+    type GenerateStream = Empty<Result<api::GenerateResponse, Status>>;
 
     async fn create_job(
         &self,
@@ -114,10 +121,10 @@ impl JobService for GrpcService {
         &self,
         request: Request<Streaming<api::EditPictureRequest>>,
     ) -> Answer<api::EditPictureResponse> {
-        let client = request.extensions().get::<Client>().cloned();
+        let receiver = self.uploads.begin(request.extensions()).map_err(to_status)?;
         let mut parts = request.into_inner();
-        let first = parts.message().await?.and_then(|message| message.part);
-        let Some(Part::Job(order)) = first else {
+        let first = receiver.next(0, parts.message()).await.map_err(to_status)??;
+        let Some(Part::Job(order)) = first.and_then(|message| message.part) else {
             return Err(to_status(Error::missing("job", "an order in the first message")));
         };
         // A broken stream is an error of the data, so a partial picture is never accepted.
@@ -126,7 +133,7 @@ impl JobService for GrpcService {
             Ok(_) => Err(Error::missing("data", "bytes in every message after the first")),
             Err(status) => Err(Error::cancelled("the upload").with_source(status)),
         });
-        let job = self.uploads.edit(client, order, data).await.map_err(to_status)?;
+        let job = receiver.edit(order, data).await.map_err(to_status)?;
         Ok(Response::new(api::EditPictureResponse { job: self.message(&job) }))
     }
 
@@ -178,9 +185,9 @@ impl JobService for GrpcService {
         let api::WatchJobRequest { name, after_sequence, options } = request.into_inner();
         let job = self.find(&name)?;
         let view = View::try_from(options).map_err(to_status)?;
+        let place = self.encoder.stream().map_err(to_status)?;
         let watcher = Watcher { after: after_sequence, ..self.watcher(job, view) };
-        let wrap = |event| api::WatchJobResponse { event: Some(event) };
-        Ok(Response::new(watcher.stream(wrap)))
+        Ok(frames::respond(tokio_stream::empty(), watcher.start(place)))
     }
 
     async fn generate(
@@ -190,10 +197,10 @@ impl JobService for GrpcService {
         let client = request.extensions().get::<Client>().cloned();
         let api::GenerateRequest { job, options, detach } = request.into_inner();
         let view = View::try_from(options).map_err(to_status)?;
+        let place = self.encoder.stream().map_err(to_status)?;
         let job = self.create(client, job.unwrap_or_default()).await?;
         let watcher = Watcher { cancels: !detach, ..self.watcher(job, view) };
-        let wrap = |event| api::GenerateResponse { event: Some(event) };
-        Ok(Response::new(watcher.stream(wrap)))
+        Ok(frames::respond(tokio_stream::empty(), watcher.start(place)))
     }
 
     async fn get_tile(
@@ -204,8 +211,11 @@ impl JobService for GrpcService {
         let job = self.find(&name)?;
         let (index, _) = job.tile(column as usize, row as usize).map_err(to_status)?;
         let format = stream::format(format, "format").map_err(to_status)?;
-        let tile = self.encoder.tile(&job, index, format).await.map_err(to_status)?;
-        Ok(Response::new(api::GetTileResponse { tile: Some(tile) }))
+        let place = self.encoder.stream().map_err(to_status)?;
+        let content = Content::Tile { index, format };
+        let crc32c = self.encoder.load(&job, content).await.map_err(to_status)?.crc32c;
+        let tile = stream::tile_message(&job, index, format, crc32c);
+        Ok(stream::unary(place, self.encoder.clone(), job, content, tile))
     }
 
     async fn get_preview(
@@ -215,8 +225,12 @@ impl JobService for GrpcService {
         let job = self.find(&request.get_ref().name)?;
         job.want_previews();
         let level = job.newest_preview().map_err(to_status)?;
-        let preview = stream::preview(&job, level).await.map_err(to_status)?;
-        Ok(Response::new(api::GetPreviewResponse { preview: Some(preview) }))
+        let place = self.encoder.stream().map_err(to_status)?;
+        let content = Content::Preview { level };
+        let loaded = self.encoder.load(&job, content).await.map_err(to_status)?;
+        let preview = stream::preview_message(level, &loaded).map_err(to_status)?;
+        drop(loaded);
+        Ok(stream::unary(place, self.encoder.clone(), job, content, preview))
     }
 
     async fn quote_job(

@@ -19,7 +19,7 @@ use prometheus_client::{
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
-use super::http::reply::Failure;
+use super::{connections::Connections, encode::Encoder, http::reply::Failure};
 use crate::{
     api::DESCRIPTORS,
     error::Error,
@@ -44,8 +44,8 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// The metrics of `jobs`; requests are counted by [`observe`].
-    pub(super) fn new(jobs: Jobs) -> Arc<Self> {
+    /// The metrics of `jobs` and `traffic`; requests are counted by [`observe`].
+    pub(super) fn new(jobs: Jobs, traffic: Traffic) -> Arc<Self> {
         let mut registry = Registry::with_prefix("tessera");
         let requests = Family::new_with_constructor(seconds as fn() -> Histogram);
         let timings = jobs.timings().clone();
@@ -59,6 +59,7 @@ impl Metrics {
         let help = "Time from a request's headers to its response's";
         registry.register_with_unit("request", help, Unit::Seconds, requests.clone());
         registry.register_collector(Box::new(JobCollector(jobs)));
+        registry.register_collector(Box::new(traffic));
         Arc::new(Self { registry, requests, methods: methods() })
     }
 }
@@ -143,5 +144,33 @@ impl Collector for JobCollector {
             ConstGauge::new(count as u64).encode(family.encode_family(&state)?)?;
         }
         Ok(())
+    }
+}
+
+/// Reads connections, streams and their memory when metrics are asked for.
+#[derive(Debug)]
+pub(super) struct Traffic {
+    pub(super) connections: Arc<Connections>,
+    pub(super) encoder: Arc<Encoder>,
+}
+
+impl Collector for Traffic {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Self { connections, encoder: streams } = self;
+        for (name, help, value) in [
+            ("connections", "Open connections.", connections.open() as u64),
+            ("connections_limit", "Most open connections.", connections.limit() as u64),
+            ("watch_streams", "Open streams of events and tiles.", streams.open_streams() as u64),
+            ("watch_streams_limit", "Most open streams.", streams.most_streams() as u64),
+            ("watch_memory_bytes", "Memory of tiles and streams in use.", streams.used()),
+            ("watch_memory_limit_bytes", "Most memory of tiles and streams.", streams.memory()),
+        ] {
+            let gauge = ConstGauge::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        let refused = ConstCounter::new(connections.refused());
+        let (name, help) = ("connections_refused", "Connections closed because of the limit.");
+        refused.encode(encoder.encode_descriptor(name, help, None, refused.metric_type())?)
     }
 }

@@ -6,26 +6,30 @@
 
 mod access;
 mod blocking;
+mod connections;
 mod convert;
 mod encode;
+mod frames;
 mod grpc;
 pub mod http;
 mod metrics;
+mod requests;
 mod stream;
 mod tls;
 mod upload;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use axum::middleware::{from_fn, from_fn_with_state};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     server::NamedService,
     service::{LayerExt as _, Routes},
-    transport::{Certificate, Identity, Server, ServerTlsConfig},
 };
 use tonic_web::GrpcWebLayer;
+use tower::util::MapResponseLayer;
 
 pub use access::Tokens;
 pub use convert::request;
@@ -36,20 +40,22 @@ use crate::{
     },
     error::{Error, Result},
     jobs::Jobs,
-    service::{metrics::Metrics, upload::Uploads},
+    service::{
+        connections::Connections,
+        encode::Encoder,
+        metrics::{Metrics, Traffic},
+        upload::Uploads,
+    },
 };
 
 /// Longest request in bytes.
 pub const MAX_REQUEST: usize = 64 << 10;
 
-/// Streams that one connection may have open.
-const MAX_STREAMS: u32 = 256;
+/// Default of [`Settings::connections`]: less than the files that a process may usually have open, 1024.
+pub const CONNECTIONS: usize = 512;
 
-/// Interval of keep-alive pings on an idle connection, and timeout of their acknowledgement.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-
-/// Grace period of open calls when the server stops.
-const GRACE: Duration = Duration::from_secs(10);
+/// Default of [`Settings::watch_memory`].
+pub const WATCH_MEMORY: u64 = 256 << 20;
 
 /// TLS files, as PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +81,11 @@ pub struct Settings {
     pub insecure: bool,
     /// Host names of a server on loopback, such as a proxy's, in addition to addresses and `localhost`.
     pub hosts: Vec<String>,
+    /// Most connections at one time; more are closed at once.
+    pub connections: usize,
+    /// Memory in bytes for the tiles and previews that watchers read and for the buffers of their streams, whose number it
+    /// limits.
+    pub watch_memory: u64,
 }
 
 impl Settings {
@@ -93,8 +104,8 @@ impl Settings {
     }
 }
 
-/// Serves `jobs` until `cancel` is cancelled, then lets open calls finish within a grace period and closes the jobs:
-/// running ones stop at their last durable step or tile. `ready` is called with the URL once the port is open.
+/// Serves `jobs` until `cancel` is cancelled, then ends streams and uploads with UNAVAILABLE, lets other calls finish within a
+/// grace period and closes the jobs: running ones stop at their last durable step or tile. `ready` is called with the URL once the port is open.
 ///
 /// # Errors
 /// [`Kind::InvalidArgument`](crate::error::Kind) if a setting is invalid; [`Kind::Io`](crate::error::Kind) if the port can't be
@@ -106,7 +117,7 @@ pub fn serve(
     ready: impl FnOnce(&str) -> Result<()>,
 ) -> Result<()> {
     settings.check()?;
-    let tls = settings.tls.as_ref().map(tls_config).transpose()?;
+    let tls = settings.tls.as_ref().map(tls::server_config).transpose()?.map(TlsAcceptor::from);
     let tokens = settings.tokens.as_deref().map(Tokens::read).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -122,7 +133,7 @@ pub fn serve(
 
 async fn run(
     settings: &Settings,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<TlsAcceptor>,
     tokens: Option<Tokens>,
     jobs: Jobs,
     cancel: &CancellationToken,
@@ -133,8 +144,10 @@ async fn run(
     let address = listener.local_addr().map_err(failed)?;
 
     let (health, health_service) = tonic_health::server::health_reporter();
-    let uploads = Uploads::new(jobs.clone());
-    let grpc_service = grpc::GrpcService::new(jobs.clone(), uploads.clone(), cancel.clone());
+    let uploads = Uploads::new(jobs.clone(), cancel.clone());
+    let encoder = Arc::new(Encoder::new(settings.watch_memory));
+    let grpc_service =
+        grpc::GrpcService::new(jobs.clone(), encoder.clone(), uploads.clone(), cancel.clone());
     let reflection = |e| Error::internal("building the reflection service").with_source(e);
     let describe = || {
         tonic_reflection::server::Builder::configure()
@@ -145,69 +158,52 @@ async fn run(
         JobServiceServer::from_arc(grpc_service.clone()).max_decoding_message_size(MAX_REQUEST);
     let model_service =
         ModelServiceServer::from_arc(grpc_service).max_decoding_message_size(MAX_REQUEST);
+    let job_service = MapResponseLayer::new(frames::with_frames).named_layer(job_service);
+    // Cancelled once health has been reported for the last time.
+    let reported = CancellationToken::new();
+    let ending = MapResponseLayer::new(frames::ending(reported.clone()));
     let routes = Routes::new(GrpcWebLayer::new().named_layer(job_service))
         .add_service(GrpcWebLayer::new().named_layer(model_service))
-        .add_service(GrpcWebLayer::new().named_layer(health_service))
-        .add_service(describe().build_v1().map_err(reflection)?)
-        .add_service(describe().build_v1alpha().map_err(reflection)?);
-    let metrics = Metrics::new(jobs.clone());
+        .add_service(GrpcWebLayer::new().named_layer(ending.named_layer(health_service)))
+        .add_service(ending.named_layer(describe().build_v1().map_err(reflection)?))
+        .add_service(ending.named_layer(describe().build_v1alpha().map_err(reflection)?));
+    let connections = Connections::new(settings.connections);
+    let traffic = Traffic { connections: connections.clone(), encoder };
+    let metrics = Metrics::new(jobs.clone(), traffic);
     let mut router = routes
         .into_axum_router()
+        .fallback(requests::not_found)
         .merge(metrics::router(metrics.clone()))
         .merge(http::pictures(jobs.clone(), tokens.is_none()))
         .merge(http::uploads(uploads));
     if let Some(tokens) = tokens {
-        router =
-            router.layer(axum::middleware::from_fn_with_state(Arc::new(tokens), access::check));
+        router = router.layer(from_fn_with_state(Arc::new(tokens), access::check));
     }
-    router = router.merge(http::viewer());
-    router = router.layer(axum::middleware::from_fn_with_state(metrics, metrics::observe));
+    router = router.merge(http::viewer()).merge(requests::probes(jobs.clone(), cancel.clone()));
+    router = router.layer(from_fn(requests::check_deadline));
+    router = router.layer(from_fn_with_state(metrics, metrics::observe));
     if settings.listen.ip().is_loopback() {
         let hosts = Arc::new(access::Hosts::new(&settings.hosts));
-        router = router.layer(axum::middleware::from_fn_with_state(hosts, access::check_host));
+        router = router.layer(from_fn_with_state(hosts, access::check_host));
     }
+    router = router.layer(from_fn(requests::check_host));
 
-    let mut server = Server::builder()
-        .accept_http1(true)
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .http2_max_pending_accept_reset_streams(Some(64))
-        .http2_max_header_list_size(16 << 10)
-        .max_concurrent_streams(MAX_STREAMS);
     let scheme = if tls.is_some() { "https" } else { "http" };
-    if let Some(tls) = tls {
-        server = server.tls_config(tls).map_err(|e| {
-            Error::invalid("tls", "unusable", "a certificate and its key as PEM").with_source(e)
-        })?;
-    }
     ready(&format!("{scheme}://{address}"))?;
 
-    let health_task = tokio::spawn(report_health(health, jobs, cancel.clone()));
-    let shutdown = cancel.clone().cancelled_owned();
-    let serving = server
-        .add_routes(Routes::from(router))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown);
-    let stopped = async {
-        cancel.cancelled().await;
-        tracing::info!("stopping");
-        tokio::time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        served = serving => {
-            served.map_err(|e| Error::internal("serving connections").with_source(e))?;
-        }
-        () = stopped => tracing::warn!("closing calls that did not end within {GRACE:?}"),
-    }
+    let health_task = tokio::spawn(report_health(health, jobs, cancel.clone(), reported));
+    connections::serve(listener, tls, router, &connections, cancel.clone()).await;
     health_task.abort();
     Ok(())
 }
 
-/// Updates the health service every second: not serving while a device does not respond or the server stops.
+/// Updates the health service every second: not serving while a device does not respond or the server stops. Cancels
+/// `reported` after the last update.
 async fn report_health(
     health: tonic_health::server::HealthReporter,
     jobs: Jobs,
     stopping: CancellationToken,
+    reported: CancellationToken,
 ) {
     use tonic_health::ServingStatus::{NotServing, Serving};
     loop {
@@ -222,7 +218,7 @@ async fn report_health(
             health.set_service_status(name, status).await;
         }
         if stop {
-            return;
+            return reported.cancel();
         }
         let pause = tokio::time::sleep(Duration::from_secs(1));
         tokio::select! {
@@ -230,18 +226,4 @@ async fn report_health(
             () = stopping.cancelled() => {}
         }
     }
-}
-
-fn tls_config(tls: &Tls) -> Result<ServerTlsConfig> {
-    let read = |path: &PathBuf| {
-        std::fs::read(path).map_err(|e| {
-            Error::invalid("tls", path.display(), "a readable PEM file").with_source(e)
-        })
-    };
-    let identity = Identity::from_pem(read(&tls.certificate)?, read(&tls.key)?);
-    let config = ServerTlsConfig::new().identity(identity);
-    Ok(match &tls.client_ca {
-        Some(ca) => config.client_ca_root(Certificate::from_pem(read(ca)?)),
-        None => config,
-    })
 }

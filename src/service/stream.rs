@@ -2,10 +2,10 @@
 
 use std::{io::Cursor, sync::Arc};
 
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use prost::Message;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::Response;
 
 use crate::{
     api::{self, ImageFormat, job_event},
@@ -14,11 +14,23 @@ use crate::{
         self, Job, Jobs,
         record::{Event, Record},
     },
-    service::{blocking::blocking, convert, encode::Encoder},
+    service::{
+        blocking::blocking,
+        convert,
+        encode::{Content, Encoder, Loaded},
+        frames::{self, End, Frames, Head, Sender},
+    },
 };
 
-/// Buffered events per client, in addition to its connection's window: one tile may be large.
-const AHEAD: usize = 2;
+/// Numbers of fields on the way to a picture's bytes: of `WatchJobResponse` and `GenerateResponse`, of `JobEvent`, and of
+/// `LevelSettled`.
+const EVENT: u32 = 1;
+const LEVEL_SETTLED: u32 = 6;
+const TILE: u32 = 7;
+const PREVIEW: u32 = 4;
+
+/// Number of the only field of `GetTileResponse` and `GetPreviewResponse`.
+const PART: u32 = 1;
 
 /// Events read from a job at a time.
 const BATCH: usize = 32;
@@ -67,49 +79,42 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    /// Starts the task. Its stream ends after the job's last event, or with UNAVAILABLE when the server stops.
-    pub(super) fn stream<T: Send + 'static>(
-        self,
-        wrap: fn(api::JobEvent) -> T,
-    ) -> ReceiverStream<Result<T, Status>> {
+    /// Starts the task; `place` is one of the streams of the server. The stream ends after the job's last event, or with
+    /// UNAVAILABLE when the server stops.
+    pub(super) fn start(self, place: OwnedSemaphorePermit) -> Frames {
         if self.view.previews {
             self.job.want_previews();
         }
-        let (sender, receiver) = mpsc::channel(AHEAD);
+        let (sender, frames) = frames::channel(place);
         tokio::spawn(async move {
             let (jobs, job, cancels) = (self.jobs.clone(), self.job.clone(), self.cancels);
-            match self.run(&sender, wrap).await {
-                Ok(()) => {}
-                Err(StreamEnd::Client) if cancels && job.watchers() == 0 => {
+            match self.run(&sender).await {
+                Ok(()) => sender.end(Ok(())).await,
+                Err(End::Failed(error)) => sender.end(Err(error)).await,
+                Err(End::Gone) if cancels && job.watchers() == 0 => {
                     tracing::info!("job {}: its client has disconnected", job.id);
                     if let Err(error) = blocking(move || jobs.cancel(&job.id)).await {
                         tracing::warn!("cancelling an abandoned job: {}", error.report());
                     }
                 }
-                Err(StreamEnd::Client) => {}
-                // Sending fails if the client has disconnected as well.
-                Err(StreamEnd::Failed(error)) => {
-                    let _ = sender.send(Err(convert::status(&error))).await;
-                }
+                Err(End::Gone) => {}
             }
         });
-        ReceiverStream::new(receiver)
+        frames
     }
 
-    async fn run<T>(
-        mut self,
-        sender: &mpsc::Sender<Result<T, Status>>,
-        wrap: fn(api::JobEvent) -> T,
-    ) -> Result<(), StreamEnd> {
+    async fn run(mut self, sender: &Sender) -> Result<(), End> {
         let mut newest = self.job.newest();
         loop {
             newest.borrow_and_update();
             let events = self.job.events_after(self.after, BATCH);
             let waits = events.is_empty();
             for (sequence, record) in events {
+                if self.stopping.is_cancelled() {
+                    return Err(jobs::shutting_down().into());
+                }
                 let last = record.event.is_last();
-                let event = self.event(sequence, record).await?;
-                sender.send(Ok(wrap(event))).await.map_err(|_| StreamEnd::Client)?;
+                self.send(sender, sequence, record).await?;
                 self.after = sequence;
                 if last {
                     return Ok(());
@@ -119,23 +124,23 @@ impl Watcher {
                 // The client has asked for events after the last one.
                 return Ok(());
             }
-            let stopped = || StreamEnd::Failed(jobs::shutting_down());
+            let stopped = || End::from(jobs::shutting_down());
             if waits {
                 tokio::select! {
                     changed = newest.changed() => changed.map_err(|_| stopped())?,
-                    () = sender.closed() => return Err(StreamEnd::Client),
+                    () = sender.closed() => return Err(End::Gone),
                     () = self.stopping.cancelled() => return Err(stopped()),
                 }
-            } else if self.stopping.is_cancelled() {
-                return Err(stopped());
             }
         }
     }
 
-    /// Converts a record to a message for this watcher.
-    async fn event(&self, sequence: u64, record: Record) -> Result<api::JobEvent, StreamEnd> {
+    /// Sends a record as this watcher has asked for it.
+    async fn send(&self, sender: &Sender, sequence: u64, record: Record) -> Result<(), End> {
         use job_event::Event as Message;
         let job = &self.job;
+        let event =
+            api::JobEvent { sequence, time: Some(convert::timestamp(record.time_ms)), event: None };
         let message = match record.event {
             Event::Queued { .. } => {
                 let job = convert::queued_message(job);
@@ -146,32 +151,35 @@ impl Watcher {
                 Message::Step(job_event::Step { step: step as u32, of: of as u32, sigma })
             }
             Event::Settled { level, rows, columns, pictured } => {
-                let preview = match pictured && self.view.previews {
-                    true => Some(preview(job, level).await?),
-                    false => None,
-                };
-                Message::LevelSettled(job_event::LevelSettled {
+                let settled = job_event::LevelSettled {
                     level: level as u32,
                     rows: rows as u32,
                     columns: columns as u32,
-                    preview,
-                })
-            }
-            Event::Tile { index, crc32c } => Message::Tile(match self.view.tile_data {
-                true => self.encoder.tile(job, index, self.view.format).await?,
-                false => {
-                    let tile = &job.plan.tiling.tiles[index];
-                    api::Tile {
-                        column: tile.column as u32,
-                        row: tile.row as u32,
-                        rect: Some(convert::rect_message(tile.rect)),
-                        format: ImageFormat::Unspecified.into(),
-                        data: Vec::new(),
-                        crc32c,
-                        level: 0,
-                    }
+                    preview: None,
+                };
+                if pictured && self.view.previews {
+                    let head = |loaded: &Loaded| {
+                        let preview = preview_message(level, loaded)?;
+                        let head = Head::data(loaded.data.len()).within(PREVIEW, &preview);
+                        Ok(head.within(LEVEL_SETTLED, &settled).within(EVENT, &event))
+                    };
+                    let content = Content::Preview { level };
+                    return sender.content(&self.encoder, job, content, head).await;
                 }
-            }),
+                Message::LevelSettled(settled)
+            }
+            Event::Tile { index, .. } if self.view.tile_data => {
+                let format = self.view.format;
+                let head = |loaded: &Loaded| {
+                    let tile = tile_message(job, index, format, loaded.crc32c);
+                    Ok(Head::data(loaded.data.len()).within(TILE, &tile).within(EVENT, &event))
+                };
+                let content = Content::Tile { index, format };
+                return sender.content(&self.encoder, job, content, head).await;
+            }
+            Event::Tile { index, crc32c } => {
+                Message::Tile(tile_message(job, index, ImageFormat::Unspecified, crc32c))
+            }
             Event::Finished { receipt, description } => {
                 Message::Finished(job_event::Finished { receipt, description })
             }
@@ -181,35 +189,57 @@ impl Watcher {
             }),
             Event::Cancelled => Message::Cancelled(job_event::Cancelled {}),
         };
-        Ok(api::JobEvent {
-            sequence,
-            time: Some(convert::timestamp(record.time_ms)),
-            event: Some(message),
-        })
+        let event = api::JobEvent { event: Some(message), ..event };
+        // `GenerateResponse` has the same fields.
+        sender.message(&api::WatchJobResponse { event: Some(event) }).await
     }
 }
 
-/// Reason of an early end of a stream.
-enum StreamEnd {
-    Client,
-    Failed(Error),
+/// The response to `GetTile` or `GetPreview`, whose message consists of the field 1: a part of a picture.
+pub(super) fn unary<T: Default, M: Message>(
+    place: OwnedSemaphorePermit,
+    encoder: Arc<Encoder>,
+    job: Arc<Job>,
+    content: Content,
+    fields: M,
+) -> Response<T>
+where
+    M: 'static,
+{
+    let (sender, frames) = frames::channel(place);
+    tokio::spawn(async move {
+        let head = |loaded: &Loaded| Ok(Head::data(loaded.data.len()).within(PART, &fields));
+        match sender.content(&encoder, &job, content, head).await {
+            Ok(()) => sender.end(Ok(())).await,
+            Err(End::Failed(error)) => sender.end(Err(error)).await,
+            Err(End::Gone) => {}
+        }
+    });
+    frames::respond(T::default(), frames)
 }
 
-impl From<Error> for StreamEnd {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
+/// A tile without its data.
+pub(super) fn tile_message(job: &Job, index: usize, format: ImageFormat, crc32c: u32) -> api::Tile {
+    let tile = &job.plan.tiling.tiles[index];
+    api::Tile {
+        column: tile.column as u32,
+        row: tile.row as u32,
+        rect: Some(convert::rect_message(tile.rect)),
+        format: format.into(),
+        data: Vec::new(),
+        crc32c,
+        level: 0,
     }
 }
 
-/// The preview of `level`.
-pub(super) async fn preview(job: &Arc<Job>, level: usize) -> Result<api::Preview> {
-    let read = job.clone();
-    let data = blocking(move || read.preview(level)).await?;
-    let header = image::ImageReader::with_format(Cursor::new(&data), image::ImageFormat::Png);
+/// A preview without its data.
+pub(super) fn preview_message(level: usize, loaded: &Loaded) -> Result<api::Preview> {
+    let file = Cursor::new(&loaded.data);
+    let header = image::ImageReader::with_format(file, image::ImageFormat::Png);
     let (width, height) =
         (header.into_dimensions()).map_err(|e| damaged_preview().with_source(e))?;
     let format = ImageFormat::Png.into();
-    Ok(api::Preview { level: level as u32, width, height, format, data })
+    Ok(api::Preview { level: level as u32, width, height, format, data: Vec::new() })
 }
 
 /// The error of a preview file that is not a PNG.

@@ -421,6 +421,36 @@ async fn downloads_are_the_files_and_resume() {
 }
 
 #[tokio::test]
+async fn if_none_match_any_means_every_representation() {
+    let site = Site::open("net-a", cpu());
+    let job = site.create(208, 144, TileSize::Pixels(64), Bits::Eight);
+    finished(&job).await;
+    let any = [(header::IF_NONE_MATCH, "*")];
+    let base = format!("/jobs/{}", job.id);
+    for (path, tagged) in [
+        (format!("{base}/image_files/8/0_0.png"), true),
+        (format!("{base}/image.tiff"), true),
+        (format!("{base}/iiif/full/max/0/default.jpg"), true),
+        (format!("{base}/image.dzi"), false),
+        (format!("{base}/iiif/info.json"), false),
+        (format!("{base}/preview.png"), false),
+        ("/".to_owned(), true),
+    ] {
+        let whole = site.get(&path).await;
+        let answer = site.ask(&path, &any).await;
+        assert_eq!((answer.status, answer.body.len()), (StatusCode::NOT_MODIFIED, 0), "{path}");
+        for name in [header::ETAG, header::CACHE_CONTROL] {
+            assert_eq!(answer.headers.get(&name), whole.headers.get(&name), "{path}: {name}");
+        }
+        assert_eq!(answer.headers.contains_key(header::ETAG), tagged, "{path}");
+        assert!(!answer.headers.contains_key(header::CONTENT_LENGTH), "{path}");
+    }
+    for path in [format!("{base}/image_files/9/9_9.png"), "/jobs/none/image.dzi".to_owned()] {
+        assert_eq!(site.ask(&path, &any).await.status, StatusCode::NOT_FOUND, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn hostile_paths_get_a_short_answer() {
     let site = Site::open("net-a", Vec::new());
     let job = site.create(96, 64, TileSize::Pixels(64), Bits::Eight);

@@ -18,6 +18,7 @@ mod fuzz;
 mod graph;
 mod http;
 mod layering;
+mod network;
 mod parity;
 mod pictures_in;
 mod recorded;

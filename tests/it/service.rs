@@ -620,7 +620,6 @@ async fn metrics_have_histograms_of_requests_and_of_the_parts_of_jobs() {
     };
     assert_eq!(requests("/tessera.v1.JobService/CreateJob", 200), Some(1.0));
     assert_eq!(requests("/jobs/{id}/image.dzi", 404), Some(2.0));
-    // gRPC answers unknown methods with status 200 and a trailer.
-    assert_eq!(requests("unmatched", 200), Some(2.0));
+    assert_eq!(requests("unmatched", 404), Some(2.0));
     assert!(metrics.trim_end().ends_with("# EOF"));
 }

@@ -20,7 +20,7 @@ use super::reply::{self, Body};
 use crate::error::{Error, Result};
 
 /// Bytes of a chunk.
-const PIECE: u64 = 256 * 1024;
+const PIECE: u64 = 64 * 1024;
 
 /// Opens a file and returns its length.
 ///
@@ -111,7 +111,7 @@ fn range(text: &str, len: u64) -> Option<Range> {
 
 /// A body of `size` bytes of the file from `start`, read as fast as the client.
 fn pieces(file: File, start: u64, size: u64) -> Body {
-    let (to_client, from_file) = mpsc::channel(2);
+    let (to_client, from_file) = mpsc::channel(1);
     tokio::spawn(async move {
         let (mut file, mut at, end) = (file, start, start + size);
         while at < end {

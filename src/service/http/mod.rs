@@ -45,7 +45,7 @@ use crate::{
     geometry::{TILE, TilePosition},
     image_out::Format,
     jobs::{self, Job, Jobs},
-    service::{access::Client, blocking::blocking, upload::Uploads},
+    service::{blocking::blocking, upload::Uploads},
 };
 use composite::{CompositeImage, Encoding};
 use reply::Failure;
@@ -105,8 +105,9 @@ pub fn pictures(jobs: Jobs, open: bool) -> Router {
     security_headers(router)
 }
 
-/// Adds security headers to responses that do not have them.
+/// Adds security headers to responses that do not have them, and answers `If-None-Match: *`.
 fn security_headers(router: Router) -> Router {
+    let router = router.layer(axum::middleware::from_fn(reply::unless_present));
     let headers = [
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -220,13 +221,13 @@ async fn edit(State(uploads): State<Uploads>, request: Request) -> HttpResult {
         };
         return Err(error.into());
     }
-    let client = request.extensions().get::<Client>().cloned();
     let order = query::parse(request.uri())?;
+    let receiver = uploads.begin(request.extensions())?;
     let data = request
         .into_body()
         .into_data_stream()
         .map(|bytes| bytes.map_err(|e| Error::cancelled("the upload").with_source(e)));
-    let job = uploads.edit(client, order, data).await?;
+    let job = receiver.edit(order, data).await?;
     let name = serde_json::json!({ "name": format!("jobs/{}", job.id) });
     Ok(reply::created(&format!("/jobs/{}/image.dzi", job.id), name.to_string()))
 }

@@ -5,7 +5,9 @@
 
 pub(super) use axum::body::Body;
 use axum::{
-    http::{HeaderMap, StatusCode, header},
+    extract::Request,
+    http::{HeaderMap, Method, StatusCode, header},
+    middleware::Next,
     response::{IntoResponse, Response},
 };
 
@@ -88,6 +90,23 @@ pub(super) fn etag_matches(headers: &HeaderMap, tag: &str) -> bool {
     })
 }
 
+/// Middleware that answers `If-None-Match: *` to GET and HEAD with 304 if there is a representation, whichever it is
+/// (RFC 9110, 13.1.2).
+pub(super) async fn unless_present(request: Request, next: Next) -> Response {
+    let any = request.headers().get(header::IF_NONE_MATCH).is_some_and(|value| value == "*");
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let response = next.run(request).await;
+    if !(any && reads && response.status().is_success()) {
+        return response;
+    }
+    let (mut parts, _) = response.into_parts();
+    parts.status = StatusCode::NOT_MODIFIED;
+    for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::CONTENT_RANGE] {
+        parts.headers.remove(name);
+    }
+    Response::from_parts(parts, Body::empty())
+}
+
 /// Not modified.
 pub(super) fn not_modified(tag: &str) -> Response {
     let headers = [(header::ETAG, tag), (header::CACHE_CONTROL, FOREVER)];
@@ -112,7 +131,7 @@ pub(super) fn created(place: &str, json: String) -> Response {
 }
 
 /// A response that may change.
-pub(super) fn no_store(kind: &str, body: impl Into<Body>) -> Response {
+pub(in crate::service) fn no_store(kind: &str, body: impl Into<Body>) -> Response {
     let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")];
     (headers, body.into()).into_response()
 }
