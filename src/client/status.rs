@@ -17,6 +17,12 @@ pub(super) fn is_transient(status: &Status) -> bool {
     status.code() == Code::Unavailable || status.source().is_some()
 }
 
+/// True if the server has refused the call because a limit is reached that may be lifted later.
+pub(super) fn is_full(status: &Status) -> bool {
+    let details = || status.get_error_details();
+    status.code() == Code::ResourceExhausted && details().retry_info().is_some()
+}
+
 /// The error of a status: from the fields in its details or, if they are not of this API, from its message.
 pub(super) fn error(server: &str, status: &Status) -> Error {
     if let Some(cause) = status.source() {
@@ -103,6 +109,7 @@ mod tests {
         let mut details = ErrorDetails::new();
         details.set_retry_info(Some(Duration::from_millis(2500)));
         let status = Status::with_error_details(Code::ResourceExhausted, "no room", details);
+        assert!(is_full(&status) && !is_full(&Status::resource_exhausted("too large")));
         let error = error("server", &status);
         assert_eq!(error.kind(), Kind::Exhausted);
         assert_eq!(error.retry_after(), Some(Duration::from_millis(2500)));

@@ -58,7 +58,7 @@ impl Watch {
                 },
                 Ok(None) if self.ended => break,
                 Ok(None) => Status::unavailable("the stream ended before the job"),
-                Err(status) if status::is_transient(&status) => status,
+                Err(status) if status::is_transient(&status) || status::is_full(&status) => status,
                 Err(status) => return Err(self.client.error(&status)),
             };
             self.stream = None;

@@ -67,7 +67,7 @@ const MAX_STREAMS: u32 = 256;
 /// Most bytes of the headers of an HTTP/2 request.
 const MAX_HEADERS: u32 = 16 << 10;
 
-/// Bytes that HTTP/2 buffers for a stream beyond what the client has room for.
+/// Bytes that HTTP/2 buffers for a stream, and HTTP/1.1 for a connection, before the client has room for them.
 pub(super) const SEND_BUFFER: usize = 64 << 10;
 
 /// Time for the calls in progress when the server stops.
@@ -177,7 +177,10 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 /// HTTP/1.1 and HTTP/2 with their limits.
 fn http() -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(SEND_BUFFER);
     http.http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE)

@@ -196,16 +196,13 @@ impl Watcher {
 }
 
 /// The response to `GetTile` or `GetPreview`, whose message consists of the field 1: a part of a picture.
-pub(super) fn unary<T: Default, M: Message>(
+pub(super) fn unary<T: Default, M: Message + 'static>(
     place: OwnedSemaphorePermit,
     encoder: Arc<Encoder>,
     job: Arc<Job>,
     content: Content,
     fields: M,
-) -> Response<T>
-where
-    M: 'static,
-{
+) -> Response<T> {
     let (sender, frames) = frames::channel(place);
     tokio::spawn(async move {
         let head = |loaded: &Loaded| Ok(Head::data(loaded.data.len()).within(PART, &fields));
