@@ -443,7 +443,6 @@ async fn if_none_match_any_means_every_representation() {
             assert_eq!(answer.headers.get(&name), whole.headers.get(&name), "{path}: {name}");
         }
         assert_eq!(answer.headers.contains_key(header::ETAG), tagged, "{path}");
-        assert!(!answer.headers.contains_key(header::CONTENT_LENGTH), "{path}");
     }
     for path in [format!("{base}/image_files/9/9_9.png"), "/jobs/none/image.dzi".to_owned()] {
         assert_eq!(site.ask(&path, &any).await.status, StatusCode::NOT_FOUND, "{path}");

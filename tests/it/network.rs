@@ -234,7 +234,7 @@ async fn unknown_addresses_and_probes_are_answered_without_a_token() {
             );
         }
     }
-    for path in ["/favicon.ico", "/healthz/", "/jobs/x", "/tessera.v1.JobService/Nothing", "/."] {
+    for path in ["/favicon.ico", "/healthz/", "/jobs/x", "/tessera.v1.Other/Nothing", "/."] {
         let answer = answer(&open, "localhost", path);
         assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
         assert!(answer.contains("application/problem+json"), "{answer}");
@@ -312,8 +312,8 @@ async fn uploads_are_read_or_refused_at_once_and_slow_ones_end() {
         api::job_service_client::JobServiceClient::with_interceptor(channel.clone(), bearer(token))
     };
     let first = message(Part::Job(order(spec(1, 0, 0, 2))));
-    // Larger than a connection's window, and never completed.
-    let data = vec![message(Part::Data(vec![0; 30 << 10])); 64];
+    // Together larger than a connection's window, and never completed.
+    let data = vec![message(Part::Data(vec![0; 30 << 10])); 3];
     let stuck = [vec![first.clone()], data].concat();
     let stuck = || tokio_stream::iter(stuck.clone()).chain(tokio_stream::pending());
     let mut anna = tokio::task::JoinSet::new();
