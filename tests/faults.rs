@@ -20,6 +20,7 @@ use tessera::{
     store::journal,
 };
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 /// How often the server is killed.
 const KILLS: usize = 60;
@@ -41,7 +42,7 @@ fn open(directory: &Path) -> Jobs {
 fn finish(directory: &Path) -> BTreeMap<u64, Vec<u8>> {
     let jobs = open(directory);
     let mut files = BTreeMap::new();
-    for job in jobs.list("", 100) {
+    for job in jobs.list(None, "", 100) {
         let began = std::time::Instant::now();
         while !job.snapshot().phase.is_last() {
             assert!(began.elapsed() < Duration::from_secs(120), "{} does not end", job.id);
@@ -263,6 +264,14 @@ async fn disk_full_is_exhausted_and_leaves_no_job() {
     let status = create(&mut client, spec(1, 1024, 1024, 1)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
     assert!(status.message().contains("disk"), "{status}");
+    // It would not fit an empty disk either; another one fits when there is room again.
+    assert!(status.get_details_retry_info().is_none(), "{status:?}");
+    let large = create(&mut client, spec(1, 512, 512, 1)).await.unwrap();
+    let status = create(&mut client, spec(2, 512, 512, 1)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.get_details_retry_info().is_some(), "{status:?}");
+    watch(&mut client, &large.name, 0).await.unwrap();
+    client.delete_job(api::DeleteJobRequest { name: large.name }).await.unwrap();
     let job = create(&mut client, spec(1, 256, 256, 2)).await.unwrap();
     let events = watch(&mut client, &job.name, 0).await.unwrap();
     picture(&events, 256, 256);

@@ -83,6 +83,9 @@ struct Row<'a> {
     tiles: u32,
     /// Seconds since its creation.
     age: f64,
+    /// Client that created it, on a server with tokens.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    owner: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     error: &'a str,
 }
@@ -103,6 +106,7 @@ impl<'a> Row<'a> {
             tiles_done: job.tiles_done,
             tiles: job.tile_columns.saturating_mul(job.tile_rows),
             age: age.unwrap_or_default().as_secs_f64(),
+            owner: &job.owner,
             error: &job.error,
         }
     }
@@ -147,10 +151,11 @@ pub(super) fn delete(
     progress.result(&format!("{}  deleted\n", sanitize(&name)))
 }
 
-/// The jobs as a table.
+/// The jobs as a table, with their owners if there are any.
 fn table(jobs: &[Job], now: SystemTime) -> String {
-    let mut rows =
-        vec![["JOB", "STATE", "SIZE", "SEED", "PROGRESS", "AGE", "ERROR"].map(str::to_owned)];
+    let mut rows = vec![
+        ["JOB", "STATE", "SIZE", "SEED", "PROGRESS", "AGE", "OWNER", "ERROR"].map(str::to_owned),
+    ];
     for job in jobs {
         let row = Row::new(job, now);
         rows.push([
@@ -160,15 +165,20 @@ fn table(jobs: &[Job], now: SystemTime) -> String {
             row.seed.to_string(),
             progress_of(job.state(), &row),
             age(Duration::try_from_secs_f64(row.age).unwrap_or_default()),
+            sanitize(row.owner),
             sanitize(row.error),
         ]);
     }
+    let mut rows: Vec<_> = rows.into_iter().map(Vec::from).collect();
+    if jobs.iter().all(|job| job.owner.is_empty()) {
+        rows.iter_mut().for_each(|row| drop(row.remove(6)));
+    }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: [usize; 7] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    let widths: Vec<_> = (0..rows[0].len()).map(|column| width(column).unwrap_or(0)).collect();
     let mut out = String::new();
     for row in &rows {
         let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
+        for (cell, width) in row.iter().zip(&widths) {
             // Writing to a String does not fail.
             let _ = write!(line, "{cell:<width$}  ");
         }
@@ -225,6 +235,14 @@ mod tests {
             error: "no\ndisk".into(),
             ..denoising.clone()
         };
+        let owned = Job { owner: "anna".into(), ..denoising.clone() };
+        let with_owner = table(&[denoising.clone(), owned], now);
+        let lines: Vec<_> = with_owner.lines().collect();
+        assert_eq!(
+            lines[0],
+            "JOB     STATE      SIZE       SEED  PROGRESS      AGE    OWNER  ERROR"
+        );
+        assert_eq!(lines[2], "jobs/a  denoising  256 x 128  7     step 3 of 25  3 min  anna");
         let table = table(&[denoising, failed], now);
         let lines: Vec<_> = table.lines().collect();
         assert_eq!(lines[0], "JOB      STATE      SIZE       SEED  PROGRESS      AGE    ERROR");

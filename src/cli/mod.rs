@@ -84,6 +84,15 @@ impl Command {
         }
     }
 
+    /// Form of the log.
+    fn log_style(&self) -> telemetry::Style {
+        match self {
+            #[cfg(feature = "service")]
+            Self::Service(command) => command.log_style(),
+            _ => telemetry::Style::Command,
+        }
+    }
+
     /// URL of the collector of traces.
     fn collector(&self) -> Option<&str> {
         match self {
@@ -115,7 +124,8 @@ pub fn main() -> ExitCode {
 
 fn run(command: &Command, progress: &mut Progress) -> Result<()> {
     let config = Config::from_env()?;
-    let _traces = telemetry::start(config.log.as_deref(), command.collector())?;
+    let _traces =
+        telemetry::start(command.log_style(), config.log.as_deref(), command.collector())?;
     let cancel = Cancel::default();
     #[cfg(feature = "service")]
     let token = CancellationToken::new();

@@ -1,7 +1,8 @@
 //! `tessera serve`: runs the service.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc};
 
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,7 @@ use crate::{
     error::Result,
     jobs::{self, Jobs, Models},
     service::{self, Tls},
+    telemetry,
 };
 
 /// Run the service: make pictures for clients and stream their tiles
@@ -49,7 +51,8 @@ pub(super) struct Args {
     /// Authority of the clients' certificates, PEM; clients must have one
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     client_ca: Option<PathBuf>,
-    /// File of clients with tokens; one line each: NAME SHA-256 [MOST-QUEUED-JOBS] [MOST-PIXELS]
+    /// File of clients with tokens; one line each: NAME SHA-256 [MOST-QUEUED-JOBS] [MOST-PIXELS] [admin]. A client sees its own
+    /// jobs, an admin those of all
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
     /// Host name of a server on loopback, such as a proxy's; may be given several times
@@ -58,17 +61,52 @@ pub(super) struct Args {
     /// Allow a non-loopback address without TLS
     #[arg(long)]
     insecure: bool,
+    /// Format of the log on standard error; the environment variable TESSERA_LOG filters it, for example warn or
+    /// tessera=debug
+    #[arg(long, value_name = "FORMAT", value_parser = args::names::<telemetry::Format>(), default_value = "text")]
+    pub(super) log_format: telemetry::Format,
     /// Send traces to this OpenTelemetry collector by OTLP over gRPC, such as http://127.0.0.1:4317; needs a build with the
     /// feature "otlp"
     #[arg(long, value_name = "URL")]
     pub(super) otlp_endpoint: Option<String>,
-    /// Checkpoint to serve instead of the embedded one; may be given several times, the first is the default
-    #[arg(long = "model", value_name = "FILE", env = "TESSERA_MODEL")]
-    models: Vec<PathBuf>,
+    /// Checkpoint to serve instead of the embedded one, by the name NAME or else its own; may be given several times, the
+    /// first is the default
+    #[arg(long = "model", value_name = "[NAME=]FILE", env = "TESSERA_MODEL", value_parser = OsStringValueParser::new().map(NamedFile::from))]
+    models: Vec<NamedFile>,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     pub(super) progress: ProgressArgs,
+}
+
+/// A checkpoint's file and the name of the model, if it is not its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NamedFile {
+    name: Option<String>,
+    path: PathBuf,
+}
+
+impl From<OsString> for NamedFile {
+    /// `NAME=FILE` or `FILE`. A path that looks like the former can be written with `./`.
+    fn from(text: OsString) -> Self {
+        let named = text.to_str().and_then(|text| text.split_once('='));
+        match named.filter(|(name, _)| jobs::is_model_name(name)) {
+            Some((name, path)) => Self { name: Some(name.to_owned()), path: path.into() },
+            None => Self { name: None, path: text.into() },
+        }
+    }
+}
+
+/// The models of the server.
+fn open_models(files: &[NamedFile]) -> Result<Models> {
+    if files.is_empty() {
+        return Models::new(vec![Arc::new(args::open_model(None)?)]);
+    }
+    let models = files.iter().map(|NamedFile { name, path }| {
+        let model = args::open_model(Some(path))?;
+        Ok((name.clone().unwrap_or_else(|| model.arch.name.clone()), Arc::new(model)))
+    });
+    Models::with_names(models.collect::<Result<_>>()?)
 }
 
 /// An address and a port.
@@ -97,11 +135,7 @@ pub(super) fn run(
     progress: &mut Progress,
     cancel: &CancellationToken,
 ) -> Result<()> {
-    let models = match args.models.as_slice() {
-        [] => vec![args::open_model(None)?],
-        paths => paths.iter().map(|path| args::open_model(Some(path))).collect::<Result<_>>()?,
-    };
-    let models = Models::new(models.into_iter().map(Arc::new).collect())?;
+    let models = open_models(&args.models)?;
     let settings = jobs::Settings {
         directory: args.jobs.clone(),
         devices: vec![args.device.choice()?],
@@ -131,4 +165,23 @@ pub(super) fn run(
         progress.json(&Listening { url });
         progress.result(&format!("listening on {url}\n"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serve_reads_names_before_files() {
+        for (text, name, path) in [
+            ("first=a.safetensors", Some("first"), "a.safetensors"),
+            ("first=a=b", Some("first"), "a=b"),
+            ("a.safetensors", None, "a.safetensors"),
+            ("./a=b", None, "./a=b"),
+            ("=b", None, "=b"),
+        ] {
+            let expected = NamedFile { name: name.map(str::to_owned), path: path.into() };
+            assert_eq!(NamedFile::from(OsString::from(text)), expected, "{text}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use super::{
     progress::{Progress, ProgressArgs},
     serve, submit, watch,
 };
-use crate::{config::Config, error::Result};
+use crate::{config::Config, error::Result, telemetry};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -32,6 +32,14 @@ impl Command {
             Self::Jobs(args) => &args.progress,
             Self::Cancel(args) => &args.progress,
             Self::Delete(args) => &args.progress,
+        }
+    }
+
+    /// Form of the log.
+    pub(super) fn log_style(&self) -> telemetry::Style {
+        match self {
+            Self::Serve(args) => telemetry::Style::Service(args.log_format),
+            _ => telemetry::Style::Command,
         }
     }
 

@@ -280,19 +280,25 @@ impl Plan {
     /// Checks that `rect` is not empty and lies in the picture; `field` names it in the error.
     ///
     /// # Errors
-    /// [`crate::error::Kind::InvalidArgument`] naming field, axis, value and limit.
+    /// [`crate::error::Kind::InvalidArgument`] naming `field` with the member of [`Rect`], its value and its limits.
     pub fn check_rect(&self, field: &str, rect: Rect) -> Result<()> {
         let sides = [
-            ("x", rect.x, rect.width, self.spec.width),
-            ("y", rect.y, rect.height, self.spec.height),
+            ("x", "width", rect.x, rect.width, self.spec.width),
+            ("y", "height", rect.y, rect.height, self.spec.height),
         ];
-        for (axis, start, len, extent) in sides {
-            if len == 0 || start.checked_add(len).is_none_or(|end| end > extent) {
-                return Err(Error::invalid(
-                    format!("{field}.{axis}"),
-                    format!("{len} pixels from {start}"),
-                    format!("at least 1 pixel, within the picture's {extent}"),
-                ));
+        for (axis, side, start, len, extent) in sides {
+            let invalid = |member, value, range| {
+                Err(Error::invalid(
+                    format!("{field}.{member}"),
+                    value,
+                    Expected::range(range, value),
+                ))
+            };
+            if start >= extent {
+                return invalid(axis, start, 0..=extent - 1);
+            }
+            if len == 0 || len > extent - start {
+                return invalid(side, len, 1..=extent - start);
             }
         }
         Ok(())

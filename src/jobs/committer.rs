@@ -220,7 +220,6 @@ fn fail(shared: &Shared, job: &Job, error: &Error) {
     let last = match error.kind() {
         Kind::Cancelled => Event::Cancelled,
         kind => {
-            tracing::error!("job {}: {}", job.id, error.report());
             if kind == Kind::Device {
                 shared.device_failed(error);
             }

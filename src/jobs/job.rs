@@ -3,7 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -20,6 +20,7 @@ use crate::{
     jobs::{
         Quote,
         files::{JobDirectory, Layout},
+        observe::{self, Ended},
         record::{Event, JobRequest, Record},
     },
     model::checkpoint::Checkpoint,
@@ -82,6 +83,8 @@ pub struct Job {
     newest: watch::Sender<u64>,
     /// True once a client has asked for previews.
     previews_wanted: AtomicBool,
+    /// Counts of the server's ended jobs.
+    ended: OnceLock<Ended>,
 }
 
 /// State derived from the records.
@@ -181,7 +184,19 @@ impl Job {
             state: Mutex::new(state),
             newest: watch::Sender::new(newest),
             previews_wanted: AtomicBool::new(false),
+            ended: OnceLock::new(),
         }
+    }
+
+    /// Counts the job's end in `ended`, the counts of its server.
+    pub(super) fn count_in(&self, ended: &Ended) {
+        // A job has one server.
+        let _ = self.ended.set(ended.clone());
+    }
+
+    /// Counts of the server's ended jobs.
+    pub(super) fn ended(&self) -> Option<&Ended> {
+        self.ended.get()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -248,7 +263,8 @@ impl Job {
     /// [`Kind::NotReady`] if it is not decoded yet; [`Kind::Io`].
     pub fn read_tile(&self, index: usize) -> Result<(Vec<u8>, u32)> {
         let done = self.state().tiles.get(index).copied().flatten();
-        let pending = || Error::not_ready(Resource::Tile, index.to_string(), "pending", "decoded");
+        let name = || format!("{}/tiles/{index}", self.id);
+        let pending = || Error::not_ready(Resource::Tile, name(), "pending", "decoded");
         let crc32c = done.ok_or_else(pending)?;
         let samples = self.directory.read(&self.layout, self.plan.tiling.tiles[index].rect)?;
         let found = crc32c::crc32c(&super::files::little_endian(&samples, self.plan.spec.bits));
@@ -343,12 +359,16 @@ impl Job {
             none => none.insert(self.directory.open_journal()?.0),
         };
         journal.append(&bytes)?;
+        let events: Vec<_> = records.iter().map(|record| record.event.clone()).collect();
         records.into_iter().for_each(|record| state.apply(record, &self.plan));
         if matches!(state.phase, Phase::Queued) || state.phase.is_last() {
             // Only running jobs keep a file open: there may be thousands of others.
             state.journal = None;
         }
+        events.iter().for_each(|event| observe::count(self, event));
         self.newest.send_replace(state.records.len() as u64);
+        drop(state);
+        events.iter().for_each(|event| observe::log(self, event));
         Ok(())
     }
 

@@ -14,6 +14,7 @@ mod committer;
 pub mod files;
 mod job;
 mod models;
+mod observe;
 mod quote;
 pub mod record;
 mod recovery;
@@ -34,7 +35,8 @@ use std::{
 };
 
 pub use job::{Job, Phase, Snapshot};
-pub use models::Models;
+pub use models::{Models, is_model_name};
+pub use observe::{Ended, EndedLabels};
 pub use quote::{Quote, StepCounts};
 pub use recovery::recover;
 pub use timings::{Timings, seconds};
@@ -48,7 +50,7 @@ use crate::{
     error::{Error, Expected, Resource, Result},
     image_out::{self, Bits, Format, Metadata, PixelSource},
     model::checkpoint::Checkpoint,
-    store::DirectoryLock,
+    store::{self, DirectoryLock},
 };
 use files::{JobDirectory, Layout};
 use quote::Speed;
@@ -158,8 +160,8 @@ struct Shared {
 struct Table {
     /// Jobs by id; ids sort by creation time.
     jobs: BTreeMap<String, Arc<Job>>,
-    /// Job ids by the clients' `request_id`.
-    requests: HashMap<String, String>,
+    /// Job ids by owner and `request_id`.
+    requests: HashMap<(String, String), String>,
     /// Queued jobs, the oldest first.
     waiting: VecDeque<Arc<Job>>,
     /// Queue entries reserved for jobs that are being created.
@@ -185,9 +187,11 @@ impl Jobs {
         let devices: Vec<_> = devices
             .map(|&choice| open_for_all(choice, &settings, &models))
             .collect::<Result<_>>()?;
+        let timings = Timings::default();
         let jobs = recovery::read_jobs(&settings.directory, &models)?;
+        jobs.values().for_each(|job| job.count_in(&timings.ended));
         let requests = jobs.values().filter(|job| !job.request.request_id.is_empty());
-        let requests = requests.map(|job| (job.request.request_id.clone(), job.id.clone()));
+        let requests = requests.map(|job| (job.request.key(), job.id.clone()));
         let unfinished = jobs.values().filter(|job| !job.snapshot().phase.is_last());
         let table = Table {
             requests: requests.collect(),
@@ -203,7 +207,7 @@ impl Jobs {
             changed: Condvar::new(),
             speed: Speed::default(),
             steps: StepCounts::default(),
-            timings: Timings::default(),
+            timings,
             healthy: AtomicBool::new(true),
         });
         let threads = devices.into_iter().enumerate().map(|(i, device)| {
@@ -251,6 +255,11 @@ impl Jobs {
             // No later attempt can succeed: the budget is that of an idle device.
             return Err(Error::exhausted("memory_bytes", quote.memory_bytes, memory));
         }
+        let disk = store::capacity(&self.shared.settings.directory);
+        if let Some(disk) = disk.filter(|&disk| quote.disk_bytes > disk) {
+            // Nor if the disk were empty.
+            return Err(Error::exhausted("disk_bytes", quote.disk_bytes, disk));
+        }
         let job_request = JobRequest {
             spec: StoredSpec::from(&spec),
             model_sha256: model.sha256.clone(),
@@ -279,7 +288,7 @@ impl Jobs {
                 Ok(job)
             }
             Err(error) => {
-                table.requests.remove(&job_request.request_id);
+                table.requests.remove(&job_request.key());
                 Err(error)
             }
         }
@@ -292,7 +301,8 @@ impl Jobs {
             return Err(shutting_down());
         }
         let request_id = &job_request.request_id;
-        if let Some(known) = table.requests.get(request_id).filter(|_| !request_id.is_empty()) {
+        let key = job_request.key();
+        if let Some(known) = table.requests.get(&key).filter(|_| !request_id.is_empty()) {
             return match table.jobs.get(known) {
                 Some(job) if job.request.is_same_request(job_request) => Ok(Some(job.clone())),
                 Some(_) => Err(Error::invalid(
@@ -313,7 +323,7 @@ impl Jobs {
             return Err(error.with_retry_after(RETRY_AFTER));
         }
         if !request_id.is_empty() {
-            table.requests.insert(request_id.clone(), id.to_owned());
+            table.requests.insert(key, id.to_owned());
         }
         table.reserved += 1;
         Ok(None)
@@ -338,8 +348,10 @@ impl Jobs {
         let layout = Layout::new(&plan);
         let job =
             Job::new(id, model, job_request, plan, quote, directory.clone(), vec![first.clone()]);
+        job.count_in(&self.shared.timings.ended);
         job.set_viewport(viewport)?;
         directory.create(&first, &layout, source.as_ref().map(Upload::path), &self.shared.lock)?;
+        observe::log(&job, &first.event);
         Ok(Arc::new(job))
     }
 
@@ -360,11 +372,13 @@ impl Jobs {
         job.ok_or_else(|| Error::not_found(Resource::Job, id))
     }
 
-    /// At most `most` jobs with ids after `after`, oldest first.
-    pub fn list(&self, after: &str, most: usize) -> Vec<Arc<Job>> {
+    /// At most `most` jobs of one client or of all, with ids after `after`, oldest first.
+    pub fn list(&self, owner: Option<&str>, after: &str, most: usize) -> Vec<Arc<Job>> {
         let table = self.shared.table();
-        let later = (Bound::Excluded(after), Bound::Unbounded);
-        table.jobs.range::<str, _>(later).take(most).map(|(_, job)| job.clone()).collect()
+        let later = table.jobs.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        let later = later.map(|(_, job)| job);
+        let asked = later.filter(|job| owner.is_none_or(|owner| job.request.owner == owner));
+        asked.take(most).cloned().collect()
     }
 
     /// Number of queued jobs, of one client or of all.
@@ -425,7 +439,7 @@ impl Jobs {
         let job = self.cancel(id)?;
         let mut table = self.shared.table();
         table.jobs.remove(id);
-        table.requests.remove(&job.request.request_id);
+        table.requests.remove(&job.request.key());
         drop(table);
         job.delete()
     }

@@ -137,7 +137,8 @@ pub struct JobRequest {
     pub request_id: String,
     /// Deadline in milliseconds since 1970.
     pub deadline_ms: Option<u64>,
-    /// Name of the client; empty if the server has no tokens.
+    /// Name of the client; empty if the server had no tokens.
+    #[serde(default)]
     pub owner: String,
     /// SHA-256 of the source picture in the job's directory, in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -148,11 +149,15 @@ pub struct JobRequest {
 }
 
 impl JobRequest {
-    /// True if both requests, sent with the same `request_id`, describe the same job.
+    /// Owner and `request_id`, by which a repeated request is recognised.
+    pub(super) fn key(&self) -> (String, String) {
+        (self.owner.clone(), self.request_id.clone())
+    }
+
+    /// True if both requests, sent by the same client with the same `request_id`, describe the same job.
     pub(super) fn is_same_request(&self, other: &Self) -> bool {
         self.spec == other.spec
             && self.model_sha256 == other.model_sha256
-            && self.owner == other.owner
             && self.source_sha256 == other.source_sha256
     }
 }

@@ -1,8 +1,10 @@
-//! Histograms of how long jobs wait and work, in seconds.
+//! Measurements of jobs: histograms of how long they wait and work, in seconds, and counts of their ends.
 
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-/// Durations of the parts of jobs. Cloning shares the histograms.
+use crate::jobs::Ended;
+
+/// Durations of the parts of jobs, and numbers of ended jobs. Cloning shares them.
 #[derive(Clone, Debug)]
 pub struct Timings {
     /// From a job's creation to its first unit of work.
@@ -13,11 +15,19 @@ pub struct Timings {
     pub tile: Histogram,
     /// Of making a step or tiles durable: latents or pixels, then the journal.
     pub commit: Histogram,
+    /// Numbers of ended jobs since the start.
+    pub ended: Ended,
 }
 
 impl Default for Timings {
     fn default() -> Self {
-        Self { queue_wait: seconds(), step: seconds(), tile: seconds(), commit: seconds() }
+        Self {
+            queue_wait: seconds(),
+            step: seconds(),
+            tile: seconds(),
+            commit: seconds(),
+            ended: Ended::default(),
+        }
     }
 }
 

@@ -1,22 +1,28 @@
-//! Access control: bearer tokens (RFC 6750), stored as hashes and compared in constant time, and host names.
+//! Access control: bearer tokens (RFC 6750), stored as hashes and compared in constant time, owners of jobs, and host names.
 //!
 //! A token file has one client per line: name, SHA-256 of the token in hexadecimal, and optionally the most queued jobs of the
-//! client and the most pixels of a picture. `#` begins a comment.
+//! client, the most pixels of a picture, and the word `admin`. `#` begins a comment. Lines of the same name are tokens of the
+//! same client.
 //!
 //! ```text
 //! # printf %s "$TOKEN" | sha256sum
 //! anna 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae 20 33554432
+//! root fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9 admin
 //! ```
+//!
+//! A job belongs to the client that created it. Other clients can't see or change it: for them it does not exist. An admin may
+//! see and change all jobs, those without an owner too, which were created while the server had no tokens. Without tokens,
+//! every caller may see and change all jobs.
 //!
 //! A server on loopback trusts local callers, so web pages of other hosts must not reach it through a local browser. Against
 //! DNS rebinding (a name that resolves to 127.0.0.1 after the page was loaded), requests for unknown host names are rejected
 //! ([`Hosts`]).
 
-use std::{path::Path, sync::Arc};
+use std::{convert::Infallible, path::Path, sync::Arc};
 
 use axum::{
-    extract::{Request, State},
-    http::{StatusCode, header, uri::Authority},
+    extract::{FromRequestParts, Request, State},
+    http::{Extensions, StatusCode, header, request::Parts, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -26,8 +32,8 @@ use tonic::Status;
 
 use crate::{
     engine::plan::Spec,
-    error::{Error, Result},
-    jobs::{Jobs, RETRY_AFTER},
+    error::{Error, Resource, Result},
+    jobs::{Job, Jobs, RETRY_AFTER},
     service::{convert, http::reply::Failure},
     store::hash::from_hex,
 };
@@ -41,7 +47,76 @@ pub(super) struct Client {
     pub queue: Option<usize>,
     /// Most pixels of one picture.
     pub pixels: Option<u64>,
+    /// True if it may see and change the jobs of all owners.
+    pub admin: bool,
     sha256: [u8; 32],
+}
+
+/// The caller of a request: a client with a token, or `None` if the server has no tokens.
+#[derive(Clone, Debug)]
+pub(super) struct Caller(Option<Client>);
+
+impl Caller {
+    /// The caller of the request with these extensions.
+    pub(super) fn of(extensions: &Extensions) -> Self {
+        Self(extensions.get::<Client>().cloned())
+    }
+
+    /// Its name; `None` without tokens.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.0.as_ref().map(|client| client.name.as_str())
+    }
+
+    /// Owner of the jobs that it creates; empty without tokens.
+    pub(super) fn owner(&self) -> String {
+        self.name().unwrap_or_default().to_owned()
+    }
+
+    /// Owner of the jobs that it may see and change; `None`: all jobs.
+    pub(super) fn scope(&self) -> Option<&str> {
+        self.0.as_ref().filter(|client| !client.admin).map(|client| client.name.as_str())
+    }
+
+    /// The job `id`, if the caller may see and change it.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`](crate::error::Kind), for a job of another owner too.
+    pub(super) fn job(&self, jobs: &Jobs, id: &str) -> Result<Arc<Job>> {
+        let job = jobs.get(id)?;
+        match self.scope().is_none_or(|owner| job.request.owner == owner) {
+            true => Ok(job),
+            false => Err(Error::not_found(Resource::Job, id)),
+        }
+    }
+
+    /// Checks the caller's limits for a new job.
+    ///
+    /// # Errors
+    /// [`Kind::Exhausted`](crate::error::Kind).
+    pub(super) fn check_limits(&self, spec: &Spec, jobs: &Jobs) -> Result<()> {
+        let Self(Some(client)) = self else { return Ok(()) };
+        let pixels = spec.width as u64 * spec.height as u64;
+        if let Some(limit) = client.pixels.filter(|&limit| pixels > limit) {
+            return Err(Error::exhausted("pixels", pixels, limit));
+        }
+        let waiting = jobs.waiting(Some(&client.name));
+        match client.queue.filter(|&limit| waiting >= limit) {
+            Some(limit) => {
+                let error = Error::exhausted("queued_jobs", waiting as u64 + 1, limit as u64);
+                // A client that may queue no job has nothing to wait for.
+                Err(if limit == 0 { error } else { error.with_retry_after(RETRY_AFTER) })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(&parts.extensions))
+    }
 }
 
 /// The clients of a token file.
@@ -68,7 +143,7 @@ impl Tokens {
             lines.map(|(i, line)| (i + 1, line.split('#').next().unwrap_or_default().trim()));
         let clients = lines.filter(|(_, line)| !line.is_empty()).map(|(number, line)| {
             client(line).ok_or_else(|| {
-                let expected = "NAME HASH [JOBS] [PIXELS], HASH of 64 hexadecimal digits";
+                let expected = "NAME HASH [JOBS] [PIXELS] [admin], HASH of 64 hexadecimal digits";
                 Error::invalid(format!("line {number}"), "malformed", expected)
             })
         });
@@ -88,13 +163,18 @@ impl Tokens {
     }
 }
 
+/// Last word of an admin's line.
+const ADMIN: &str = "admin";
+
 fn client(line: &str) -> Option<Client> {
-    let mut fields = line.split_whitespace();
+    let mut fields = line.split_whitespace().peekable();
     let name = fields.next()?.to_owned();
     let sha256 = from_hex(fields.next()?)?;
-    let queue = fields.next().map(str::parse).transpose().ok()?;
-    let pixels = fields.next().map(str::parse).transpose().ok()?;
-    fields.next().is_none().then_some(Client { name, queue, pixels, sha256 })
+    let is_limit = |field: &&str| *field != ADMIN;
+    let queue = fields.next_if(is_limit).map(str::parse).transpose().ok()?;
+    let pixels = fields.next_if(is_limit).map(str::parse).transpose().ok()?;
+    let admin = fields.next_if_eq(&ADMIN).is_some();
+    fields.next().is_none().then_some(Client { name, queue, pixels, admin, sha256 })
 }
 
 /// Middleware that rejects requests without a known token and adds the [`Client`] to others.
@@ -125,22 +205,6 @@ pub(super) async fn check(
             let header = [(header::WWW_AUTHENTICATE, "Bearer")];
             (header, Failure::from(error)).into_response()
         }
-    }
-}
-
-/// Checks a client's limits.
-pub(super) fn check_limits(client: &Client, spec: &Spec, jobs: &Jobs) -> Result<()> {
-    let pixels = spec.width as u64 * spec.height as u64;
-    if let Some(limit) = client.pixels.filter(|&limit| pixels > limit) {
-        return Err(Error::exhausted("pixels", pixels, limit));
-    }
-    let waiting = jobs.waiting(Some(&client.name));
-    match client.queue.filter(|&limit| waiting >= limit) {
-        Some(limit) => {
-            let error = Error::exhausted("queued_jobs", waiting as u64 + 1, limit as u64);
-            Err(error.with_retry_after(RETRY_AFTER))
-        }
-        None => Ok(()),
     }
 }
 
@@ -209,6 +273,11 @@ mod tests {
         let tokens = Tokens::parse(&format!("# all\n\nanna {hash} 20 100 # hers\n"))?;
         let anna = tokens.client("foo").map(|c| (c.name.as_str(), c.queue, c.pixels));
         assert_eq!(anna, Some(("anna", Some(20), Some(100))));
+        for (line, admin) in [("", false), ("admin", true), ("1 admin", true), ("1 2 admin", true)]
+        {
+            let tokens = Tokens::parse(&format!("anna {hash} {line}"))?;
+            assert_eq!(tokens.client("foo").map(|client| client.admin), Some(admin), "{line:?}");
+        }
         for wrong in ["", "fo", "fooo", "Foo", hash] {
             assert_eq!(tokens.client(wrong), None, "{wrong}");
         }
@@ -230,7 +299,16 @@ mod tests {
     #[test]
     fn token_file_errors_name_the_line() {
         let hash = "0".repeat(64);
-        let lines = ["anna", "anna 12", &format!("anna {hash}0"), &format!("a {hash} x"), ""];
+        let lines = [
+            "",
+            "anna",
+            "anna 12",
+            &format!("anna {hash}0"),
+            &format!("a {hash} x"),
+            &format!("a {hash} admin 1"),
+            &format!("a {hash} Admin"),
+            &format!("a {hash} 1 2 admin admin"),
+        ];
         for line in lines {
             assert!(Tokens::parse(line).is_err(), "{line}");
         }

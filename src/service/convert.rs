@@ -1,17 +1,23 @@
 //! Conversions between messages and domain types, and from errors to statuses with details.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use prost::Name;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    api,
-    engine::plan::{Rect, STRENGTH, Spec, TileSize},
+    api::{self, descriptors},
+    engine::plan::{Plan, Rect, STRENGTH, Spec, TileSize},
     error::{Detail, Error, Kind, Resource, Result},
     image_out::Bits,
-    jobs::{self, Job, Models, Phase, Quote, Upload, record},
-    model::{arch::Arch, checkpoint::Checkpoint, sampler::Sampler},
+    jobs::{self, Job, Jobs, Models, Phase, Quote, Upload, record},
+    model::{checkpoint::Checkpoint, sampler::Sampler},
 };
 
 /// Prefix of job names.
@@ -59,14 +65,31 @@ fn resource_name(resource: Resource, name: &str) -> (&'static str, String) {
     match resource {
         Resource::Job => ("tessera.v1.Job", format!("{JOBS}{name}")),
         Resource::Model => ("tessera.v1.Model", format!("{MODELS}{name}")),
-        Resource::Tile => ("tessera.v1.Tile", name.to_owned()),
-        _ => ("tessera.v1.Preview", name.to_owned()),
+        Resource::Tile => ("tessera.v1.Tile", format!("{JOBS}{name}")),
+        _ => ("tessera.v1.Preview", format!("{JOBS}{name}/preview")),
     }
 }
 
-/// The gRPC status of an error. `ErrorInfo` has all its fields; `BadRequest`, `QuotaFailure`, `ResourceInfo` and
-/// `PreconditionFailure` have those that they define; `RetryInfo` is present if a later attempt may succeed.
+/// The gRPC status of an error of a call with the request `M`. As [`status`], and `BadRequest` has the path of the field from
+/// the request.
+pub(super) fn refused<M: Name>(error: Error) -> Status {
+    let field = match error.kind() {
+        // Of the uploaded file.
+        Kind::InvalidImage => Some("data"),
+        Kind::InvalidArgument => error.field(),
+        _ => None,
+    };
+    status_with(&error, field.and_then(|field| descriptors::field_path(M::NAME, field)))
+}
+
+/// The gRPC status of an error. `ErrorInfo` has all its fields; `QuotaFailure`, `ResourceInfo` and `PreconditionFailure` have
+/// those that they define; `RetryInfo` is present if a later attempt may succeed.
 pub(super) fn status(error: &Error) -> Status {
+    status_with(error, None)
+}
+
+/// As [`status`], with a `BadRequest` for the field of the request with the path `field`.
+fn status_with(error: &Error, field: Option<String>) -> Status {
     let (kind, code) = (error.kind(), code(error.kind()));
     let report = error.report().to_string();
     if is_private(kind) {
@@ -85,11 +108,11 @@ pub(super) fn status(error: &Error) -> Status {
     if let Some(delay) = error.retry_after() {
         details.set_retry_info(Some(delay));
     }
+    if let Some(field) = field {
+        details.add_bad_request_violation(field, error.to_string());
+    }
     if !is_private(kind) {
         match error.detail() {
-            Detail::Invalid { field, .. } => {
-                details.add_bad_request_violation(field.as_ref(), error.to_string());
-            }
             Detail::Exhausted { resource, .. } => {
                 details.add_quota_failure_violation(resource.as_ref(), error.to_string());
             }
@@ -123,6 +146,30 @@ pub(super) fn model<'a>(name: &str, models: &'a Models) -> Result<&'a Arc<Checkp
     if name.is_empty() { Ok(models.first()) } else { models.named(id(name, MODELS)?) }
 }
 
+/// Creates the job of a request. Errors have the names of the API's fields.
+///
+/// # Errors
+/// Those of [`Jobs::create`].
+pub(super) fn create(jobs: &Jobs, request: jobs::Request) -> Result<Arc<Job>> {
+    jobs.create(request).map_err(with_api_field)
+}
+
+/// Plans and quotes a spec. Errors have the names of the API's fields.
+///
+/// # Errors
+/// Those of [`Jobs::quote`].
+pub(super) fn quote(jobs: &Jobs, spec: &Spec, model: &Checkpoint) -> Result<(Plan, Quote)> {
+    jobs.quote(spec, model).map_err(with_api_field)
+}
+
+/// The error about a field of [`Spec`] as one about the field of `JobSpec`.
+fn with_api_field(error: Error) -> Error {
+    match error.field() {
+        Some("tile") => error.with_field("tile_size"),
+        _ => error,
+    }
+}
+
 /// Converts a request and fills in defaults.
 ///
 /// # Errors
@@ -134,7 +181,7 @@ pub fn request(
 ) -> Result<jobs::Request> {
     let deadline = message.deadline.map(|deadline| time("deadline", deadline)).transpose()?;
     let asked = message.spec.unwrap_or_default();
-    let model = model(&asked.model, models)?;
+    let model = model(&asked.model, models).map_err(|error| error.with_field("model"))?;
     Ok(jobs::Request {
         model: model.clone(),
         spec: spec(&asked, model)?,
@@ -197,10 +244,10 @@ pub(super) fn spec(message: &api::JobSpec, model: &Checkpoint) -> Result<Spec> {
     Ok(spec)
 }
 
-/// Converts a spec to a message.
-pub(super) fn spec_message(spec: &Spec, arch: &Arch) -> api::JobSpec {
+/// Converts a spec for the model called `model` to a message.
+pub(super) fn spec_message(spec: &Spec, model: &str) -> api::JobSpec {
     api::JobSpec {
-        model: format!("{MODELS}{}", arch.name),
+        model: format!("{MODELS}{model}"),
         seed: spec.seed,
         width: spec.width as u32,
         height: spec.height as u32,
@@ -246,12 +293,12 @@ pub(super) fn quote_message(quote: &Quote, tiles: usize, notices: &[String]) -> 
 }
 
 /// Converts a job to a message.
-pub(super) fn job_message(job: &Job) -> api::Job {
+pub(super) fn job_message(job: &Job, models: &Models) -> api::Job {
     let now = job.snapshot();
     let tiling = &job.plan.tiling;
     api::Job {
         name: format!("{JOBS}{}", job.id),
-        spec: Some(spec_message(&job.plan.spec, &job.model.arch)),
+        spec: Some(spec_message(&job.plan.spec, models.name_of(&job.model))),
         state: match now.phase {
             Phase::Queued => api::JobState::Queued,
             Phase::Denoising => api::JobState::Denoising,
@@ -271,11 +318,12 @@ pub(super) fn job_message(job: &Job) -> api::Job {
         error: now.error.map(|(kind, text)| public_message(kind, &text)).unwrap_or_default(),
         quote: Some(quote_message(&job.quote, tiling.tiles.len(), &job.plan.notices)),
         viewport: now.viewport.map(rect_message),
+        owner: job.request.owner.clone(),
     }
 }
 
 /// The message of a job as it was when it was queued.
-pub(super) fn queued_message(job: &Job) -> api::Job {
+pub(super) fn queued_message(job: &Job, models: &Models) -> api::Job {
     api::Job {
         state: api::JobState::Queued.into(),
         end_time: None,
@@ -284,7 +332,7 @@ pub(super) fn queued_message(job: &Job) -> api::Job {
         tiles_done: 0,
         error: String::new(),
         viewport: None,
-        ..job_message(job)
+        ..job_message(job, models)
     }
 }
 
@@ -293,20 +341,31 @@ pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
     record::from_ms(ms).into()
 }
 
-/// Converts a timestamp.
+/// Converts a timestamp from 1970 to the end of the year 9999.
 fn time(field: &'static str, message: prost_types::Timestamp) -> Result<SystemTime> {
-    SystemTime::try_from(message).map_err(|_| Error::invalid(field, message, "a time after 1970"))
+    let seconds = u64::try_from(message.seconds).ok().filter(|&seconds| seconds <= LAST_SECOND);
+    let nanos = u32::try_from(message.nanos).ok().filter(|&nanos| nanos < 1_000_000_000);
+    seconds.zip(nanos).map(|(s, ns)| SystemTime::UNIX_EPOCH + Duration::new(s, ns)).ok_or_else(
+        || {
+            let value = format!("{} s and {} ns", message.seconds, message.nanos);
+            let expected = format!("0 to {LAST_SECOND} s and 0 to 999999999 ns, since 1970");
+            Error::invalid(field, value, expected)
+        },
+    )
 }
 
+/// The last second of the year 9999, since 1970.
+const LAST_SECOND: u64 = 253_402_300_799;
+
 /// Converts a model to a message.
-pub(super) fn model_message(model: &Checkpoint) -> api::Model {
+pub(super) fn model_message(model: &Checkpoint, models: &Models) -> api::Model {
     let arch = &model.arch;
     let levels = arch.levels.iter().map(|level| api::model::Level {
         factor: level.factor as u32,
         channels: level.channels as u32,
     });
     api::Model {
-        name: format!("{MODELS}{}", arch.name),
+        name: format!("{MODELS}{}", models.name_of(model)),
         sha256: model.sha256.clone(),
         width: arch.width as u32,
         height: arch.height as u32,

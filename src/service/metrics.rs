@@ -1,4 +1,4 @@
-//! `/metrics` in the OpenMetrics text format: the jobs' state and histograms of durations.
+//! `/metrics` in the OpenMetrics text format: the jobs' state, histograms of durations, the process.
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Instant};
 
@@ -13,17 +13,27 @@ use axum::{
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
-    metrics::{counter::ConstCounter, family::Family, gauge::ConstGauge, histogram::Histogram},
+    metrics::{
+        counter::ConstCounter, family::Family, gauge::ConstGauge, histogram::Histogram, info::Info,
+    },
     registry::{Registry, Unit},
 };
-use prost::Message as _;
-use prost_types::FileDescriptorSet;
 
-use super::{connections::Connections, encode::Encoder, http::reply::Failure};
+use super::{
+    connections::Connections, encode::Encoder, http::reply::Failure, process::ProcessCollector,
+};
 use crate::{
-    api::DESCRIPTORS,
+    api::descriptors,
     error::Error,
     jobs::{Jobs, Phase, seconds},
+};
+
+/// Features of the program that concern the service, as they are named in its manifest.
+const FEATURES: &str = match (cfg!(feature = "gpu"), cfg!(feature = "otlp")) {
+    (true, true) => "gpu,otlp",
+    (true, false) => "gpu",
+    (false, true) => "otlp",
+    (false, false) => "",
 };
 
 /// Labels of a request's duration.
@@ -46,7 +56,9 @@ pub(super) struct Metrics {
 impl Metrics {
     /// The metrics of `jobs` and `traffic`; requests are counted by [`observe`].
     pub(super) fn new(jobs: Jobs, traffic: Traffic) -> Arc<Self> {
-        let mut registry = Registry::with_prefix("tessera");
+        let mut root = Registry::default();
+        root.register_collector(Box::new(ProcessCollector));
+        let registry = root.sub_registry_with_prefix("tessera");
         let requests = Family::new_with_constructor(seconds as fn() -> Histogram);
         let timings = jobs.timings().clone();
         let mut register = |name: &str, help: &str, histogram: Histogram| {
@@ -58,22 +70,15 @@ impl Metrics {
         register("commit", "Duration of making a step or tiles durable", timings.commit);
         let help = "Time from a request's headers to its response's";
         registry.register_with_unit("request", help, Unit::Seconds, requests.clone());
+        let help = "Jobs that have ended since the start, by state and kind of error";
+        registry.register("jobs_ended", help, timings.ended);
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("features", FEATURES)];
+        let help = "Version and features of the program";
+        registry.register("build", help, Info::new(build.to_vec()));
         registry.register_collector(Box::new(JobCollector(jobs)));
         registry.register_collector(Box::new(traffic));
-        Arc::new(Self { registry, requests, methods: methods() })
+        Arc::new(Self { registry: root, requests, methods: descriptors::method_paths().collect() })
     }
-}
-
-/// The paths of all gRPC methods.
-fn methods() -> HashSet<String> {
-    let files = FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_default().file;
-    let methods = files.iter().flat_map(|file| {
-        file.service.iter().flat_map(move |service| {
-            let prefix = format!("/{}.{}", file.package(), service.name());
-            service.method.iter().map(move |method| format!("{prefix}/{}", method.name()))
-        })
-    });
-    methods.collect()
 }
 
 /// The route of `/metrics`.

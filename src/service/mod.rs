@@ -10,9 +10,11 @@ mod connections;
 mod convert;
 mod encode;
 mod frames;
+mod framing;
 mod grpc;
 pub mod http;
 mod metrics;
+mod process;
 mod requests;
 mod stream;
 mod tls;
@@ -43,6 +45,7 @@ use crate::{
     service::{
         connections::Connections,
         encode::Encoder,
+        framing::CheckFrames,
         metrics::{Metrics, Traffic},
         upload::Uploads,
     },
@@ -158,7 +161,9 @@ async fn run(
         JobServiceServer::from_arc(grpc_service.clone()).max_decoding_message_size(MAX_REQUEST);
     let model_service =
         ModelServiceServer::from_arc(grpc_service).max_decoding_message_size(MAX_REQUEST);
-    let job_service = MapResponseLayer::new(frames::with_frames).named_layer(job_service);
+    let job_service =
+        MapResponseLayer::new(frames::with_frames).named_layer(CheckFrames(job_service));
+    let model_service = CheckFrames(model_service);
     // Cancelled once health has been reported for the last time.
     let reported = CancellationToken::new();
     let ending = MapResponseLayer::new(frames::ending(reported.clone()));

@@ -143,7 +143,7 @@ impl Watcher {
             api::JobEvent { sequence, time: Some(convert::timestamp(record.time_ms)), event: None };
         let message = match record.event {
             Event::Queued { .. } => {
-                let job = convert::queued_message(job);
+                let job = convert::queued_message(job, self.jobs.models());
                 Message::Queued(job_event::Queued { job: Some(job) })
             }
             Event::Started { device } => Message::Started(job_event::Started { device }),

@@ -23,12 +23,7 @@ use crate::{
     api::CreateJobRequest,
     error::{Error, Result},
     jobs::{self, Job, Jobs, RETRY_AFTER},
-    service::{
-        access::{self, Client},
-        blocking::blocking,
-        connections::Peer,
-        convert,
-    },
+    service::{access::Caller, blocking::blocking, connections::Peer, convert},
 };
 
 /// Concurrent uploads.
@@ -72,7 +67,7 @@ pub(super) struct Uploads {
 #[derive(Debug)]
 pub(super) struct Receiver {
     uploads: Uploads,
-    client: Option<Client>,
+    caller: Caller,
     pace: Pace,
     _place: Place,
 }
@@ -89,13 +84,13 @@ impl Uploads {
     /// # Errors
     /// [`Kind::Exhausted`](crate::error::Kind) if all places, or those of the client, are taken.
     pub(super) fn begin(&self, extensions: &Extensions) -> Result<Receiver> {
-        let client = extensions.get::<Client>().cloned();
-        let uploader = match &client {
-            Some(client) => Uploader::Client(client.name.clone()),
+        let caller = Caller::of(extensions);
+        let uploader = match caller.name() {
+            Some(name) => Uploader::Client(name.to_owned()),
             None => Uploader::Address(extensions.get::<Peer>().map(|peer| peer.0.ip())),
         };
         let place = self.places.take(uploader)?;
-        Ok(Receiver { uploads: self.clone(), client, pace: Pace::start(), _place: place })
+        Ok(Receiver { uploads: self.clone(), caller, pace: Pace::start(), _place: place })
     }
 }
 
@@ -120,11 +115,11 @@ impl Receiver {
     /// # Errors
     /// Those of the stream; [`Kind::InvalidArgument`](crate::error::Kind) for the request and
     /// [`Kind::InvalidImage`](crate::error::Kind) for the picture; those of [`Receiver::next`] and [`Jobs::create`].
-    pub(super) async fn edit<B: AsRef<[u8]> + Send + 'static>(
+    pub(super) async fn edit<B: AsRef<[u8]> + Send + 'static, E: From<Error>>(
         self,
         request: CreateJobRequest,
-        mut data: impl Stream<Item = Result<B>> + Unpin,
-    ) -> Result<Arc<Job>> {
+        mut data: impl Stream<Item = Result<B, E>> + Unpin,
+    ) -> Result<Arc<Job>, E> {
         let jobs = self.uploads.jobs.clone();
         let mut receiving = blocking(move || jobs.receive()).await?;
         let mut received = 0;
@@ -139,19 +134,18 @@ impl Receiver {
         }
         let _check = tokio::select! {
             biased;
-            () = self.uploads.stopping.cancelled() => return Err(jobs::shutting_down()),
+            () = self.uploads.stopping.cancelled() => return Err(jobs::shutting_down().into()),
             check = self.uploads.checking.acquire() => check.map_err(|_| jobs::shutting_down())?,
         };
-        let (jobs, client) = (self.uploads.jobs.clone(), self.client);
+        let (jobs, caller) = (self.uploads.jobs.clone(), self.caller);
         blocking(move || {
-            let owner = client.as_ref().map(|client| client.name.clone()).unwrap_or_default();
-            let request = convert::edit(request, owner, jobs.models(), receiving.finish()?)?;
-            if let Some(client) = client {
-                access::check_limits(&client, &request.spec, &jobs)?;
-            }
-            jobs.create(request)
+            let source = receiving.finish()?;
+            let request = convert::edit(request, caller.owner(), jobs.models(), source)?;
+            caller.check_limits(&request.spec, &jobs)?;
+            convert::create(&jobs, request)
         })
         .await
+        .map_err(E::from)
     }
 }
 

@@ -6,6 +6,8 @@
 
 mod atomic;
 mod backing_file;
+#[cfg(feature = "service")]
+mod capacity;
 pub mod hash;
 #[cfg(feature = "service")]
 pub mod journal;
@@ -13,6 +15,8 @@ mod lock;
 
 pub use atomic::{AtomicFile, preflight, sync_directory};
 pub use backing_file::{BackingFile, RowSpan, read_rows};
+#[cfg(feature = "service")]
+pub use capacity::capacity;
 #[cfg(feature = "service")]
 pub use journal::Journal;
 pub use lock::DirectoryLock;

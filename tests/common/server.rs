@@ -50,6 +50,7 @@ impl Server {
             .arg(jobs)
             .args(own)
             .args(flags)
+            .env("TESSERA_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -163,13 +164,20 @@ pub(crate) async fn wait(
 
 /// The answer to a request by that `host`, headers and all.
 pub(crate) fn answer(server: &Server, host: &str, path: &str) -> String {
+    answer_to(server, &[("Host", host)], path)
+}
+
+/// The answer to a request with these headers, its own headers and all; bytes that are no text are replaced.
+pub(crate) fn answer_to(server: &Server, headers: &[(&str, &str)], path: &str) -> String {
     let address = server.url.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(address).unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let headers: String =
+        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let request = format!("GET {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 /// A picture of noise, smooth enough for an encoder to keep something of it.

@@ -384,7 +384,7 @@ fn flags_that_are_invalid_and_absent_servers_are_named() {
     dir.fails(&["submit", "--tile", "5000"], 2, &["tile", "5000", "1024"]);
     dir.fails(&["watch", "jobs/../etc"], 2, &["name"]);
     dir.fails(&["submit", "--model", "other"], 1, &["model", "other"]);
-    dir.fails(&["submit", "--model", "../x"], 2, &["name", "../x"]);
+    dir.fails(&["submit", "--model", "../x"], 2, &["model", "../x"]);
     assert_eq!(dir.names(), [""; 0]);
 }
 

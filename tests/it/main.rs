@@ -22,6 +22,7 @@ mod network;
 mod parity;
 mod pictures_in;
 mod recorded;
+mod requests;
 mod sampler;
 mod scheduling;
 mod service;

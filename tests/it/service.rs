@@ -1,11 +1,13 @@
 //! The service's promises, on the built program: streams that resume, fairness, limits, and an answer to everything.
 
 use std::{
+    collections::BTreeMap,
     io::{Read as _, Write as _},
     net::TcpStream,
     time::Duration,
 };
 
+use prost::Message as _;
 use tessera::api::{
     self, GenerateRequest, JobSpec, JobState, Rect, StreamOptions, job_event::Event,
     job_service_client::JobServiceClient, model_service_client::ModelServiceClient,
@@ -16,7 +18,8 @@ use tonic_types::StatusExt as _;
 
 use crate::common::{
     command::Dir,
-    server::{Server, answer, create, order, picture, spec, wait, watch},
+    fixture,
+    server::{Server, answer, answer_to, create, order, picture, spec, wait, watch},
 };
 
 #[tokio::test]
@@ -227,15 +230,15 @@ async fn request_fields_out_of_range_are_named() {
     let mut client = server.client().await;
     let good = spec(1, 32, 32, 1);
     let bad: [(&str, JobSpec); 9] = [
-        ("width", JobSpec { width: 33, ..good.clone() }),
-        ("height", JobSpec { height: u32::MAX, ..good.clone() }),
-        ("steps", JobSpec { steps: 1001, ..good.clone() }),
-        ("tile", JobSpec { tile_size: 63, ..good.clone() }),
-        ("tile", JobSpec { tile_size: u32::MAX, ..good.clone() }),
-        ("bits", JobSpec { bits: 7, ..good.clone() }),
-        ("sampler", JobSpec { sampler: -1, ..good.clone() }),
-        ("sampler", JobSpec { sampler: i32::MAX, ..good.clone() }),
-        ("name", JobSpec { model: "../../etc/passwd".into(), ..good.clone() }),
+        ("spec.width", JobSpec { width: 33, ..good.clone() }),
+        ("spec.height", JobSpec { height: u32::MAX, ..good.clone() }),
+        ("spec.steps", JobSpec { steps: 1001, ..good.clone() }),
+        ("spec.tile_size", JobSpec { tile_size: 63, ..good.clone() }),
+        ("spec.tile_size", JobSpec { tile_size: u32::MAX, ..good.clone() }),
+        ("spec.bits", JobSpec { bits: 7, ..good.clone() }),
+        ("spec.sampler", JobSpec { sampler: -1, ..good.clone() }),
+        ("spec.sampler", JobSpec { sampler: i32::MAX, ..good.clone() }),
+        ("spec.model", JobSpec { model: "../../etc/passwd".into(), ..good.clone() }),
     ];
     for (field, spec) in bad {
         let status = create(&mut client, spec.clone()).await.unwrap_err();
@@ -273,7 +276,7 @@ async fn request_fields_out_of_range_are_named() {
     // Longer than a request may be.
     let mut request = order(good.clone());
     request.request_id = "x".repeat(1 << 20);
-    assert_eq!(client.create_job(request).await.unwrap_err().code(), Code::OutOfRange);
+    assert_eq!(client.create_job(request).await.unwrap_err().code(), Code::ResourceExhausted);
     let last = watch(&mut client, &job.name, 0).await.unwrap().pop().unwrap();
     assert!(matches!(last.event, Some(Event::Finished(_))));
 }
@@ -435,6 +438,291 @@ async fn tokens_are_checked_and_have_their_own_limits() {
     with(Some("bar")).create_job(order(spec(1, 64, 80, 1))).await.unwrap();
 }
 
+/// The metrics in the manual are those of the server, with their types.
+#[tokio::test]
+async fn metrics_are_those_of_the_manual() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let job = create(&mut client, spec(1, 64, 64, 3)).await.unwrap();
+    watch(&mut client, &job.name, 0).await.unwrap();
+    let text = answer(&server, "localhost", "/metrics");
+    let served = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let served = served.map(|line| match line.split_once(' ').unwrap() {
+        (name, "counter") => (format!("{name}_total"), "counter"),
+        (name, "info") => (format!("{name}_info"), "info"),
+        (name, kind) => (name.to_owned(), kind),
+    });
+    let manual = include_str!("../../docs/src/serving.md");
+    let rows = manual.lines().filter_map(|line| line.strip_prefix("| `"));
+    // A row may have several names.
+    let rows = rows.filter_map(|row| {
+        let mut cells = row.split(" | ");
+        let (names, kind) = (cells.next()?, cells.next()?);
+        Some(names.trim_end_matches('`').split("`, `").map(move |name| (name.to_owned(), kind)))
+    });
+    let rows = rows.flatten();
+    let described =
+        rows.filter(|(name, _)| name.starts_with("tessera_") || name.starts_with("process_"));
+    let (served, described): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        (served.collect(), described.collect());
+    // Elsewhere there are none of the process.
+    let expected = |name: &str| cfg!(target_os = "linux") || !name.starts_with("process_");
+    let described: BTreeMap<_, _> =
+        described.into_iter().filter(|(name, _)| expected(name)).collect();
+    assert!(described.len() >= 13, "{described:?}");
+    assert_eq!(served, described);
+    for name in
+        served.keys().filter(|name| !name.contains("seconds") || name.starts_with("process"))
+    {
+        let sample = text.lines().any(|line| {
+            line.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with([' ', '{']))
+        });
+        assert!(sample, "{name} has no sample: {text}");
+    }
+}
+
+/// A line for each queued, started and ended job, with times and without escape codes; what a client has brought about is no
+/// error. As JSON it has the same fields. Failed jobs are counted by the kind of their error.
+#[cfg(unix)]
+#[tokio::test]
+async fn log_has_a_line_for_each_change_of_a_job() {
+    for json in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let script = format!("unset TESSERA_LOG; exec \"$@\" 2>{}", log.display());
+        let flags: &[&str] = if json { &["--log-format", "json"] } else { &[] };
+        let server =
+            Server::start_by(&["sh", "-c", &script, "sh"], &dir.path().join("jobs"), flags);
+        let mut client = server.client().await;
+        let job = create(&mut client, spec(1, 32, 32, 1)).await.unwrap();
+        watch(&mut client, &job.name, 0).await.unwrap();
+        let soon = std::time::SystemTime::now() + Duration::from_millis(500);
+        let mut request = order(spec(2, 1024, 1024, 1000));
+        request.deadline = Some(soon.into());
+        let late = client.create_job(request).await.unwrap().into_inner().job.unwrap();
+        let events = watch(&mut client, &late.name, 0).await.unwrap();
+        assert!(matches!(events.last().unwrap().event, Some(Event::Failed(_))), "{events:?}");
+        let metrics = answer(&server, "localhost", "/metrics");
+        for labels in ["state=\"finished\",reason=\"\"", "state=\"failed\",reason=\"expired\""] {
+            let line = format!("tessera_jobs_ended_total{{{labels}}} 1");
+            assert!(metrics.contains(&line), "{line} is not in {metrics}");
+        }
+        assert!(server.stop().success());
+        let text = std::fs::read_to_string(&log).unwrap();
+        assert!(!text.contains('\x1b'), "{text:?}");
+        let id = |name: &str| name.strip_prefix("jobs/").unwrap().to_owned();
+        for (job, last) in [(&job, "job finished"), (&late, "job failed")] {
+            let lines: Vec<_> = text.lines().filter(|line| line.contains(&id(&job.name))).collect();
+            let of = |message: &str| {
+                let found: Vec<_> = lines.iter().filter(|line| line.contains(message)).collect();
+                assert_eq!(found.len(), 1, "{message}: {text}");
+                (*found[0]).to_owned()
+            };
+            for message in ["job queued", "job started", last] {
+                let line = of(message);
+                if json {
+                    let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+                    assert_eq!(
+                        (&object["level"], &object["message"]),
+                        (&"INFO".into(), &message.into())
+                    );
+                    assert_eq!(object["id"], id(&job.name).as_str());
+                    assert!(object["timestamp"].as_str().unwrap().ends_with('Z'), "{line}");
+                    let seconds = object["seconds"].as_f64();
+                    assert!(message == "job queued" || seconds.is_some_and(|s| s >= 0.0), "{line}");
+                } else {
+                    let (time, rest) = line.split_once(' ').unwrap();
+                    assert!(time.ends_with('Z') && time.contains('T'), "{line}");
+                    assert!(rest.trim_start().starts_with("INFO"), "{line}");
+                }
+            }
+        }
+    }
+}
+
+/// Models that were trained with one configuration, and so state the same name, are served together by names of their own.
+#[tokio::test]
+async fn models_of_one_configuration_are_served_by_given_names() {
+    let dir = Dir::new();
+    let twin = dir.join("twin.safetensors");
+    // Another model of the same architecture: net-a with one number changed.
+    let mut bytes = std::fs::read(fixture("net-a.safetensors")).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[8 + header] ^= 1;
+    std::fs::write(&twin, bytes).unwrap();
+    let original = fixture("net-a.safetensors");
+    let (original, twin) = (original.to_str().unwrap(), twin.to_str().unwrap());
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--jobs", "jobs"];
+    let refused = |models: &[&str], words: &[&str]| {
+        let flags: Vec<_> = models.iter().flat_map(|model| ["--model", model]).collect();
+        dir.refused(&[&serve[..], &flags].concat(), words);
+    };
+    refused(&[original, twin], &["model", "\"net-a\"", "two models", "--model NAME=FILE"]);
+    let (named, again) = (format!("a={original}"), format!("b={original}"));
+    refused(&[&named, &again], &["\"b\"", "the same file as \"a\""]);
+    refused(&[&format!("a={original}.missing")], &["model", "missing"]);
+
+    let jobs = tempfile::tempdir().unwrap();
+    let second = format!("winter={twin}");
+    let mut server = Server::start(jobs.path(), &["--model", &second]);
+    let channel = Channel::from_shared(server.url.clone()).unwrap().connect().await.unwrap();
+    let mut models = ModelServiceClient::new(channel);
+    let list = models.list_models(api::ListModelsRequest::default()).await.unwrap().into_inner();
+    let names: Vec<_> = list.models.iter().map(|model| model.name.as_str()).collect();
+    assert_eq!(names, ["models/net-a", "models/winter"]);
+    let request = api::GetModelRequest { name: "models/winter".into() };
+    let found = models.get_model(request).await.unwrap().into_inner().model.unwrap();
+    assert_eq!(found, list.models[1]);
+    let mut client = server.client().await;
+    let asked = JobSpec { model: "models/winter".into(), ..spec(1, 32, 32, 1) };
+    let job = create(&mut client, asked.clone()).await.unwrap();
+    assert_eq!(job.spec.as_ref().unwrap().model, "models/winter");
+    let request = api::QuoteJobRequest { spec: Some(asked) };
+    let quoted = client.quote_job(request).await.unwrap().into_inner().spec.unwrap();
+    assert_eq!(quoted.model, "models/winter");
+    let before = watch(&mut client, &job.name, 0).await.unwrap();
+    server.kill();
+    // Jobs find their model by its content, whatever its name is now.
+    let server = Server::start(jobs.path(), &["--model", &format!("spring={twin}")]);
+    let after = watch(&mut server.client().await, &job.name, 0).await.unwrap();
+    assert_eq!(after[1..], before[1..]);
+    let Some(Event::Queued(queued)) = &after[0].event else { panic!("{:?}", after[0]) };
+    assert_eq!(queued.job.as_ref().unwrap().spec.as_ref().unwrap().model, "models/spring");
+}
+
+/// SHA-256 of the tokens "foo", "bar" and "baz".
+const HASHES: [&str; 3] = [
+    "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+    "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9",
+    "baa5a0964d3320fbc0c6a922140453c8513ea24ab8fd0577034804a967248096",
+];
+
+/// A job exists for its owner and for admins only: for every method and every path that names one.
+#[tokio::test]
+async fn jobs_belong_to_the_client_that_created_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, tokens) = (dir.path().join("jobs"), dir.path().join("tokens"));
+    let [anna, ben, root] = HASHES;
+    std::fs::write(&tokens, format!("anna {anna}\nben {ben} 9\nroot {root} admin\n")).unwrap();
+    let mut server = Server::start(&jobs, &[]);
+    let early = create(&mut server.client().await, spec(0, 32, 32, 1)).await.unwrap();
+    assert_eq!(early.owner, "");
+    server.kill();
+
+    let server = Server::start(&jobs, &["--tokens", tokens.to_str().unwrap()]);
+    let channel = Channel::from_shared(server.url.clone()).unwrap().connect().await.unwrap();
+    let with = |token: &str| {
+        let value: MetadataValue<_> = format!("Bearer {token}").parse().unwrap();
+        let intercept = move |mut request: tonic::Request<()>| {
+            request.metadata_mut().insert("authorization", value.clone());
+            Ok(request)
+        };
+        JobServiceClient::with_interceptor(channel.clone(), intercept)
+    };
+    // The same request_id of two clients is no conflict.
+    let ordered = async |token: &str, seed: u64| {
+        let mut request = order(spec(seed, 32, 32, 1));
+        request.request_id = format!("id {}", if seed < 20 { seed % 10 } else { seed });
+        with(token).create_job(request).await.unwrap().into_inner().job.unwrap()
+    };
+    let (hers, his) = (ordered("foo", 1).await, ordered("bar", 11).await);
+    assert_ne!(hers.name, his.name);
+    assert_eq!(hers.name, ordered("foo", 1).await.name);
+    assert_eq!((hers.owner.as_str(), his.owner.as_str()), ("anna", "ben"));
+    for (token, visible) in [
+        ("foo", vec![&hers.name]),
+        ("bar", vec![&his.name]),
+        ("baz", vec![&early.name, &hers.name, &his.name]),
+    ] {
+        // One a page: those of others leave no gaps.
+        let (mut listed, mut page_token) = (Vec::new(), String::new());
+        for _ in 0..=visible.len() {
+            let request = api::ListJobsRequest { page_size: 1, page_token };
+            let page = with(token).list_jobs(request).await.unwrap().into_inner();
+            listed.extend(page.jobs.into_iter().map(|job| job.name));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(listed.iter().collect::<Vec<_>>(), visible, "{token}");
+    }
+
+    // Every method whose request has a name, the same field in all.
+    let files = prost_types::FileDescriptorSet::decode(api::DESCRIPTORS).unwrap().file;
+    let takes_a_name = |method: &prost_types::MethodDescriptorProto| {
+        let mut messages = files.iter().flat_map(|file| &file.message_type);
+        let input = method.input_type().rsplit('.').next();
+        let input = messages.find(|message| Some(message.name()) == input).unwrap();
+        input.field.iter().any(|field| field.name() == "name" && field.number() == 1)
+    };
+    let services = files.iter().flat_map(|file| &file.service);
+    let service = services.into_iter().find(|service| service.name() == "JobService").unwrap();
+    let methods: Vec<_> = service.method.iter().filter(|method| takes_a_name(method)).collect();
+    assert!(methods.len() >= 7, "{methods:?}");
+    let call = async |method: &str, token: &str, name: &str| {
+        let mut grpc = tonic::client::Grpc::new(channel.clone());
+        grpc.ready().await.unwrap();
+        let mut request = tonic::Request::new(api::GetJobRequest { name: name.to_owned() });
+        let value: MetadataValue<_> = format!("Bearer {token}").parse().unwrap();
+        request.metadata_mut().insert("authorization", value);
+        let path = format!("/tessera.v1.JobService/{method}").parse().unwrap();
+        let codec = tonic_prost::ProstCodec::<_, ()>::default();
+        match grpc.server_streaming(request, path, codec).await {
+            Ok(answer) => answer.into_inner().message().await.err(),
+            Err(status) => Some(status),
+        }
+        .map_or(Code::Ok, |status| status.code())
+    };
+    for (i, method) in methods.iter().enumerate() {
+        let method = method.name();
+        for (token, seed) in [("foo", 20), ("baz", 40)] {
+            // Cancelled and deleted on the way.
+            let job = ordered("foo", seed + i as u64).await;
+            assert_eq!(call(method, "bar", &job.name).await, Code::NotFound, "{method}");
+            assert_eq!(call(method, "foo", &early.name).await, Code::NotFound, "{method}");
+            assert_ne!(call(method, token, &job.name).await, Code::NotFound, "{method}, {token}");
+        }
+    }
+
+    wait_with(&mut with("foo"), &hers.name).await;
+    let get = |token: &str, path: &str| {
+        let bearer = format!("Bearer {token}");
+        let headers = [("Host", "localhost"), ("Authorization", bearer.as_str())];
+        let answer = answer_to(&server, &headers, &format!("/{}{path}", hers.name));
+        answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+    };
+    for path in [
+        "/image.dzi",
+        "/image_files/5/0_0.png",
+        "/iiif",
+        "/iiif/info.json",
+        "/iiif/full/max/0/default.jpg",
+        "/preview.png",
+        "/image.tiff",
+        "/image.png",
+    ] {
+        assert_eq!(get("bar", path), 404, "{path}");
+        for token in ["foo", "baz"] {
+            assert!((200..400).contains(&get(token, path)), "{path}, {token}");
+        }
+    }
+}
+
+/// Waits until the job has ended.
+async fn wait_with<T>(client: &mut JobServiceClient<T>, name: &str)
+where
+    T: tonic::client::GrpcService<tonic::body::Body>,
+    T::Error: Into<tonic::codegen::StdError>,
+    T::ResponseBody: tonic::codegen::Body<Data = tonic::codegen::Bytes> + Send + 'static,
+    <T::ResponseBody as tonic::codegen::Body>::Error: Into<tonic::codegen::StdError> + Send,
+{
+    let request = api::WatchJobRequest { name: name.to_owned(), ..Default::default() };
+    let mut stream = client.watch_job(request).await.unwrap().into_inner();
+    while stream.message().await.unwrap().is_some() {}
+}
+
 #[tokio::test]
 async fn health_reflection_and_models_are_found_by_standard_clients() {
     let dir = tempfile::tempdir().unwrap();
@@ -583,7 +871,7 @@ async fn statuses_have_the_fields_of_their_errors() {
     }
     let status = create(&mut client, spec(1, 100, 64, 1)).await.unwrap_err();
     let details = status.get_error_details();
-    assert_eq!(details.bad_request().unwrap().field_violations[0].field, "width");
+    assert_eq!(details.bad_request().unwrap().field_violations[0].field, "spec.width");
     let metadata = &details.error_info().unwrap().metadata;
     assert_eq!((&metadata["value"], &metadata["nearest"]), (&"100".into(), &"96".into()));
     let job = create(&mut client, spec(1, 1024, 1024, 1000)).await.unwrap();

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def test_killed_three_times_it_ends_with_the_same_bytes(tmp_path):
 
 
 def test_fifty_pictures_become_a_model_and_a_grid(tmp_path, capsys):
-    """The file holds the configuration's Arch; the time is said before anything is trained; a finished fit is no work."""
+    """The file holds the configuration's Arch; the time is said before anything is trained; a finished fit is no work,
+    except to write the file by another name."""
     out = tmp_path / "my.safetensors"
     words = ["fit", str(write_files(tmp_path / "in", 50)), "--out", str(out), "--steps", "40", *OPTIONS]
     assert cli.main(words) == 0
@@ -77,6 +79,10 @@ def test_fifty_pictures_become_a_model_and_a_grid(tmp_path, capsys):
     before = out.read_bytes()
     assert cli.main(words) == 0
     assert out.read_bytes() == before
+    assert cli.main([*words, "--name", "winter-1.0"]) == 0
+    with safe_open(out, "pt") as file:
+        named = Arch.from_json(file.metadata()["arch"])
+    assert named.name == "winter-1.0" and replace(named, name=Config("tiny").arch.name) == Config("tiny").arch
     assert cli.main([*words, "--seed", "1"]) == 2
     assert "was begun with seed 0, not 1" in capsys.readouterr().err
 
@@ -88,6 +94,7 @@ def test_fifty_pictures_become_a_model_and_a_grid(tmp_path, capsys):
         (["--minutes", "0"], "minutes is 0.0, must be above 0"),
         (["--minutes", "1", "--steps", "9"], "one of them"),
         (["--size", "100x100"], "width is 100, not a multiple of 32"),
+        (["--name", "a/b"], "name is 'a/b', must have at most 63 letters"),
         (["--config", "huge"], "config is 'huge', must be a TOML file or one of"),
     ],
 )

@@ -17,6 +17,7 @@ use crate::{
     engine::plan::Rect,
     error::{Error, Resource, Result},
     geometry::{Pyramid, TILE, TilePosition},
+    service::access::Caller,
 };
 
 /// Longest side of a picture sent as one image.
@@ -25,9 +26,10 @@ const MAX_WHOLE: usize = 1024;
 /// `/jobs/{id}/iiif` redirects to the description, as the specification requires.
 pub(super) async fn redirect(
     State(state): State<Arc<HttpState>>,
+    caller: Caller,
     Path(id): Path<String>,
 ) -> HttpResult {
-    let id = &state.jobs.get(&id)?.id;
+    let id = &caller.job(&state.jobs, &id)?.id;
     let place = [(header::LOCATION, format!("/jobs/{id}/iiif/info.json"))];
     Ok((StatusCode::SEE_OTHER, place).into_response())
 }
@@ -35,11 +37,12 @@ pub(super) async fn redirect(
 /// The description of a picture.
 pub(super) async fn info(
     State(state): State<Arc<HttpState>>,
+    caller: Caller,
     Path(id): Path<String>,
     uri: Uri,
     headers: HeaderMap,
 ) -> HttpResult {
-    let job = state.jobs.get(&id)?;
+    let job = caller.job(&state.jobs, &id)?;
     let pyramid = CompositeImage::pyramid(&job);
     let largest = pyramid.within(MAX_WHOLE);
     let (width, height) = pyramid.size(largest);
@@ -72,10 +75,11 @@ pub(super) async fn info(
 /// A tile or a listed size of the whole picture.
 pub(super) async fn image(
     State(state): State<Arc<HttpState>>,
+    caller: Caller,
     Path((id, region, size, rotation, name)): Path<(String, String, String, String, String)>,
     headers: HeaderMap,
 ) -> HttpResult {
-    let job = state.jobs.get(&id)?;
+    let job = caller.job(&state.jobs, &id)?;
     let pyramid = CompositeImage::pyramid(&job);
     if rotation != "0" {
         return Err(Error::invalid("rotation", format!("{rotation:?}"), "0").into());

@@ -45,7 +45,7 @@ use crate::{
     geometry::{TILE, TilePosition},
     image_out::Format,
     jobs::{self, Job, Jobs},
-    service::{blocking::blocking, upload::Uploads},
+    service::{access::Caller, blocking::blocking, upload::Uploads},
 };
 use composite::{CompositeImage, Encoding};
 use reply::Failure;
@@ -174,8 +174,12 @@ enum Part {
     Level(usize),
 }
 
-async fn deep_zoom(State(state): State<Arc<HttpState>>, Path(id): Path<String>) -> HttpResult {
-    let spec = &state.jobs.get(&id)?.plan.spec;
+async fn deep_zoom(
+    State(state): State<Arc<HttpState>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> HttpResult {
+    let spec = &caller.job(&state.jobs, &id)?.plan.spec;
     let (width, height) = (spec.width, spec.height);
     let text = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
@@ -187,10 +191,11 @@ async fn deep_zoom(State(state): State<Arc<HttpState>>, Path(id): Path<String>) 
 
 async fn deep_zoom_tile(
     State(state): State<Arc<HttpState>>,
+    caller: Caller,
     Path((id, level, name)): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> HttpResult {
-    let job = state.jobs.get(&id)?;
+    let job = caller.job(&state.jobs, &id)?;
     let place = name.strip_suffix(".png").and_then(|name| name.split_once('_'));
     let (column, row) =
         place.ok_or_else(|| Error::invalid("name", format!("{name:?}"), "COLUMN_ROW.png"))?;
@@ -223,17 +228,20 @@ async fn edit(State(uploads): State<Uploads>, request: Request) -> HttpResult {
     }
     let order = query::parse(request.uri())?;
     let receiver = uploads.begin(request.extensions())?;
-    let data = request
-        .into_body()
-        .into_data_stream()
-        .map(|bytes| bytes.map_err(|e| Error::cancelled("the upload").with_source(e)));
+    let data = request.into_body().into_data_stream().map(|bytes| {
+        bytes.map_err(|e| Failure::from(Error::cancelled("the upload").with_source(e)))
+    });
     let job = receiver.edit(order, data).await?;
     let name = serde_json::json!({ "name": format!("jobs/{}", job.id) });
     Ok(reply::created(&format!("/jobs/{}/image.dzi", job.id), name.to_string()))
 }
 
-async fn preview(State(state): State<Arc<HttpState>>, Path(id): Path<String>) -> HttpResult {
-    let job = state.jobs.get(&id)?;
+async fn preview(
+    State(state): State<Arc<HttpState>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> HttpResult {
+    let job = caller.job(&state.jobs, &id)?;
     job.want_previews();
     let read = move || job.preview(job.newest_preview()?);
     match HttpState::work(&state.work, read).await {
@@ -246,21 +254,32 @@ async fn preview(State(state): State<Arc<HttpState>>, Path(id): Path<String>) ->
     }
 }
 
-async fn tiff(state: State<Arc<HttpState>>, id: Path<String>, headers: HeaderMap) -> HttpResult {
-    picture(state, id, &headers, Format::Tiff).await
+async fn tiff(
+    state: State<Arc<HttpState>>,
+    caller: Caller,
+    id: Path<String>,
+    headers: HeaderMap,
+) -> HttpResult {
+    picture(state, caller, id, &headers, Format::Tiff).await
 }
 
-async fn png(state: State<Arc<HttpState>>, id: Path<String>, headers: HeaderMap) -> HttpResult {
-    picture(state, id, &headers, Format::Png).await
+async fn png(
+    state: State<Arc<HttpState>>,
+    caller: Caller,
+    id: Path<String>,
+    headers: HeaderMap,
+) -> HttpResult {
+    picture(state, caller, id, &headers, Format::Png).await
 }
 
 async fn picture(
     State(state): State<Arc<HttpState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: &HeaderMap,
     format: Format,
 ) -> HttpResult {
-    let job = state.jobs.get(&id)?;
+    let job = caller.job(&state.jobs, &id)?;
     let (extension, kind) = match format {
         Format::Tiff => ("tiff", "image/tiff"),
         Format::Png => ("png", "image/png"),

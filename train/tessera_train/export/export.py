@@ -18,7 +18,7 @@ from ..data.latents import Latents
 from ..nets.arch import Arch, autoencoder_identity, unet_identity
 from ..nets.autoencoder import Autoencoder
 from ..nets.unet import UNet
-from ..training.config import Config
+from ..training.config import Config, add_name_argument
 from .files import save_safetensors
 from .weights import load_ema, read_ema, trained_section
 
@@ -103,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--latents", type=Path, required=True, help="folder that the latents command has written")
     parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
+    add_name_argument(parser)
     parser.add_argument("--blend", nargs=2, metavar=("AUTOENCODER", "SHARE"), help="mix in this share, 0 to 1, of another run's weights")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file")
 
@@ -113,5 +114,5 @@ def run(args: argparse.Namespace) -> None:
         blend = args.blend and Blend(Path(args.blend[0]), float(args.blend[1]))
     except ValueError as error:
         raise ValueError(f"blend: the share is {args.blend[1]!r}, must be a number") from error
-    export(Config(args.config), args.autoencoder, args.diffusion, Latents.open(args.latents), args.out, blend)
+    export(Config(args.config, model=args.name), args.autoencoder, args.diffusion, Latents.open(args.latents), args.out, blend)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")

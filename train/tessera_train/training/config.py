@@ -3,7 +3,9 @@ whose settings hold where the file has none of its own."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,18 +15,27 @@ from ..nets.arch import Arch
 T = TypeVar("T")
 BUILT_IN = Path(__file__).parent.parent / "configs"
 DEEPEST = 8
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+"""Names that a server accepts (`is_model_name` in src/jobs/models.rs)."""
 BASES = {"refine": "autoencoder"}
 
 
 class Config:
     """A configuration by path, or by the name of one of the package's own. `size`: (width, height) of the model's
-    pictures in place of the file's; the phases of the AutoEncoder's training keep their share of it."""
+    pictures in place of the file's; the phases of the AutoEncoder's training keep their share of it. `model`: the model's name in
+    place of the file's."""
 
-    def __init__(self, name: str, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, name: str, size: tuple[int, int] | None = None, model: str | None = None) -> None:
         self.path = find(name, Path())
         self.texts, self.doc = read(self.path)
         if size:
             resize(self.doc, *size)
+        if model is not None:
+            if not MODEL_NAME.fullmatch(model):
+                raise ValueError(
+                    f"name is {model!r}, must have at most 63 letters, digits, '-', '_' and '.', the first a letter or digit"
+                )
+            self.doc["arch"]["name"] = model
         self.arch = Arch.from_json(json.dumps(self.doc["arch"]))
 
     def section(self, name: str, kind: type[T]) -> T:
@@ -64,6 +75,11 @@ def merged(base: dict[str, Any], doc: dict[str, Any]) -> dict[str, Any]:
     """`base` with the values of `doc`; tables are merged, lists are replaced."""
     both = {key: merged(base[key], value) for key, value in doc.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
     return base | doc | both
+
+
+def add_name_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument for the model's name."""
+    parser.add_argument("--name", help="of the model, as its file states it and servers offer it (default: the configuration's)")
 
 
 def names() -> list[str]:

@@ -31,7 +31,7 @@ from ..nets.arch import Arch, autoencoder_identity
 from ..nets.autoencoder import Autoencoder
 from ..scenery.dataset import parse_size
 from . import autoencoder, diffusion, estimate, loop
-from .config import Config, names
+from .config import Config, add_name_argument, names
 from .diffusion import SAMPLES, save_samples
 
 GRID_STEPS = 18
@@ -160,7 +160,7 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
 
 def run(args: argparse.Namespace) -> int:
     """The command; returns the exit code."""
-    config = Config(args.config, parse_size(args.size) if args.size else None)
+    config = Config(args.config, parse_size(args.size) if args.size else None, args.name)
     arch, out = config.arch, args.out
     if out.suffix != ".safetensors":
         raise ValueError(f"out is {out}, must end with .safetensors")
@@ -272,4 +272,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="scenery", help=f"{', '.join(names())} or a TOML file (default: scenery)")
     parser.add_argument("--labels", metavar="SOURCE", help="folders (names of subfolders), json (a file beside each picture) or a CSV file")
     parser.add_argument("--size", metavar="WxH", help="of the model's pictures (default: the configuration's)")
+    add_name_argument(parser)
     loop.add_common_arguments(parser, "the model, a .safetensors file; the run folder lies beside it")
