@@ -425,7 +425,7 @@ async fn crowd() {
     let normal = spec(77, 512, 512, 20);
     let alone = create(&mut client, normal.clone()).await.unwrap();
     let alone = picture(&watch(&mut client, &alone.name, 0).await.unwrap(), 512, 512);
-    let heavy = JobSpec { tile_size: 1024, bits: 16, ..spec(5, 2048, 1024, 1) };
+    let heavy = JobSpec { tile_size: 1024, bits: 16, ..spec(5, 2048, 2048, 1) };
     let heavy = create(&mut client, heavy).await.unwrap();
     watch(&mut client, &heavy.name, 0).await.unwrap();
 

@@ -360,6 +360,73 @@ async fn uploads_are_read_or_refused_at_once_and_slow_ones_end() {
     assert_eq!(left, [""; 0]);
 }
 
+/// The messages and the trailers of a response by gRPC-Web over HTTP/1.1.
+fn grpc_web(response: &[u8]) -> (Vec<Vec<u8>>, String) {
+    let end = response.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+    let (mut rest, mut body) = (&response[end + 4..], Vec::new());
+    loop {
+        let line = rest.windows(2).position(|w| w == b"\r\n").unwrap();
+        let size = std::str::from_utf8(&rest[..line]).unwrap();
+        let size = usize::from_str_radix(size, 16).unwrap();
+        let chunk = &rest[line + 2..];
+        if size == 0 {
+            break;
+        }
+        body.extend_from_slice(&chunk[..size]);
+        rest = &chunk[size + 2..];
+    }
+    let (mut messages, mut trailers, mut rest) = (Vec::new(), String::new(), &body[..]);
+    while let [flag, a, b, c, d, after @ ..] = rest {
+        let (frame, next) = after.split_at(u32::from_be_bytes([*a, *b, *c, *d]) as usize);
+        match flag {
+            0 => messages.push(frame.to_vec()),
+            _ => trailers += std::str::from_utf8(frame).unwrap(),
+        }
+        rest = next;
+    }
+    (messages, trailers)
+}
+
+#[tokio::test]
+async fn browsers_get_the_stream_of_other_clients() {
+    use prost::Message as _;
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let asked = JobSpec { tile_size: 256, ..spec(1, 256, 128, 2) };
+    let job = create(&mut client, asked).await.unwrap();
+    let events = watch(&mut client, &job.name, 0).await.unwrap();
+    let call = |method: &str, message: Vec<u8>| {
+        let mut stream = connect(&server);
+        let (path, length) = (format!("/tessera.v1.JobService/{method}"), 5 + message.len());
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/grpc-web+proto\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+        );
+        let prefix = [&[0][..], &(message.len() as u32).to_be_bytes()].concat();
+        stream.write_all(&[head.into_bytes(), prefix, message].concat()).unwrap();
+        grpc_web(&until_closed(stream))
+    };
+    let options = api::StreamOptions { without_previews: true, ..Default::default() };
+    let request = api::WatchJobRequest {
+        name: job.name.clone(),
+        options: Some(options),
+        ..Default::default()
+    };
+    let (messages, trailers) = call("WatchJob", request.encode_to_vec());
+    let found: Vec<_> = messages
+        .iter()
+        .map(|message| api::WatchJobResponse::decode(&message[..]).unwrap().event.unwrap())
+        .collect();
+    assert!(found == events, "{} of {} events", found.len(), events.len());
+    assert!(trailers.contains("grpc-status:0"), "{trailers}");
+    picture(&found, 256, 128);
+    let request = api::GetTileRequest { name: job.name, ..Default::default() };
+    let (messages, trailers) = call("GetTile", request.encode_to_vec());
+    let tile = api::GetTileResponse::decode(&messages[0][..]).unwrap().tile.unwrap();
+    assert_eq!((messages.len(), crc32c::crc32c(&tile.data)), (1, tile.crc32c));
+    assert!(trailers.contains("grpc-status:0"), "{trailers}");
+}
+
 /// Resident memory of a process in bytes.
 #[cfg(target_os = "linux")]
 fn resident(pid: u32) -> u64 {
