@@ -307,7 +307,7 @@ fn network<O: Backend>(
     let (arch, mut random) = (&model.arch, Random::new(1));
     let latents = latent_shapes(arch, batch, width, height);
     let graph = match net {
-        "unet" => unet::graph(arch, &latents, 1),
+        "unet" => unet::graph(arch, 0, &latents),
         _ => decoder::graph(arch, &latents),
     }?;
     let inputs = random_inputs(&graph, &mut random);

@@ -61,7 +61,7 @@ fn decode<O: Backend>(
     let began = Instant::now();
     let (spec, arch) = (&plan.spec, &model.arch);
     let mut canvas = PixelBuffer::create(&env::temp_dir(), spec.width, spec.height, spec.bits)?;
-    let decoder = TileDecoder::new(ops, arch, z)?;
+    let decoder = TileDecoder::new(ops, arch, z, 7)?;
     for tile in &plan.tiling.tiles {
         let values = decoder.decode(ops, arch, tile)?;
         canvas.put(tile.rect, &samples(tile.rect, &values, spec.bits)?)?;
@@ -73,7 +73,8 @@ fn decode<O: Backend>(
 /// Seconds of one evaluation of the U-Net.
 fn evaluate<O: Backend>(ops: &mut O, model: &Checkpoint, z: &[Latent]) -> Result<Duration> {
     let began = Instant::now();
-    black_box(precond::denoise(ops, &model.arch, &[NoisyLatents { z, sigma: 1.0 }])?);
+    let noisy = NoisyLatents { z, group: 0, sigma: 1.0, guidance: None };
+    black_box(precond::denoise(ops, model, &[noisy])?);
     Ok(began.elapsed())
 }
 
@@ -86,7 +87,7 @@ fn decode_flops(arch: &Arch, width: usize, height: usize) -> Result<f64> {
 
 /// Operations of one evaluation of the U-Net.
 fn unet_flops(arch: &Arch, width: usize, height: usize) -> Result<f64> {
-    Ok(cost::unet_cost(arch, &MEMORY, width, height)?.flops as f64)
+    Ok(cost::unet_cost(arch, 0, 1, &MEMORY, width, height)?.flops as f64)
 }
 
 fn table<O: Backend>(ops: &mut O, model: &Checkpoint, sizes: &[(usize, usize)]) -> Result<()> {
@@ -115,8 +116,8 @@ fn table<O: Backend>(ops: &mut O, model: &Checkpoint, sizes: &[(usize, usize)]) 
         let evaluated = times.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or_default();
         let unet_mib = peak_mib();
         let [of_decode, of_unet] = [decode_flops, unet_flops].map(|flops| {
-            let flat = flops(arch, arch.width, arch.height)? * (width * height) as f64
-                / (arch.width * arch.height) as f64;
+            let flat = flops(arch, arch.width(), arch.height())? * (width * height) as f64
+                / (arch.width() * arch.height()) as f64;
             Ok::<_, Error>(100.0 * (1.0 - (flat / flops(arch, width, height)?).min(1.0)))
         });
         let per = [decoded, evaluated].map(|time| time.as_secs_f64() / megapixels);

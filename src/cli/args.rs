@@ -1,6 +1,7 @@
 //! Flags that several subcommands share.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -172,6 +173,46 @@ impl SamplingArgs {
             bits: self.decode.bits,
             ..Spec::new(arch, self.seed)
         }
+    }
+}
+
+/// Labels of a new picture.
+#[derive(Debug, Args)]
+pub(super) struct LabelArgs {
+    /// Value of one of the model's labels, as in time=dusk; may be given several times, what is not given is drawn by the
+    /// seed
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// Strength of the labels, from 1 (none) to 20; 2 for a model with labels if not given
+    #[arg(long, allow_negative_numbers = true, value_name = "SCALE")]
+    guidance: Option<f64>,
+}
+
+/// A label's name and value.
+fn parse_label(text: &str) -> Result<(String, String), &'static str> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => Err("expected NAME=VALUE, such as time=dusk"),
+    }
+}
+
+impl LabelArgs {
+    /// Sets the labels and the guidance of `spec`, whose seed draws what is not given.
+    pub(super) fn apply(&self, model: &Checkpoint, spec: &mut Spec) -> Result<()> {
+        let mut named = BTreeMap::new();
+        for (name, value) in &self.labels {
+            if let Some(other) = named.insert(name.clone(), value.clone()) {
+                let field = format!("labels.{name}");
+                return Err(Error::invalid(field, format!("{other} and {value}"), "one value"));
+            }
+        }
+        spec.labels = model.labels(spec.seed, &named)?;
+        if let Some(guidance) = self.guidance {
+            spec.guidance = guidance;
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{
-    args::{self, DeviceArgs, ModelArgs, SamplingArgs},
+    args::{self, DeviceArgs, LabelArgs, ModelArgs, SamplingArgs},
     generate::{self, Given},
     output,
     progress::{Progress, ProgressArgs},
@@ -34,6 +34,8 @@ pub(super) struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    labels: LabelArgs,
+    #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -53,12 +55,13 @@ pub(super) fn run(
     let Photo { picture, attribution, notices } = args::read_picture(&args.input)?;
     let sha256 = hash::sha256_file(&args.input)?;
     let bits = args.sampling.decode.bits;
-    let spec = Spec {
+    let mut spec = Spec {
         width: picture.width as usize,
         height: picture.height as usize,
         strength: Some(args.strength),
         ..args.sampling.spec(&model.arch)
     };
+    args.labels.apply(&model, &mut spec)?;
     let mut plan = Plan::new(spec, &model.arch)?;
     plan.notices.extend(args::reading_notices(&picture, notices, bits));
     let mut device = args.device.open(config, &model)?;

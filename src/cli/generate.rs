@@ -1,6 +1,7 @@
 //! `tessera generate`: pictures from seeds.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -8,7 +9,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    args::{DeviceArgs, ModelArgs, PictureArgs, Size},
+    args::{DeviceArgs, LabelArgs, ModelArgs, PictureArgs, Size},
     output,
     progress::{Progress, ProgressArgs, path_text},
     text,
@@ -37,6 +38,8 @@ const MAX_COUNT: u64 = 9999;
 pub(super) struct Args {
     #[command(flatten)]
     picture: PictureArgs,
+    #[command(flatten)]
+    labels: LabelArgs,
     /// Number of pictures, with consecutive seeds from --seed on
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1)]
     count: u64,
@@ -66,6 +69,9 @@ struct Started<'a> {
     device: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     strength: Option<f64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<&'a str, &'a str>,
+    guidance: f64,
     arena_bytes: u64,
     peak_bytes: u64,
     flops: u64,
@@ -100,10 +106,12 @@ pub(super) fn run(
     if let Some(Size { width, height }) = args.picture.size {
         (spec.width, spec.height) = (width, height);
     }
+    args.labels.apply(&model, &mut spec)?;
     let mut plan = Plan::new(spec, &model.arch)?;
     let mut device = args.device.open(config, &model)?;
     for (seed, path) in &jobs {
         plan.spec.seed = *seed;
+        args.labels.apply(&model, &mut plan.spec)?;
         one(&model, &plan, None, &mut device, path, config, progress, cancel)?;
         // Notices are shown with the first picture only.
         plan.notices.clear();
@@ -146,6 +154,8 @@ pub(super) fn one(
         model_sha256: &model.sha256,
         device: &on,
         strength: spec.strength,
+        labels: provenance::labels(model, spec),
+        guidance: spec.guidance,
         arena_bytes: plan.picture_bytes,
         peak_bytes: plan.peak_bytes,
         flops: plan.flops,

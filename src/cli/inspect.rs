@@ -12,10 +12,14 @@ use super::{
 };
 use crate::{
     engine::plan::{self, Plan, Spec, TileSize},
-    error::Result,
+    error::{Error, Result},
     exec::memory::MEMORY,
     graph::{Graph, Source},
-    model::{arch::Arch, checkpoint::Checkpoint, cost, decoder, encoder, unet},
+    model::{
+        arch::{Arch, GroupShape, Label},
+        checkpoint::Checkpoint,
+        cost, decoder, encoder, unet,
+    },
     ops::Shape,
     store::hash::hex,
 };
@@ -32,9 +36,11 @@ pub(super) struct Args {
     /// Side of a tile in pixels for the costs, or "whole"
     #[arg(long, value_name = "N", value_parser = args::parse_tile, default_value = "512")]
     tile: TileSize,
-    /// Print the operators of a network, one a line, with shapes and costs; "tile" is the local stage of the largest tile
-    #[arg(long, value_name = "NETWORK", value_enum)]
-    graph: Option<NetworkName>,
+    /// Print the operators of a network, one a line, with shapes and costs: encoder, a denoiser by the name of its group of
+    /// levels ("unet" in models with one), global (the decoder's global stage) or tile (its local stage for the largest
+    /// tile)
+    #[arg(long, value_name = "NETWORK")]
+    graph: Option<String>,
     /// Print the graph in the DOT language of Graphviz
     #[arg(long, requires = "graph")]
     dot: bool,
@@ -42,27 +48,24 @@ pub(super) struct Args {
     pub(super) progress: ProgressArgs,
 }
 
-/// A network, or the part of one that runs at a time.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum NetworkName {
-    Encoder,
-    Unet,
-    Global,
-    Tile,
-}
-
-impl NetworkName {
-    /// Its graph for the picture of `plan`.
-    fn graph(self, arch: &Arch, plan: &Plan) -> Result<Graph> {
-        let Spec { width, height, .. } = plan.spec;
-        match self {
-            Self::Encoder => encoder::graph(arch, Shape::new(1, height, width, 3)),
-            Self::Unet => unet::graph(arch, &plan.latents, 1),
-            Self::Global => decoder::global_graph(arch, &plan.latents),
-            Self::Tile => {
-                let (rows, columns) = plan.tiling.largest_window();
-                decoder::local_graph(arch, 1, rows, columns)
-            }
+/// The graph `name` for the picture of `plan`.
+fn network_graph(name: &str, arch: &Arch, plan: &Plan) -> Result<Graph> {
+    let Spec { width, height, .. } = plan.spec;
+    match name {
+        "encoder" => encoder::graph(arch, Shape::new(1, height, width, 3)),
+        "global" => decoder::global_graph(arch, &plan.latents),
+        "tile" => {
+            let (rows, columns) = plan.tiling.largest_window();
+            decoder::local_graph(arch, 1, rows, columns)
+        }
+        _ => {
+            let group = arch.groups.iter().position(|group| group.name == name);
+            let group = group.ok_or_else(|| {
+                let groups: Vec<_> = arch.groups.iter().map(|group| group.name.as_str()).collect();
+                let expected = format!("encoder, global, tile or {}", groups.join(" or "));
+                Error::invalid("graph", name, expected)
+            })?;
+            unet::graph(arch, group, &plan.latents)
         }
     }
 }
@@ -90,7 +93,9 @@ struct Report {
     width: usize,
     height: usize,
     levels: Vec<Level>,
-    networks: BTreeMap<&'static str, Network>,
+    labels: Vec<Label>,
+    groups: Vec<Step>,
+    networks: BTreeMap<String, Network>,
     parameters: u64,
     step_flops: u64,
     step_peak_bytes: u64,
@@ -118,8 +123,13 @@ struct Network {
     sha256: String,
 }
 
-/// Prefixes of parameter names, in the order of the table.
-const NETWORKS: [&str; 3] = ["encoder", "decoder", "unet"];
+/// A step of a group of levels.
+#[derive(Serialize)]
+struct Step {
+    name: String,
+    step_flops: u64,
+    step_peak_bytes: u64,
+}
 
 pub(super) fn run(args: &Args, progress: &mut Progress) -> Result<()> {
     let model = args::open_model(args.model.as_ref())?;
@@ -129,8 +139,8 @@ pub(super) fn run(args: &Args, progress: &mut Progress) -> Result<()> {
     }
     spec.tile = args.tile;
     let plan = Plan::new(spec, &model.arch)?;
-    if let Some(network) = args.graph {
-        let graph = network.graph(&model.arch, &plan)?;
+    if let Some(name) = &args.graph {
+        let graph = network_graph(name, &model.arch, &plan)?;
         print_nodes(&graph, progress);
         return progress.result(&match args.dot {
             true => graph.dot().to_string(),
@@ -165,21 +175,31 @@ fn print_nodes(graph: &Graph, progress: &mut Progress) {
 fn report(model: &Checkpoint, plan: Plan) -> Result<Report> {
     let arch = &model.arch;
     let Plan { spec, tiling, latents, .. } = plan;
-    let step = cost::unet_cost(arch, &MEMORY, spec.width, spec.height)?;
+    let step = |shape: GroupShape<'_>| {
+        let (index, name) = (shape.index(), shape.group.name.clone());
+        let cost = cost::unet_cost(arch, index, 1, &MEMORY, spec.width, spec.height)?;
+        Ok(Step { name, step_flops: cost.flops, step_peak_bytes: cost.peak_bytes })
+    };
+    let groups = arch.group_shapes().map(step).collect::<Result<Vec<_>>>()?;
     let decode = plan::decode_cost(arch, &tiling)?;
     let (rows, columns) = tiling.largest_window();
     let tile = cost::local_cost(arch, &MEMORY, rows, columns)?;
-    let levels = arch.levels.iter().zip(&latents).zip(&arch.noise.shift);
-    let networks = NETWORKS.map(|name| (name, network(model, name)));
+    let shifts: Vec<f64> =
+        arch.groups.iter().rev().flat_map(|group| group.noise.shift.iter().copied()).collect();
+    let levels = arch.levels.iter().zip(&latents).zip(shifts);
+    let groups_of = arch.group_shapes().map(|shape| (shape.group.name.clone(), shape.prefix()));
+    let networks = ["encoder", "decoder"].map(|name| (name.to_owned(), format!("{name}.")));
+    let networks = networks.into_iter().chain(groups_of);
+    let networks = networks.map(|(name, prefix)| (name, network(model, &prefix)));
     Ok(Report {
         name: arch.name.clone(),
         sha256: model.sha256.clone(),
-        trained_width: arch.width,
-        trained_height: arch.height,
+        trained_width: arch.width(),
+        trained_height: arch.height(),
         width: spec.width,
         height: spec.height,
         levels: levels
-            .map(|((level, shape), &sigma_shift)| Level {
+            .map(|((level, shape), sigma_shift)| Level {
                 factor: level.factor,
                 rows: shape.h,
                 columns: shape.w,
@@ -188,9 +208,11 @@ fn report(model: &Checkpoint, plan: Plan) -> Result<Report> {
             })
             .collect(),
         parameters: model.weights.iter().map(|(_, p)| p.data.len() as u64).sum(),
-        networks: networks.into_iter().collect(),
-        step_flops: step.flops,
-        step_peak_bytes: step.peak_bytes,
+        labels: arch.labels.clone(),
+        networks: networks.collect(),
+        step_flops: groups[0].step_flops,
+        step_peak_bytes: groups[0].step_peak_bytes,
+        groups,
         decode_flops: decode.flops,
         decode_peak_bytes: decode.peak_bytes,
         tiles: tiling.tiles.len(),
@@ -201,10 +223,10 @@ fn report(model: &Checkpoint, plan: Plan) -> Result<Report> {
     })
 }
 
-/// Number of parameters of one network, and SHA-256 of their names and values (f32, little endian), by name.
-fn network(model: &Checkpoint, network: &str) -> Network {
+/// Number of parameters whose names begin with `prefix`, and SHA-256 of their names and values (f32, little endian), by name.
+fn network(model: &Checkpoint, prefix: &str) -> Network {
     let mut params: Vec<_> =
-        model.weights.iter().filter(|(name, _)| name.split('.').next() == Some(network)).collect();
+        model.weights.iter().filter(|(name, _)| name.starts_with(prefix)).collect();
     params.sort_by_key(|(name, _)| *name);
     let mut hash = Sha256::new();
     for (name, param) in &params {
@@ -235,17 +257,30 @@ fn write_table(out: &mut String, r: &Report) -> std::fmt::Result {
         writeln!(out, "  {l:>5}  {factor:>6}  {grid:>10}  {channels:>8}  {sigma_shift:>11.2}")?;
     }
     writeln!(out, "\n  network  parameters  sha256")?;
-    for name in NETWORKS {
+    let groups = r.groups.iter().map(|group| group.name.as_str());
+    for name in ["encoder", "decoder"].into_iter().chain(groups) {
         let Some(network) = r.networks.get(name) else { continue };
         let count = text::scaled(network.parameters as f64);
         writeln!(out, "  {name:<7}  {count:>10}  {:.16}", network.sha256)?;
     }
     writeln!(out, "  all      {:>10}", text::scaled(r.parameters as f64))?;
+    if !r.labels.is_empty() {
+        writeln!(out, "\n  label    values")?;
+        for Label { name, values } in &r.labels {
+            writeln!(out, "  {name:<7}  {}", values.join(", "))?;
+        }
+    }
     writeln!(out, "\n  at {} x {}           work      memory", r.width, r.height)?;
     let mut row = |name: String, flops, bytes| {
         writeln!(out, "  {name:<18}{:>13}  {:>10}", text::flops(flops), text::bytes(bytes))
     };
-    row("denoising step".into(), r.step_flops, r.step_peak_bytes)?;
+    for Step { name, step_flops, step_peak_bytes } in &r.groups {
+        let name = match r.groups.len() {
+            1 => "denoising step".into(),
+            _ => format!("{name} step"),
+        };
+        row(name, *step_flops, *step_peak_bytes)?;
+    }
     row(format!("decode, {} tiles", r.tiles), r.decode_flops, r.decode_peak_bytes)?;
     row("largest tile".into(), r.tile_flops, r.tile_peak_bytes)?;
     writeln!(out, "\n  halo of a tile: {} latent pixels, {} pixels", r.halo, r.halo_pixels)

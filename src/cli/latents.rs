@@ -49,6 +49,9 @@ pub(super) struct DecodeArgs {
     /// Picture to write: .tiff or .png
     #[arg(value_name = "OUT")]
     out: PathBuf,
+    /// Seed of the decoder's noise, for models that have it
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
+    seed: u64,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -138,7 +141,7 @@ pub(super) fn decode(
         PixelBuffer::create(&output::directory(&args.out), width, height, args.decode.bits)?;
     let arch = &model.arch;
     let canvas = with_ops!(&mut device, ops => {
-        engine::decode(ops, arch, &latents, &tiling, canvas, progress, cancel)
+        engine::decode(ops, arch, (&latents, args.seed), &tiling, canvas, progress, cancel)
     })?;
     progress.stage("write");
     let description = format!("decoded by {}", model.arch.name);

@@ -10,7 +10,6 @@ use crate::{
     graph::Backend,
     image_in::Picture,
     model::{
-        arch::Arch,
         checkpoint::Checkpoint,
         precond,
         sampler::{self, BatchItem, Denoise, Latent, NoisyLatents, SamplerState},
@@ -20,15 +19,17 @@ use crate::{
 /// The preconditioned U-Net, as a denoiser for the samplers.
 struct Denoiser<'a, O: Backend> {
     ops: &'a mut O,
-    arch: &'a Arch,
+    model: &'a Checkpoint,
     cancel: &'a Cancel,
 }
 
 impl<O: Backend> Denoise for Denoiser<'_, O> {
     fn denoise(&mut self, batch: &[NoisyLatents<'_>]) -> Result<Vec<Vec<Latent>>> {
         self.cancel.check()?;
-        let denoised = precond::denoise(self.ops, self.arch, batch)?;
-        for (level, latent) in denoised.iter().flat_map(|pyramid| pyramid.iter().enumerate()) {
+        let denoised = precond::denoise(self.ops, self.model, batch)?;
+        let first = batch.first().map_or(0, |noisy| noisy.group);
+        let levels = self.model.arch.group(first).range();
+        for (level, latent) in denoised.iter().flat_map(|own| levels.clone().zip(own)) {
             check_finite(latent, level, "denoising")?;
         }
         Ok(denoised)
@@ -42,15 +43,20 @@ impl<O: Backend> Denoise for Denoiser<'_, O> {
 /// Those of [`step`], for the first member that fails; none has changed then.
 pub fn step_together<O: Backend>(
     ops: &mut O,
-    arch: &Arch,
+    model: &Checkpoint,
     members: &mut [(&Plan, &mut SamplerState)],
     cancel: &Cancel,
 ) -> Result<()> {
     let Some(sampler) = members.first().map(|(plan, _)| plan.spec.sampler) else { return Ok(()) };
-    let mut members: Vec<_> = (members.iter_mut())
-        .map(|(plan, sampling)| BatchItem { state: sampling, schedule: &plan.schedule })
+    let guidance: Vec<_> = members.iter().map(|(plan, _)| plan.guidance()).collect();
+    let mut members: Vec<_> = (members.iter_mut().zip(&guidance))
+        .map(|((plan, sampling), guidance)| BatchItem {
+            state: sampling,
+            schedule: &plan.schedule,
+            guidance: guidance.as_ref(),
+        })
         .collect();
-    sampler::advance(&mut Denoiser { ops, arch, cancel }, &mut members, sampler)
+    sampler::advance(&mut Denoiser { ops, model, cancel }, &mut members, sampler)
 }
 
 /// Takes the next step of `sampling` along `plan`; returns its events.
@@ -60,14 +66,14 @@ pub fn step_together<O: Backend>(
 /// `sampling` has not changed then.
 pub fn step<O: Backend>(
     ops: &mut O,
-    arch: &Arch,
+    model: &Checkpoint,
     plan: &Plan,
     sampling: &mut SamplerState,
     cancel: &Cancel,
 ) -> Result<Vec<Event>> {
-    step_together(ops, arch, &mut [(plan, sampling)], cancel)?;
+    step_together(ops, model, &mut [(plan, sampling)], cancel)?;
     let (schedule, step) = (&plan.schedule, sampling.step);
-    let sigma = schedule.sigma(step);
+    let sigma = schedule.reached(step);
     let settled = sampling.z.iter().enumerate().rev().filter_map(|(level, latent)| {
         let (rows, columns) = (latent.shape.h, latent.shape.w);
         (schedule.settled(level) == step).then_some(Event::Settled { level, step, rows, columns })
@@ -106,7 +112,7 @@ pub fn begin_from<O: Backend>(
 /// Those of [`step`].
 pub fn denoise<O: Backend>(
     ops: &mut O,
-    arch: &Arch,
+    model: &Checkpoint,
     plan: &Plan,
     mut sampling: SamplerState,
     observer: &mut dyn Observer,
@@ -114,7 +120,7 @@ pub fn denoise<O: Backend>(
 ) -> Result<Vec<Latent>> {
     observer.event(Event::Denoising { of: plan.schedule.steps() });
     while sampling.step < plan.schedule.steps() {
-        for event in step(ops, arch, plan, &mut sampling, cancel)? {
+        for event in step(ops, model, plan, &mut sampling, cancel)? {
             observer.event(event);
         }
     }
@@ -123,13 +129,13 @@ pub fn denoise<O: Backend>(
 
 /// Normalised latents -> the decoder's input: z / sigma_data * std + mean, per channel.
 pub fn denormalise(model: &Checkpoint, latents: Vec<Latent>) -> Vec<Latent> {
-    let sigma_data = model.arch.noise.sigma_data;
+    let sigma_data = model.arch.sigma_data();
     per_channel(model, latents, |z, mean, std| z / sigma_data * std + mean)
 }
 
 /// The encoder's latents -> normalised ones, the inverse of [`denormalise`].
 pub fn normalise(model: &Checkpoint, latents: Vec<Latent>) -> Vec<Latent> {
-    let sigma_data = model.arch.noise.sigma_data;
+    let sigma_data = model.arch.sigma_data();
     per_channel(model, latents, |z, mean, std| (z - mean) / std * sigma_data)
 }
 

@@ -185,13 +185,14 @@ fn make<O: Backend>(
         observer.event(Event::Notice { message: message.clone() });
     }
     let sampling = begin(ops)?;
-    let normalised = denoise::denoise(ops, &model.arch, plan, sampling, observer, cancel)?;
+    let normalised = denoise::denoise(ops, model, plan, sampling, observer, cancel)?;
     let latents = denoise::denormalise(model, normalised);
-    decode(ops, &model.arch, &latents, &plan.tiling, canvas, observer, cancel)
+    let seed = plan.spec.seed;
+    decode(ops, &model.arch, (&latents, seed), &plan.tiling, canvas, observer, cancel)
 }
 
 /// Encodes `picture` and decodes it again onto `canvas`, which `tiling` covers; sides that are no multiple of the
-/// coarsest factor are padded and cropped.
+/// coarsest factor are padded and cropped. The decoder's noise is that of seed 0.
 ///
 /// # Errors
 /// As [`generate`].
@@ -205,17 +206,18 @@ pub fn reconstruct<O: Backend>(
     cancel: &Cancel,
 ) -> Result<PixelBuffer> {
     let latents = encode::encode(ops, arch, picture)?;
-    decode(ops, arch, &latents, tiling, canvas, observer, cancel)
+    decode(ops, arch, (&latents, 0), tiling, canvas, observer, cancel)
 }
 
-/// Decodes `latents`, finest first, not normalised, tile by tile onto `canvas`.
+/// Decodes `latents`, finest first, not normalised, tile by tile onto `canvas`; `seed` is that of the decoder's noise, where
+/// the model has it.
 ///
 /// # Errors
 /// As [`generate`].
 pub fn decode<O: Backend>(
     ops: &mut O,
     arch: &Arch,
-    latents: &[Latent],
+    (latents, seed): (&[Latent], u64),
     tiling: &Tiling,
     mut canvas: PixelBuffer,
     observer: &mut dyn Observer,
@@ -223,7 +225,7 @@ pub fn decode<O: Backend>(
 ) -> Result<PixelBuffer> {
     cancel.check()?;
     observer.event(Event::Decoding { of: tiling.tiles.len() });
-    let decoder = TileDecoder::new(ops, arch, latents)?;
+    let decoder = TileDecoder::new(ops, arch, latents, seed)?;
     let (mut before, mut done) = (None, 0);
     for next in tiling.tiles.iter().map(Some).chain([None]) {
         cancel.check()?;

@@ -10,9 +10,9 @@ use crate::{
     graph::Cost,
     image_out::Bits,
     model::{
-        arch::Arch,
+        arch::{Arch, Label},
         cost, decoder, params,
-        sampler::{Sampler, latent_shapes},
+        sampler::{Guidance, Sampler, latent_shapes},
         schedule::Schedule,
     },
     ops::Shape,
@@ -24,6 +24,10 @@ pub const MAX_EXTENT: usize = 16384;
 pub const MAX_STEPS: usize = 1000;
 /// Default strength of an edit; see [`Spec::strength`].
 pub const STRENGTH: f64 = 0.5;
+/// Default guidance by labels; see [`Spec::guidance`].
+pub const GUIDANCE: f64 = 2.0;
+/// Largest guidance.
+pub const MAX_GUIDANCE: f64 = 20.0;
 /// Smallest side of a decoded tile, in pixels.
 pub const MIN_TILE: usize = 64;
 /// Largest side of a decoded tile, in pixels.
@@ -83,6 +87,14 @@ pub struct Spec {
     /// Strength of an edit, 0 to 1: the share of the noise schedule that a given picture goes through. 0 only encodes
     /// and decodes it, 1 keeps nothing but its size. None: generate from noise alone.
     pub strength: Option<f64>,
+    /// For each label of the model the row of its table, as [`Checkpoint::labels`] gives them: 0 if it is not given. Empty:
+    /// no label is given.
+    ///
+    /// [`Checkpoint::labels`]: crate::model::checkpoint::Checkpoint::labels
+    pub labels: Vec<usize>,
+    /// Guidance by the labels, from 1 (none) to [`MAX_GUIDANCE`]. It takes a second evaluation in each step of the first
+    /// group of levels.
+    pub guidance: f64,
 }
 
 impl Spec {
@@ -90,14 +102,33 @@ impl Spec {
     pub fn new(arch: &Arch, seed: u64) -> Self {
         Self {
             seed,
-            width: arch.width,
-            height: arch.height,
+            width: arch.width(),
+            height: arch.height(),
             steps: 25,
             sampler: Sampler::Dpmpp,
             tile: TileSize::Pixels(512),
             bits: Bits::Eight,
             strength: None,
+            labels: Vec::new(),
+            guidance: if arch.labels.is_empty() { 1.0 } else { GUIDANCE },
         }
+    }
+
+    /// True if steps of the first group are evaluated with labels and without.
+    fn is_guided(&self) -> bool {
+        self.guidance != 1.0 && self.labels.iter().any(|&row| row > 0)
+    }
+
+    /// Steps of each of `groups` groups: two thirds for the first one, which decides the layout, the rest in equal shares for
+    /// the others, at least one each.
+    fn group_steps(&self, groups: usize) -> Vec<usize> {
+        let others = groups.saturating_sub(1);
+        let later = match others {
+            0 => 0,
+            _ => (self.steps / 3).max(others),
+        };
+        let share = |i: usize| later * (i + 1) / others - later * i / others;
+        std::iter::once(self.steps - later).chain((0..others).map(share)).collect()
     }
 
     /// The first step of the schedule that is run. An edited picture gets the noise of that step (SDEdit, Meng et al.
@@ -230,14 +261,38 @@ impl Plan {
             let range = Expected::range(1..=MAX_STEPS, spec.steps);
             return Err(Error::invalid("steps", spec.steps, range));
         }
+        let groups = arch.groups.len();
+        if spec.steps < groups {
+            let expected = format!("at least {groups}, one for each group of levels");
+            return Err(Error::invalid("steps", spec.steps, expected));
+        }
+        if !(1.0..=MAX_GUIDANCE).contains(&spec.guidance) {
+            let expected = format!("a number from 1 to {MAX_GUIDANCE}");
+            return Err(Error::invalid("guidance", spec.guidance, expected));
+        }
+        let known = |(row, label): (&usize, &Label)| *row <= label.values.len();
+        let count = spec.labels.len();
+        if count > 0 && count != arch.labels.len()
+            || !spec.labels.iter().zip(&arch.labels).all(known)
+        {
+            let expected = format!("a row for each of the model's {} labels", arch.labels.len());
+            return Err(Error::invalid("labels", format!("{:?}", spec.labels), expected));
+        }
         let tiling = Tiling::new(arch, spec.width, spec.height, spec.tile)?;
         let [width, height] =
             [spec.width, spec.height].map(|side| side.next_multiple_of(arch.coarsest_factor()));
         let latents = latent_shapes(arch, 1, width, height);
-        let schedule = Schedule::new(&arch.noise, spec.steps);
+        let schedule = Schedule::of_groups(arch, &spec.group_steps(groups));
         let first_step = spec.first_step();
 
-        let unet = cost::unet_cost(arch, &MEMORY, width, height)?;
+        let mut unet = Cost::default();
+        for (group, count) in schedule.evaluations(spec.sampler, first_step) {
+            let pictures = if group == 0 && spec.is_guided() { 2 } else { 1 };
+            let one = cost::unet_cost(arch, group, pictures, &MEMORY, width, height)?;
+            unet.flops += count as u64 * one.flops;
+            unet.packed_bytes += one.packed_bytes;
+            unet.peak_bytes = unet.peak_bytes.max(one.peak_bytes);
+        }
         let encode = match spec.strength {
             Some(_) => cost::encoder_cost(arch, &MEMORY, width, height)?,
             None => Cost::default(),
@@ -247,13 +302,15 @@ impl Plan {
         let params = params::params(arch)?;
         let values: usize = params.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         let samples = 3 * spec.width as u64 * spec.height as u64;
-        let evaluations = schedule.evaluations(spec.sampler, first_step) as u64;
 
         let mut notices = Vec::new();
-        if (spec.width, spec.height) != (arch.width, arch.height) {
+        if !arch.sizes.contains(&[spec.width, spec.height]) {
+            let sizes: Vec<_> = arch.sizes.iter().map(|[w, h]| format!("{w}x{h}")).collect();
             notices.push(format!(
-                "trained for {}x{}; at {}x{} it may repeat or stretch what it knows",
-                arch.width, arch.height, spec.width, spec.height
+                "trained for {}; at {}x{} it may repeat or stretch what it knows",
+                sizes.join(" and "),
+                spec.width,
+                spec.height
             ));
         }
         Ok(Self {
@@ -264,10 +321,10 @@ impl Plan {
             peak_bytes: 4 * values as u64
                 + (unet.packed_bytes + decode.packed_bytes + encode.packed_bytes)
                 + unet.peak_bytes.max(decode.peak_bytes).max(encode.peak_bytes),
-            flops: encode.flops + evaluations * unet.flops + decode.flops,
+            flops: encode.flops + unet.flops + decode.flops,
             cost: CostBreakdown {
                 encode_flops: encode.flops,
-                step_flops: unet.flops * evaluations / steps,
+                step_flops: unet.flops / steps,
                 global_flops: decode.global_flops,
                 tile_flops: (decode.flops - decode.global_flops) / tiling.tiles.len() as u64,
             },
@@ -275,6 +332,12 @@ impl Plan {
             tiling,
             spec,
         })
+    }
+
+    /// The labels and their guidance; `None` if no label is given.
+    pub fn guidance(&self) -> Option<Guidance> {
+        let (rows, scale) = (self.spec.labels.clone(), self.spec.guidance);
+        (!rows.is_empty()).then_some(Guidance { rows, scale })
     }
 
     /// Checks that `rect` is not empty and lies in the picture; `field` names it in the error.

@@ -1,5 +1,7 @@
 //! Generation metadata: everything a picture was made from, so that it can be made again and compared.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use crate::{
@@ -26,6 +28,17 @@ pub fn decoded(
     Metadata { description, created: None, receipt }
 }
 
+/// The labels of `spec` that are given, by name.
+pub fn labels<'a>(model: &'a Checkpoint, spec: &Spec) -> BTreeMap<&'a str, &'a str> {
+    let given = model.arch.labels.iter().zip(&spec.labels);
+    given
+        .filter_map(|(label, row)| {
+            let value = label.values.get(row.checked_sub(1)?)?;
+            Some((label.name.as_str(), value.as_str()))
+        })
+        .collect()
+}
+
 /// Metadata of a picture that was generated or, with the SHA-256 and the attribution of the input file as `source`, edited.
 /// The tile's size is left out, as it does not change a pixel.
 pub fn generated(
@@ -48,6 +61,11 @@ pub fn generated(
         ("sampler", json!(sampler)),
     ] {
         metadata.receipt.insert(key.to_owned(), value);
+    }
+    let labels = labels(model, spec);
+    if !labels.is_empty() {
+        metadata.receipt.insert("labels".to_owned(), json!(labels));
+        metadata.receipt.insert("guidance".to_owned(), json!(spec.guidance));
     }
     if let Some(strength) = spec.strength {
         metadata.receipt.insert("strength".to_owned(), json!(strength));

@@ -14,7 +14,11 @@ use crate::{
     error::{Error, Result},
     graph::{Backend, Download, GraphBuilder},
     image_out::{Bits, PixelSource, RawPixels},
-    model::{arch::Arch, decoder, sampler::Latent},
+    model::{
+        arch::Arch,
+        decoder::{self, Part},
+        sampler::Latent,
+    },
     store::{self, BackingFile},
 };
 
@@ -24,22 +28,25 @@ pub struct TileDecoder<O: Backend> {
     features: O::Tensor,
     /// RGB stream [1, H/f, W/f, 3].
     rgb: O::Tensor,
+    /// Seed of the decoder's noise.
+    seed: u64,
 }
 
 impl<O: Backend> TileDecoder<O> {
-    /// Runs the global stage on `latents`, finest first, not normalised.
+    /// Runs the global stage on `latents`, finest first, not normalised, with the decoder's noise of `seed`.
     ///
     /// # Errors
     /// The backend's.
-    pub fn new(ops: &mut O, arch: &Arch, latents: &[Latent]) -> Result<Self> {
-        let uploaded: Vec<_> = latents
+    pub fn new(ops: &mut O, arch: &Arch, latents: &[Latent], seed: u64) -> Result<Self> {
+        let mut uploaded: Vec<_> = latents
             .iter()
             .map(|latent| ops.upload(latent.shape, &latent.data))
             .collect::<Result<_>>()?;
+        uploaded.extend(upload_noise(ops, arch, Part::Global, seed, whole_grid(latents))?);
         let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
         let graph = decoder::global_graph(arch, &shapes)?;
         let [features, rgb] = results(ops.run(&graph, uploaded)?)?;
-        Ok(Self { features, rgb })
+        Ok(Self { features, rgb, seed })
     }
 
     /// Decodes `tile`: [height, width, 3] of its rectangle, black at -1 and white at 1.
@@ -69,7 +76,8 @@ impl<O: Backend> TileDecoder<O> {
         let decoded = decoder::local_stage(&mut g, arch, h, r)?;
         // The halo is cropped on the device: only the tile's own pixels are copied back.
         let own = g.crop(decoded, own)?;
-        let inputs = vec![self.features.clone(), self.rgb.clone()];
+        let mut inputs = vec![self.features.clone(), self.rgb.clone()];
+        inputs.extend(upload_noise(ops, arch, Part::Local, self.seed, tile.window)?);
         let [own] = results(ops.run(&g.finish([own]), inputs)?)?;
         ops.download_later(&own)
     }
@@ -83,6 +91,24 @@ impl<O: Backend> TileDecoder<O> {
     }
 }
 
+/// The whole grid of the finest of `latents`.
+fn whole_grid(latents: &[Latent]) -> Rect {
+    let (width, height) = latents.first().map_or((0, 0), |z| (z.shape.w, z.shape.h));
+    Rect { x: 0, y: 0, width, height }
+}
+
+/// The decoder's inputs of noise for `window`, on the device.
+fn upload_noise<O: Backend>(
+    ops: &mut O,
+    arch: &Arch,
+    part: Part,
+    seed: u64,
+    window: Rect,
+) -> Result<Vec<O::Tensor>> {
+    let inputs = decoder::noise_inputs(arch, part, seed, window);
+    inputs.iter().map(|(shape, values)| ops.upload(*shape, values)).collect()
+}
+
 /// A preview, rows of 8-bit RGB, from the decoder's `latents` from `level` on, the coarsest ones. Finer ones count as
 /// zero, as in training. The preview has twice the sides of `level`'s grid ([`decoder::preview_graph`]), at most those
 /// of the finest latent's grid, so that a preview of a coarse level is cheap.
@@ -94,12 +120,14 @@ pub fn preview<O: Backend>(
     arch: &Arch,
     latents: &[Latent],
     level: usize,
+    seed: u64,
 ) -> Result<(Rect, Vec<u8>)> {
     let seen = (latents.iter().enumerate()).map(|(i, latent)| match i < level {
         true => ops.upload(latent.shape, &vec![0.0; latent.data.len()]),
         false => ops.upload(latent.shape, &latent.data),
     });
-    let seen = seen.collect::<Result<Vec<_>>>()?;
+    let mut seen = seen.collect::<Result<Vec<_>>>()?;
+    seen.extend(upload_noise(ops, arch, Part::Preview(level), seed, whole_grid(latents))?);
     let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
     let graph = decoder::preview_graph(arch, &shapes, level)?;
     let [rgb] = results(ops.run(&graph, seen)?)?;

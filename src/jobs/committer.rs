@@ -198,7 +198,7 @@ fn step(
 ) -> Result<()> {
     let (slot, crc32c) = locked(buffer).save(sampling)?;
     let (step, of) = (sampling.step, job.plan.schedule.steps());
-    let sigma = job.plan.schedule.sigma(step);
+    let sigma = job.plan.schedule.reached(step);
     let mut events = vec![Event::Step { step, of, sigma, slot, crc32c }];
     events.extend(settled.write(job)?);
     job.publish(events)

@@ -175,6 +175,18 @@ pub struct StoredSpec {
     bits: u8,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     strength: Option<f64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    labels: Vec<usize>,
+    #[serde(default = "unguided", skip_serializing_if = "is_unguided")]
+    guidance: f64,
+}
+
+fn unguided() -> f64 {
+    1.0
+}
+
+fn is_unguided(guidance: &f64) -> bool {
+    *guidance == unguided()
 }
 
 impl From<&Spec> for StoredSpec {
@@ -191,6 +203,8 @@ impl From<&Spec> for StoredSpec {
             },
             bits: 8 * spec.bits.sample_len() as u8,
             strength: spec.strength,
+            labels: spec.labels.clone(),
+            guidance: spec.guidance,
         }
     }
 }
@@ -199,7 +213,8 @@ impl TryFrom<&StoredSpec> for Spec {
     type Error = Error;
 
     fn try_from(stored: &StoredSpec) -> Result<Self> {
-        let StoredSpec { seed, width, height, steps, ref sampler, tile, bits, strength } = *stored;
+        let StoredSpec { seed, width, height, steps, tile, bits, strength, guidance, .. } = *stored;
+        let sampler = &stored.sampler;
         let method = sampler.parse().ok();
         Ok(Self {
             seed,
@@ -207,6 +222,8 @@ impl TryFrom<&StoredSpec> for Spec {
             height,
             steps,
             strength,
+            labels: stored.labels.clone(),
+            guidance,
             sampler: method.ok_or_else(|| {
                 Error::invalid("sampler", format!("{sampler:?}"), "a known sampler")
             })?,

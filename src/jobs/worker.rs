@@ -182,18 +182,20 @@ impl<'a, O: Backend> Worker<'a, O> {
 
     /// Measures the device's speed by one evaluation of the network at the smallest size.
     fn measure(&mut self) -> Result<()> {
-        let (arch, ops) = (&self.shared.models.first().arch, &mut self.ops[0]);
+        let (model, ops) = (self.shared.models.first(), &mut self.ops[0]);
+        let arch = &model.arch;
         let side = arch.coarsest_factor();
         let z: Vec<Latent> = latent_shapes(arch, 1, side, side)
             .into_iter()
             .map(|shape| Latent { shape, data: vec![0.5; shape.len()] })
             .collect();
         // The first evaluation packs weights and compiles shaders.
-        let noisy = [NoisyLatents { z: &z, sigma: 1.0 }];
-        precond::denoise(ops, arch, &noisy)?;
+        let noisy = [NoisyLatents { z: &z, group: 0, sigma: 1.0, guidance: None }];
+        precond::denoise(ops, model, &noisy)?;
         let began = Instant::now();
-        precond::denoise(ops, arch, &noisy)?;
-        self.shared.speed.add(cost::unet_cost(arch, &MEMORY, side, side)?.flops, began.elapsed());
+        precond::denoise(ops, model, &noisy)?;
+        let cost = cost::unet_cost(arch, 0, 1, &MEMORY, side, side)?;
+        self.shared.speed.add(cost.flops, began.elapsed());
         Ok(())
     }
 
@@ -326,7 +328,7 @@ impl<'a, O: Backend> Worker<'a, O> {
             .collect();
         // A job that is cancelled meanwhile ends after this step without affecting its peers.
         let cancel = Cancel::default();
-        let steps = || denoise::step_together(ops, &model.arch, &mut members, &cancel);
+        let steps = || denoise::step_together(ops, &model, &mut members, &cancel);
         catch_unwind(AssertUnwindSafe(steps)).unwrap_or_else(|_| Err(panicked()))
     }
 
@@ -375,14 +377,14 @@ impl<'a, O: Backend> Worker<'a, O> {
             }
             Work::Denoise(sampling) if more => {
                 let _span = tracing::info_span!("step", step = sampling.step + 1).entered();
-                denoise::step(ops, arch, plan, sampling, &job.cancel)?;
+                denoise::step(ops, model, plan, sampling, &job.cancel)?;
                 self.shared.steps.add(1);
                 self.after_step(active)
             }
             Work::Denoise(sampling) => {
                 let _span = tracing::info_span!("global_stage").entered();
                 let latents = denoise::denormalise(model, sampling.z.clone());
-                let decoder = TileDecoder::new(ops, arch, &latents)?;
+                let decoder = TileDecoder::new(ops, arch, &latents, plan.spec.seed)?;
                 let levels = settled(job, sampling);
                 if !levels.is_empty() {
                     let picture = Some(decoder.preview(ops)?);
@@ -436,7 +438,8 @@ impl<'a, O: Backend> Worker<'a, O> {
             Some(&finest) if job.previews_wanted() => {
                 let (model, z) = (&job.model, sampling.z.clone());
                 let ops = &mut self.ops[self.shared.models.index_of(model)];
-                Some(tiles::preview(ops, &model.arch, &denoise::denormalise(model, z), finest)?)
+                let (latents, seed) = (denoise::denormalise(model, z), job.plan.spec.seed);
+                Some(tiles::preview(ops, &model.arch, &latents, finest, seed)?)
             }
             _ => None,
         };

@@ -1,16 +1,20 @@
 //! [`Arch`]: the architecture of a pyramid diffusion model, as a JSON document. A value that came from
 //! [`Arch::from_json`] is consistent: every network can be built from it. The Python package `tessera_train` reads the
 //! same document.
+//!
+//! The document has two versions. Version 1 has one denoiser over all levels (`unet`, `noise`), one trained size and a
+//! decoder without noise. Version 2 has `groups` of levels with a denoiser each, `labels`, a list of trained `sizes`,
+//! and in the decoder `rgb` and the stages' `noise`. In memory a model of version 1 is one group over all levels.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Expected, Result};
 
 /// One latent of the pyramid: `channels` at 1/`factor` of the picture's size; factor 0: one pixel for the whole
 /// picture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Level {
     /// Picture pixels per latent pixel, a power of two, or 0.
@@ -20,7 +24,7 @@ pub struct Level {
 }
 
 /// Convolutions at one resolution of the encoder: `blocks` of them after the one that enters it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderStage {
     /// Width.
@@ -30,7 +34,7 @@ pub struct EncoderStage {
 }
 
 /// Residual blocks at one resolution of the decoder or U-Net.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
     /// Width.
@@ -39,10 +43,13 @@ pub struct Stage {
     pub blocks: usize,
     /// True if spatial-channel attention follows the blocks.
     pub attention: bool,
+    /// True if noise that is keyed by place enters the stage; decoder of version 2 only. False in documents without it.
+    #[serde(default)]
+    pub noise: bool,
 }
 
 /// The encoder; stage i works at factor `unshuffle` * 2^i, the last one at the coarsest spatial_levels factor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Encoder {
     /// Pixel-unshuffle at the input.
@@ -51,18 +58,30 @@ pub struct Encoder {
     pub stages: Vec<EncoderStage>,
 }
 
-/// Normalisation of the decoder's global stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Normalisation of the decoder's global stage, or of a U-Net.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Norm {
     /// GroupNorm.
+    #[default]
     Group,
     /// Per-pixel RMS norm.
     Pixel,
 }
 
+/// Upsampling of the decoder's RGB stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RgbUpsampling {
+    /// Nearest-neighbour, as in version 1.
+    #[default]
+    Nearest,
+    /// FIR `[1,3,3,1]`, as the output skips of StyleGAN2.
+    Fir,
+}
+
 /// The decoder; stage i works at factor `shuffle` * 2^i. Stages finer than the finest latent are the local stage.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Decoder {
     /// Pixel-shuffle at the output.
@@ -71,15 +90,19 @@ pub struct Decoder {
     pub global_norm: Norm,
     /// Stages, finest first.
     pub stages: Vec<Stage>,
+    /// Upsampling of the RGB stream; nearest-neighbour in documents without it.
+    #[serde(default)]
+    pub rgb: RgbUpsampling,
 }
 
-/// The U-Net; stage i works at factor `levels[0].factor` * `unshuffle` * 2^i.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The U-Net of a group of levels; stage i works at factor f * `unshuffle` * 2^i with the factor f of the group's finest
+/// level.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UNet {
     /// Width of the time embedding.
     pub embedding: usize,
-    /// Width at the 1x1 level.
+    /// Width at the 1x1 level; unused without one.
     pub global_channels: usize,
     /// Stages, finest first.
     pub stages: Vec<Stage>,
@@ -90,10 +113,16 @@ pub struct UNet {
     /// Connections between stages; [`Skip::ResSkip`] in documents without it.
     #[serde(default)]
     pub skip: Skip,
+    /// Normalisation; with [`Norm::Pixel`] its receptive field is finite. GroupNorm in documents without it.
+    #[serde(default)]
+    pub norm: Norm,
+    /// True if two input channels hold the position in the picture. False in documents without it.
+    #[serde(default)]
+    pub coordinates: bool,
 }
 
 /// Connections of the U-Net: Res-Skip of the paper's figure 4, or one half of it alone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Skip {
     /// Residual blocks, and streams of latents that enter and leave at every stage.
@@ -110,7 +139,7 @@ fn one() -> usize {
 }
 
 /// EDM's constants (Karras et al. 2022) and, per level, the shift of ln(sigma) against the shared one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Noise {
     /// Standard deviation of normalised latents.
@@ -126,7 +155,7 @@ pub struct Noise {
 }
 
 /// Ratio of spatial to channel attention in spatial-channel attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttentionRatio {
     /// Spatial share N / (N + C), N pixels and C channels.
@@ -139,36 +168,221 @@ pub enum AttentionRatio {
     Spatial,
 }
 
-/// A whole model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Consecutive levels that are denoised together by one U-Net. All coarser levels are denoised before, and condition it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Its name, such as `layout`.
+    pub name: String,
+    /// Indices into [`Arch::levels`], increasing.
+    pub levels: Vec<usize>,
+    /// Denoiser of the latents.
+    pub unet: UNet,
+    /// Noise levels; a shift for each of `levels`.
+    pub noise: Noise,
+}
+
+/// An attribute of a picture that can be asked for, such as `time`, and its values.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Label {
+    /// Its name.
+    pub name: String,
+    /// Its values.
+    pub values: Vec<String>,
+}
+
+/// A whole model.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Arch {
-    /// Version of this document; this program reads 1.
+    /// Version of the document, 1 or 2.
     pub version: u32,
     /// Name of the model.
     pub name: String,
-    /// Width it was trained for, in pixels.
-    pub width: usize,
-    /// Height it was trained for, in pixels.
-    pub height: usize,
+    /// Widths and heights that it was trained for, in pixels; the first is the default.
+    pub sizes: Vec<[usize; 2]>,
     /// Latents, finest first.
     pub levels: Vec<Level>,
     /// Picture to latents.
     pub encoder: Encoder,
     /// Latents to picture.
     pub decoder: Decoder,
-    /// Denoiser of the latents.
-    pub unet: UNet,
-    /// Noise levels.
-    pub noise: Noise,
+    /// Denoisers in the order in which they run, that of the coarsest levels first.
+    pub groups: Vec<Group>,
+    /// Attributes that can be asked for.
+    pub labels: Vec<Label>,
     /// Ratio of SC attention.
     pub attention_ratio: AttentionRatio,
+}
+
+/// The document of version 1.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Version1 {
+    version: u32,
+    name: String,
+    width: usize,
+    height: usize,
+    levels: Vec<Level>,
+    encoder: Encoder,
+    decoder: Decoder,
+    unet: UNet,
+    noise: Noise,
+    attention_ratio: AttentionRatio,
+}
+
+/// The document of version 2.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Version2 {
+    version: u32,
+    name: String,
+    sizes: Vec<[usize; 2]>,
+    levels: Vec<Level>,
+    encoder: Encoder,
+    decoder: Decoder,
+    groups: Vec<Group>,
+    labels: Vec<Label>,
+    attention_ratio: AttentionRatio,
+}
+
+/// The field that tells the versions apart.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+impl From<Version1> for Arch {
+    fn from(document: Version1) -> Self {
+        let levels = (0..document.levels.len()).collect();
+        let (unet, noise) = (document.unet, document.noise);
+        Self {
+            version: document.version,
+            name: document.name,
+            sizes: vec![[document.width, document.height]],
+            levels: document.levels,
+            encoder: document.encoder,
+            decoder: document.decoder,
+            groups: vec![Group { name: "unet".into(), levels, unet, noise }],
+            labels: Vec::new(),
+            attention_ratio: document.attention_ratio,
+        }
+    }
+}
+
+impl From<Version2> for Arch {
+    fn from(document: Version2) -> Self {
+        let Version2 {
+            version,
+            name,
+            sizes,
+            levels,
+            encoder,
+            decoder,
+            groups,
+            labels,
+            attention_ratio,
+        } = document;
+        Self { version, name, sizes, levels, encoder, decoder, groups, labels, attention_ratio }
+    }
+}
+
+/// The shapes of one group's U-Net.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupShape<'a> {
+    arch: &'a Arch,
+    index: usize,
+    /// The group.
+    pub group: &'a Group,
+}
+
+impl<'a> GroupShape<'a> {
+    /// Prefix of the group's parameters in a checkpoint: `unet.` in version 1, else `groups.INDEX.`.
+    pub fn prefix(&self) -> String {
+        match self.arch.version {
+            1 => "unet.".into(),
+            _ => format!("groups.{}.", self.index),
+        }
+    }
+
+    /// Index of the group in [`Arch::groups`].
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The group's levels as a range of [`Arch::levels`].
+    pub fn range(&self) -> Range<usize> {
+        let first = self.group.levels.first().copied().unwrap_or(0);
+        first..first + self.group.levels.len()
+    }
+
+    /// The group's levels, finest first.
+    pub fn levels(&self) -> &'a [Level] {
+        &self.arch.levels[self.range()]
+    }
+
+    /// The coarser levels that the network is conditioned on, finest first.
+    pub fn condition(&self) -> &'a [Level] {
+        &self.arch.levels[self.range().end..]
+    }
+
+    /// The group's levels with a grid, finest first.
+    pub fn spatial_levels(&self) -> &'a [Level] {
+        spatial(self.levels())
+    }
+
+    /// True if the 1x1 level is in the group.
+    pub fn has_global(&self) -> bool {
+        self.levels().last().is_some_and(|level| level.factor == 0)
+    }
+
+    /// The factor that stage `stage` works at.
+    pub fn factor(&self, stage: usize) -> usize {
+        let finest = self.levels().first().map_or(1, |level| level.factor);
+        (finest * self.group.unet.unshuffle) << stage
+    }
+
+    /// The level of the group whose latent enters and leaves at stage `stage`; the finest one does so at stage 0,
+    /// unshuffled.
+    pub fn level(&self, stage: usize) -> Option<usize> {
+        match stage {
+            0 => Some(0),
+            _ => self.levels().iter().position(|level| level.factor == self.factor(stage)),
+        }
+    }
+
+    /// True if latents enter and leave at stage `stage`.
+    pub fn has_latent_io(&self, stage: usize) -> bool {
+        self.group.unet.skip != Skip::Residual || self.level(stage).is_some()
+    }
+
+    /// Channels of the latents that enter and leave at stage `stage`: those of the coarsest level with a grid that is
+    /// not coarser than the stage.
+    pub fn latent_channels(&self, stage: usize) -> usize {
+        let factor = self.factor(stage);
+        let owner = self.spatial_levels().iter().rposition(|level| level.factor <= factor);
+        let owner = owner.unwrap_or(0);
+        let unshuffle = if owner == 0 { self.group.unet.unshuffle } else { 1 };
+        self.levels()[owner].channels * unshuffle * unshuffle
+    }
+}
+
+/// Those of `levels` that have a grid: all but the 1x1 one.
+fn spatial(levels: &[Level]) -> &[Level] {
+    match levels.split_last() {
+        Some((Level { factor: 0, .. }, finer)) => finer,
+        _ => levels,
+    }
 }
 
 /// Largest width of any layer: bounds the memory that a hostile document can ask for.
 pub const MAX_CHANNELS: usize = 8192;
 /// Largest number of blocks of a stage.
 pub const MAX_BLOCKS: usize = 64;
+/// Largest number of labels.
+pub const MAX_LABELS: usize = 64;
+/// Largest number of values of a label.
+pub const MAX_VALUES: usize = 256;
 /// Largest factor of a level.
 pub const MAX_FACTOR: usize = 4096;
 
@@ -178,19 +392,46 @@ impl Arch {
     /// # Errors
     /// [`crate::error::Kind::InvalidModel`] when it is not JSON of this form or its parts do not fit together.
     pub fn from_json(text: &str) -> Result<Self> {
-        let arch: Self = serde_json::from_str(text).map_err(|e| {
-            Error::model("arch", "malformed", "an architecture of this version").with_source(e)
-        })?;
+        let malformed =
+            |e| Error::model("arch", "malformed", "an architecture of this version").with_source(e);
+        let Versioned { version } = serde_json::from_str(text).map_err(malformed)?;
+        let arch: Self = match version {
+            1 => serde_json::from_str::<Version1>(text).map_err(malformed)?.into(),
+            2 => serde_json::from_str::<Version2>(text).map_err(malformed)?.into(),
+            _ => return Err(Error::model("arch.version", version, "1 or 2")),
+        };
         arch.validate()?;
         Ok(arch)
     }
 
+    /// Default width in pixels.
+    pub fn width(&self) -> usize {
+        self.sizes[0][0]
+    }
+
+    /// Default height in pixels.
+    pub fn height(&self) -> usize {
+        self.sizes[0][1]
+    }
+
+    /// The shapes of the U-Net of group `index`.
+    pub fn group(&self, index: usize) -> GroupShape<'_> {
+        GroupShape { arch: self, index, group: &self.groups[index] }
+    }
+
+    /// The shapes of all groups' U-Nets, in the order in which they run.
+    pub fn group_shapes(&self) -> impl Iterator<Item = GroupShape<'_>> {
+        (0..self.groups.len()).map(|index| self.group(index))
+    }
+
+    /// Standard deviation of normalised latents, the same for all groups.
+    pub fn sigma_data(&self) -> f64 {
+        self.groups[0].noise.sigma_data
+    }
+
     /// Levels with a grid (all but the 1x1 one), finest first.
     pub fn spatial_levels(&self) -> &[Level] {
-        match self.levels.last() {
-            Some(Level { factor: 0, .. }) => &self.levels[..self.levels.len() - 1],
-            _ => &self.levels,
-        }
+        spatial(&self.levels)
     }
 
     /// True if the coarsest level is the 1x1 one.
@@ -219,137 +460,175 @@ impl Arch {
         self.levels.iter().position(|level| level.factor == factor)
     }
 
-    /// The level that supplies the latents at `factor`: the coarsest one with a grid that is not coarser than `factor`.
-    pub fn level_of_factor(&self, factor: usize) -> usize {
-        self.spatial_levels().iter().rposition(|level| level.factor <= factor).unwrap_or(0)
-    }
-
-    /// The factor that stage `stage` of the U-Net works at.
-    pub fn unet_factor(&self, stage: usize) -> usize {
-        (self.finest_factor() * self.unet.unshuffle) << stage
-    }
-
-    /// The level whose latent enters and leaves at stage `stage` of the U-Net; the finest one does so at stage 0,
-    /// unshuffled.
-    pub fn unet_level(&self, stage: usize) -> Option<usize> {
-        if stage == 0 { Some(0) } else { self.level_at(self.unet_factor(stage)) }
-    }
-
-    /// True if latents enter and leave the U-Net at stage `stage`.
-    pub fn stage_has_latent_io(&self, stage: usize) -> bool {
-        self.unet.skip != Skip::Residual || self.unet_level(stage).is_some()
-    }
-
-    /// Channels of the latents that enter and leave at stage `stage` of the U-Net.
-    pub fn stage_latent_channels(&self, stage: usize) -> usize {
-        let level = self.level_of_factor(self.unet_factor(stage));
-        let unshuffle = if level == 0 { self.unet.unshuffle } else { 1 };
-        self.levels[level].channels * unshuffle * unshuffle
-    }
-
     fn validate(&self) -> Result<()> {
-        let need = |ok: bool, field: &str, value: &dyn fmt::Display, expected: String| match ok {
-            true => Ok(()),
-            false => Err(Error::model(format!("arch.{field}"), value, expected)),
-        };
-        need(self.version == 1, "version", &self.version, "1".into())?;
         let factors: Vec<usize> = self.spatial_levels().iter().map(|level| level.factor).collect();
-        need(!factors.is_empty(), "levels", &0, "at least one with a factor".into())?;
+        need(!factors.is_empty(), "levels", &0, "at least one with a factor")?;
         for &f in &factors {
             let ok = f.is_power_of_two() && (2..=MAX_FACTOR).contains(&f);
             need(ok, "levels.factor", &f, format!("a power of two from 2 to {MAX_FACTOR}"))?;
         }
-        need(
-            factors.is_sorted_by(|a, b| a < b),
-            "levels.factor",
-            &format!("{factors:?}"),
-            "increasing factors".into(),
-        )?;
+        let increasing = factors.is_sorted_by(|a, b| a < b);
+        need(increasing, "levels.factor", &format!("{factors:?}"), "increasing factors")?;
         let coarsest = self.coarsest_factor();
-        for (name, extent) in [("width", self.width), ("height", self.height)] {
-            let ok = extent > 0 && extent % coarsest == 0 && extent <= 1 << 20;
-            need(ok, name, &extent, format!("a multiple of {coarsest} up to {}", 1 << 20))?;
+        need(!self.sizes.is_empty(), "sizes", &0, "at least one")?;
+        for [width, height] in &self.sizes {
+            for (name, &extent) in [("width", width), ("height", height)] {
+                let ok = extent > 0 && extent % coarsest == 0 && extent <= 1 << 20;
+                need(ok, name, &extent, format!("a multiple of {coarsest} up to {}", 1 << 20))?;
+            }
         }
-        let stages = [
-            ("encoder", self.encoder.unshuffle, self.encoder.stages.len()),
-            ("decoder", self.decoder.shuffle, self.decoder.stages.len()),
-            ("unet", factors[0].saturating_mul(self.unet.unshuffle), self.unet.stages.len()),
-        ];
-        for (name, first, count) in stages {
-            need(
-                first.is_power_of_two() && first <= coarsest,
-                &format!("{name} first factor"),
-                &first,
-                format!("a power of two up to {coarsest}"),
-            )?;
-            let wanted = (coarsest / first).ilog2() as usize + 1;
-            need(
-                count == wanted,
-                &format!("{name}.stages"),
-                &format!("{count} entries"),
-                format!("{wanted} for factors {first} to {coarsest}"),
-            )?;
-        }
+        check_stages("encoder", self.encoder.unshuffle, self.encoder.stages.len(), coarsest)?;
+        check_stages("decoder", self.decoder.shuffle, self.decoder.stages.len(), coarsest)?;
         for (name, value) in [
             ("encoder.unshuffle", self.encoder.unshuffle),
             ("decoder.shuffle", self.decoder.shuffle),
         ] {
             need(value <= factors[0], name, &value, format!("at most {}", factors[0]))?;
         }
-        let (first, unshuffle) = (factors[0], self.unet.unshuffle);
-        need(
-            factors.get(1).is_none_or(|&next| first * unshuffle < next),
-            "unet.unshuffle",
-            &unshuffle,
-            format!("less than takes the finest level, {first}, to the next one's factor"),
-        )?;
         let local = (factors[0] / self.decoder.shuffle).ilog2() as usize;
         for (i, stage) in self.decoder.stages.iter().take(local).enumerate() {
             let field = format!("decoder.stages[{i}].attention");
-            need(!stage.attention, &field, &true, "false in the local stage".into())?;
-        }
-        for (i, stage) in self.unet.stages.iter().enumerate() {
-            let field = format!("unet.stages[{i}].blocks");
-            need(stage.blocks >= 1, &field, &stage.blocks, "at least 1".into())?;
+            need(!stage.attention, &field, &true, "false in the local stage")?;
         }
         let widths = (self.levels.iter().map(|l| (l.channels, 0)))
             .chain(self.encoder.stages.iter().map(|s| (s.channels, s.blocks)))
-            .chain(
-                self.decoder.stages.iter().chain(&self.unet.stages).map(|s| (s.channels, s.blocks)),
-            )
-            .chain([(self.unet.embedding, 0), (self.unet.global_channels, 0)]);
-        for (channels, blocks) in widths {
-            let ok = (1..=MAX_CHANNELS).contains(&channels);
-            need(ok, "channels", &channels, format!("from 1 to {MAX_CHANNELS}"))?;
-            need(blocks <= MAX_BLOCKS, "blocks", &blocks, format!("at most {MAX_BLOCKS}"))?;
+            .chain(self.decoder.stages.iter().map(|s| (s.channels, s.blocks)));
+        check_widths(widths)?;
+        self.validate_labels()?;
+        let covered: Vec<usize> =
+            self.groups.iter().rev().flat_map(|group| group.levels.iter().copied()).collect();
+        let each_once = covered.iter().copied().eq(0..self.levels.len());
+        let expected = "every level once, the groups of coarse levels first";
+        need(each_once, "groups.levels", &format!("{covered:?}"), expected)?;
+        if self.version == 1 {
+            let plain = self.decoder.rgb == RgbUpsampling::Nearest
+                && self.decoder.stages.iter().all(|stage| !stage.noise);
+            need(plain, "decoder", &"with rgb or noise", "a decoder of version 1")?;
+            let unet = &self.groups[0].unet;
+            let plain = unet.norm == Norm::Group && !unet.coordinates;
+            need(plain, "unet", &"with norm or coordinates", "a U-Net of version 1")?;
         }
-        let embedding = self.unet.embedding;
-        need(embedding.is_multiple_of(2), "unet.embedding", &embedding, "an even number".into())?;
-        let noise = &self.noise;
-        need(
-            noise.shift.len() == self.levels.len(),
-            "noise.shift",
-            &format!("{} entries", noise.shift.len()),
-            format!("one for each of {} levels", self.levels.len()),
-        )?;
-        for (name, value) in
-            [("sigma_data", noise.sigma_data), ("sigma_min", noise.sigma_min), ("rho", noise.rho)]
-        {
-            let field = format!("noise.{name}");
-            need(value.is_finite() && value > 0.0, &field, &value, "a positive number".into())?;
-        }
-        need(
-            noise.sigma_max.is_finite() && noise.sigma_max > noise.sigma_min,
-            "noise.sigma_max",
-            &noise.sigma_max,
-            format!("more than sigma_min, {}", noise.sigma_min),
-        )?;
-        for &shift in &noise.shift {
-            let ok = shift.is_finite() && shift.abs() <= 20.0;
-            need(ok, "noise.shift", &shift, "from -20 to 20".into())?;
+        for shape in self.group_shapes() {
+            self.validate_group(shape)?;
         }
         Ok(())
     }
+
+    fn validate_labels(&self) -> Result<()> {
+        let count = self.labels.len();
+        need(count <= MAX_LABELS, "labels", &count, format!("at most {MAX_LABELS}"))?;
+        let mut names = BTreeSet::new();
+        for label in &self.labels {
+            need(names.insert(&label.name), "labels.name", &label.name, "names that differ")?;
+            let values: BTreeSet<_> = label.values.iter().collect();
+            let field = format!("labels.{}.values", label.name);
+            let ok = !values.is_empty() && values.len() == label.values.len();
+            need(ok, &field, &format!("{:?}", label.values), "values that differ, at least one")?;
+            let count = values.len();
+            need(count <= MAX_VALUES, &field, &count, format!("at most {MAX_VALUES}"))?;
+        }
+        Ok(())
+    }
+
+    fn validate_group(&self, shape: GroupShape<'_>) -> Result<()> {
+        let (unet, noise) = (&shape.group.unet, &shape.group.noise);
+        let prefix = match self.version {
+            1 => String::new(),
+            _ => format!("groups[{}].", shape.index),
+        };
+        let field = |name: &str| format!("{prefix}{name}");
+        let factors: Vec<usize> = shape.spatial_levels().iter().map(|level| level.factor).collect();
+        let Some(&finest) = factors.first() else {
+            return need(false, &field("levels"), &"the 1x1 level alone", "one with a factor");
+        };
+        let coarsest = self.coarsest_factor();
+        let first = finest.saturating_mul(unet.unshuffle);
+        let within = first.is_power_of_two() && first <= coarsest;
+        let expected = format!("a power of two up to {coarsest}");
+        need(within, &field("unet first factor"), &first, expected)?;
+        let most = (coarsest / first).ilog2() as usize + 1;
+        let count = unet.stages.len();
+        // With the 1x1 level the stages end at the group's coarsest grid, else at it or beyond.
+        let own = factors[factors.len() - 1];
+        let least = if own >= first { (own / first).ilog2() as usize + 1 } else { 1 };
+        let exact = self.version == 1 || shape.has_global();
+        let ok = if exact { count == least } else { (least..=most).contains(&count) };
+        let end = if exact { own } else { coarsest };
+        let expected = match exact {
+            true => format!("{least} for factors {first} to {end}"),
+            false => format!("from {least} to {most} for factors {first} to {end}"),
+        };
+        need(ok, &field("unet.stages"), &format!("{count} entries"), expected)?;
+        let next = self.levels.get(shape.range().start + 1).map_or(0, |level| level.factor);
+        let inside = factors.len() == 1 || first < next;
+        let beside = next == 0 || first <= next;
+        let expected =
+            format!("less than takes the finest level, {finest}, beyond the next one's factor");
+        need(inside && beside, &field("unet.unshuffle"), &unet.unshuffle, expected)?;
+        for (i, stage) in unet.stages.iter().enumerate() {
+            let name = field(&format!("unet.stages[{i}]"));
+            need(stage.blocks >= 1, &format!("{name}.blocks"), &stage.blocks, "at least 1")?;
+            need(!stage.noise, &format!("{name}.noise"), &true, "false in a U-Net")?;
+            let ok = unet.norm == Norm::Group || !stage.attention;
+            need(ok, &format!("{name}.attention"), &true, "false with the norm pixel")?;
+        }
+        let ok = unet.norm == Norm::Group || !shape.has_global();
+        need(ok, &field("unet.norm"), &"pixel", "group with the 1x1 level")?;
+        let widths = unet.stages.iter().map(|s| (s.channels, s.blocks));
+        check_widths(widths.chain([(unet.embedding, 0), (unet.global_channels, 0)]))?;
+        let even = unet.embedding.is_multiple_of(2);
+        need(even, &field("unet.embedding"), &unet.embedding, "an even number")?;
+        let (count, levels) = (noise.shift.len(), shape.group.levels.len());
+        let expected = format!("one for each of {levels} levels");
+        need(count == levels, &field("noise.shift"), &format!("{count} entries"), expected)?;
+        for (name, value) in
+            [("sigma_data", noise.sigma_data), ("sigma_min", noise.sigma_min), ("rho", noise.rho)]
+        {
+            let ok = value.is_finite() && value > 0.0;
+            need(ok, &field(&format!("noise.{name}")), &value, "a positive number")?;
+        }
+        let same = noise.sigma_data == self.sigma_data();
+        let expected = format!("that of the first group, {}", self.sigma_data());
+        need(same, &field("noise.sigma_data"), &noise.sigma_data, expected)?;
+        let ok = noise.sigma_max.is_finite() && noise.sigma_max > noise.sigma_min;
+        let expected = format!("more than sigma_min, {}", noise.sigma_min);
+        need(ok, &field("noise.sigma_max"), &noise.sigma_max, expected)?;
+        for &shift in &noise.shift {
+            let ok = shift.is_finite() && shift.abs() <= 20.0;
+            need(ok, &field("noise.shift"), &shift, "from -20 to 20")?;
+        }
+        Ok(())
+    }
+}
+
+/// `Ok` if `ok`, else an error that names the field, the value and what is expected.
+fn need(
+    ok: bool,
+    field: &str,
+    value: &dyn fmt::Display,
+    expected: impl Into<Expected>,
+) -> Result<()> {
+    if ok { Ok(()) } else { Err(Error::model(format!("arch.{field}"), value, expected)) }
+}
+
+/// Checks that `count` stages go from the factor `first` to `coarsest`.
+fn check_stages(name: &str, first: usize, count: usize, coarsest: usize) -> Result<()> {
+    let within = first.is_power_of_two() && first <= coarsest;
+    let expected = format!("a power of two up to {coarsest}");
+    need(within, &format!("{name} first factor"), &first, expected)?;
+    let wanted = (coarsest / first).ilog2() as usize + 1;
+    let expected = format!("{wanted} for factors {first} to {coarsest}");
+    need(count == wanted, &format!("{name}.stages"), &format!("{count} entries"), expected)
+}
+
+/// Checks channels and blocks.
+fn check_widths(widths: impl Iterator<Item = (usize, usize)>) -> Result<()> {
+    for (channels, blocks) in widths {
+        let ok = (1..=MAX_CHANNELS).contains(&channels);
+        need(ok, "channels", &channels, format!("from 1 to {MAX_CHANNELS}"))?;
+        need(blocks <= MAX_BLOCKS, "blocks", &blocks, format!("at most {MAX_BLOCKS}"))?;
+    }
+    Ok(())
 }
 
 /// Groups of a GroupNorm: the largest divisor of `channels` that is at most min(channels / 4, 32), as in NCSN++ and EDM

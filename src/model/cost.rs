@@ -20,17 +20,19 @@ pub fn encoder_cost(
     encoder::graph(arch, Shape::new(1, height, width, 3))?.cost(Some(memory))
 }
 
-/// Cost of one evaluation of the U-Net for a picture of `width` x `height` pixels.
+/// Cost of one evaluation of the U-Net of group `group` for a batch of `pictures` of `width` x `height` pixels.
 ///
 /// # Errors
 /// As [`encoder_cost`].
 pub fn unet_cost(
     arch: &Arch,
+    group: usize,
+    pictures: usize,
     memory: &dyn BackendMemory,
     width: usize,
     height: usize,
 ) -> Result<Cost> {
-    unet::graph(arch, &latent_shapes(arch, 1, width, height), 1)?.cost(Some(memory))
+    unet::graph(arch, group, &latent_shapes(arch, pictures, width, height))?.cost(Some(memory))
 }
 
 /// Cost of the decoder's global stage for a picture of `width` x `height` pixels.

@@ -9,6 +9,7 @@ pub mod decoder;
 pub mod encoder;
 pub mod noise;
 pub mod params;
+pub mod place_noise;
 pub mod precond;
 pub mod safetensors;
 pub mod sampler;

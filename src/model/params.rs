@@ -15,7 +15,7 @@ pub fn latent_stats(level: usize) -> [String; 2] {
     [format!("latents.{level}.mean"), format!("latents.{level}.std")]
 }
 
-/// Names and shapes of all parameters: encoder, decoder, U-Net, statistics of the latents.
+/// Names and shapes of all parameters: encoder, decoder, U-Nets, tables of labels, statistics of the latents.
 ///
 /// # Errors
 /// When `arch` does not fit together; one from [`Arch::from_json`] does.
@@ -25,12 +25,15 @@ pub fn params(arch: &Arch) -> Result<Vec<(String, Vec<usize>)>> {
     let picture = g.input(Shape::new(1, side, side, 3))?;
     encoder::encode(&mut g, arch, picture)?;
     let latents = latent_shapes(arch, 1, side, side);
-    let z = latents.into_iter().map(|shape| g.input(shape)).collect::<Result<Vec<_>>>()?;
+    let z = latents.iter().map(|&shape| g.input(shape)).collect::<Result<Vec<_>>>()?;
     let (h, r) = decoder::global_stage(&mut g, arch, &z)?;
     decoder::local_stage(&mut g, arch, h, r)?;
-    let features = g.input(Shape::new(1, 1, 1, arch.unet.embedding))?;
-    unet::predict(&mut g, arch, &z, features)?;
+    for shape in arch.group_shapes() {
+        let inputs = unet::Inputs::add(&mut g, arch, shape, &latents)?;
+        unet::predict(&mut g, arch, shape, &inputs)?;
+    }
     let mut params = g.finish([]).cost(None)?.params;
+    params.extend(arch.group_shapes().flat_map(|shape| unet::label_tables(arch, shape)));
     for (l, level) in arch.levels.iter().enumerate() {
         params.extend(latent_stats(l).map(|name| (name, vec![level.channels])));
     }

@@ -6,10 +6,11 @@ use crate::{
     graph::Backend,
     model::{
         arch::{Arch, Noise},
+        checkpoint::Checkpoint,
         sampler::{Latent, NoisyLatents},
         unet,
     },
-    ops::Shape,
+    ops::{Shape, weights::Weights},
 };
 
 /// The coefficients of D(z; s) = c_skip z + c_out F(c_in z; c_noise) at one sigma.
@@ -54,51 +55,132 @@ pub fn level_sigma(noise: &Noise, level: usize, sigma: f64) -> f64 {
     (sigma * libm::exp(noise.shift[level])).max(noise.sigma_min)
 }
 
-/// D(z; sigma) for every pyramid of `batch`, in their order, by one evaluation of the network; the results have the
-/// shapes of the inputs. Sigmas may differ within the batch. A pyramid's result has the same bits as in a batch of its
-/// own.
+/// One row of a batch for the network: a pyramid, and the rows of its labels.
+struct Row<'a> {
+    noisy: &'a NoisyLatents<'a>,
+    labels: Vec<usize>,
+}
+
+/// D(z; sigma) of the group's levels for every pyramid of `batch`, in their order, by one evaluation of the network; the
+/// results have the shapes of the inputs. Sigmas and labels may differ within the batch. A pyramid's result has the same
+/// bits as in a batch of its own. A guided pyramid is evaluated twice, with labels and without, in the same batch.
 ///
 /// # Errors
-/// The pyramids differ in their shapes; the backend's.
+/// [`crate::error::Kind::InvalidArgument`] if the pyramids differ in their shapes or groups; the backend's.
 pub fn denoise<O: Backend>(
     o: &mut O,
-    arch: &Arch,
+    model: &Checkpoint,
     batch: &[NoisyLatents<'_>],
 ) -> Result<Vec<Vec<Latent>>> {
+    let (arch, weights) = (&model.arch, &model.weights);
     let Some(first) = batch.first() else { return Ok(Vec::new()) };
     let shapes: Vec<_> = first.z.iter().map(|latent| latent.shape).collect();
-    if batch.iter().any(|noisy| !noisy.z.iter().map(|latent| latent.shape).eq(shapes.clone())) {
-        return Err(Error::invalid("batch", "latents of several shapes", "latents of one shape"));
+    let same = |noisy: &NoisyLatents<'_>| {
+        noisy.group == first.group && noisy.z.iter().map(|z| z.shape).eq(shapes.iter().copied())
+    };
+    if !batch.iter().all(same) {
+        return Err(Error::invalid("batch", "latents of several shapes or groups", "of one"));
     }
-    let preconds: Vec<_> =
-        batch.iter().map(|noisy| Precond::new(&arch.noise, noisy.sigma)).collect();
-    let mut scaled = Vec::with_capacity(shapes.len());
-    for (level, &shape) in shapes.iter().enumerate() {
-        let scale = |(noisy, precond): (&NoisyLatents<'_>, &Precond)| {
-            let c_in = precond.levels[level].c_in;
-            noisy.z[level].data.iter().map(move |&v| (c_in * f64::from(v)) as f32).collect()
-        };
-        let data: Vec<Vec<f32>> = batch.iter().zip(&preconds).map(scale).collect();
-        scaled.push(o.upload(Shape { n: batch.len() * shape.n, ..shape }, &data.concat())?);
-    }
-    let c_noise: Vec<f64> = (preconds.iter().zip(batch))
-        .flat_map(|(precond, noisy)| vec![precond.c_noise; noisy.z[0].shape.n])
-        .collect();
-    let (shape, features) = unet::features(arch, &c_noise);
-    let shapes_in: Vec<_> = scaled.iter().map(|latent| o.shape(latent)).collect();
-    scaled.push(o.upload(shape, &features)?);
-    let raw = o.run(&unet::graph(arch, &shapes_in, c_noise.len())?, scaled)?;
-    let mut out = vec![Vec::with_capacity(shapes.len()); batch.len()];
-    for (level, raw) in raw.iter().enumerate() {
-        let raw = o.download(raw)?;
-        let shares = raw.chunks_exact(shapes[level].len());
-        for (((out, noisy), precond), raw) in out.iter_mut().zip(batch).zip(&preconds).zip(shares) {
-            let (latent, c) = (&noisy.z[level], precond.levels[level]);
-            let mix =
-                |(&z, &f): (&f32, &f32)| (c.c_skip * f64::from(z) + c.c_out * f64::from(f)) as f32;
-            let data = latent.data.iter().zip(raw).map(mix).collect();
-            out.push(Latent { shape: latent.shape, data });
+    let shape = arch.group(first.group);
+    let none = vec![0; arch.labels.len()];
+    let mut rows = Vec::with_capacity(batch.len());
+    for noisy in batch {
+        let labels = noisy.guidance.map_or(&none, |guidance| &guidance.rows);
+        rows.push(Row { noisy, labels: labels.clone() });
+        if scale(noisy) != 1.0 {
+            rows.push(Row { noisy, labels: none.clone() });
         }
     }
+    let raw = evaluate(o, arch, weights, &rows, &shapes)?;
+
+    let mut out = Vec::with_capacity(batch.len());
+    let mut row = 0;
+    for noisy in batch {
+        let precond = Precond::new(&shape.group.noise, noisy.sigma);
+        let denoised = |row: usize| -> Vec<Vec<f32>> {
+            let levels = shape.range().zip(&raw).zip(&precond.levels);
+            levels
+                .map(|((level, raw), c)| {
+                    let len = shapes[level].len();
+                    let mix = |(&z, &f): (&f32, &f32)| {
+                        (c.c_skip * f64::from(z) + c.c_out * f64::from(f)) as f32
+                    };
+                    let own = &raw[row * len..(row + 1) * len];
+                    noisy.z[level].data.iter().zip(own).map(mix).collect()
+                })
+                .collect()
+        };
+        let mut data = denoised(row);
+        row += 1;
+        let scale = scale(noisy);
+        if scale != 1.0 {
+            for (with, without) in data.iter_mut().zip(denoised(row)) {
+                for (with, without) in with.iter_mut().zip(without) {
+                    let (d, base) = (f64::from(*with), f64::from(without));
+                    *with = (base + scale * (d - base)) as f32;
+                }
+            }
+            row += 1;
+        }
+        let latents = shape.range().zip(data);
+        out.push(latents.map(|(level, data)| Latent { shape: shapes[level], data }).collect());
+    }
     Ok(out)
+}
+
+/// Guidance of a pyramid; it is for the first group, whose levels carry the labels to the others.
+fn scale(noisy: &NoisyLatents<'_>) -> f64 {
+    match noisy.guidance {
+        Some(guidance) if noisy.group == 0 && guidance.rows.iter().any(|&row| row > 0) => {
+            guidance.scale
+        }
+        _ => 1.0,
+    }
+}
+
+/// The network's predictions for every row, by level of the group.
+fn evaluate<O: Backend>(
+    o: &mut O,
+    arch: &Arch,
+    weights: &Weights,
+    rows: &[Row<'_>],
+    shapes: &[Shape],
+) -> Result<Vec<Vec<f32>>> {
+    let shape = arch.group(rows[0].noisy.group);
+    let preconds: Vec<_> =
+        rows.iter().map(|row| Precond::new(&shape.group.noise, row.noisy.sigma)).collect();
+    let batched = |level: usize| Shape { n: rows.len() * shapes[level].n, ..shapes[level] };
+    let mut inputs = Vec::new();
+    for level in shape.range() {
+        let scaled = |(row, precond): (&Row<'_>, &Precond)| -> Vec<f32> {
+            let c_in = precond.levels[level - shape.range().start].c_in;
+            row.noisy.z[level].data.iter().map(|&v| (c_in * f64::from(v)) as f32).collect()
+        };
+        let data: Vec<_> = rows.iter().zip(&preconds).map(scaled).collect();
+        inputs.push(o.upload(batched(level), &data.concat())?);
+    }
+    let pictures = shapes[0].n;
+    let c_noise: Vec<f64> =
+        preconds.iter().flat_map(|precond| vec![precond.c_noise; pictures]).collect();
+    let (features_shape, features) = unet::features(shape, &c_noise);
+    inputs.push(o.upload(features_shape, &features)?);
+    if !arch.labels.is_empty() {
+        let labels: Vec<_> =
+            rows.iter().flat_map(|row| vec![row.labels.clone(); pictures]).collect();
+        let (labels_shape, labels) = unet::label_embeddings(arch, shape, weights, &labels)?;
+        inputs.push(o.upload(labels_shape, &labels)?);
+    }
+    if shape.group.unet.coordinates {
+        let (finest, unshuffle) = (batched(shape.range().start), shape.group.unet.unshuffle);
+        let grid = Shape { h: finest.h / unshuffle, w: finest.w / unshuffle, ..finest };
+        let (grid, coordinates) = unet::coordinates(grid);
+        inputs.push(o.upload(grid, &coordinates)?);
+    }
+    for level in shape.range().end..shapes.len() {
+        let data: Vec<_> = rows.iter().map(|row| row.noisy.z[level].data.as_slice()).collect();
+        inputs.push(o.upload(batched(level), &data.concat())?);
+    }
+    let batch: Vec<_> = (0..shapes.len()).map(batched).collect();
+    let predictions = o.run(&unet::graph(arch, shape.index(), &batch)?, inputs)?;
+    predictions.iter().map(|prediction| o.download(prediction)).collect()
 }

@@ -3,6 +3,8 @@
 //! D = D(z; sigma) is the denoised pyramid. A level whose next s is 0 becomes its D and does not change any more: it is
 //! *settled*. Updates are computed in f64 and rounded to f32 once per step.
 
+use std::{collections::BTreeSet, ops::Range};
+
 use strum::{EnumString, IntoStaticStr, VariantArray, VariantNames};
 
 use crate::{
@@ -27,18 +29,32 @@ pub fn latent_shapes(arch: &Arch, n: usize, width: usize, height: usize) -> Vec<
     grids.map(|((h, w), level)| Shape::new(n, h, w, level.channels)).collect()
 }
 
-/// A noisy pyramid and its shared sigma.
+/// Labels of a picture and how strongly they guide it (classifier-free guidance, Ho and Salimans 2022).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Guidance {
+    /// For each label of the model the row of its table: 0 if it is not given, else 1 + the index of its value.
+    pub rows: Vec<usize>,
+    /// D = D without labels + scale (D with labels - D without); 1: no guidance.
+    pub scale: f64,
+}
+
+/// A noisy pyramid, the group of levels to denoise, its shared sigma, and the picture's labels.
 #[derive(Clone, Copy, Debug)]
 pub struct NoisyLatents<'a> {
-    /// The latents, finest level first.
+    /// The latents of all levels, finest first. Those of the coarser groups are settled.
     pub z: &'a [Latent],
-    /// Shared sigma.
+    /// Index of the group.
+    pub group: usize,
+    /// Shared sigma of the group.
     pub sigma: f64,
+    /// Labels; `None` for a model without.
+    pub guidance: Option<&'a Guidance>,
 }
 
 /// The denoiser D(z; sigma) that the samplers evaluate.
 pub trait Denoise {
-    /// D(z; sigma) for every pyramid of `batch`, in the order of the batch; the results have the shapes of the inputs.
+    /// D(z; sigma) of the group's levels, finest first, for every pyramid of `batch`, in the order of the batch; the results
+    /// have the shapes of the inputs. All of a batch are of one group.
     ///
     /// # Errors
     /// A failure of the device, or [`crate::error::Kind::Cancelled`].
@@ -93,7 +109,7 @@ pub struct SamplerState {
     pub step: usize,
     /// The latents, finest level first.
     pub z: Vec<Latent>,
-    /// D of the previous step, which DPM-Solver++(2M) needs.
+    /// D of the previous step of the same group, which DPM-Solver++(2M) needs; levels of other groups have their latents.
     pub previous: Option<Vec<Latent>>,
 }
 
@@ -124,41 +140,58 @@ pub struct BatchItem<'a> {
     pub state: &'a mut SamplerState,
     /// Its sigmas.
     pub schedule: &'a Schedule,
+    /// Its labels.
+    pub guidance: Option<&'a Guidance>,
 }
 
-/// Takes the next step of every member, with the same evaluations of the denoiser for all. Their latents must have
-/// equal shapes; steps and schedules may differ.
+impl BatchItem<'_> {
+    /// The input of the denoiser for the latents `z` at shared sigma `sigma` of the present step's group.
+    fn noisy<'a>(&'a self, z: &'a [Latent], sigma: f64) -> NoisyLatents<'a> {
+        let group = self.schedule.group(self.state.step);
+        NoisyLatents { z, group, sigma, guidance: self.guidance }
+    }
+}
+
+/// Takes the next step of every member, with the same evaluations of the denoiser for all that are in one group of levels.
+/// Their latents must have equal shapes; steps and schedules may differ.
 ///
 /// # Errors
-/// The denoiser's; no member has changed then.
+/// The denoiser's; no member of that group has changed then.
 pub fn advance(
     denoiser: &mut impl Denoise,
     members: &mut [BatchItem<'_>],
     sampler: Sampler,
 ) -> Result<()> {
-    let mut moving: Vec<_> =
-        (members.iter_mut()).filter(|member| member.schedule.active(member.state.step)).collect();
-    if sampler == Sampler::Heun {
-        let ends = heun(denoiser, &moving)?;
-        for (member, end) in moving.into_iter().zip(ends) {
-            member.state.z = end;
-        }
-    } else {
-        let batch: Vec<_> = moving
-            .iter()
-            .map(|m| NoisyLatents { z: &m.state.z, sigma: m.schedule.sigma(m.state.step) })
+    let groups: BTreeSet<_> =
+        members.iter().map(|member| member.schedule.group(member.state.step)).collect();
+    for group in groups {
+        let mut moving: Vec<_> = (members.iter_mut())
+            .filter(|member| member.schedule.group(member.state.step) == group)
+            .filter(|member| member.schedule.active(member.state.step))
             .collect();
+        if sampler == Sampler::Heun {
+            let ends = heun(denoiser, &moving)?;
+            for (member, end) in moving.into_iter().zip(ends) {
+                member.state.z = end;
+            }
+            continue;
+        }
+        let batch: Vec<_> =
+            moving.iter().map(|m| m.noisy(&m.state.z, m.schedule.sigma(m.state.step))).collect();
         let denoised = if batch.is_empty() { Vec::new() } else { denoiser.denoise(&batch)? };
         for (member, d) in moving.iter_mut().zip(denoised) {
             let (schedule, SamplerState { step: i, z, previous }) =
                 (member.schedule, &mut *member.state);
-            let i = *i;
-            if sampler == Sampler::Ddim {
-                *z = each(z, |l| {
+            let (i, levels) = (*i, schedule.moving(*i));
+            let d = of_all_levels(z, &levels, d);
+            let before = previous.as_deref().filter(|_| !schedule.begins_group(i));
+            *z = each(z, &levels, |l| match sampler {
+                Sampler::Ddim => {
                     euler(&z[l], &d[l], schedule.level(l, i), schedule.level(l, i + 1))
-                });
-            } else {
-                *z = each(z, |l| dpmpp(schedule, i, l, &z[l], &d[l], previous.as_deref()));
+                }
+                _ => dpmpp(schedule, i, l, &z[l], &d[l], before),
+            });
+            if sampler == Sampler::Dpmpp {
                 *previous = Some(d);
             }
         }
@@ -167,6 +200,12 @@ pub fn advance(
         member.state.step += 1;
     }
     Ok(())
+}
+
+/// The latents `d` of the levels `levels`, and those of `z` for all other levels.
+fn of_all_levels(z: &[Latent], levels: &Range<usize>, d: Vec<Latent>) -> Vec<Latent> {
+    let (finer, coarser) = (&z[..levels.start], &z[levels.end..]);
+    finer.iter().cloned().chain(d).chain(coarser.iter().cloned()).collect()
 }
 
 /// Runs the steps of `schedule` that `state` has not done yet; returns the latents. `observe` is called after every
@@ -206,7 +245,8 @@ pub fn sample(
     mut observe: impl FnMut(usize, &[Latent]) -> Result<()>,
 ) -> Result<Vec<Latent>> {
     while state.step < schedule.steps() {
-        advance(denoiser, &mut [BatchItem { state: &mut state, schedule }], sampler)?;
+        let member = BatchItem { state: &mut state, schedule, guidance: None };
+        advance(denoiser, &mut [member], sampler)?;
         observe(state.step, &state.z)?;
     }
     Ok(state.z)
@@ -218,32 +258,34 @@ fn heun(denoiser: &mut impl Denoise, members: &[&mut BatchItem<'_>]) -> Result<V
     let sigmas = |m: &BatchItem<'_>, l: usize| {
         (m.schedule.level(l, m.state.step), m.schedule.level(l, m.state.step + 1))
     };
-    let batch: Vec<_> = (members.iter())
-        .map(|m| NoisyLatents { z: &m.state.z, sigma: m.schedule.sigma(m.state.step) })
-        .collect();
+    let levels = |m: &BatchItem<'_>| m.schedule.moving(m.state.step);
+    let batch: Vec<_> =
+        (members.iter()).map(|m| m.noisy(&m.state.z, m.schedule.sigma(m.state.step))).collect();
     let d = if batch.is_empty() { Vec::new() } else { denoiser.denoise(&batch)? };
+    let d: Vec<_> =
+        members.iter().zip(d).map(|(m, d)| of_all_levels(&m.state.z, &levels(m), d)).collect();
     let first = |(m, d): (&&mut BatchItem<'_>, &Vec<Latent>)| {
         let z = &m.state.z;
-        each(z, |l| {
+        each(z, &levels(m), |l| {
             let (s, s_next) = sigmas(m, l);
             euler(&z[l], &d[l], s, s_next)
         })
     };
     let mut ends: Vec<_> = members.iter().zip(&d).map(first).collect();
-    let more = |&k: &usize| members[k].schedule.active(members[k].state.step + 1);
+    let more = |&k: &usize| members[k].schedule.active_after(members[k].state.step);
     let second: Vec<_> = (0..members.len()).filter(more).collect();
     if second.is_empty() {
         return Ok(ends);
     }
     let batch: Vec<_> = (second.iter())
-        .map(|&k| (&ends[k], members[k].schedule.sigma(members[k].state.step + 1)))
-        .map(|(z, sigma)| NoisyLatents { z, sigma })
+        .map(|&k| members[k].noisy(&ends[k], members[k].schedule.sigma(members[k].state.step + 1)))
         .collect();
     let d_next = denoiser.denoise(&batch)?;
-    for (&k, d_next) in second.iter().zip(&d_next) {
+    for (&k, d_next) in second.iter().zip(d_next) {
         let (m, d, next) = (&*members[k], &d[k], &ends[k]);
-        let z = &m.state.z;
-        ends[k] = each(z, |l| match sigmas(m, l) {
+        let (z, range) = (&m.state.z, levels(m));
+        let d_next = of_all_levels(z, &range, d_next);
+        ends[k] = each(z, &range, |l| match sigmas(m, l) {
             (_, 0.0) => next[l].clone(),
             (s, s_next) => trapezoid([&z[l], &d[l]], [&next[l], &d_next[l]], s, s_next),
         });
@@ -294,6 +336,12 @@ fn combine<const N: usize>(terms: [(&Latent, f64); N]) -> Latent {
     Latent { shape, data: (0..shape.len()).map(value).collect() }
 }
 
-fn each(z: &[Latent], update: impl FnMut(usize) -> Latent) -> Vec<Latent> {
-    (0..z.len()).map(update).collect()
+/// The latents `z`, those of `levels` updated.
+fn each(
+    z: &[Latent],
+    levels: &Range<usize>,
+    mut update: impl FnMut(usize) -> Latent,
+) -> Vec<Latent> {
+    let one = |l: usize| if levels.contains(&l) { update(l) } else { z[l].clone() };
+    (0..z.len()).map(one).collect()
 }

@@ -11,6 +11,7 @@
 //! and additions; a division, root or exponential counts as one. They saturate instead of wrapping. The references sum
 //! in f64 and round once.
 
+pub mod add_noise;
 pub mod avg_pool2;
 pub mod channel_attention;
 pub mod concat;
@@ -142,6 +143,17 @@ pub struct PixelNorm {
     pub silu: bool,
 }
 
+/// Noise with a gain per channel.
+///
+/// Parameter: the gain, `name` `[channels]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddNoise {
+    /// Name of the parameter.
+    pub name: String,
+    /// Channels.
+    pub channels: usize,
+}
+
 /// An operator with its arguments, without its inputs.
 ///
 /// ```
@@ -196,6 +208,8 @@ pub enum Op {
     /// Attention over the channels of each picture, q, k, v `[n, h, w, c]` -> `[n, h, w, c]`:
     /// out_i = sum over j of A_ij v_j with A = softmax over j of (sum over pixels of q_i k_j / sqrt N).
     ChannelAttention,
+    /// x + gain * noise, x `[n, h, w, c]`, noise `[n, h, w, 1]` -> `[n, h, w, c]`, with a gain per channel.
+    AddNoise(AddNoise),
     /// A rectangle of the grid, x `[n, h, w, c]` -> `[n, window.height, window.width, c]`.
     Crop(Rect),
 }
@@ -238,6 +252,7 @@ impl Op {
             Self::Conv2d(p) => Some(&p.name),
             Self::GroupNorm(p) => Some(&p.name),
             Self::PixelNorm(p) => Some(&p.name),
+            Self::AddNoise(p) => Some(&p.name),
             Self::WeightedAdd(Factors::Learned(name)) => Some(name),
             _ => None,
         }
@@ -249,6 +264,7 @@ impl Op {
             Self::Conv2d(p) => p.params().into(),
             Self::GroupNorm(p) => p.params().into(),
             Self::PixelNorm(p) => p.params().into(),
+            Self::AddNoise(p) => p.params().into(),
             Self::WeightedAdd(Factors::Learned(name)) => vec![(name.clone(), vec![1])],
             _ => Vec::new(),
         }
@@ -276,6 +292,7 @@ impl Op {
             (Self::PixelShuffle(r), &[x]) => pixel_shuffle::output_shape(x, *r),
             (Self::SpatialAttention, &[q, k, v]) => spatial_attention::output_shape(q, k, v),
             (Self::ChannelAttention, &[q, k, v]) => channel_attention::output_shape(q, k, v),
+            (Self::AddNoise(p), &[x, noise]) => add_noise::output_shape(x, noise, p),
             (Self::Crop(window), &[x]) => crop::output_shape(x, *window),
             _ => Err(self.wrong_inputs(inputs.len())),
         }
@@ -296,6 +313,7 @@ impl Op {
             Self::FirUp2 => fir_up2::flops(x),
             Self::SpatialAttention => spatial_attention::flops(x),
             Self::ChannelAttention => channel_attention::flops(x),
+            Self::AddNoise(_) => add_noise::flops(x),
             Self::Concat
             | Self::UpsampleNearest2
             | Self::PixelUnshuffle(_)
@@ -324,6 +342,7 @@ impl Op {
             | Self::ScaleShift(_)
             | Self::WeightedAdd(_)
             | Self::Concat
+            | Self::AddNoise(_)
             | Self::Crop(_) => Some(radius),
         }
     }
@@ -368,6 +387,9 @@ impl Op {
             }
             (Self::ChannelAttention, &[(s, q), (_, k), (_, v)]) => {
                 channel_attention::reference(q, k, v, s)
+            }
+            (Self::AddNoise(p), &[(s, x), (_, noise)]) => {
+                add_noise::reference(x, s, noise, p.load(weights)?)
             }
             (Self::Crop(window), &[(s, x)]) => crop::reference(x, s, *window),
             _ => return Err(self.wrong_inputs(inputs.len())),

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::{
-    Conv2d, Domain, Factors, GroupNorm, Op, PixelNorm, Rect, Shape,
+    AddNoise, Conv2d, Domain, Factors, GroupNorm, Op, PixelNorm, Rect, Shape,
     weights::{Param, Weights},
 };
 
@@ -122,6 +122,7 @@ pub fn suite(seed: u64) -> TestSuite {
             b.push("pixel_shuffle", Op::PixelShuffle(r), &[deep]);
             b.push("spatial_attention", Op::SpatialAttention, &[shape; 3]);
             b.push("channel_attention", Op::ChannelAttention, &[shape; 3]);
+            b.add_noise(shape);
             let whole = Rect { x: 0, y: 0, width: shape.w, height: shape.h };
             let (y, x) = (shape.h / 3, shape.w / 2);
             let part = Rect { x, y, width: shape.w - x, height: (shape.h - y).div_ceil(2) };
@@ -190,6 +191,13 @@ impl Builder {
         self.param(weight, 1.0, 0.5);
         self.param(bias, 0.0, 1.0);
         self.push("group_norm", Op::GroupNorm(p), &[x]);
+    }
+
+    fn add_noise(&mut self, x: Shape) {
+        let p = AddNoise { name: self.name("add_noise"), channels: x.c };
+        let [gain] = p.params();
+        self.param(gain, 0.0, 1.0);
+        self.push("add_noise", Op::AddNoise(p), &[x, x.with_channels(1)]);
     }
 
     fn pixel_norm(&mut self, x: Shape, silu: bool) {

@@ -1,7 +1,7 @@
 //! Conversions between messages and domain types, and from errors to statuses with details.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -241,6 +241,8 @@ pub(super) fn spec(message: &api::JobSpec, model: &Checkpoint) -> Result<Spec> {
             return Err(Error::invalid("sampler", message.sampler, "a number of enum Sampler"));
         }
     };
+    // The API has no labels yet: the seed draws them.
+    spec.labels = model.labels(spec.seed, &BTreeMap::new())?;
     Ok(spec)
 }
 
@@ -367,8 +369,8 @@ pub(super) fn model_message(model: &Checkpoint, models: &Models) -> api::Model {
     api::Model {
         name: format!("{MODELS}{}", models.name_of(model)),
         sha256: model.sha256.clone(),
-        width: arch.width as u32,
-        height: arch.height as u32,
+        width: arch.width() as u32,
+        height: arch.height() as u32,
         size_multiple: arch.coarsest_factor() as u32,
         max_extent: crate::engine::plan::MAX_EXTENT as u32,
         levels: levels.collect(),

@@ -44,7 +44,7 @@ pub(crate) fn generate(model: &Checkpoint, spec: Spec) -> Vec<u8> {
 /// Pictures that differ in seed, number of steps and how many of them are done share the network's runs; each gets the
 /// latents that it gets alone, bit for bit.
 pub(crate) fn together_equals_alone<O: Backend>(make: impl Fn(Arc<Weights>) -> O) {
-    for net in ["net-a", "net-d", "net-f"] {
+    for net in ["net-a", "net-d", "net-f", "net-g"] {
         let model = model(net);
         let (arch, cancel) = (&model.arch, Cancel::default());
         let mut ops = make(model.weights.clone());
@@ -61,16 +61,16 @@ pub(crate) fn together_equals_alone<O: Backend>(make: impl Fn(Arc<Weights>) -> O
             let mut together = alone.clone();
             // The second is a step ahead, so the three end at different times.
             for samplings in [&mut alone, &mut together] {
-                denoise::step(&mut ops, arch, &plans[1], &mut samplings[1], &cancel).unwrap();
+                denoise::step(&mut ops, &model, &plans[1], &mut samplings[1], &cancel).unwrap();
             }
             for _ in 0..5 {
                 let on_way =
                     |(plan, at): &(&Plan, &mut SamplerState)| at.step < plan.schedule.steps();
                 for (plan, at) in plans.iter().zip(&mut alone).filter(on_way) {
-                    denoise::step(&mut ops, arch, plan, at, &cancel).unwrap();
+                    denoise::step(&mut ops, &model, plan, at, &cancel).unwrap();
                 }
                 let mut members: Vec<_> = plans.iter().zip(&mut together).filter(on_way).collect();
-                denoise::step_together(&mut ops, arch, &mut members, &cancel).unwrap();
+                denoise::step_together(&mut ops, &model, &mut members, &cancel).unwrap();
                 assert_eq!(together, alone, "{net} {method:?}");
             }
         }

@@ -52,10 +52,8 @@ pub(crate) fn unit16(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(2).map(sample).collect()
 }
 
-/// Three levels and the 1x1 one, every optional part present, thin.
-pub(crate) fn small_arch() -> Arch {
-    Arch::from_json(
-        r#"{"version":1,"name":"small","width":64,"height":32,
+/// The document of [`small_arch`].
+pub(crate) const SMALL_ARCH: &str = r#"{"version":1,"name":"small","width":64,"height":32,
         "levels":[{"factor":4,"channels":4},{"factor":16,"channels":5},{"factor":0,"channels":6}],
         "encoder":{"unshuffle":2,"stages":[{"channels":4,"blocks":0},{"channels":6,"blocks":1},
             {"channels":8,"blocks":1},{"channels":8,"blocks":0}]},
@@ -65,9 +63,11 @@ pub(crate) fn small_arch() -> Arch {
         "unet":{"embedding":8,"global_channels":8,"stages":[{"channels":8,"blocks":1,"attention":false},
             {"channels":8,"blocks":2,"attention":true},{"channels":12,"blocks":1,"attention":true}]},
         "noise":{"sigma_data":0.5,"sigma_min":0.002,"sigma_max":80.0,"rho":7.0,"shift":[0.0,-0.7,-1.4]},
-        "attention_ratio":"learned"}"#,
-    )
-    .unwrap()
+        "attention_ratio":"learned"}"#;
+
+/// Three levels and the 1x1 one, every optional part present, thin.
+pub(crate) fn small_arch() -> Arch {
+    Arch::from_json(SMALL_ARCH).unwrap()
 }
 
 /// Random parameters for `arch`: activations stay near 1.

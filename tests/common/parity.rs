@@ -9,8 +9,12 @@ use tessera::{
     model::{
         arch::{AttentionRatio, Norm},
         block::{Block, Resample, sc_attention},
-        decoder, encoder, precond, safetensors,
-        sampler::{Latent, NoisyLatents},
+        checkpoint::Checkpoint,
+        decoder::{self, Part},
+        encoder,
+        place_noise::place_noise,
+        precond, safetensors,
+        sampler::{Guidance, Latent, NoisyLatents},
         unet,
     },
     ops::{
@@ -52,6 +56,11 @@ impl Fixture {
             .map(|name| self.tensor(&name))
             .map(|(shape, data)| Latent { shape, data: data.to_vec() })
             .collect()
+    }
+
+    /// The whole numbers of the tensor `name`, [1, count].
+    fn labels(&self, name: &str) -> Vec<usize> {
+        self.tensors[name].data.iter().map(|&value| value as usize).collect()
     }
 
     /// Those tensors that are parameters.
@@ -199,70 +208,166 @@ pub(crate) fn blocks<O: Backend>(make: impl Fn(Arc<Weights>) -> O, tolerance: f6
     }
 }
 
-/// Encoder, both stages of the decoder, U-Net and preconditioned denoiser of whole models.
+/// Seed of the decoder's noise in the fixtures.
+const SEED: u64 = 0x0123_4567_89AB_CDEF;
+
+/// Encoder, both stages of the decoder, U-Nets and preconditioned denoisers of whole models.
 pub(crate) fn networks<O: Backend>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
-    for net in ["net-a", "net-b", "net-c", "net-d", "net-e", "net-f"] {
-        let model = model(net);
-        let (arch, io) = (&model.arch, Fixture::read(&format!("{net}.io")));
+    for net in ["net-a", "net-b", "net-c", "net-d", "net-e", "net-f", "net-g"] {
+        let (model, io) = (model(net), Fixture::read(&format!("{net}.io")));
         let mut o = make(model.weights.clone());
-        let o = &mut o;
-        let named = |part: &str| format!("{net} {part}");
-
-        let (shape, picture) = io.tensor("encoder/in");
-        let picture = o.upload(shape, picture).unwrap();
-        let graph = encoder::graph(arch, shape).unwrap();
-        let moments = o.run(&graph, vec![picture]).unwrap();
-        assert_eq!(moments.len(), arch.levels.len());
-        for (l, moments) in moments.iter().enumerate() {
-            let [mean, log_variance] =
-                ["mean", "log_variance"].map(|part| format!("encoder/{part}.{l}"));
-            let halves = io.tensor(&mean).1.chunks_exact(arch.levels[l].channels);
-            let logs = io.tensor(&log_variance).1.chunks_exact(arch.levels[l].channels);
-            let expected: Vec<f32> = halves.zip(logs).flat_map(|(m, v)| [m, v].concat()).collect();
-            assert!(
-                expected.iter().all(|v| v.abs() < 20.0),
-                "the fixture is clamped, the operator's result is not"
-            );
-            let shape = io.tensor(&mean).0.with_channels(2 * arch.levels[l].channels);
-            close(o, &named(&mean), moments, (shape, &expected), tolerance);
+        autoencoder(&mut o, &model, &io, tolerance);
+        match model.arch.version {
+            1 => joint_denoiser(&mut o, &model, &io, tolerance),
+            _ => {
+                (0..model.arch.groups.len()).for_each(|group| {
+                    group_denoiser(&mut o, &model, &io, group, tolerance);
+                });
+            }
         }
+    }
+}
 
-        let latents = io.numbered("decoder/in.");
-        let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
-        let graph = decoder::global_graph(arch, &shapes).unwrap();
-        let z = upload(o, &latents);
-        let global = o.run(&graph, z).unwrap();
-        let [h, r] = &global[..] else { panic!("{net}: {} results", global.len()) };
-        close(o, &named("h"), h, io.tensor("decoder/h"), tolerance);
-        close(o, &named("r"), r, io.tensor("decoder/r"), tolerance);
-        let Shape { n, h: rows, w: columns, .. } = o.shape(r);
-        let graph = decoder::local_graph(arch, n, rows, columns).unwrap();
-        let out = o.run(&graph, global).unwrap();
-        close(o, &named("decoder"), &out[0], io.tensor("decoder/out"), tolerance);
+fn autoencoder<O: Backend>(o: &mut O, model: &Checkpoint, io: &Fixture, tolerance: f64) {
+    let arch = &model.arch;
+    let named = |part: &str| format!("{} {part}", arch.name);
+    let (shape, picture) = io.tensor("encoder/in");
+    let picture = o.upload(shape, picture).unwrap();
+    let graph = encoder::graph(arch, shape).unwrap();
+    let moments = o.run(&graph, vec![picture]).unwrap();
+    assert_eq!(moments.len(), arch.levels.len());
+    for (l, moments) in moments.iter().enumerate() {
+        let [mean, log_variance] =
+            ["mean", "log_variance"].map(|part| format!("encoder/{part}.{l}"));
+        let halves = io.tensor(&mean).1.chunks_exact(arch.levels[l].channels);
+        let logs = io.tensor(&log_variance).1.chunks_exact(arch.levels[l].channels);
+        let expected: Vec<f32> = halves.zip(logs).flat_map(|(m, v)| [m, v].concat()).collect();
+        assert!(
+            expected.iter().all(|v| v.abs() < 20.0),
+            "the fixture is clamped, the operator's result is not"
+        );
+        let shape = io.tensor(&mean).0.with_channels(2 * arch.levels[l].channels);
+        close(o, &named(&mean), moments, (shape, &expected), tolerance);
+    }
 
-        let latents = io.numbered("unet/in.");
-        let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
-        let mut inputs = upload(o, &latents);
-        let c_noise = f64::from(io.tensor("unet/c_noise").1[0]);
-        let (shape, features) = unet::features(arch, &[c_noise]);
-        inputs.push(o.upload(shape, &features).unwrap());
-        let out = o.run(&unet::graph(arch, &shapes, 1).unwrap(), inputs).unwrap();
-        assert_eq!(out.len(), arch.levels.len());
-        for (l, out) in out.iter().enumerate() {
-            let name = format!("unet/out.{l}");
-            close(o, &named(&name), out, io.tensor(&name), tolerance);
+    let latents = io.numbered("decoder/in.");
+    let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
+    let grid = Rect { x: 0, y: 0, width: shapes[0].w, height: shapes[0].h };
+    let mut z = upload(o, &latents);
+    z.extend(noise(o, model, Part::Global, grid));
+    let global = o.run(&decoder::global_graph(arch, &shapes).unwrap(), z).unwrap();
+    let [h, r] = &global[..] else { panic!("{}: {} results", arch.name, global.len()) };
+    close(o, &named("h"), h, io.tensor("decoder/h"), tolerance);
+    close(o, &named("r"), r, io.tensor("decoder/r"), tolerance);
+    let mut local = |window: Rect, name: &str| {
+        let mut inputs: Vec<_> = (global.iter())
+            .map(|x| apply(o, &Op::Crop(window), std::slice::from_ref(x)).unwrap())
+            .collect();
+        inputs.extend(noise(o, model, Part::Local, window));
+        let graph = decoder::local_graph(arch, 1, window.height, window.width).unwrap();
+        let out = o.run(&graph, inputs).unwrap();
+        close(o, &named(name), &out[0], io.tensor(name), tolerance);
+    };
+    local(grid, "decoder/out");
+    if arch.decoder.stages.iter().any(|stage| stage.noise) {
+        let window = Rect { x: 8, y: 4, width: grid.width - 8, height: grid.height - 4 };
+        local(window, "decoder/window");
+        for (name, stage, place) in
+            [("noise/0", 0, (0, 0)), ("noise/2", 2, ((1 << 20) + 3, (1 << 31) - 2))]
+        {
+            let (shape, wanted) = io.tensor(name);
+            let found = place_noise(SEED, stage, place, (shape.h, shape.w));
+            assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-6), "{name}");
         }
+    }
+}
 
-        let sigma = f64::from(io.tensor("denoiser/sigma").1[0]);
-        let noisy = io.numbered("denoiser/in.");
-        let out = precond::denoise(o, arch, &[NoisyLatents { z: &noisy, sigma }]).unwrap();
-        let out = &out[0];
-        for (l, out) in out.iter().enumerate() {
-            let name = format!("denoiser/out.{l}");
-            let (shape, expected) = io.tensor(&name);
-            assert_eq!(out.shape, shape);
-            let error = relative_error(&out.data, expected);
-            assert!(error <= tolerance, "{net} {name}: relative error {error:.2e}");
-        }
+/// The decoder's noise for `window`, on the device.
+fn noise<O: Backend>(o: &mut O, model: &Checkpoint, part: Part, window: Rect) -> Vec<O::Tensor> {
+    let inputs = decoder::noise_inputs(&model.arch, part, SEED, window);
+    inputs.iter().map(|(shape, values)| o.upload(*shape, values).unwrap()).collect()
+}
+
+/// The one U-Net of a model of version 1.
+fn joint_denoiser<O: Backend>(o: &mut O, model: &Checkpoint, io: &Fixture, tolerance: f64) {
+    let arch = &model.arch;
+    let named = |part: &str| format!("{} {part}", arch.name);
+    let latents = io.numbered("unet/in.");
+    let shapes: Vec<_> = latents.iter().map(|latent| latent.shape).collect();
+    let mut inputs = upload(o, &latents);
+    let c_noise = f64::from(io.tensor("unet/c_noise").1[0]);
+    let (shape, features) = unet::features(arch.group(0), &[c_noise]);
+    inputs.push(o.upload(shape, &features).unwrap());
+    let out = o.run(&unet::graph(arch, 0, &shapes).unwrap(), inputs).unwrap();
+    assert_eq!(out.len(), arch.levels.len());
+    for (l, out) in out.iter().enumerate() {
+        let name = format!("unet/out.{l}");
+        close(o, &named(&name), out, io.tensor(&name), tolerance);
+    }
+    let sigma = f64::from(io.tensor("denoiser/sigma").1[0]);
+    let z = io.numbered("denoiser/in.");
+    let noisy = NoisyLatents { z: &z, group: 0, sigma, guidance: None };
+    denoised(o, model, &noisy, io, "denoiser/out", tolerance);
+}
+
+/// The U-Net of a group: with labels, without, and guided, beside another picture of the batch.
+fn group_denoiser<O: Backend>(
+    o: &mut O,
+    model: &Checkpoint,
+    io: &Fixture,
+    group: usize,
+    tolerance: f64,
+) {
+    let shape = model.arch.group(group);
+    let (own, condition) = (
+        io.numbered(&format!("groups.{group}/in.")),
+        io.numbered(&format!("groups.{group}/condition.")),
+    );
+    assert_eq!((own.len(), condition.len()), (shape.levels().len(), shape.condition().len()));
+    // The finer levels are not read.
+    let finer = (0..shape.range().start).map(|level| {
+        let (shape, _) = io.tensor(&format!("decoder/in.{level}"));
+        Latent { shape, data: vec![f32::NAN; shape.len()] }
+    });
+    let z: Vec<_> = finer.chain(own).chain(condition).collect();
+    let sigma = f64::from(io.tensor("sigma").1[0]);
+    let rows: Vec<_> = io.labels("labels");
+    let labelled = Guidance { rows: rows.clone(), scale: 1.0 };
+    let with = NoisyLatents { z: &z, group, sigma, guidance: Some(&labelled) };
+    denoised(o, model, &with, io, &format!("groups.{group}/denoised"), tolerance);
+    let without = NoisyLatents { guidance: None, ..with };
+    denoised(o, model, &without, io, &format!("groups.{group}/unlabelled"), tolerance);
+
+    // Guidance is for the first group.
+    let guided = Guidance { rows, scale: 3.0 };
+    let twice = NoisyLatents { guidance: Some(&guided), ..with };
+    let batch = precond::denoise(o, model, &[without, twice, with]).unwrap();
+    let [a, b, c] = &batch[..] else { panic!("{} results", batch.len()) };
+    assert!(*a == precond::denoise(o, model, &[without]).unwrap()[0]);
+    assert!(*c == precond::denoise(o, model, &[with]).unwrap()[0]);
+    let scale = if group == 0 { 3.0 } else { 1.0 };
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        let wanted = a.data.iter().zip(&c.data).map(|(a, c)| a + scale * (c - a));
+        let error = relative_error(&b.data, &wanted.collect::<Vec<_>>());
+        assert!(error <= 1e-5, "guided: relative error {error:.2e}");
+    }
+}
+
+/// D of `noisy` is that of the fixture.
+fn denoised<O: Backend>(
+    o: &mut O,
+    model: &Checkpoint,
+    noisy: &NoisyLatents<'_>,
+    io: &Fixture,
+    name: &str,
+    tolerance: f64,
+) {
+    let out = precond::denoise(o, model, &[*noisy]).unwrap().remove(0);
+    assert_eq!(out.len(), model.arch.group(noisy.group).levels().len());
+    for (l, out) in out.iter().enumerate() {
+        let (shape, expected) = io.tensor(&format!("{name}.{l}"));
+        assert_eq!(out.shape, shape);
+        let error = relative_error(&out.data, expected);
+        assert!(error <= tolerance, "{} {name}.{l}: relative error {error:.2e}", model.arch.name);
     }
 }

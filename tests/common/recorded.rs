@@ -98,8 +98,7 @@ impl Record {
                 denoise::begin_from(ops, model, &plan, picture).unwrap()
             }
         };
-        let latents =
-            denoise::denoise(ops, &model.arch, &plan, begin, &mut silent, &cancel).unwrap();
+        let latents = denoise::denoise(ops, model, &plan, begin, &mut silent, &cancel).unwrap();
         let latents = denoise::denormalise(model, latents);
         let mut hash = Sha256::new();
         for value in latents.iter().flat_map(|latent| &latent.data) {
@@ -108,9 +107,16 @@ impl Record {
         let dir = tempfile::tempdir().unwrap();
         let canvas = PixelBuffer::create(dir.path(), self.width, self.height, spec.bits).unwrap();
         let tiling = Tiling::new(&model.arch, self.width, self.height, spec.tile).unwrap();
-        let canvas =
-            engine::decode(ops, &model.arch, &latents, &tiling, canvas, &mut silent, &cancel)
-                .unwrap();
+        let canvas = engine::decode(
+            ops,
+            &model.arch,
+            (&latents, self.seed),
+            &tiling,
+            canvas,
+            &mut silent,
+            &cancel,
+        )
+        .unwrap();
         let (bytes, samples): (Vec<u8>, Vec<f64>) = match spec.bits {
             Bits::Eight => {
                 let samples = canvas.bytes().iter().map(|&v| f64::from(v) / 255.0);

@@ -150,7 +150,7 @@ fn network_bits<O: Backend>(o: &mut O, model: &Checkpoint, batch: usize, times: 
     let (arch, mut random) = (&model.arch, Random::new(2));
     let side = times * arch.coarsest_factor();
     let latents = latent_shapes(arch, batch, side, side);
-    let graphs = [unet::graph(arch, &latents, 1), decoder::graph(arch, &latents)];
+    let graphs = [unet::graph(arch, 0, &latents), decoder::graph(arch, &latents)];
     let results = graphs.map(|graph| {
         let graph = graph.unwrap();
         let inputs = random_inputs(&graph, &mut random);

@@ -101,7 +101,7 @@ fn scratch_memory_and_packed_weights_are_counted() {
 #[test]
 fn impossible_sizes_are_refused() {
     let arch = common::small_arch();
-    assert!(cost::unet_cost(&arch, &MEMORY, 1 << 40, 1 << 40).is_err());
+    assert!(cost::unet_cost(&arch, 0, 1, &MEMORY, 1 << 40, 1 << 40).is_err());
     assert!(cost::encoder_cost(&arch, &MEMORY, 0, 16).is_err());
     assert!(cost::encoder_cost(&arch, &MEMORY, 24, 16).is_err());
 }
@@ -147,7 +147,7 @@ fn receptive_fields_are_those_of_the_operators() {
             }
         }
     }
-    assert_eq!(seen.len(), 16, "{seen:?}");
+    assert_eq!(seen.len(), 17, "{seen:?}");
 }
 
 /// A value lives as long as something reads it, and the results to the end.
@@ -155,7 +155,7 @@ fn receptive_fields_are_those_of_the_operators() {
 fn lifetimes_end_after_the_last_reader() {
     let arch = common::small_arch();
     let latents = latent_shapes(&arch, 1, 64, 32);
-    for graph in [unet::graph(&arch, &latents, 1), decoder::graph(&arch, &latents)] {
+    for graph in [unet::graph(&arch, 0, &latents), decoder::graph(&arch, &latents)] {
         let graph = graph.unwrap();
         let last = graph.last_uses();
         for (i, node) in graph.nodes().iter().enumerate() {
@@ -176,7 +176,7 @@ fn fused_graphs_read_what_is_in_memory() {
     let arch = common::small_arch();
     let latents = latent_shapes(&arch, 1, 64, 32);
     let all = [
-        unet::graph(&arch, &latents, 1).unwrap(),
+        unet::graph(&arch, 0, &latents).unwrap(),
         decoder::graph(&arch, &latents).unwrap(),
         encoder::graph(&arch, Shape::new(1, 32, 64, 3)).unwrap(),
     ];

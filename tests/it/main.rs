@@ -16,6 +16,7 @@ mod engine;
 mod files;
 mod fuzz;
 mod graph;
+mod groups;
 mod http;
 mod layering;
 mod network;

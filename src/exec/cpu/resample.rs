@@ -230,6 +230,25 @@ pub(super) fn concat(
     );
 }
 
+/// x + gain noise, x [n, h, w, c], noise [n, h, w, 1], gain [c] -> out [n, h, w, c].
+pub(super) fn add_noise(arch: Arch, out: &mut [f32], x: &[f32], noise: &[f32], gain: &[f32]) {
+    let c = gain.len();
+    for_units(
+        arch,
+        out,
+        c,
+        #[inline(always)]
+        |first, out| {
+            let pixels = x[first * c..].chunks_exact(c).zip(&noise[first..]);
+            for (out, (x, noise)) in out.chunks_exact_mut(c).zip(pixels) {
+                for ((out, x), gain) in out.iter_mut().zip(x).zip(gain) {
+                    *out = x + gain * noise;
+                }
+            }
+        },
+    );
+}
+
 /// A rectangle of the grid, x [n, h, w, c] -> out [n, window.height, window.width, c].
 pub(super) fn crop(arch: Arch, out: &mut [f32], x: &[f32], shape: Shape, window: Rect) {
     let rows = Rows { x, shape };

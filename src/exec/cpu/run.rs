@@ -168,6 +168,10 @@ impl<'a> Run<'a> {
             (inputs.iter()).map(|&input| Ok(&self.tensor(input)?[..])).collect::<Result<_>>()?;
         let cpu = &*self.cpu;
         let x = inputs.first().map_or(shape, |&x| self.shape(x));
+        let gain = match op {
+            Op::AddNoise(p) => p.load(&cpu.weights)?,
+            _ => &[],
+        };
         let mut known = true;
         let result = cpu.fill(shape, |out| match (op, &read[..]) {
             (Op::Concat, &[a, b]) => {
@@ -186,6 +190,9 @@ impl<'a> Run<'a> {
             }
             (Op::ChannelAttention, &[q, k, v]) => {
                 attention::channel(cpu.config, out, [q, k, v], shape, &cpu.pool);
+            }
+            (Op::AddNoise(_), &[data, noise]) => {
+                resample::add_noise(arch, out, data, noise, gain);
             }
             (Op::Crop(window), &[data]) => resample::crop(arch, out, data, x, *window),
             _ => known = false,

@@ -41,7 +41,8 @@ use crate::{
 };
 
 /// All operators that have a shader, in alphabetical order.
-pub static OPERATORS: [&Operator; 23] = [
+pub static OPERATORS: [&Operator; 24] = [
+    &pointwise::ADD_NOISE,
     &resample::AVG_POOL2,
     &attention::CHANNEL_ATTENTION,
     &pointwise::CONCAT,

@@ -8,13 +8,16 @@ use super::{
 };
 use crate::{
     error::Result,
-    ops::{PixelNorm, Shape, concat, pixel_norm, scale_shift, silu, weighted_add},
+    ops::{
+        AddNoise, PixelNorm, Shape, add_noise, concat, pixel_norm, scale_shift, silu, weighted_add,
+    },
 };
 
 params! { struct SiluParams { count: u32, pad0: u32, pad1: u32, pad2: u32, } }
 params! { struct WeightedAddParams { count: u32, wa: f32, wb: f32, pad0: u32, } }
 params! { struct ScaleShiftParams { count: u32, channels: u32, picture: u32, silu: u32, } }
 params! { struct PixelNormParams { count: u32, channels: u32, silu: u32, eps: f32, } }
+params! { struct AddNoiseParams { count: u32, channels: u32, pad0: u32, pad1: u32, } }
 params! { struct ConcatParams { count: u32, a_channels: u32, b_channels: u32, pad0: u32, } }
 
 operator!(
@@ -36,6 +39,11 @@ operator!(
     PIXEL_NORM, "pixel_norm" from ["shared/invocation", "shared/activation", "pixel_norm"],
     PixelNormParams, [Read, Read, ReadWrite],
     "main": [1, 2, 3]
+);
+operator!(
+    ADD_NOISE, "add_noise" from ["shared/invocation", "add_noise"],
+    AddNoiseParams, [Read, Read, Read, ReadWrite],
+    "main": [1, 2, 3, 4]
 );
 operator!(
     CONCAT, "concat" from ["shared/invocation", "concat"],
@@ -112,6 +120,20 @@ pub(super) fn pixel_norm(gpu: &mut Gpu, x: &Tensor, p: &PixelNorm) -> Result<Ten
         eps: pixel_norm::EPS,
     };
     map(gpu, &PIXEL_NORM, params, pixels, &[x.binding(), gain.as_entire_binding()], shape)
+}
+
+/// x + gain noise, x [n, h, w, c], noise [n, h, w, 1] -> [n, h, w, c].
+pub(super) fn add_noise(gpu: &mut Gpu, x: &Tensor, noise: &Tensor, p: &AddNoise) -> Result<Tensor> {
+    let shape = add_noise::output_shape(x.shape, noise.shape, p)?;
+    let gain = gpu.parameter(&p.name, |w| Ok(p.load(w)?.to_vec()))?;
+    let count = shape.len();
+    let params = AddNoiseParams {
+        count: to_u32(count),
+        channels: to_u32(shape.c),
+        ..AddNoiseParams::default()
+    };
+    let inputs = [x.binding(), noise.binding(), gain.as_entire_binding()];
+    map(gpu, &ADD_NOISE, params, count, &inputs, shape)
 }
 
 /// a [n, h, w, ca], b [n, h, w, cb] -> [n, h, w, ca + cb].

@@ -93,6 +93,7 @@ impl Values<'_> {
             (Op::PixelShuffle(r), [x]) => resample::pixel_shuffle(gpu, x, *r),
             (Op::SpatialAttention, [q, k, v]) => attention::spatial_attention(gpu, q, k, v),
             (Op::ChannelAttention, [q, k, v]) => attention::channel_attention(gpu, q, k, v),
+            (Op::AddNoise(p), [x, noise]) => pointwise::add_noise(gpu, x, noise, p),
             (Op::Crop(window), [x]) => resample::crop(gpu, x, *window),
             _ => Err(Error::internal(format!("the GPU has no operator {}", op.name()))),
         }

@@ -232,7 +232,7 @@ mod tests {
         let mut bits = Vec::new();
         for side in [1, 2].map(|times| times * arch.coarsest_factor()) {
             let latents = latent_shapes(arch, 1, side, side);
-            for graph in [unet::graph(arch, &latents, 1), decoder::graph(arch, &latents)] {
+            for graph in [unet::graph(arch, 0, &latents), decoder::graph(arch, &latents)] {
                 let graph = graph.unwrap();
                 let inputs = random_inputs(&graph, &mut random);
                 let results = results(gpu, &graph, &inputs).unwrap().concat();
