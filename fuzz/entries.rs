@@ -15,7 +15,7 @@ use tessera::{
     jobs::{self, Models, Receiving, files::JobDirectory, record::Record},
     model::checkpoint::Checkpoint,
     service,
-    store::journal,
+    store::{DirectoryLock, Disk, journal},
 };
 
 /// The tiny model that requests are checked against.
@@ -23,6 +23,12 @@ static MODELS: LazyLock<Models> = LazyLock::new(|| {
     let bytes = include_bytes!("../tests/fixtures/net-a.safetensors");
     let model = Checkpoint::from_bytes(bytes).expect("the model of the tests");
     Models::new(vec![Arc::new(model)]).expect("one model")
+});
+
+/// A disk without jobs.
+static DISK: LazyLock<Arc<dyn Disk>> = LazyLock::new(|| {
+    let directory = std::env::temp_dir().join(format!("tessera-fuzz-{}", std::process::id()));
+    Arc::new(DirectoryLock::acquire(&directory).expect("a directory of this process"))
 });
 
 /// An order as it comes over the wire, up to the plan of its picture. True: it was accepted.
@@ -60,7 +66,7 @@ pub(crate) fn records(bytes: &[u8]) -> bool {
 fn recover(records: &[Vec<u8>]) -> bool {
     let records: Result<Vec<_>, _> =
         records.iter().map(|bytes| Record::from_bytes(bytes)).collect();
-    let directory = JobDirectory::new(Path::new("nowhere"), "0");
+    let directory = JobDirectory::new(DISK.clone(), Path::new("nowhere"), "0");
     let job = records.and_then(|records| {
         let count = records.len();
         jobs::recover(directory, "0", records, &MODELS).map(|job| (job, count))

@@ -38,8 +38,10 @@ pub enum Kind {
     InvalidImage,
     /// The requested device does not exist, lacks a feature, or was lost.
     Device,
-    /// Reading or writing failed, or stored data is damaged.
+    /// Reading or writing failed, or data of another program or machine is damaged.
     Io,
+    /// Stored data can't be read as it was written. [`Error::retry_after`] is present if it is being computed again.
+    Damaged,
     /// The operation was cancelled. Exit code 130.
     Cancelled,
     /// The named resource does not exist.

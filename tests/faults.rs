@@ -4,23 +4,36 @@
 #[allow(dead_code, reason = "not all helpers are for these tests")]
 mod common;
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write as _,
+    path::Path,
+    process::Command,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use common::{
     command::Dir,
     model,
-    server::{Server, create, picture, spec, watch},
+    server::{Server, create, get, picture, spec, state, wait, watch},
 };
 use tessera::{
-    api::{self, JobSpec, JobState, job_event::Event},
+    api::{
+        self, JobSpec, JobState, edit_picture_request::Part, job_event::Event,
+        job_service_client::JobServiceClient,
+    },
     engine::device::{Choice, Precision},
     image_out::Format,
     jobs::{Jobs, Models, Phase, Settings},
     ops::testing::Random,
     store::journal,
 };
-use tonic::Code;
+use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
+
+type Client = JobServiceClient<Channel>;
 
 /// How often the server is killed.
 const KILLS: usize = 60;
@@ -38,19 +51,22 @@ fn open(directory: &Path) -> Jobs {
     Jobs::open(settings, Models::new(vec![Arc::new(model("net-a"))]).unwrap()).unwrap()
 }
 
-/// Every job's picture file, by its seed, once all have finished.
+/// Every finished job's picture file, by its seed, once all have ended.
 fn finish(directory: &Path) -> BTreeMap<u64, Vec<u8>> {
     let jobs = open(directory);
     let mut files = BTreeMap::new();
-    for job in jobs.list(None, "", 100) {
+    for job in jobs.list(None, "", 10_000) {
         let began = std::time::Instant::now();
         while !job.snapshot().phase.is_last() {
             assert!(began.elapsed() < Duration::from_secs(120), "{} does not end", job.id);
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert_eq!(job.snapshot().phase, Phase::Finished, "{:?}", job.snapshot().error);
-        let path = jobs.picture(&job, Format::Tiff).unwrap();
-        files.insert(job.plan.spec.seed, fs::read(path).unwrap());
+        let end = job.snapshot();
+        assert!(matches!(end.phase, Phase::Finished | Phase::Cancelled), "{:?}", end.error);
+        if end.phase == Phase::Finished {
+            let path = jobs.picture(&job, Format::Tiff).unwrap();
+            files.insert(job.plan.spec.seed, fs::read(path).unwrap());
+        }
     }
     jobs.close();
     files
@@ -115,6 +131,202 @@ async fn killed_server_finishes_jobs_with_the_same_bytes() {
     });
     assert!(unfinished.count() > 0, "all had finished before the last kill: not long enough");
     assert_eq!(finish(rough.path()), expected);
+}
+
+/// A job that a client has ordered, and what it knows of it.
+#[derive(Clone, Debug, Default)]
+struct Order {
+    /// Its name, once the order was answered.
+    name: Option<String>,
+    cancelled: bool,
+    cancel_tried: bool,
+    deleted: bool,
+    delete_tried: bool,
+}
+
+/// The orders by their seeds, which are all different.
+type Orders = Arc<Mutex<Vec<Order>>>;
+
+fn small_spec(seed: usize) -> JobSpec {
+    let [width, height, steps] =
+        [[64, 64, 40], [128, 96, 60], [32, 32, 2], [192, 128, 90]][seed % 4];
+    spec(seed as u64, width, height, steps)
+}
+
+/// Sends the order `seed`: every seventh edits a picture.
+async fn send(client: &mut Client, seed: usize) -> Result<String, Status> {
+    let mut request = common::server::order(small_spec(seed));
+    request.request_id = format!("order {seed}");
+    let job = if seed.is_multiple_of(7) {
+        let spec = request.spec.as_mut().unwrap();
+        (spec.width, spec.height, spec.strength) = (0, 0, Some(0.3));
+        let mut file = std::io::Cursor::new(Vec::new());
+        let picture = common::server::noise(seed as u64, 96, 80);
+        picture.write_to(&mut file, image::ImageFormat::Png).unwrap();
+        let message = |part| api::EditPictureRequest { part: Some(part) };
+        let data: Vec<_> = file
+            .into_inner()
+            .chunks(4000)
+            .map(|bytes| message(Part::Data(bytes.to_vec())))
+            .collect();
+        let parts = std::iter::once(message(Part::Job(request))).chain(data);
+        client.edit_picture(tokio_stream::iter(parts)).await?.into_inner().job
+    } else {
+        client.create_job(request).await?.into_inner().job
+    };
+    Ok(job.unwrap().name)
+}
+
+/// Random calls until the server is gone or `most` have been made.
+async fn use_server(mut client: Client, url: String, orders: Orders, seed: u64, most: usize) {
+    let mut random = Random::new(seed);
+    for _ in 0..most {
+        let known: Vec<_> = orders
+            .lock()
+            .unwrap()
+            .iter()
+            .enumerate()
+            .filter(|(_, order)| !order.delete_tried)
+            .filter_map(|(seed, order)| Some((seed, order.name.clone()?)))
+            .collect();
+        let any = known.get(random.bits() as usize % known.len().max(1)).cloned();
+        let call = random.bits() % 10;
+        match (call, any) {
+            (0..4, _) | (_, None) => {
+                let seed = {
+                    let mut orders = orders.lock().unwrap();
+                    // An order without an answer is repeated.
+                    let open = orders.iter().position(|order| order.name.is_none());
+                    let next = if call == 0 { open } else { None };
+                    next.unwrap_or_else(|| {
+                        orders.push(Order::default());
+                        orders.len() - 1
+                    })
+                };
+                let Ok(name) = send(&mut client, seed).await else { return };
+                let known = orders.lock().unwrap()[seed].name.replace(name.clone());
+                assert!(known.is_none_or(|known| known == name), "two jobs of one order");
+            }
+            (4, Some((seed, name))) => {
+                orders.lock().unwrap()[seed].cancel_tried = true;
+                let Ok(answer) = client.cancel_job(api::CancelJobRequest { name }).await else {
+                    return;
+                };
+                let state = answer.into_inner().job.unwrap().state();
+                orders.lock().unwrap()[seed].cancelled = state == JobState::Cancelled;
+            }
+            (5 | 6, Some((seed, name))) => {
+                orders.lock().unwrap()[seed].delete_tried = true;
+                // Another task may have been faster.
+                match client.delete_job(api::DeleteJobRequest { name }).await {
+                    Err(status) if status.code() != Code::NotFound => return,
+                    _ => orders.lock().unwrap()[seed].deleted = true,
+                }
+            }
+            (_, Some((_, name))) => {
+                let file = ["image.tiff", "image.png"][random.bits() as usize % 2];
+                let (url, path) = (url.clone(), format!("/{name}/{file}"));
+                let got = move || common::server::try_get(&url, "localhost", &path).map(drop);
+                if tokio::task::spawn_blocking(got).await.unwrap().is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Kills the server `kills` times while clients create, edit, cancel, delete and download.
+async fn kill_during_all_calls(kills: usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let (orders, mut random) = (Orders::default(), Random::new(7));
+    let mut before = BTreeMap::<String, Vec<Vec<u8>>>::new();
+    for kill in 0..=kills {
+        let mut server = Server::start(dir.path(), &[]);
+        for (name, files) in entries(dir.path()) {
+            assert!(!name.starts_with('.'), "kill {kill}: {name} is left");
+            assert!(files.iter().all(|file| !file.starts_with('.')), "kill {kill}: {files:?}");
+        }
+        let mut client = server.client().await;
+        let listed =
+            client.list_jobs(api::ListJobsRequest { page_size: 1000, ..Default::default() });
+        let listed = listed.await.unwrap().into_inner().jobs;
+        let mut by_seed = BTreeMap::new();
+        for job in &listed {
+            let seed = job.spec.as_ref().unwrap().seed as usize;
+            assert!(by_seed.insert(seed, job).is_none(), "kill {kill}: two jobs of order {seed}");
+        }
+        for (seed, order) in orders.lock().unwrap().iter().enumerate() {
+            let job = by_seed.get(&seed);
+            let lost = order.name.is_some() && !order.delete_tried && job.is_none();
+            assert!(!lost, "kill {kill}: order {seed} is lost");
+            assert!(!(order.deleted && job.is_some()), "kill {kill}: order {seed} is back");
+            let state = job.map(|job| job.state());
+            let kept = !order.cancelled || state.is_none_or(|state| state == JobState::Cancelled);
+            assert!(kept, "kill {kill}: order {seed} is {state:?}");
+        }
+        if kill == kills {
+            break;
+        }
+        let tasks: Vec<_> = (0..3)
+            .map(|_| {
+                let (client, url) = (client.clone(), server.url.clone());
+                tokio::spawn(use_server(client, url, orders.clone(), random.bits(), 8))
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(random.bits() % 150)).await;
+        server.kill();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let now = records(dir.path());
+        for (job, known) in &before {
+            let kept = now.get(job).is_none_or(|later| later.starts_with(known));
+            assert!(kept, "kill {kill}: {job} lost what it had announced");
+        }
+        before = now;
+    }
+
+    // What is left ends, with the bytes of an undisturbed server.
+    let orders = orders.lock().unwrap().clone();
+    let left: Vec<_> = (0..orders.len())
+        .filter(|&seed| orders[seed].name.is_some() && !orders[seed].delete_tried)
+        .collect();
+    assert!(left.len() > kills / 4, "{} orders are left", left.len());
+    let calm = tempfile::tempdir().unwrap();
+    let server = Server::start(calm.path(), &[]);
+    let mut client = server.client().await;
+    for &seed in &left {
+        send(&mut client, seed).await.unwrap();
+    }
+    drop(server);
+    let (found, expected) = (finish(dir.path()), finish(calm.path()));
+    for seed in left {
+        match found.get(&(seed as u64)) {
+            Some(file) => assert!(*file == expected[&(seed as u64)], "order {seed}"),
+            None => assert!(orders[seed].cancel_tried, "order {seed} has no picture"),
+        }
+    }
+}
+
+/// The entries of a directory, and what is in each.
+fn entries(directory: &Path) -> Vec<(String, Vec<String>)> {
+    let inside = |name: String| {
+        let path = directory.join(&name);
+        let files = if path.is_dir() { names(&path) } else { Vec::new() };
+        (name, files)
+    };
+    names(directory).into_iter().map(inside).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_server_keeps_every_promise_of_every_call() {
+    kill_during_all_calls(15).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes twenty times as long as the test before"]
+async fn server_killed_300_times_keeps_every_promise_of_every_call() {
+    kill_during_all_calls(300).await;
 }
 
 #[tokio::test]
@@ -242,11 +454,238 @@ async fn damaged_files_fail_their_own_job_and_no_other() {
     assert!(!dir.path().join(".half").exists());
 }
 
-#[cfg(unix)]
+/// The path of a job's directory.
+fn directory(jobs: &Path, name: &str) -> std::path::PathBuf {
+    jobs.join(name.strip_prefix("jobs/").unwrap())
+}
+
+async fn delete(client: &mut Client, name: &str) {
+    client.delete_job(api::DeleteJobRequest { name: name.to_owned() }).await.unwrap();
+}
+
+/// The code of GetJob's error, if it fails.
+async fn missing(client: &mut Client, name: &str) -> Option<Code> {
+    let request = api::GetJobRequest { name: name.to_owned() };
+    client.get_job(request).await.err().map(|status| status.code())
+}
+
 #[tokio::test]
-async fn disk_full_is_exhausted_and_leaves_no_job() {
+async fn killed_server_forgets_no_deletion_cancellation_or_viewport() {
     let dir = tempfile::tempdir().unwrap();
-    let mount = format!("mount -t tmpfs -o size=3m tmpfs {}", dir.path().display());
+    let mut server = Server::start(dir.path(), &["--active", "3"]);
+    let mut client = server.client().await;
+    let mut order = common::server::order(spec(1, 512, 512, 1000));
+    order.request_id = "mine".into();
+    let deleted = client.create_job(order.clone()).await.unwrap().into_inner().job.unwrap();
+    let cancelled = create(&mut client, spec(2, 512, 512, 1000)).await.unwrap();
+    let viewed = create(&mut client, spec(3, 512, 512, 1000)).await.unwrap();
+    for job in [&deleted, &cancelled, &viewed] {
+        wait(&mut client, &job.name, |now| now == JobState::Denoising).await;
+    }
+    let viewport = Some(api::Rect { x: 64, y: 0, width: 100, height: 9 });
+    let request = api::SetViewportRequest { name: viewed.name.clone(), viewport };
+    client.set_viewport(request).await.unwrap();
+    let request = api::CancelJobRequest { name: cancelled.name.clone() };
+    let answer = client.cancel_job(request).await.unwrap().into_inner().job.unwrap();
+    assert_eq!(answer.state(), JobState::Cancelled);
+    delete(&mut client, &deleted.name).await;
+    server.kill();
+
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    assert_eq!(missing(&mut client, &deleted.name).await, Some(Code::NotFound));
+    assert!(!directory(dir.path(), &deleted.name).exists());
+    assert_eq!(state(&mut client, &cancelled.name).await, JobState::Cancelled);
+    let request = api::GetJobRequest { name: viewed.name.clone() };
+    let job = client.get_job(request).await.unwrap().into_inner().job.unwrap();
+    assert_eq!(job.viewport, viewport);
+    // The request_id is free again, for one job.
+    let again = client.create_job(order.clone()).await.unwrap().into_inner().job.unwrap();
+    assert_ne!(again.name, deleted.name);
+    let repeated = client.create_job(order).await.unwrap().into_inner().job.unwrap();
+    assert_eq!(again.name, repeated.name);
+    let listed = client.list_jobs(api::ListJobsRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.jobs.len(), 3);
+}
+
+/// One flipped bit in the first record: nothing of the journal is cut, and the directory is named.
+#[tokio::test]
+async fn damaged_journal_is_kept_and_named() {
+    let dir = Dir::new();
+    let jobs = dir.path();
+    let job = {
+        let server = Server::start(jobs, &[]);
+        let mut client = server.client().await;
+        let job = create(&mut client, spec(1, 64, 64, 5)).await.unwrap();
+        watch(&mut client, &job.name, 0).await.unwrap();
+        job.name
+    };
+    let journal = directory(jobs, &job).join("journal");
+    let mut bytes = fs::read(&journal).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&journal, &bytes).unwrap();
+    let server = Server::start(jobs, &[]);
+    let mut client = server.client().await;
+    assert_eq!(missing(&mut client, &job).await, Some(Code::NotFound));
+    assert!(fs::read(&journal).unwrap() == bytes);
+    let listed = dir.succeeds(&["jobs", "--damaged", "--server", &server.url]);
+    let id = job.strip_prefix("jobs/").unwrap();
+    assert!(
+        listed.starts_with(id) && listed.contains("record 1") && listed.lines().count() == 1,
+        "{listed}"
+    );
+    assert!(!listed.contains('/'), "{listed}");
+}
+
+/// Files of a job that an interrupted write has left are removed at the start; others are kept.
+#[tokio::test]
+async fn leftovers_of_interrupted_downloads_are_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (name, files) = {
+        let server = Server::start(dir.path(), &[]);
+        let mut client = server.client().await;
+        let job = create(&mut client, spec(1, 64, 64, 5)).await.unwrap();
+        watch(&mut client, &job.name, 0).await.unwrap();
+        assert_eq!(get(&server, &format!("/{}/image.tiff", job.name)).0, 200);
+        let files = names(&directory(dir.path(), &job.name));
+        (job.name, files)
+    };
+    let job = directory(dir.path(), &name);
+    for leftover in [".tessera-a1b2.partial", ".picture.tiff.x.partial", ".viewport"] {
+        fs::write(job.join(leftover), b"half").unwrap();
+    }
+    let _server = Server::start(dir.path(), &[]);
+    assert_eq!(names(&job), files);
+}
+
+/// The names in a directory, sorted.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// A flipped byte of a tile is found on every way out, the tile is named, and it is decoded again.
+#[tokio::test]
+async fn damaged_tile_leaves_by_no_way_and_is_decoded_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    let job = create(&mut client, spec(1, 256, 192, 5)).await.unwrap();
+    let whole = picture(&watch(&mut client, &job.name, 0).await.unwrap(), 256, 192);
+    let arena = directory(dir.path(), &job.name).join("arena");
+    let intact = fs::read(&arena).unwrap();
+    // In the tile of column 1, row 2, whose rows are 3 * 256 bytes apart.
+    let place = intact.len() - 256 * 192 * 3 + 3 * (256 * 150 + 100);
+    let ways = [
+        format!("/{}/image.tiff", job.name),
+        format!("/{}/image.png", job.name),
+        format!("/{}/image_files/8/0_0.png", job.name),
+        format!("/{}/iiif/full/max/0/default.png", job.name),
+        "GetTile".to_owned(),
+        "WatchJob".to_owned(),
+    ];
+    for way in ways {
+        let mut damaged = intact.clone();
+        damaged[place] ^= 4;
+        fs::write(&arena, &damaged).unwrap();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let done = match way.as_str() {
+                "GetTile" => {
+                    let request = api::GetTileRequest {
+                        name: job.name.clone(),
+                        column: 1,
+                        row: 2,
+                        format: 0,
+                    };
+                    client.get_tile(request).await.map(drop)
+                }
+                "WatchJob" => watch(&mut client, &job.name, 0).await.map(drop),
+                path => {
+                    let (status, body) = get(&server, path);
+                    let text = String::from_utf8_lossy(&body);
+                    match status {
+                        200 => Ok(()),
+                        503 => {
+                            assert!(text.contains("tiles/9") && text.contains("damaged"), "{text}");
+                            Err(Status::data_loss(""))
+                        }
+                        status => panic!("{path}: {status} {text}"),
+                    }
+                }
+            };
+            match done {
+                Ok(()) => break,
+                Err(status) => assert_eq!(status.code(), Code::DataLoss, "{way}: {status}"),
+            }
+            assert!(tries < 2000, "{way}: not repaired");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(tries > 1, "{way}: a damaged tile was sent");
+        assert!(fs::read(&arena).unwrap() == intact, "{way}");
+        // Files and cached parts are made anew for the next way.
+        for file in ["picture.tiff", "picture.png"] {
+            let _ = fs::remove_file(directory(dir.path(), &job.name).join(file));
+        }
+    }
+    let again = picture(&watch(&mut client, &job.name, 0).await.unwrap(), 256, 192);
+    assert!(again == whole);
+}
+
+/// The directory of the jobs disappears while one runs: clients learn that files failed, not which.
+#[tokio::test]
+async fn removed_directory_puts_no_path_into_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let jobs = dir.path().join("jobs");
+    let server = Server::start(&jobs, &["--active", "1"]);
+    let mut client = server.client().await;
+    let running = create(&mut client, spec(1, 512, 512, 40)).await.unwrap();
+    let queued = create(&mut client, spec(2, 512, 512, 40)).await.unwrap();
+    let request = api::WatchJobRequest { name: running.name.clone(), ..Default::default() };
+    let mut stream = client.watch_job(request).await.unwrap().into_inner();
+    for _ in 0..4 {
+        stream.message().await.unwrap().unwrap();
+    }
+    fs::remove_dir_all(&jobs).unwrap();
+    let mut texts = Vec::new();
+    while let Ok(Some(message)) = stream.message().await {
+        texts.push(format!(
+            "{:?}",
+            message.event.unwrap().event.map(|event| match event {
+                Event::Failed(failed) => failed.message,
+                _ => String::new(),
+            })
+        ));
+    }
+    for path in ["image.tiff", "image_files/9/0_0.png", "preview.png"] {
+        texts.push(
+            String::from_utf8_lossy(&get(&server, &format!("/{}/{path}", running.name)).1)
+                .into_owned(),
+        );
+    }
+    let ended =
+        wait(&mut client, &queued.name, |now| matches!(now, JobState::Failed | JobState::Finished));
+    assert_eq!(ended.await, JobState::Failed);
+    for name in [&running.name, &queued.name] {
+        let request = api::GetJobRequest { name: name.clone() };
+        texts.push(client.get_job(request).await.unwrap().into_inner().job.unwrap().error);
+    }
+    texts.push(create(&mut client, spec(3, 64, 64, 1)).await.unwrap_err().to_string());
+    let inside = jobs.to_str().unwrap();
+    assert!(
+        texts.iter().all(|text| !text.contains(inside) && !text.contains("arena")),
+        "{texts:?}"
+    );
+}
+
+/// The command words that run a program with a file system of `size` on `directory`; `None` without the right to mount one.
+#[cfg(unix)]
+fn small_disk(directory: &Path, size: &str) -> Option<Vec<String>> {
+    let mount = format!("mount -t tmpfs -o size={size} tmpfs {}", directory.display());
     let wrappers = [&["unshare", "-m"][..], &["unshare", "-Urm"]];
     let may_mount = |wrapper: &&[&str]| {
         let words = wrapper[1..].iter().copied().chain(["sh", "-c", &mount]);
@@ -255,10 +694,19 @@ async fn disk_full_is_exhausted_and_leaves_no_job() {
     };
     let Some(wrapper) = wrappers.into_iter().find(may_mount) else {
         eprintln!("not tested: a full file system (neither root nor user namespaces here)");
-        return;
+        return None;
     };
     let script = format!("{mount} && exec \"$@\"");
-    let words: Vec<_> = wrapper.iter().copied().chain(["sh", "-c", &script, "sh"]).collect();
+    let words = wrapper.iter().copied().chain(["sh", "-c", &script, "sh"]);
+    Some(words.map(str::to_owned).collect())
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn disk_full_is_exhausted_and_leaves_no_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(words) = small_disk(dir.path(), "3m") else { return };
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
     let server = Server::start_by(&words, dir.path(), &[]);
     let mut client = server.client().await;
     let status = create(&mut client, spec(1, 1024, 1024, 1)).await.unwrap_err();
@@ -277,4 +725,60 @@ async fn disk_full_is_exhausted_and_leaves_no_job() {
     picture(&events, 256, 256);
     let listed = client.list_jobs(api::ListJobsRequest::default()).await.unwrap().into_inner();
     assert_eq!(listed.jobs.len(), 1);
+}
+
+/// A disk that fills up while a job runs: the job pauses with the reason, announces nothing, and goes on by itself when there
+/// is room. A download meanwhile is refused with the code of a full disk.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn disk_that_fills_up_pauses_jobs_until_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(words) = small_disk(dir.path(), "4m") else { return };
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let server = Server::start_by(&words, dir.path(), &[]);
+    let mut client = server.client().await;
+    let ended = create(&mut client, spec(1, 256, 256, 2)).await.unwrap();
+    watch(&mut client, &ended.name, 0).await.unwrap();
+    let job = create(&mut client, spec(2, 512, 512, 200)).await.unwrap();
+    let request = api::WatchJobRequest { name: job.name.clone(), ..Default::default() };
+    let mut stream = client.watch_job(request).await.unwrap().into_inner();
+    let mut sequences = Vec::new();
+    for _ in 0..4 {
+        sequences.push(stream.message().await.unwrap().unwrap().event.unwrap().sequence);
+    }
+    // The file system is mounted for the server only.
+    let inside = Path::new("/proc").join(server.id().to_string()).join("root");
+    let filler = inside.join(dir.path().strip_prefix("/").unwrap()).join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    for size in [1 << 16, 1 << 12, 1] {
+        while file.write_all(&vec![1; size]).is_ok() {}
+    }
+    drop(file);
+    let paused = async {
+        loop {
+            let request = api::GetJobRequest { name: job.name.clone() };
+            let now = client.get_job(request).await.unwrap().into_inner().job.unwrap();
+            assert!(matches!(now.state(), JobState::Denoising | JobState::Decoding), "{now:?}");
+            if !now.paused.is_empty() {
+                return now.paused;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let reason = tokio::time::timeout(Duration::from_secs(60), paused).await.unwrap();
+    assert!(reason.contains("disk is full"), "{reason}");
+    let (status, body) = get(&server, &format!("/{}/image.tiff", ended.name));
+    let body = String::from_utf8_lossy(&body);
+    assert_eq!(status, 507, "{body}");
+    assert!(body.contains("disk_bytes") && !body.contains("picture.tiff"), "{body}");
+    fs::remove_file(&filler).unwrap();
+    let mut last = None;
+    while let Some(message) = stream.message().await.unwrap() {
+        let event = message.event.unwrap();
+        sequences.push(event.sequence);
+        last = event.event;
+    }
+    assert!(matches!(last, Some(Event::Finished(_))), "{last:?}");
+    assert_eq!(sequences, (1..=sequences.len() as u64).collect::<Vec<_>>());
+    assert_eq!(get(&server, &format!("/{}/image.tiff", ended.name)).0, 200);
 }

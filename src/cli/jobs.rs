@@ -13,7 +13,7 @@ use super::{
     server::ServerArgs,
 };
 use crate::{
-    api::{Job, JobState},
+    api::{DamagedJob, Job, JobState},
     client::{self, sanitize},
     error::Result,
 };
@@ -21,13 +21,16 @@ use crate::{
 /// List a server's jobs, oldest first
 #[derive(Debug, clap::Args)]
 pub(super) struct ListArgs {
+    /// List directories of jobs that the server can't read, and has left as they are
+    #[arg(long)]
+    damaged: bool,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
     pub(super) progress: ProgressArgs,
 }
 
-/// Cancel a server's job within one step or tile
+/// Cancel a server's job
 #[derive(Debug, clap::Args)]
 pub(super) struct CancelArgs {
     /// Name of the job, as printed by "submit"
@@ -58,10 +61,22 @@ struct Report<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(tag = "event", rename = "damaged_jobs")]
+struct DamagedReport<'a> {
+    jobs: Vec<DamagedRow<'a>>,
+}
+
+#[derive(Serialize)]
+struct DamagedRow<'a> {
+    directory: &'a str,
+    reason: &'a str,
+}
+
+#[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Done<'a> {
-    /// Requested; `state` tells if it has taken effect.
-    Cancelling {
+    /// `state` is another one if the job had ended before.
+    Cancelled {
         job: &'a str,
         state: String,
     },
@@ -88,6 +103,9 @@ struct Row<'a> {
     owner: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     error: &'a str,
+    /// Reason why it does not go on at this time.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    paused: &'a str,
 }
 
 impl<'a> Row<'a> {
@@ -108,6 +126,7 @@ impl<'a> Row<'a> {
             age: age.unwrap_or_default().as_secs_f64(),
             owner: &job.owner,
             error: &job.error,
+            paused: &job.paused,
         }
     }
 }
@@ -117,6 +136,16 @@ pub(super) fn list(
     progress: &mut Progress,
     cancel: &CancellationToken,
 ) -> Result<()> {
+    if args.damaged {
+        let jobs =
+            client::run(cancel, async { args.server.connect().await?.list_damaged().await })?;
+        let row = |job: &DamagedJob| (sanitize(&job.directory), sanitize(&job.reason));
+        let rows: Vec<_> = jobs.iter().map(row).collect();
+        let report = rows.iter().map(|(directory, reason)| DamagedRow { directory, reason });
+        progress.json(&DamagedReport { jobs: report.collect() });
+        let lines = rows.iter().map(|(directory, reason)| format!("{directory}  {reason}\n"));
+        return progress.result(&lines.collect::<String>());
+    }
     let jobs = client::run(cancel, async { args.server.connect().await?.list().await })?;
     let now = SystemTime::now();
     progress.json(&Report { jobs: jobs.iter().map(|job| Row::new(job, now)).collect() });
@@ -131,12 +160,9 @@ pub(super) fn cancel(
     let work = async { args.server.connect().await?.cancel(&args.job).await };
     let job = client::run(cancel, work)?;
     let state = client::state_name(job.state());
-    let said = match client::is_last(job.state()) {
-        true => state.clone(),
-        false => format!("{state}, will be cancelled"),
-    };
-    progress.json(&Done::Cancelling { job: &job.name, state });
-    progress.result(&format!("{}  {said}\n", sanitize(&job.name)))
+    let line = format!("{}  {state}\n", sanitize(&job.name));
+    progress.json(&Done::Cancelled { job: &job.name, state });
+    progress.result(&line)
 }
 
 pub(super) fn delete(
@@ -154,7 +180,7 @@ pub(super) fn delete(
 /// The jobs as a table, with their owners if there are any.
 fn table(jobs: &[Job], now: SystemTime) -> String {
     let mut rows = vec![
-        ["JOB", "STATE", "SIZE", "SEED", "PROGRESS", "AGE", "OWNER", "ERROR"].map(str::to_owned),
+        ["JOB", "STATE", "SIZE", "SEED", "PROGRESS", "AGE", "OWNER", "NOTE"].map(str::to_owned),
     ];
     for job in jobs {
         let row = Row::new(job, now);
@@ -166,7 +192,7 @@ fn table(jobs: &[Job], now: SystemTime) -> String {
             progress_of(job.state(), &row),
             age(Duration::try_from_secs_f64(row.age).unwrap_or_default()),
             sanitize(row.owner),
-            sanitize(row.error),
+            sanitize(if row.paused.is_empty() { row.error } else { row.paused }),
         ]);
     }
     let mut rows: Vec<_> = rows.into_iter().map(Vec::from).collect();
@@ -245,7 +271,7 @@ mod tests {
         assert_eq!(lines[2], "jobs/a  denoising  256 x 128  7     step 3 of 25  3 min  anna");
         let table = table(&[denoising, failed], now);
         let lines: Vec<_> = table.lines().collect();
-        assert_eq!(lines[0], "JOB      STATE      SIZE       SEED  PROGRESS      AGE    ERROR");
+        assert_eq!(lines[0], "JOB      STATE      SIZE       SEED  PROGRESS      AGE    NOTE");
         assert_eq!(lines[1], "jobs/a   denoising  256 x 128  7     step 3 of 25  3 min");
         assert!(lines[2].starts_with("jobs/\u{FFFD}b  failed     256 x 128  7     tile 1 of 2 "));
         assert!(lines[2].ends_with("3 min  no\u{FFFD}disk"), "{}", lines[2]);

@@ -33,10 +33,10 @@ pub use watch::{Watch, job_failure};
 
 use crate::{
     api::{
-        CancelJobRequest, CreateJobRequest, DeleteJobRequest, EditPictureRequest, GetJobRequest,
-        GetTileRequest, ImageFormat, Job, JobState, ListJobsRequest, StreamOptions, Tile,
-        WatchJobRequest, WatchJobResponse, edit_picture_request::Part,
-        job_service_client::JobServiceClient,
+        CancelJobRequest, CreateJobRequest, DamagedJob, DeleteJobRequest, EditPictureRequest,
+        GetJobRequest, GetTileRequest, ImageFormat, Job, JobState, ListDamagedJobsRequest,
+        ListJobsRequest, StreamOptions, Tile, WatchJobRequest, WatchJobResponse,
+        edit_picture_request::Part, job_service_client::JobServiceClient,
     },
     config::Secret,
     engine::plan::MAX_TILE,
@@ -215,7 +215,17 @@ impl Client {
         }
     }
 
-    /// Cancels a job, which takes effect within one step or tile.
+    /// Returns the directories of jobs that the server could not read.
+    ///
+    /// # Errors
+    /// Those of the server; [`Unavailable`](crate::error::Kind::Unavailable) if it can't be reached.
+    pub async fn list_damaged(&self) -> Result<Vec<DamagedJob>> {
+        let request = with_timeout(ListDamagedJobsRequest {});
+        let answer = self.calls.clone().list_damaged_jobs(request).await;
+        answer.map(|answer| answer.into_inner().jobs).map_err(|status| self.error(&status))
+    }
+
+    /// Cancels a job; the device stops working on it within one step or tile.
     ///
     /// # Errors
     /// [`NotFound`](crate::error::Kind::NotFound); [`Unavailable`](crate::error::Kind::Unavailable).

@@ -73,7 +73,7 @@ pub(super) fn kind(code: Code) -> Kind {
         Code::DeadlineExceeded => Kind::Expired,
         Code::Cancelled => Kind::Cancelled,
         Code::Unavailable => Kind::Unavailable,
-        Code::DataLoss => Kind::Io,
+        Code::DataLoss => Kind::Damaged,
         Code::Ok | Code::Unknown | Code::Unimplemented | Code::Internal => Kind::Internal,
     }
 }

@@ -3,6 +3,9 @@
 //! Each engine thread has one. Requests are processed in order, so events are in the order of the work. The queue is bounded;
 //! consecutive tiles in it are committed together. If the queue is full the engine thread blocks; step checkpoints are skipped
 //! instead of blocking.
+//!
+//! If a result can't be made durable because the disk is full or the journal can't be written, the job pauses: nothing is
+//! announced, its later results are dropped, and it is queued again (`Shared::look_after`) to go on from its last record.
 
 use std::{
     sync::{
@@ -18,7 +21,12 @@ use crate::{
     engine::plan::Rect,
     error::{Error, Kind, Result},
     image_out::{self, Bits, Metadata, RawPixels},
-    jobs::{Shared, files::JobBuffer, job::Job, record::Event},
+    jobs::{
+        Shared,
+        files::{self, JobBuffer},
+        job::Job,
+        record::Event,
+    },
     model::sampler::SamplerState,
 };
 
@@ -29,6 +37,7 @@ pub(super) struct WriteRequest {
 }
 
 /// Content of a [`WriteRequest`].
+#[allow(clippy::large_enum_variant, reason = "at most a handful is queued")]
 pub(super) enum Write {
     /// A denoising step and the levels that settled with it.
     Step { buffer: Arc<Mutex<JobBuffer>>, sampling: SamplerState, settled: Settled },
@@ -36,9 +45,11 @@ pub(super) enum Write {
     Settled(Settled),
     /// A decoded tile.
     Tile(Tile),
-    /// The last event.
+    /// The error of a tile, which ends the job.
+    TileFailed(Error),
+    /// The last event; the device has released the job.
     End(Event),
-    /// The error that ends the job.
+    /// The error that ends the job; the device has released it.
     Fail(Error),
 }
 
@@ -57,22 +68,29 @@ pub(super) struct Settled {
 }
 
 impl Settled {
-    /// Writes the preview durably and returns the events.
-    fn write(&self, job: &Job) -> Result<Vec<Event>> {
+    /// Writes the preview durably and returns the events. Without a preview the job goes on.
+    fn write(&self, job: &Job) -> Vec<Event> {
         let write = |&level: &usize| {
-            if let Some((rect, samples)) = &self.picture {
-                let (width, height) = (rect.width as u32, rect.height as u32);
-                let source = RawPixels::new(samples, width, height, Bits::Eight)?;
-                let description = format!("{}, levels from {level} on", job.model.arch.name);
-                let receipt = serde_json::Map::new();
-                let metadata = Metadata { description, created: None, receipt };
-                image_out::write_png(&job.directory.preview(level), &source, &metadata)?;
+            let written = self.picture.as_ref().map(|picture| preview(job, level, picture));
+            let pictured = matches!(written, Some(Ok(())));
+            if let Some(Err(error)) = written {
+                tracing::warn!("job {}: no preview: {}", job.id, error.report());
             }
-            let (grid, pictured) = (job.plan.latents[level], self.picture.is_some());
-            Ok(Event::Settled { level, rows: grid.h, columns: grid.w, pictured })
+            let grid = job.plan.latents[level];
+            Event::Settled { level, rows: grid.h, columns: grid.w, pictured }
         };
         self.levels.iter().map(write).collect()
     }
+}
+
+/// Writes the file of a preview.
+fn preview(job: &Job, level: usize, (rect, samples): &(Rect, Vec<u8>)) -> Result<()> {
+    let (width, height) = (rect.width as u32, rect.height as u32);
+    let source = RawPixels::new(samples, width, height, Bits::Eight)?;
+    let description = format!("{}, levels from {level} on", job.model.arch.name);
+    let receipt = serde_json::Map::new();
+    let metadata = Metadata { description, created: None, receipt };
+    image_out::write_png(&job.directory.preview(level), &source, &metadata)
 }
 
 /// Sender of write requests. When it is dropped the thread processes the remaining requests and ends.
@@ -150,29 +168,38 @@ impl Inbox {
 
 fn run(shared: &Shared, mut inbox: Inbox) {
     while let Some(WriteRequest { job, write }) = inbox.take() {
-        let ended = match write {
-            Write::Fail(error) => Err(error),
-            Write::End(last) => job.publish(vec![last]).map(|()| true),
+        let more = match &write {
+            Write::Tile(_) => inbox.tiles(&job),
+            _ => Vec::new(),
+        };
+        commit(shared, &job, write, more);
+    }
+}
+
+/// Makes a result durable and publishes its events; `more` are tiles that follow a tile.
+pub(super) fn commit(shared: &Shared, job: &Arc<Job>, write: Write, more: Vec<Tile>) {
+    let is_end = matches!(write, Write::End(_) | Write::Fail(_));
+    if !job.is_halted() {
+        let committed = match write {
+            Write::TileFailed(error) | Write::Fail(error) => Err(error),
+            Write::End(last) => job.publish(vec![last]).map(drop),
             Write::Step { buffer, sampling, settled } => {
-                timed(shared, || step(&job, &buffer, &sampling, &settled)).map(|()| false)
+                timed(shared, || step(job, &buffer, &sampling, &settled))
             }
-            Write::Settled(settled) => {
-                settled.write(&job).and_then(|events| job.publish(events)).map(|()| false)
-            }
+            Write::Settled(settled) => job.publish(settled.write(job)).map(drop),
             Write::Tile(first) => {
-                let mut all = vec![first];
-                all.extend(inbox.tiles(&job));
-                timed(shared, || tiles(&job, &all)).map(|()| false)
+                let all: Vec<_> = std::iter::once(first).chain(more).collect();
+                timed(shared, || tiles(job, &all))
             }
         };
-        match ended {
-            Ok(false) => {}
-            Ok(true) => release(&job),
-            Err(error) => {
-                // The engine thread drops the job at its next slice.
-                job.cancel.cancel();
-                fail(shared, &job, &error);
-            }
+        if let Err(error) = committed {
+            fail(shared, job, &error);
+        }
+    }
+    if is_end {
+        job.released();
+        if job.is_halted() {
+            shared.resume_later(job.clone());
         }
     }
 }
@@ -196,27 +223,46 @@ fn step(
     sampling: &SamplerState,
     settled: &Settled,
 ) -> Result<()> {
-    let (slot, crc32c) = locked(buffer).save(sampling)?;
+    let slot = job.checkpoint().map_or(0, |saved| 1 - saved.slot.min(1));
+    let crc32c = locked(buffer).save(sampling, slot)?;
     let (step, of) = (sampling.step, job.plan.schedule.steps());
     let sigma = job.plan.schedule.reached(step);
     let mut events = vec![Event::Step { step, of, sigma, slot, crc32c }];
-    events.extend(settled.write(job)?);
-    job.publish(events)
+    events.extend(settled.write(job));
+    job.publish(events).map(drop)
 }
 
-/// Makes at least one tile durable.
+/// Makes at least one tile durable. A tile that was decoded before must have the same samples.
 fn tiles(job: &Job, tiles: &[Tile]) -> Result<()> {
-    let placed = tiles.iter().map(|tile| {
-        let rect = job.plan.tiling.tiles[tile.index].rect;
-        (rect, tile.samples.as_slice())
-    });
-    let sums = locked(&tiles[0].buffer).put(&placed.collect::<Vec<_>>())?;
-    let events = tiles.iter().zip(sums);
-    job.publish(events.map(|(tile, crc32c)| Event::Tile { index: tile.index, crc32c }).collect())
+    let (mut placed, mut events, mut again) = (Vec::new(), Vec::new(), Vec::new());
+    for Tile { index, samples, .. } in tiles {
+        let crc32c = files::checksum(samples, job.plan.spec.bits);
+        match job.checksum(*index) {
+            None => events.push(Event::Tile { index: *index, crc32c }),
+            Some(known) if known == crc32c => again.push(*index),
+            Some(_) => {
+                job.repaired(*index, false);
+                continue;
+            }
+        }
+        placed.push((job.plan.tiling.tiles[*index].rect, samples.as_slice()));
+    }
+    if !placed.is_empty() {
+        locked(&tiles[0].buffer).put(&placed)?;
+    }
+    again.into_iter().for_each(|index| job.repaired(index, true));
+    if events.is_empty() { Ok(()) } else { job.publish(events).map(drop) }
 }
 
-/// Ends the job with an error; an ended job is left unchanged.
+/// Ends the job with an error, or pauses it if that can't be made durable; an ended job is left unchanged.
 fn fail(shared: &Shared, job: &Job, error: &Error) {
+    if job.is_over() {
+        // It was cancelled or deleted, or was to decode damaged tiles again.
+        return tracing::debug!("job {}: {}", job.id, error.report());
+    }
+    if files::is_full_disk(error) {
+        return job.pause(error);
+    }
     let last = match error.kind() {
         Kind::Cancelled => Event::Cancelled,
         kind => {
@@ -226,15 +272,14 @@ fn fail(shared: &Shared, job: &Job, error: &Error) {
             Event::Failed { kind, message: error.report().to_string() }
         }
     };
-    if let Err(error) = job.publish(vec![last]) {
-        tracing::error!("job {}: {}", job.id, error.report());
-        job.abandon(&error);
-    }
-    release(job);
-}
-
-fn release(job: &Job) {
-    if let Err(error) = job.released() {
-        tracing::error!("job {}: {}", job.id, error.report());
+    // The engine thread drops the job at its next slice.
+    match job.publish(vec![last.clone()]) {
+        Ok(_) => job.cancel.cancel(),
+        Err(error) if job.directory.is_gone() => {
+            tracing::error!("job {}: its files are gone: {}", job.id, error.report());
+            job.cancel.cancel();
+            job.end_without_journal(last);
+        }
+        Err(error) => job.pause(&error),
     }
 }

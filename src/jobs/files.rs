@@ -5,8 +5,9 @@
 //! A job's directory is created under a temporary name and renamed when it is complete.
 
 use std::{
-    fs,
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::{
@@ -14,11 +15,11 @@ use crate::{
         plan::{Plan, Rect},
         tiles,
     },
-    error::{Error, Kind, Result},
+    error::{Detail, Error, Kind, Result},
     image_out::Bits,
     jobs::{RETRY_AFTER, job::Saved, record::Record},
     model::sampler::{Latent, SamplerState},
-    store::{self, BackingFile, DirectoryLock, Journal, sync_directory},
+    store::{self, Disk, Journal, disk::Arena},
 };
 
 /// Prefix of files and directories that are being created or removed.
@@ -73,91 +74,144 @@ impl Layout {
 }
 
 /// The directory of a job.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobDirectory(PathBuf);
+#[derive(Clone, Debug)]
+pub struct JobDirectory {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+}
 
 impl JobDirectory {
-    /// The directory of the job `id` among the jobs of `root`.
-    pub fn new(root: &Path, id: &str) -> Self {
-        Self(root.join(id))
+    /// The directory of the job `id` among the jobs of `root`, which is on `disk`.
+    pub fn new(disk: Arc<dyn Disk>, root: &Path, id: &str) -> Self {
+        Self { disk, path: root.join(id) }
+    }
+
+    /// Its path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn journal(&self) -> PathBuf {
-        self.0.join("journal")
+        self.path.join("journal")
     }
 
     fn arena(&self) -> PathBuf {
-        self.0.join("arena")
+        self.path.join("arena")
+    }
+
+    fn viewport(&self) -> PathBuf {
+        self.path.join("viewport")
     }
 
     /// File of the preview of `level` and coarser levels.
     pub fn preview(&self, level: usize) -> PathBuf {
-        self.0.join(format!("preview-{level}.png"))
+        self.path.join(format!("preview-{level}.png"))
     }
 
     /// File of the whole picture; it is written at the first download.
     pub fn picture(&self, extension: &str) -> PathBuf {
-        self.0.join(format!("picture.{extension}"))
+        self.path.join(format!("picture.{extension}"))
     }
 
     /// File of the source picture.
     pub fn source(&self) -> PathBuf {
-        self.0.join("source")
+        self.path.join("source")
     }
 
-    /// Creates the directory with its first record, its arena and the source picture, which is moved there. On an error
-    /// nothing is left.
+    /// Its path with a name that marks it as unfinished.
+    fn unfinished(&self, suffix: &str) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        self.path.with_file_name(format!("{UNFINISHED}{name}{suffix}"))
+    }
+
+    /// Path of the directory while it is made.
+    fn making(&self) -> Self {
+        Self { disk: self.disk.clone(), path: self.unfinished("") }
+    }
+
+    /// Path of the directory once the job is deleted.
+    fn deleted(&self) -> PathBuf {
+        self.unfinished(".removed")
+    }
+
+    fn sync_parent(&self) -> io::Result<()> {
+        self.path.parent().map_or(Ok(()), |parent| self.disk.sync_directory(parent))
+    }
+
+    /// Creates the directory with its first record, its arena and the source picture, which is moved there. After an error
+    /// [`Self::undo_create`] is needed.
     ///
     /// # Errors
     /// [`Kind::Exhausted`] if the disk is full; [`Kind::Io`].
-    pub fn create(
-        &self,
-        first: &Record,
-        layout: &Layout,
-        source: Option<&Path>,
-        lock: &DirectoryLock,
-    ) -> Result<()> {
-        let name = self.0.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let making = Self(self.0.with_file_name(format!("{UNFINISHED}{name}")));
-        let failed = |e| Error::io("create", &self.0, e);
-        let made = fs::create_dir(&making.0).map_err(failed).and_then(|()| {
-            Journal::create(&making.journal())?.append(&[first.to_bytes()?])?;
-            drop(BackingFile::create_named(&making.arena(), layout.bytes(), lock)?);
+    pub fn create(&self, first: &Record, layout: &Layout, source: Option<&Path>) -> Result<()> {
+        let (disk, making) = (&*self.disk, self.making());
+        let failed = |e| Error::io("create", &self.path, e);
+        let made = disk.create_directory(&making.path).map_err(failed).and_then(|()| {
+            Journal::create(disk, &making.journal())?.append(&[first.to_bytes()?])?;
+            disk.create_arena(&making.arena(), layout.bytes())?;
             if let Some(source) = source {
-                fs::rename(source, making.source()).map_err(failed)?;
+                disk.rename(source, &making.source()).map_err(failed)?;
             }
-            sync_directory(&making.0).map_err(failed)?;
-            fs::rename(&making.0, &self.0).map_err(failed)?;
-            self.0.parent().map_or(Ok(()), sync_directory).map_err(failed)
+            disk.sync_directory(&making.path).map_err(failed)?;
+            disk.rename(&making.path, &self.path).map_err(failed)?;
+            self.sync_parent().map_err(failed)
         });
         made.map_err(|error| {
             // Best effort: the next start removes leftovers too.
-            let _ = fs::remove_dir_all(&making.0);
-            full_disk(error, layout.bytes())
+            let _ = disk.remove(&making.path);
+            stored(error, layout.bytes())
         })
     }
 
-    /// Opens the journal.
+    /// Takes a failed creation back; it is durable with the next creation.
     ///
     /// # Errors
-    /// Those of [`Journal::open`] and of [`Record::from_bytes`].
+    /// [`Kind::Io`]: another attempt is needed, or a restart finds the job.
+    pub(super) fn undo_create(&self) -> Result<()> {
+        match self.disk.rename(&self.path, &self.deleted()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("remove", &self.path, e)),
+            Ok(()) => {
+                self.erase();
+                Ok(())
+            }
+        }
+    }
+
+    /// Opens the journal and reads its records, at least one.
+    ///
+    /// # Errors
+    /// Those of [`Journal::open`] and of [`Record::from_bytes`]; [`Kind::Damaged`] if the first record can't be read: it was
+    /// durable before the job existed.
     pub fn open_journal(&self) -> Result<(Journal, Vec<Record>)> {
-        let (journal, recovered) = Journal::open(&self.journal())?;
+        let (journal, recovered) = Journal::open(&*self.disk, &self.journal())?;
+        if recovered.records.is_empty() {
+            let expected = "the record of the request";
+            return Err(Error::wrong(Kind::Damaged, "record 1", "unreadable", expected));
+        }
         if recovered.torn_bytes > 0 {
             let path = self.journal();
-            tracing::warn!("{}: {} torn bytes removed", path.display(), recovered.torn_bytes);
+            tracing::warn!("{}: {} torn bytes", path.display(), recovered.torn_bytes);
         }
         let records = recovered.records.iter().map(|bytes| Record::from_bytes(bytes));
         Ok((journal, records.collect::<Result<_>>()?))
     }
 
+    /// True if the journal is missing, so that no restart finds the job.
+    pub(super) fn is_gone(&self) -> bool {
+        let read = self.disk.read(&self.journal());
+        read.is_err_and(|e| {
+            matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        })
+    }
+
     /// Maps the arena. Only one thread may write to it.
     ///
     /// # Errors
-    /// Those of [`BackingFile::open_named`].
-    pub fn open_arena(&self, layout: &Layout, lock: &DirectoryLock) -> Result<JobBuffer> {
-        let arena = BackingFile::open_named(&self.arena(), layout.bytes(), lock)?;
-        Ok(JobBuffer { arena, layout: layout.clone(), next_slot: 0 })
+    /// Those of [`Disk::open_arena`].
+    pub fn open_arena(&self, layout: &Layout) -> Result<JobBuffer> {
+        let arena = self.disk.open_arena(&self.arena(), layout.bytes())?;
+        Ok(JobBuffer { arena, layout: layout.clone() })
     }
 
     /// Reads the samples of `rect`, which must be inside the picture: RGB rows without gaps, 16 bits in native byte order.
@@ -165,56 +219,113 @@ impl JobDirectory {
     /// # Errors
     /// [`Kind::Io`].
     pub fn read(&self, layout: &Layout, rect: Rect) -> Result<Vec<u8>> {
-        store::read_rows(&self.arena(), layout.placed(rect))
+        self.disk.read_rows(&self.arena(), layout.placed(rect))
     }
 
-    /// Removes the directory. It is renamed first, so that a crash in between leaves no job.
+    /// Reads the preview of `level`, a PNG.
     ///
     /// # Errors
     /// [`Kind::Io`].
-    pub fn remove(&self) -> Result<()> {
-        let failed = |e| Error::io("remove", &self.0, e);
-        let name = self.0.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let leaving = self.0.with_file_name(format!("{UNFINISHED}{name}.removed"));
-        fs::rename(&self.0, &leaving).map_err(failed)?;
-        fs::remove_dir_all(&leaving).map_err(failed)
+    pub(super) fn read_preview(&self, level: usize) -> Result<Vec<u8>> {
+        let path = self.preview(level);
+        self.disk.read(&path).map_err(|e| Error::io("read", path, e))
+    }
+
+    /// Makes the viewport durable.
+    ///
+    /// # Errors
+    /// [`Kind::Exhausted`] if the disk is full; [`Kind::Io`].
+    pub(super) fn save_viewport(&self, viewport: Option<Rect>) -> Result<()> {
+        let (disk, path) = (&*self.disk, self.viewport());
+        let making = self.path.join(format!("{UNFINISHED}viewport"));
+        let text = serde_json::to_vec(&viewport.map(|r| [r.x, r.y, r.width, r.height]))
+            .map_err(|e| Error::internal("serialising a viewport").with_source(e))?;
+        // The rest of a failed attempt.
+        let _ = disk.remove(&making);
+        let saved = disk.create(&making).and_then(|mut file| {
+            file.write_at(0, &text)?;
+            file.sync()?;
+            disk.rename(&making, &path)?;
+            disk.sync_directory(&self.path)
+        });
+        saved.map_err(|e| stored(Error::io("write", path, e), text.len() as u64))
+    }
+
+    /// The viewport that [`Self::save_viewport`] has made durable.
+    pub(super) fn read_viewport(&self) -> Option<Option<Rect>> {
+        let text = self.disk.read(&self.viewport()).ok()?;
+        let viewport: Option<[usize; 4]> = serde_json::from_slice(&text).ok()?;
+        Some(viewport.map(|[x, y, width, height]| Rect { x, y, width, height }))
+    }
+
+    /// Gives the directory a name that recovery removes; a repeated call completes one that failed.
+    ///
+    /// # Errors
+    /// [`Kind::Io`]; the outcome of a crash is then open.
+    pub(super) fn mark_deleted(&self) -> Result<()> {
+        match self.disk.rename(&self.path, &self.deleted()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => self.sync_parent(),
+        }
+        .map_err(|e| Error::io("remove", &self.path, e))
+    }
+
+    /// Removes the files of a deleted job. What remains after an error is removed at the next start.
+    pub(super) fn erase(&self) {
+        let path = self.deleted();
+        match self.disk.remove(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("{}: not removed: {e}", path.display());
+            }
+            _ => {}
+        }
+    }
+
+    /// Removes files that an interrupted write has left.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub(super) fn sweep(&self) -> Result<()> {
+        let failed = |e| Error::io("remove leftovers of", &self.path, e);
+        for entry in self.disk.list(&self.path).map_err(failed)? {
+            if entry.name.starts_with(UNFINISHED) {
+                self.disk.remove(&self.path.join(entry.name)).map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 }
 
 /// A job's arena, mapped.
 #[derive(Debug)]
 pub struct JobBuffer {
-    arena: BackingFile,
+    arena: Box<dyn Arena>,
     layout: Layout,
-    /// Slot of the next checkpoint, 0 or 1.
-    next_slot: usize,
 }
 
 impl JobBuffer {
-    /// Writes a checkpoint durably and returns its slot and CRC32C. The previous checkpoint is kept.
+    /// Writes a checkpoint durably to `slot`, 0 or 1, and returns its CRC32C. The other slot is kept: it must be that of the
+    /// newest durable record.
     ///
     /// # Errors
     /// [`Kind::Io`].
-    pub fn save(&mut self, sampling: &SamplerState) -> Result<(usize, u32)> {
+    pub fn save(&mut self, sampling: &SamplerState, slot: usize) -> Result<u32> {
         let mut values: Vec<f32> = Vec::with_capacity(2 * self.layout.values);
         let previous = sampling.previous.iter().flatten();
         sampling.z.iter().chain(previous).for_each(|latent| values.extend(&latent.data));
         let bytes: &[u8] = bytemuck::cast_slice(&values);
-        let slot = self.next_slot;
         let start = slot * self.layout.slot;
         self.arena.bytes_mut()[start..start + bytes.len()].copy_from_slice(bytes);
         self.arena.sync(start..start + bytes.len())?;
-        self.next_slot = 1 - slot;
-        Ok((slot, crc32c::crc32c(bytes)))
+        Ok(crc32c::crc32c(bytes))
     }
 
-    /// Loads the checkpoint of the journal; the next one will use the other slot.
+    /// Loads the checkpoint of the journal.
     ///
     /// # Errors
-    /// [`Kind::Io`] if its checksum does not match.
-    pub(super) fn load(&mut self, plan: &Plan, saved: Saved) -> Result<SamplerState> {
+    /// [`Kind::Damaged`] if its checksum does not match.
+    pub(super) fn load(&self, plan: &Plan, saved: Saved) -> Result<SamplerState> {
         let Saved { step, slot, crc32c } = saved;
-        self.next_slot = 1 - slot.min(1);
         let start = slot.min(1) * self.layout.slot;
         for latents in [2, 1] {
             let bytes = &self.arena.bytes()[start..start + 4 * latents * self.layout.values];
@@ -232,30 +343,24 @@ impl JobBuffer {
                 return Ok(SamplerState { step, z, previous: (latents == 2).then(take) });
             }
         }
-        Err(Error::wrong(
-            Kind::Io,
-            format!("checkpoint of step {step}"),
-            "damaged",
-            "the bytes of its checksum",
-        ))
+        let expected = "the bytes of its checksum";
+        Err(Error::wrong(Kind::Damaged, format!("checkpoint of step {step}"), "damaged", expected))
     }
 
-    /// Writes the samples of tiles durably and returns the CRC32C of each, computed over little-endian samples.
+    /// Writes the samples of tiles durably.
     ///
     /// # Errors
     /// [`Kind::Io`].
-    pub fn put(&mut self, tiles: &[(Rect, &[u8])]) -> Result<Vec<u32>> {
-        let (mut start, mut end, mut sums) = (usize::MAX, 0, Vec::new());
+    pub fn put(&mut self, tiles: &[(Rect, &[u8])]) -> Result<()> {
+        let (mut start, mut end) = (usize::MAX, 0);
         for &(rect, samples) in tiles {
             let placed = self.layout.placed(rect);
-            self.arena.write_rows(placed, samples)?;
+            store::write_rows(self.arena.bytes_mut(), placed, samples)?;
             let last = placed.offset + (placed.rows - 1) * placed.stride + placed.row_len;
             (start, end) = (start.min(placed.offset), end.max(last));
-            sums.push(crc32c::crc32c(&little_endian(samples, self.layout.bits)));
         }
         // One range for all: unmodified pages in between cost nothing.
-        self.arena.sync(start.min(end)..end)?;
-        Ok(sums)
+        self.arena.sync(start.min(end)..end)
     }
 }
 
@@ -267,13 +372,35 @@ pub fn little_endian(samples: &[u8], bits: Bits) -> std::borrow::Cow<'_, [u8]> {
     samples.chunks_exact(2).flat_map(|s| [s[1], s[0]]).collect::<Vec<_>>().into()
 }
 
-/// Converts a full-disk error to [`Kind::Exhausted`]; other errors are returned unchanged.
-pub(super) fn full_disk(error: Error, needed: u64) -> Error {
-    let source = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<std::io::Error>());
-    match source.map(std::io::Error::kind) {
-        Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
-            Error::exhausted("disk_bytes", needed, None).with_retry_after(RETRY_AFTER)
+/// CRC32C of samples in little-endian byte order; `samples` are in native byte order.
+pub(super) fn checksum(samples: &[u8], bits: Bits) -> u32 {
+    crc32c::crc32c(&little_endian(samples, bits))
+}
+
+/// Converts an error of the server's files: a full disk to [`Kind::Exhausted`], damage and internal errors unchanged, others
+/// to [`Kind::Io`], whose details are not sent to clients.
+pub(super) fn stored(error: Error, needed: u64) -> Error {
+    if is_full_disk(&error) {
+        return Error::exhausted(DISK, needed, None).with_retry_after(RETRY_AFTER);
+    }
+    match error.kind() {
+        Kind::InvalidArgument | Kind::NotFound => {
+            Error::new(Kind::Io, Detail::Internal { problem: "a file of the server".into() })
+                .with_source(error)
         }
         _ => error,
     }
 }
+
+/// True if no space or quota is left on the disk.
+pub(super) fn is_full_disk(error: &Error) -> bool {
+    let mut causes = std::iter::successors(std::error::Error::source(error), |e| e.source());
+    let full = causes.any(|cause| {
+        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        matches!(io, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    });
+    full || matches!(error.detail(), Detail::Exhausted { resource, .. } if resource == DISK)
+}
+
+/// Name of the disk in errors of [`Kind::Exhausted`].
+pub const DISK: &str = "disk_bytes";

@@ -1,9 +1,10 @@
 //! One job: its state, its events and its pixels.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -16,10 +17,11 @@ use crate::{
         Cancel,
         plan::{Plan, Rect, Tile},
     },
-    error::{Error, Expected, Kind, Resource, Result},
+    error::{Detail, Error, Expected, Kind, Resource, Result},
     jobs::{
-        Quote,
-        files::{JobDirectory, Layout},
+        Quote, RETRY_AFTER, Shared,
+        admission::Size,
+        files::{self, JobDirectory, Layout},
         observe::{self, Ended},
         record::{Event, JobRequest, Record},
     },
@@ -83,14 +85,14 @@ pub struct Job {
     newest: watch::Sender<u64>,
     /// True once a client has asked for previews.
     previews_wanted: AtomicBool,
-    /// Counts of the server's ended jobs.
-    ended: OnceLock<Ended>,
+    /// The jobs that it belongs to; empty for a job without a server.
+    owner: OnceLock<Weak<Shared>>,
 }
 
 /// State derived from the records.
 #[derive(Debug)]
 struct State {
-    /// Open while an engine thread works on the job.
+    /// Open while a device works on the job.
     journal: Option<Journal>,
     records: Vec<Record>,
     phase: Phase,
@@ -104,8 +106,47 @@ struct State {
     /// Finest level that has settled and has a preview.
     preview: Option<usize>,
     viewport: Option<Rect>,
-    /// True if the job was deleted: the directory is removed when the engine thread releases the job.
+    /// True from admission until the committer has processed the last result of this time on the device.
+    held: bool,
+    /// True if the directory has the name of a deleted job.
     deleted: bool,
+    /// True if that name is durable: the files are removed when the job is not held any more.
+    erasable: bool,
+    /// Reason why the last result could not be made durable.
+    paused: Option<Pause>,
+    /// True from a pause until the job is admitted again: the other results of this time on the device are dropped.
+    halted: bool,
+    /// Tiles whose samples were not those of their checksum.
+    damaged: BTreeMap<usize, Repair>,
+}
+
+/// Reason why a job does not go on for some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+pub enum Pause {
+    /// No space is left.
+    #[strum(serialize = "the server's disk is full")]
+    DiskFull,
+    /// Writing failed.
+    #[strum(serialize = "the server's disk failed")]
+    DiskFailed,
+}
+
+impl Pause {
+    /// Its description.
+    pub fn text(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// State of a damaged tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repair {
+    /// To be decoded again.
+    Wanted,
+    /// Being decoded again.
+    Begun,
+    /// Can't be decoded again.
+    Impossible,
 }
 
 /// A checkpoint in the arena.
@@ -138,6 +179,8 @@ pub struct Snapshot {
     pub error: Option<(Kind, String)>,
     /// Rectangle whose tiles are decoded first.
     pub viewport: Option<Rect>,
+    /// Reason why the job does not go on at this time.
+    pub paused: Option<Pause>,
 }
 
 impl Job {
@@ -158,6 +201,7 @@ impl Job {
             _ => Layout::new(&plan),
         };
         let tiles = vec![None; plan.tiling.tiles.len()];
+        let viewport = request.viewport.map(|[x, y, width, height]| Rect { x, y, width, height });
         let mut state = State {
             journal: None,
             records: Vec::new(),
@@ -167,8 +211,13 @@ impl Job {
             tiles_done: 0,
             settled: None,
             preview: None,
-            viewport: None,
+            viewport: viewport.filter(|&rect| plan.check_rect("viewport", rect).is_ok()),
+            held: false,
             deleted: false,
+            erasable: false,
+            paused: None,
+            halted: false,
+            damaged: BTreeMap::new(),
         };
         let newest = records.len() as u64;
         records.into_iter().for_each(|record| state.apply(record, &plan));
@@ -184,19 +233,27 @@ impl Job {
             state: Mutex::new(state),
             newest: watch::Sender::new(newest),
             previews_wanted: AtomicBool::new(false),
-            ended: OnceLock::new(),
+            owner: OnceLock::new(),
         }
     }
 
-    /// Counts the job's end in `ended`, the counts of its server.
-    pub(super) fn count_in(&self, ended: &Ended) {
-        // A job has one server.
-        let _ = self.ended.set(ended.clone());
+    /// Tells the job which jobs it belongs to.
+    pub(super) fn belongs_to(&self, shared: &Arc<Shared>) {
+        // Set once: a job has one server.
+        let _ = self.owner.set(Arc::downgrade(shared));
     }
 
-    /// Counts of the server's ended jobs.
-    pub(super) fn ended(&self) -> Option<&Ended> {
-        self.ended.get()
+    /// Counts of its server's ended jobs.
+    pub(super) fn ended(&self) -> Option<Ended> {
+        let shared = self.owner.get().and_then(Weak::upgrade)?;
+        Some(shared.timings.ended.clone())
+    }
+
+    /// Its size for admission.
+    pub(super) fn size(&self) -> Size {
+        // Ids are numbers that grow with time; other names of directories come first.
+        let arrival = u128::from_str_radix(&self.id, 16).unwrap_or(0);
+        Size { arrival, flops: self.quote.flops, memory: self.quote.memory_bytes }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -220,6 +277,7 @@ impl Job {
                 _ => None,
             }),
             viewport: state.viewport,
+            paused: state.paused,
         }
     }
 
@@ -257,35 +315,108 @@ impl Job {
         Ok((index, &tiling.tiles[index]))
     }
 
-    /// Samples of the tile `index` (RGB rows without gaps, 16 bits in native byte order) and their CRC32C.
+    /// Indices of the tiles that intersect `area`, which must be inside the picture.
+    pub fn tiles_in(&self, area: Rect) -> Vec<usize> {
+        let tiling = &self.plan.tiling;
+        let Some(first) = tiling.tiles.first() else { return Vec::new() };
+        let columns = area.x / first.rect.width..=(area.x + area.width - 1) / first.rect.width;
+        let rows = area.y / first.rect.height..=(area.y + area.height - 1) / first.rect.height;
+        rows.flat_map(|row| columns.clone().map(move |column| row * tiling.columns + column))
+            .collect()
+    }
+
+    /// Samples of the tile `index` (RGB rows without gaps, 16 bits in native byte order) and their CRC32C. If they are
+    /// damaged, the tile is decoded again if possible.
     ///
     /// # Errors
-    /// [`Kind::NotReady`] if it is not decoded yet; [`Kind::Io`].
+    /// [`Kind::NotReady`] if it is not decoded yet; [`Kind::Damaged`] if its samples are not those of its checksum, with
+    /// [`Error::retry_after`] if it is decoded again; [`Kind::Io`].
     pub fn read_tile(&self, index: usize) -> Result<(Vec<u8>, u32)> {
-        let done = self.state().tiles.get(index).copied().flatten();
         let name = || format!("{}/tiles/{index}", self.id);
         let pending = || Error::not_ready(Resource::Tile, name(), "pending", "decoded");
-        let crc32c = done.ok_or_else(pending)?;
+        let crc32c = self.checksum(index).ok_or_else(pending)?;
         let samples = self.directory.read(&self.layout, self.plan.tiling.tiles[index].rect)?;
-        let found = crc32c::crc32c(&super::files::little_endian(&samples, self.plan.spec.bits));
-        if found != crc32c {
-            return Err(Error::wrong(
-                Kind::Io,
-                format!("crc32c of tile {index}"),
-                found,
-                crc32c.to_string(),
-            ));
+        if files::checksum(&samples, self.plan.spec.bits) != crc32c {
+            return Err(self.damaged_tile(index));
         }
         Ok((samples, crc32c))
     }
 
-    /// The samples of `rect` of the finished picture.
+    /// CRC32C of the tile `index`, if it is decoded.
+    pub(super) fn checksum(&self, index: usize) -> Option<u32> {
+        self.state().tiles.get(index).copied().flatten()
+    }
+
+    /// Requests that a damaged tile is decoded again, and returns its error.
+    fn damaged_tile(&self, index: usize) -> Error {
+        let shared = self.owner.get().and_then(Weak::upgrade);
+        let can = self.request.model_sha256 == self.model.sha256
+            && !matches!(self.state().phase, Phase::Failed | Phase::Cancelled);
+        let first = if can && shared.is_some() { Repair::Wanted } else { Repair::Impossible };
+        let repair = *self.state().damaged.entry(index).or_insert(first);
+        tracing::error!("job {}: tile {index} is damaged on the disk ({repair:?})", self.id);
+        let detail = Detail::State {
+            resource: Resource::Tile,
+            name: format!("{}/tiles/{index}", self.id),
+            state: "damaged".into(),
+            required: "intact".into(),
+        };
+        let error = Error::new(Kind::Damaged, detail);
+        match shared {
+            Some(shared) if repair != Repair::Impossible => {
+                shared.repair(&self.id);
+                error.with_retry_after(RETRY_AFTER)
+            }
+            _ => error,
+        }
+    }
+
+    /// True if a damaged tile is to be decoded again.
+    pub(super) fn needs_repair(&self) -> bool {
+        self.state().damaged.values().any(|&repair| repair == Repair::Wanted)
+    }
+
+    /// The damaged tiles that the device is to decode again, each once.
+    pub(super) fn take_damaged(&self) -> Vec<usize> {
+        let mut state = self.state();
+        let wanted = state.damaged.iter_mut().filter(|(_, repair)| **repair == Repair::Wanted);
+        let take = |(&index, repair): (&usize, &mut Repair)| {
+            *repair = Repair::Begun;
+            index
+        };
+        wanted.map(take).collect()
+    }
+
+    /// Records the outcome of decoding the tile `index` again.
+    pub(super) fn repaired(&self, index: usize, intact: bool) {
+        let mut state = self.state();
+        if intact {
+            if state.damaged.remove(&index).is_some() {
+                tracing::info!("job {}: tile {index} was decoded again", self.id);
+            }
+        } else {
+            tracing::error!("job {}: tile {index} can't be decoded again", self.id);
+            state.damaged.insert(index, Repair::Impossible);
+        }
+    }
+
+    /// The samples of `rect` of the finished picture; the tiles in it are compared to their checksums.
     ///
     /// # Errors
-    /// [`Kind::NotReady`] if it is not finished; [`Kind::InvalidArgument`] if `rect` is not inside the picture; [`Kind::Io`].
+    /// [`Kind::NotReady`] if it is not finished; [`Kind::InvalidArgument`] if `rect` is not inside the picture; those of
+    /// [`Job::read_tile`].
     pub fn read(&self, rect: Rect) -> Result<Vec<u8>> {
         self.need_finished()?;
         self.plan.check_rect("rect", rect)?;
+        self.tiles_in(rect).into_iter().try_for_each(|index| self.read_tile(index).map(drop))?;
+        self.read_unchecked(rect)
+    }
+
+    /// The samples of `rect`, not compared to checksums.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub(super) fn read_unchecked(&self, rect: Rect) -> Result<Vec<u8>> {
         self.directory.read(&self.layout, rect)
     }
 
@@ -327,59 +458,121 @@ impl Job {
     /// # Errors
     /// [`Kind::Io`].
     pub fn preview(&self, level: usize) -> Result<Vec<u8>> {
-        let path = self.directory.preview(level);
-        std::fs::read(&path).map_err(|e| Error::io("read", path, e))
+        self.directory.read_preview(level)
     }
 
-    /// Sets the rectangle whose tiles are decoded first.
+    /// Sets the rectangle whose tiles are decoded first; it is durable when this returns. An ended job is unchanged.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] if it is empty or not inside the picture.
+    /// [`Kind::InvalidArgument`] if it is empty or not inside the picture; [`Kind::NotFound`] if the job is being deleted;
+    /// [`Kind::Exhausted`] if the disk is full; [`Kind::Io`].
     pub fn set_viewport(&self, viewport: Option<Rect>) -> Result<()> {
         if let Some(rect) = viewport {
             self.plan.check_rect("viewport", rect)?;
         }
-        self.state().viewport = viewport;
+        let mut state = self.state();
+        if state.deleted {
+            return Err(Error::not_found(Resource::Job, &self.id));
+        }
+        if !state.phase.is_last() {
+            // Also if it is the same: a failed call may have stored another one.
+            self.directory.save_viewport(viewport)?;
+            state.viewport = viewport;
+        }
         Ok(())
     }
 
-    /// Makes events durable, then notifies the watchers. Events after the last one are ignored.
+    /// True if no event can follow: the job has ended or is deleted.
+    pub(super) fn is_over(&self) -> bool {
+        self.state().is_over()
+    }
+
+    /// True once the job is deleted, or a call has tried to delete it and failed half-way.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.state().deleted
+    }
+
+    /// Restores the viewport that a client has set, after a restart.
+    pub(super) fn restore_viewport(&self) {
+        let inside = |rect: &Rect| self.plan.check_rect("viewport", *rect).is_ok();
+        if let Some(viewport) = self.directory.read_viewport() {
+            self.state().viewport = viewport.filter(inside);
+        }
+    }
+
+    /// Makes events durable, then notifies the watchers. False: the job had ended or is deleted, and is unchanged.
     ///
     /// # Errors
-    /// [`Kind::Io`]; the job is then unchanged.
-    pub(super) fn publish(&self, events: Vec<Event>) -> Result<()> {
+    /// [`Kind::Exhausted`] if the disk is full; [`Kind::Damaged`] and [`Kind::Io`]; the job is then unchanged.
+    pub(super) fn publish(&self, events: Vec<Event>) -> Result<bool> {
         let records: Vec<_> = events.into_iter().map(Record::now).collect();
         let bytes = records.iter().map(Record::to_bytes).collect::<Result<Vec<_>>>()?;
         let mut state = self.state();
-        if state.phase.is_last() {
-            return Ok(());
+        if state.is_over() {
+            return Ok(false);
         }
-        let journal = match &mut state.journal {
-            Some(journal) => journal,
-            none => none.insert(self.directory.open_journal()?.0),
+        let append = |state: &mut State| {
+            let journal = match &mut state.journal {
+                Some(journal) => journal,
+                none => none.insert(self.directory.open_journal()?.0),
+            };
+            journal.append(&bytes)
         };
-        journal.append(&bytes)?;
+        let appended = append(&mut state);
         let events: Vec<_> = records.iter().map(|record| record.event.clone()).collect();
-        records.into_iter().for_each(|record| state.apply(record, &self.plan));
-        if matches!(state.phase, Phase::Queued) || state.phase.is_last() {
-            // Only running jobs keep a file open: there may be thousands of others.
-            state.journal = None;
+        if appended.is_ok() {
+            records.into_iter().for_each(|record| state.apply(record, &self.plan));
+            state.paused = None;
         }
+        if !state.held || state.phase.is_last() {
+            state.close_journal();
+        }
+        let size = bytes.iter().map(Vec::len).sum::<usize>() as u64;
+        appended.map_err(|error| files::stored(error, size))?;
         events.iter().for_each(|event| observe::count(self, event));
         self.newest.send_replace(state.records.len() as u64);
         drop(state);
         events.iter().for_each(|event| observe::log(self, event));
-        Ok(())
+        Ok(true)
     }
 
-    /// Fails the job without its journal, whose disk has failed. Watchers are notified; a restart resumes from the journal.
-    pub(super) fn abandon(&self, error: &Error) {
+    /// Ends a job whose journal is gone, so that no restart finds it. Watchers are notified.
+    pub(super) fn end_without_journal(&self, last: Event) {
         let mut state = self.state();
         if !state.phase.is_last() {
-            let (kind, message) = (error.kind(), error.report().to_string());
-            state.apply(Record::now(Event::Failed { kind, message }), &self.plan);
+            observe::count(self, &last);
+            state.apply(Record::now(last), &self.plan);
             state.journal = None;
             self.newest.send_replace(state.records.len() as u64);
+        }
+    }
+
+    /// Stops the job until it is admitted again: a result could not be made durable because of `error`.
+    pub(super) fn pause(&self, error: &Error) {
+        let full = files::is_full_disk(error);
+        let pause = if full { Pause::DiskFull } else { Pause::DiskFailed };
+        let mut state = self.state();
+        if state.paused != Some(pause) {
+            tracing::error!("job {} pauses: {}", self.id, error.report());
+        }
+        (state.paused, state.halted) = (Some(pause), true);
+    }
+
+    /// True if results are dropped until the job is admitted again.
+    pub(super) fn is_halted(&self) -> bool {
+        self.state().halted
+    }
+
+    /// Returns an error if the device must not work on the job any more.
+    ///
+    /// # Errors
+    /// [`Kind::Cancelled`].
+    pub(super) fn check(&self) -> Result<()> {
+        self.cancel.check()?;
+        if self.is_halted() {
+            Err(Error::cancelled("the job's time on the device"))
+        } else {
+            Ok(())
         }
     }
 
@@ -402,22 +595,53 @@ impl Job {
         self.state().tiles.iter().map(Option::is_some).collect()
     }
 
-    /// Removes the job's directory: now, or when the engine thread releases the job.
+    /// Deletes the job durably; its files are removed now, or when the device releases the job. After an error the job
+    /// publishes nothing more, and a repeated call completes the deletion.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
     pub(super) fn delete(&self) -> Result<()> {
-        self.cancel.cancel();
         let mut state = self.state();
-        state.deleted = true;
-        match state.phase {
-            Phase::Denoising | Phase::Decoding => Ok(()),
-            _ => self.directory.remove(),
+        if let Err(error) = self.directory.mark_deleted() {
+            state.deleted |= self.directory.is_gone();
+            return Err(error);
         }
+        (state.deleted, state.erasable) = (true, true);
+        self.cancel.cancel();
+        if !state.phase.is_last() {
+            // For the watchers. The directory has its final name: no restart finds another state.
+            state.apply(Record::now(Event::Cancelled), &self.plan);
+            self.newest.send_replace(state.records.len() as u64);
+        }
+        if !state.held {
+            self.directory.erase();
+        }
+        Ok(())
     }
 
-    /// Called when the engine thread has released the job.
-    pub(super) fn released(&self) -> Result<()> {
+    /// Called when the job is admitted.
+    pub(super) fn hold(&self) {
         let mut state = self.state();
-        state.journal = None;
-        if std::mem::take(&mut state.deleted) { self.directory.remove() } else { Ok(()) }
+        (state.held, state.halted) = (true, false);
+    }
+
+    /// True while a device works on the job.
+    pub(super) fn is_held(&self) -> bool {
+        self.state().held
+    }
+
+    /// Called when the committer has processed the last result of the job's time on the device.
+    pub(super) fn released(&self) {
+        let mut state = self.state();
+        state.close_journal();
+        state.held = false;
+        let again = if state.halted { Repair::Wanted } else { Repair::Impossible };
+        for repair in state.damaged.values_mut().filter(|repair| **repair == Repair::Begun) {
+            *repair = again;
+        }
+        if state.erasable {
+            self.directory.erase();
+        }
     }
 
     /// File of the whole picture.
@@ -437,6 +661,17 @@ impl Job {
 }
 
 impl State {
+    /// Closes the journal: only running jobs keep a file open, there may be thousands of others. After a failed append it
+    /// stays open, so that the next one cuts off what the failed one has written.
+    fn close_journal(&mut self) {
+        self.journal = self.journal.take().filter(Journal::is_torn);
+    }
+
+    /// True if no event can follow.
+    fn is_over(&self) -> bool {
+        self.phase.is_last() || self.deleted
+    }
+
     /// Updates the state by one record.
     fn apply(&mut self, record: Record, plan: &Plan) {
         match &record.event {

@@ -1,15 +1,18 @@
 //! Jobs: queue, admission, engine threads, recovery after a crash.
 //!
-//! Guarantees: an event is published only after it is durable. A queued job survives a restart, resumes at its last step or
-//! tile, and ends with the same bytes as an uninterrupted run. A watcher that reconnects with its last sequence number
-//! misses no event.
+//! Guarantees: an event is published only after it is durable, and a call returns only after its effect is: a job that was
+//! created exists after a crash, one that was cancelled stays so, one that was deleted does not come back. A queued job
+//! survives a restart, resumes at its last step or tile, and ends with the same bytes as an uninterrupted run. A watcher that
+//! reconnects with its last sequence number misses no event. The last event is final. (`simulation` checks this for
+//! crashes at any operation of the disk.)
 //!
 //! # Scheduling
 //!
-//! Each device time-slices a few jobs (see `worker`). Jobs are admitted oldest first. The last slot goes to the smallest
-//! queued job. A job at most half the size of every running job is admitted beyond the slot limit, so a preview never waits
-//! behind large pictures and large pictures are never starved. The quoted memory of all running jobs stays within the budget.
+//! Each device time-slices a few jobs (see `worker`). `admission` decides which ones, with a bound of the time that a job
+//! waits. The quoted memory of all running jobs stays within the budget. One thread ends jobs whose deadline has passed and
+//! queues paused jobs again.
 
+mod admission;
 mod committer;
 pub mod files;
 mod job;
@@ -18,12 +21,14 @@ mod observe;
 mod quote;
 pub mod record;
 mod recovery;
+#[cfg(test)]
+mod simulation;
 mod timings;
 mod upload;
 mod worker;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     path::PathBuf,
     sync::{
@@ -34,11 +39,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub use job::{Job, Phase, Snapshot};
+pub use files::DISK;
+pub use job::{Job, Pause, Phase, Snapshot};
 pub use models::{Models, is_model_name};
 pub use observe::{Ended, EndedLabels};
 pub use quote::{Quote, StepCounts};
-pub use recovery::recover;
+pub use recovery::{DamagedJob, recover};
 pub use timings::{Timings, seconds};
 pub use upload::{MAX_UPLOAD, Receiving, Upload};
 
@@ -49,9 +55,10 @@ use crate::{
     },
     error::{Error, Expected, Resource, Result},
     image_out::{self, Bits, Format, Metadata, PixelSource},
-    model::checkpoint::Checkpoint,
-    store::{self, DirectoryLock},
+    model::{arch::Arch, checkpoint::Checkpoint},
+    store::{self, DirectoryLock, Disk},
 };
+use admission::{Admitted, Limits, Queue};
 use files::{JobDirectory, Layout};
 use quote::Speed;
 use record::{Event, JobRequest, Record, StoredSpec, to_ms};
@@ -61,6 +68,9 @@ pub const MAX_REQUEST_ID: usize = 128;
 
 /// Suggested delay before a client calls a full or stopping server again.
 pub const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Delay before a paused job is queued again, in milliseconds.
+const RESUME_AFTER_MS: u64 = 1000;
 
 /// The error of calls to a server that is shutting down.
 pub fn shutting_down() -> Error {
@@ -124,12 +134,21 @@ impl Request {
                 Expected::at_most(format!("{MAX_REQUEST_ID} characters")),
             ));
         }
-        let plan = Plan::new(self.spec.clone(), &self.model.arch)?;
+        let plan = plan(self.spec.clone(), &self.model.arch)?;
         if let Some(rect) = self.viewport {
             plan.check_rect("viewport", rect)?;
         }
         Ok(plan)
     }
+}
+
+/// The plan of `spec`. The simulation has few specs and makes millions of jobs, so it keeps plans.
+fn plan(spec: Spec, arch: &Arch) -> Result<Plan> {
+    #[cfg(test)]
+    if let Some(plan) = simulation::kept_plan(&spec) {
+        return Ok(plan);
+    }
+    Plan::new(spec, arch)
 }
 
 /// The jobs of a server. Clones share them.
@@ -144,10 +163,15 @@ pub struct Jobs {
 struct Shared {
     settings: Settings,
     models: Models,
-    lock: DirectoryLock,
+    /// The directory, which this process alone uses.
+    disk: Arc<dyn Disk>,
+    /// Directories of jobs that could not be read at the start.
+    damaged: Vec<DamagedJob>,
     /// Jobs and queue. Locked briefly: never while computing or waiting for a disk.
     table: Mutex<Table>,
-    /// Notified when a job is queued or cancelled and when the queue closes.
+    /// Directories of creations that failed and could not be taken back yet.
+    failed: Mutex<Vec<JobDirectory>>,
+    /// Notified when a job is queued or has a deadline or a pause, and when the queue closes.
     changed: Condvar,
     speed: Speed,
     steps: StepCounts,
@@ -162,8 +186,12 @@ struct Table {
     jobs: BTreeMap<String, Arc<Job>>,
     /// Job ids by owner and `request_id`.
     requests: HashMap<(String, String), String>,
-    /// Queued jobs, the oldest first.
-    waiting: VecDeque<Arc<Job>>,
+    /// Queued jobs, and finished ones with damaged tiles.
+    waiting: Queue<Arc<Job>>,
+    /// Paused jobs, and the times in milliseconds since 1970 at which they are queued again.
+    paused: Vec<(u64, Arc<Job>)>,
+    /// Deadlines in milliseconds since 1970 of jobs that may not have ended, with their ids.
+    deadlines: BTreeSet<(u64, String)>,
     /// Queue entries reserved for jobs that are being created.
     reserved: usize,
     /// True after [`Jobs::close`]: no new jobs and no new time slices.
@@ -182,34 +210,12 @@ impl Jobs {
                 return Err(Error::invalid(field, value, "at least 1"));
             }
         }
-        let lock = DirectoryLock::acquire(&settings.directory)?;
+        let disk = Arc::new(DirectoryLock::acquire(&settings.directory)?);
         let devices = settings.devices.iter();
         let devices: Vec<_> = devices
             .map(|&choice| open_for_all(choice, &settings, &models))
             .collect::<Result<_>>()?;
-        let timings = Timings::default();
-        let jobs = recovery::read_jobs(&settings.directory, &models)?;
-        jobs.values().for_each(|job| job.count_in(&timings.ended));
-        let requests = jobs.values().filter(|job| !job.request.request_id.is_empty());
-        let requests = requests.map(|job| (job.request.key(), job.id.clone()));
-        let unfinished = jobs.values().filter(|job| !job.snapshot().phase.is_last());
-        let table = Table {
-            requests: requests.collect(),
-            waiting: unfinished.cloned().collect(),
-            jobs,
-            ..Table::default()
-        };
-        let shared = Arc::new(Shared {
-            settings,
-            models,
-            lock,
-            table: Mutex::new(table),
-            changed: Condvar::new(),
-            speed: Speed::default(),
-            steps: StepCounts::default(),
-            timings,
-            healthy: AtomicBool::new(true),
-        });
+        let shared = Shared::open(settings, models, disk)?;
         let threads = devices.into_iter().enumerate().map(|(i, device)| {
             let shared = shared.clone();
             std::thread::Builder::new()
@@ -217,8 +223,13 @@ impl Jobs {
                 .spawn(move || worker::run(&shared, device))
                 .map_err(|e| Error::io("start", "an engine thread", e))
         });
-        let threads = Arc::new(Mutex::new(threads.collect::<Result<_>>()?));
-        Ok(Self { shared, threads })
+        let mut threads: Vec<_> = threads.collect::<Result<_>>()?;
+        let caretaker = shared.clone();
+        let spawned = std::thread::Builder::new()
+            .name("deadlines".to_owned())
+            .spawn(move || caretaker.look_after_all());
+        threads.push(spawned.map_err(|e| Error::io("start", "the thread of deadlines", e))?);
+        Ok(Self { shared, threads: Arc::new(Mutex::new(threads)) })
     }
 
     /// The models of the server.
@@ -231,7 +242,7 @@ impl Jobs {
     /// # Errors
     /// [`Kind::InvalidArgument`](crate::error::Kind) if the spec is invalid.
     pub fn quote(&self, spec: &Spec, model: &Checkpoint) -> Result<(Plan, Quote)> {
-        let plan = Plan::new(spec.clone(), &model.arch)?;
+        let plan = plan(spec.clone(), &model.arch)?;
         let quote = self.quote_plan(&plan);
         Ok((plan, quote))
     }
@@ -271,18 +282,22 @@ impl Jobs {
                 .as_ref()
                 .map(|source| source.attribution().clone())
                 .unwrap_or_default(),
+            viewport: viewport.map(|r| [r.x, r.y, r.width, r.height]),
         };
         let id = uuid::Uuid::now_v7().simple().to_string();
         if let Some(known) = self.reserve(&job_request, &id)? {
             return Ok(known);
         }
-        let made = self.make(&id, model, job_request.clone(), plan, quote, viewport, source);
+        let made = self.make(&id, model, job_request.clone(), plan, quote, source);
         let mut table = self.shared.table();
         table.reserved -= 1;
         match made {
             Ok(job) => {
+                if let Some(deadline) = job.request.deadline_ms {
+                    table.deadlines.insert((deadline, id.clone()));
+                }
                 table.jobs.insert(id, job.clone());
-                table.waiting.push_back(job.clone());
+                table.waiting.push(job.clone(), job.size());
                 drop(table);
                 self.shared.changed.notify_all();
                 Ok(job)
@@ -329,7 +344,6 @@ impl Jobs {
         Ok(None)
     }
 
-    #[allow(clippy::too_many_arguments, reason = "what a job is made of")]
     fn make(
         &self,
         id: &str,
@@ -337,10 +351,10 @@ impl Jobs {
         job_request: JobRequest,
         plan: Plan,
         quote: Quote,
-        viewport: Option<Rect>,
         source: Option<Upload>,
     ) -> Result<Arc<Job>> {
-        let directory = JobDirectory::new(&self.shared.settings.directory, id);
+        let disk = self.shared.disk.clone();
+        let directory = JobDirectory::new(disk, &self.shared.settings.directory, id);
         let compute_us = quote.compute_time.as_micros() as u64;
         let latent_values = files::latent_values(&plan) as u64;
         let first =
@@ -348,9 +362,21 @@ impl Jobs {
         let layout = Layout::new(&plan);
         let job =
             Job::new(id, model, job_request, plan, quote, directory.clone(), vec![first.clone()]);
-        job.count_in(&self.shared.timings.ended);
-        job.set_viewport(viewport)?;
-        directory.create(&first, &layout, source.as_ref().map(Upload::path), &self.shared.lock)?;
+        job.belongs_to(&self.shared);
+        let mut failed = self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before another attempt can succeed, and have a repeated request make a second job.
+        while let Some(earlier) = failed.last() {
+            earlier.undo_create().map_err(|error| files::stored(error, layout.bytes()))?;
+            failed.pop();
+        }
+        drop(failed);
+        if let Err(error) = directory.create(&first, &layout, source.as_ref().map(Upload::path)) {
+            if directory.undo_create().is_err() {
+                let failed = self.shared.failed.lock();
+                failed.unwrap_or_else(PoisonError::into_inner).push(directory);
+            }
+            return Err(error);
+        }
         observe::log(&job, &first.event);
         Ok(Arc::new(job))
     }
@@ -379,6 +405,11 @@ impl Jobs {
         let later = later.map(|(_, job)| job);
         let asked = later.filter(|job| owner.is_none_or(|owner| job.request.owner == owner));
         asked.take(most).cloned().collect()
+    }
+
+    /// Directories of jobs that could not be read at the start; they are left as they are.
+    pub fn damaged(&self) -> &[DamagedJob] {
+        &self.shared.damaged
     }
 
     /// Number of queued jobs, of one client or of all.
@@ -414,40 +445,42 @@ impl Jobs {
         &self.shared.timings
     }
 
-    /// Cancels the job: immediately if it is queued, else within one step or tile. An ended job is returned unchanged.
+    /// Cancels the job durably; a device stops working on it within one step or tile. An ended job is returned unchanged.
     ///
     /// # Errors
-    /// [`Kind::NotFound`](crate::error::Kind); [`Kind::Io`](crate::error::Kind).
+    /// [`Kind::NotFound`](crate::error::Kind); [`Kind::Exhausted`](crate::error::Kind) if the disk is full;
+    /// [`Kind::Io`](crate::error::Kind). The job is unchanged then.
     pub fn cancel(&self, id: &str) -> Result<Arc<Job>> {
         let job = self.get(id)?;
-        job.cancel.cancel();
-        let mut table = self.shared.table();
-        let waited = table.waiting.iter().position(|waiting| waiting.id == id);
-        if let Some(place) = waited {
-            table.waiting.remove(place);
-            drop(table);
-            job.publish(vec![Event::Cancelled])?;
+        self.shared.end(&job, Event::Cancelled)?;
+        match job.is_deleted() {
+            true => Err(Error::not_found(Resource::Job, id)),
+            false => Ok(job),
         }
-        Ok(job)
     }
 
-    /// Cancels the job if necessary and deletes it with its files.
+    /// Cancels the job if necessary and deletes it with its files; a crash does not bring it back. Its `request_id` may then
+    /// be used for another job.
     ///
     /// # Errors
-    /// [`Kind::NotFound`](crate::error::Kind); [`Kind::Io`](crate::error::Kind).
+    /// [`Kind::NotFound`](crate::error::Kind); [`Kind::Io`](crate::error::Kind): the call can be repeated.
     pub fn delete(&self, id: &str) -> Result<()> {
-        let job = self.cancel(id)?;
+        let job = self.get(id)?;
+        job.delete()?;
         let mut table = self.shared.table();
         table.jobs.remove(id);
-        table.requests.remove(&job.request.key());
-        drop(table);
-        job.delete()
+        if table.requests.get(&job.request.key()).is_some_and(|known| known == id) {
+            table.requests.remove(&job.request.key());
+        }
+        table.waiting.remove(|waiting| waiting.id == id);
+        Ok(())
     }
 
     /// Path of the finished picture as a file of `format`; the file is written at the first call.
     ///
     /// # Errors
-    /// [`Kind::NotReady`](crate::error::Kind) if it is not finished; [`Kind::Io`](crate::error::Kind).
+    /// [`Kind::NotReady`](crate::error::Kind) if it is not finished; [`Kind::Exhausted`](crate::error::Kind) if the disk is
+    /// full; [`Kind::Damaged`](crate::error::Kind) for a damaged tile (see [`Job::read_tile`]); [`Kind::Io`](crate::error::Kind).
     pub fn picture(&self, job: &Job, format: Format) -> Result<PathBuf> {
         job.need_finished()?;
         let path = job.picture_file(match format {
@@ -458,7 +491,10 @@ impl Jobs {
             let (description, receipt) = job.receipt().unwrap_or_default();
             let receipt = serde_json::from_str(&receipt).unwrap_or_default();
             let metadata = Metadata { description, created: None, receipt };
-            image_out::write(&path, &Pixels(job), &metadata)?;
+            let checked = Mutex::new(vec![false; job.plan.tiling.tiles.len()]);
+            let needed = job.quote.disk_bytes - job.layout.bytes();
+            image_out::write(&path, &Pixels { job, checked }, &metadata)
+                .map_err(|error| files::stored(error, needed))?;
         }
         Ok(path)
     }
@@ -483,6 +519,36 @@ impl Jobs {
 }
 
 impl Shared {
+    /// Reads the jobs of the directory, which is on `disk`; unfinished ones are queued.
+    fn open(settings: Settings, models: Models, disk: Arc<dyn Disk>) -> Result<Arc<Self>> {
+        let (jobs, damaged) = recovery::read_jobs(&disk, &settings.directory, &models)?;
+        let mut table = Table { jobs, ..Table::default() };
+        for (id, job) in &table.jobs {
+            if !job.request.request_id.is_empty() {
+                table.requests.insert(job.request.key(), id.clone());
+            }
+            if !job.snapshot().phase.is_last() {
+                table.waiting.push(job.clone(), job.size());
+                table.deadlines.extend(job.request.deadline_ms.map(|at| (at, id.clone())));
+            }
+        }
+        let shared = Arc::new(Self {
+            settings,
+            models,
+            disk,
+            damaged,
+            table: Mutex::new(table),
+            failed: Mutex::default(),
+            changed: Condvar::new(),
+            speed: Speed::default(),
+            steps: StepCounts::default(),
+            timings: Timings::default(),
+            healthy: AtomicBool::new(true),
+        });
+        shared.table().jobs.values().for_each(|job| job.belongs_to(&shared));
+        Ok(shared)
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         // Each change of the table is one insertion or removal, so it is consistent after a panic elsewhere.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -495,7 +561,8 @@ impl Shared {
             if table.closed {
                 return None;
             }
-            let admitted = self.admit(&mut table, active);
+            let admitted: Vec<_> =
+                self.admit(&mut table, active).into_iter().map(|admitted| admitted.item).collect();
             if !(admitted.is_empty() && active.is_empty()) {
                 return Some(admitted);
             }
@@ -503,29 +570,97 @@ impl Shared {
         }
     }
 
-    /// Removes jobs from the queue that slots and memory allow to run.
-    fn admit(&self, table: &mut Table, active: &[Arc<Job>]) -> Vec<Arc<Job>> {
-        let mut memory: u64 = active.iter().map(|job| job.quote.memory_bytes).sum();
-        let mut least = active.iter().map(|job| job.quote.flops).min().unwrap_or(u64::MAX);
-        let (slots, mut admitted) = (self.settings.active, Vec::new());
-        loop {
-            let slot = active.len() + admitted.len() + 1;
-            // The last slot is for the smallest job.
-            let smallest = slot >= slots && slot > 1;
-            let size = |&i: &usize| if smallest { table.waiting[i].quote.flops } else { 0 };
-            let Some(next) = (0..table.waiting.len()).min_by_key(size) else { break };
-            let quote = &table.waiting[next].quote;
-            // Beyond the limit, only a job at most half the size of every running one; so their number is logarithmic.
-            if slot > slots && quote.flops > least / 2 {
-                break;
-            }
-            if memory + quote.memory_bytes > self.settings.memory && slot > 1 {
-                break;
-            }
-            (memory, least) = (memory + quote.memory_bytes, least.min(quote.flops));
-            admitted.extend(table.waiting.remove(next));
-        }
+    /// Removes jobs from the queue that may begin beside the `active` ones.
+    fn admit(&self, table: &mut Table, active: &[Arc<Job>]) -> Vec<Admitted<Arc<Job>>> {
+        let running: Vec<_> = active.iter().map(|job| job.size()).collect();
+        let Settings { active: slots, memory, .. } = self.settings;
+        let admitted = table.waiting.admit(&running, Limits { slots, memory });
+        admitted.iter().for_each(|admitted| admitted.item.hold());
         admitted
+    }
+
+    /// Ends the job durably by `last`, if it has not ended.
+    ///
+    /// # Errors
+    /// Those of [`Job::publish`]; the job is unchanged then.
+    fn end(&self, job: &Job, last: Event) -> Result<()> {
+        if job.publish(vec![last])? {
+            job.cancel.cancel();
+            self.table().waiting.remove(|waiting| waiting.id == job.id);
+        }
+        Ok(())
+    }
+
+    /// Queues a paused job again after [`RESUME_AFTER_MS`].
+    fn resume_later(&self, job: Arc<Job>) {
+        let at = to_ms(SystemTime::now()).saturating_add(RESUME_AFTER_MS);
+        self.table().paused.push((at, job));
+        self.changed.notify_all();
+    }
+
+    /// Queues a finished job whose damaged tiles are to be decoded again. A running job decodes them while it runs.
+    fn repair(&self, id: &str) {
+        let mut table = self.table();
+        let Some(job) = table.jobs.get(id).cloned() else { return };
+        let queued = table.waiting.iter().any(|waiting| waiting.id == id);
+        if !queued && !job.is_held() && job.needs_repair() {
+            table.waiting.push(job.clone(), job.size());
+            drop(table);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Ends the jobs whose deadline has passed at `now_ms`, and queues the paused ones again that are due.
+    fn look_after(&self, now_ms: u64) {
+        let mut table = self.table();
+        let (due, later) =
+            std::mem::take(&mut table.paused).into_iter().partition(|&(at, _)| at <= now_ms);
+        table.paused = later;
+        for (_, job) in due {
+            let goes_on = !job.snapshot().phase.is_last() || job.needs_repair();
+            if goes_on && table.jobs.contains_key(&job.id) {
+                table.waiting.push(job.clone(), job.size());
+                self.changed.notify_all();
+            }
+        }
+        let still = table.deadlines.split_off(&(now_ms + 1, String::new()));
+        let passed = std::mem::replace(&mut table.deadlines, still);
+        let passed: Vec<_> =
+            passed.into_iter().filter_map(|(_, id)| table.jobs.get(&id).cloned()).collect();
+        drop(table);
+        for job in passed {
+            let error = Error::expired("the job", None);
+            let last = Event::Failed { kind: error.kind(), message: error.report().to_string() };
+            if let Err(error) = self.end(&job, last) {
+                tracing::error!("job {}: its deadline has passed: {}", job.id, error.report());
+                let again = now_ms.saturating_add(RESUME_AFTER_MS);
+                self.table().deadlines.insert((again, job.id.clone()));
+            }
+        }
+    }
+
+    /// Calls [`Self::look_after`] whenever something is due, until the queue is closed.
+    fn look_after_all(&self) {
+        loop {
+            let now = to_ms(SystemTime::now());
+            self.look_after(now);
+            let table = self.table();
+            if table.closed {
+                return;
+            }
+            let paused = table.paused.iter().map(|&(at, _)| at).min();
+            let deadline = table.deadlines.first().map(|&(at, _)| at);
+            let wait = |lock| match paused.into_iter().chain(deadline).min() {
+                Some(at) => {
+                    // The clock may be set meanwhile.
+                    let most =
+                        Duration::from_millis(at.saturating_sub(now).clamp(1, RESUME_AFTER_MS));
+                    drop(self.changed.wait_timeout(lock, most));
+                }
+                None => drop(self.changed.wait(lock)),
+            };
+            wait(table);
+        }
     }
 
     /// Records that a device does not respond.
@@ -535,24 +670,36 @@ impl Shared {
     }
 }
 
-/// Pixel source of a finished job.
-struct Pixels<'a>(&'a Job);
+/// Pixel source of a finished job. Each tile is compared to its checksum once.
+struct Pixels<'a> {
+    job: &'a Job,
+    /// True for each tile that is intact.
+    checked: Mutex<Vec<bool>>,
+}
 
 impl PixelSource for Pixels<'_> {
     fn width(&self) -> u32 {
-        self.0.plan.spec.width as u32
+        self.job.plan.spec.width as u32
     }
 
     fn height(&self) -> u32 {
-        self.0.plan.spec.height as u32
+        self.job.plan.spec.height as u32
     }
 
     fn bits(&self) -> Bits {
-        self.0.plan.spec.bits
+        self.job.plan.spec.bits
     }
 
     fn read(&self, area: Rect, buffer: &mut [u8]) -> Result<()> {
-        buffer.copy_from_slice(&self.0.read(area)?);
+        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        for index in self.job.tiles_in(area) {
+            if !checked[index] {
+                self.job.read_tile(index)?;
+                checked[index] = true;
+            }
+        }
+        drop(checked);
+        buffer.copy_from_slice(&self.job.read_unchecked(area)?);
         Ok(())
     }
 }

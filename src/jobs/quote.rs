@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     engine::plan::{CostBreakdown, Plan},
+    geometry::{Pyramid, TILE},
     jobs::files::Layout,
 };
 
@@ -18,7 +19,8 @@ use crate::{
 pub struct Quote {
     /// Peak memory in bytes, weights included.
     pub memory_bytes: u64,
-    /// Disk space in bytes until the job is deleted.
+    /// Most disk space in bytes until the job is deleted: the arena, the journal, previews, and the picture's files once they
+    /// are downloaded. An uploaded picture is not included.
     pub disk_bytes: u64,
     /// Floating-point operations.
     pub flops: u64,
@@ -39,7 +41,7 @@ pub(super) fn quote(plan: &Plan, compute_time: Duration) -> Quote {
     let CostBreakdown { encode_flops, step_flops, global_flops, tile_flops } = plan.cost;
     Quote {
         memory_bytes: plan.peak_bytes,
-        disk_bytes: Layout::new(plan).bytes(),
+        disk_bytes: Layout::new(plan).bytes() + file_bytes(plan),
         flops: plan.flops,
         encode_flops,
         step_flops,
@@ -47,6 +49,37 @@ pub(super) fn quote(plan: &Plan, compute_time: Duration) -> Quote {
         tile_flops,
         compute_time,
     }
+}
+
+/// Upper bound of the bytes of a job's files without the arena.
+fn file_bytes(plan: &Plan) -> u64 {
+    /// Of metadata and headers of a file, with attributions of full length.
+    const HEADER: usize = 32 << 10;
+    /// Of a journal's record; most are shorter.
+    const RECORD: usize = 256;
+    let (width, height) = (plan.spec.width, plan.spec.height);
+    let pixel = plan.spec.bits.pixel_len();
+    // Deflate stores what it can't compress, with a few bytes for each block.
+    let deflated = |bytes: usize| bytes + bytes / 256 + 64;
+    let png = |width, height, pixel| deflated((width * pixel + 1) * height) + HEADER;
+    let pyramid = Pyramid { width, height };
+    let mut bytes = png(width, height, pixel) + HEADER;
+    for level in 0..=pyramid.last() {
+        let (width, height) = pyramid.size(level);
+        let (columns, rows) = pyramid.tiles(level);
+        // Beyond the picture's edges a tile repeats the last pixels.
+        bytes +=
+            deflated(width * height * pixel) + columns * rows * (TILE * TILE * pixel / 64 + 64);
+    }
+    let finest = plan.latents.first().map_or(0, |shape| shape.h * shape.w);
+    bytes += plan
+        .latents
+        .iter()
+        .map(|shape| png((4 * shape.h * shape.w).min(finest), 1, 3))
+        .sum::<usize>();
+    bytes +=
+        HEADER + RECORD * (plan.schedule.steps() + plan.tiling.tiles.len() + plan.latents.len());
+    bytes as u64
 }
 
 /// Speed of the devices: an exponentially weighted mean over recent work. Weights are durations, so the fixed overhead of

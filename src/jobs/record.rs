@@ -146,6 +146,9 @@ pub struct JobRequest {
     /// Author, rights, date and resolution of that picture.
     #[serde(default, skip_serializing_if = "Attribution::is_empty")]
     pub attribution: Attribution,
+    /// Rectangle whose tiles are decoded first, until a client sets another one: column, row, width and height in pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub viewport: Option<[usize; 4]>,
 }
 
 impl JobRequest {

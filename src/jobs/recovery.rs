@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use crate::{
-    engine::plan::{Plan, Spec},
+    engine::plan::Spec,
     error::{Error, Expected, Kind, Result},
     jobs::{
         Job, Models,
@@ -12,50 +12,68 @@ use crate::{
         record::{Event, Record},
         upload,
     },
+    store::{Disk, disk::Entry},
 };
 
 /// Upper bound of `latent_values` in a journal, far above that of the largest picture.
 const MAX_LATENT_VALUES: u64 = 1 << 40;
 
-/// Reads the jobs of a directory. Leftovers of interrupted creations and removals are deleted; unreadable jobs are logged and
-/// skipped.
-pub(super) fn read_jobs(directory: &Path, models: &Models) -> Result<BTreeMap<String, Arc<Job>>> {
-    let failed = |e| Error::io("read", directory, e);
-    let mut jobs = BTreeMap::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let is_directory = entry.file_type().map_err(failed)?.is_dir();
+/// A directory of a job that can't be read. It is left as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedJob {
+    /// Name of the directory: the id of the job.
+    pub id: String,
+    /// What can't be read.
+    pub reason: String,
+}
+
+/// The jobs of a directory by id, and those that can't be read.
+pub(super) type Found = (BTreeMap<String, Arc<Job>>, Vec<DamagedJob>);
+
+/// Reads the jobs of a directory. Leftovers of interrupted creations, removals and writes are deleted; jobs that can't be
+/// read are logged and left alone.
+pub(super) fn read_jobs(disk: &Arc<dyn Disk>, root: &Path, models: &Models) -> Result<Found> {
+    let (mut jobs, mut damaged) = (BTreeMap::new(), Vec::new());
+    // Changes of a process that was killed may be in the system's memory only.
+    disk.sync_directory(root).map_err(|e| Error::io("sync", root, e))?;
+    for Entry { name, is_directory } in disk.list(root).map_err(|e| Error::io("read", root, e))? {
         let leftover = match is_directory {
             true => name.starts_with(UNFINISHED),
             false => upload::is_name(&name),
         };
         if leftover {
-            let path = entry.path();
-            let removed = if is_directory {
-                std::fs::remove_dir_all(&path)
-            } else {
-                std::fs::remove_file(&path)
-            };
-            removed.map_err(|e| Error::io("remove", path, e))?;
+            let path = root.join(&name);
+            disk.remove(&path).map_err(|e| Error::io("remove", path, e))?;
         }
         if leftover || !is_directory {
             continue;
         }
-        match read_job(directory, &name, models) {
+        let directory = JobDirectory::new(disk.clone(), root, &name);
+        match read_job(directory.clone(), &name, models) {
             Ok(job) => {
                 jobs.insert(name, Arc::new(job));
             }
-            Err(error) => tracing::error!("skipping unreadable job {name}: {}", error.report()),
+            Err(error) => {
+                let path = directory.path().display();
+                tracing::error!("{path} can't be read and is left as it is: {}", error.report());
+                let reason = match error.kind() {
+                    Kind::Io => "a file of the job can't be read".to_owned(),
+                    _ => error.to_string(),
+                };
+                damaged.push(DamagedJob { id: name, reason });
+            }
         }
     }
-    Ok(jobs)
+    Ok((jobs, damaged))
 }
 
-fn read_job(root: &Path, id: &str, models: &Models) -> Result<Job> {
-    let directory = JobDirectory::new(root, id);
+fn read_job(directory: JobDirectory, id: &str, models: &Models) -> Result<Job> {
     let (_, records) = directory.open_journal()?;
     let job = recover(directory, id, records, models)?;
+    if let Err(error) = job.directory.sweep() {
+        tracing::warn!("job {id}: {}", error.report());
+    }
+    job.restore_viewport();
     if !job.snapshot().phase.is_last() && job.request.model_sha256 != job.model.sha256 {
         let message = "its model is not among the server's any more".to_owned();
         job.publish(vec![Event::Failed { kind: Kind::InvalidModel, message }])?;
@@ -85,7 +103,7 @@ pub fn recover(
     }
     let (request, compute_time) = (request.clone(), Duration::from_micros(*compute_us));
     let model = models.of(&request.model_sha256).unwrap_or(models.first()).clone();
-    let plan = Plan::new(Spec::try_from(&request.spec)?, &model.arch)?;
+    let plan = super::plan(Spec::try_from(&request.spec)?, &model.arch)?;
     let quote = quote(&plan, compute_time);
     Ok(Job::new(id, model, request, plan, quote, directory, records))
 }

@@ -9,7 +9,7 @@ use crate::{
     engine::plan::MAX_EXTENT,
     error::{Error, Expected, Kind, Result},
     image_in::{self, Limits, Photo},
-    jobs::files::{UNFINISHED, full_disk},
+    jobs::files::{UNFINISHED, stored},
     store::hash,
 };
 
@@ -38,11 +38,11 @@ impl Receiving {
     /// Creates an empty file in `directory`.
     ///
     /// # Errors
-    /// [`Kind::Io`] if no file can be created there.
+    /// [`Kind::Exhausted`] if the disk is full; [`Kind::Io`] if no file can be created there.
     pub fn create(directory: &Path) -> Result<Self> {
         let prefix = format!("{UNFINISHED}{NAME}");
         let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory);
-        let file = file.map_err(|e| Error::io("create a file in", directory, e))?;
+        let file = file.map_err(|e| stored(Error::io("create a file in", directory, e), 1))?;
         Ok(Self { file, bytes: 0 })
     }
 
@@ -61,7 +61,7 @@ impl Receiving {
             ));
         }
         let written = self.file.write_all(bytes);
-        written.map_err(|e| full_disk(Error::io("write", self.file.path(), e), self.bytes))
+        written.map_err(|e| stored(Error::io("write", self.file.path(), e), self.bytes))
     }
 
     /// Makes the file durable and checks that it can be decoded.
@@ -71,7 +71,7 @@ impl Receiving {
     /// [`Kind::Io`].
     pub fn finish(self) -> Result<Upload> {
         let (file, path) = self.file.into_parts();
-        let failed = |e| full_disk(Error::io("write", &path, e), self.bytes);
+        let failed = |e| stored(Error::io("write", &path, e), self.bytes);
         file.sync_all().map_err(failed)?;
         let Photo { picture, attribution, .. } = image_in::read(&path, LIMITS)?;
         let size = (picture.width as usize, picture.height as usize);

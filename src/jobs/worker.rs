@@ -81,18 +81,6 @@ struct Readback {
 /// 6 GFLOP the same (`benches/nets.rs`, `unet 512 256 4`).
 const MAX_BATCH_FLOPS: u64 = 4_000_000_000;
 
-/// Returns an error if the job is cancelled or past its deadline.
-///
-/// # Errors
-/// [`Kind::Cancelled`](crate::error::Kind) or [`Kind::Expired`](crate::error::Kind).
-fn in_time(job: &Job) -> Result<()> {
-    job.cancel.check()?;
-    if job.request.deadline_ms.is_some_and(|deadline| to_ms(SystemTime::now()) >= deadline) {
-        return Err(Error::expired("the job", None));
-    }
-    Ok(())
-}
-
 fn panicked() -> Error {
     Error::internal("the engine panicked")
 }
@@ -119,6 +107,31 @@ pub(super) fn run(shared: &Shared, devices: Vec<Device>) {
         }
         Worker::new(shared, committer, cpus, name, on).run();
     });
+}
+
+/// Opens the job's files, publishes that it has started, and returns its sampler state; `None` if the source picture has to
+/// be encoded first.
+pub(super) fn open(
+    shared: &Shared,
+    job: &Job,
+    device: &str,
+) -> Result<(JobBuffer, Option<SamplerState>)> {
+    job.check()?;
+    let buffer = job.directory.open_arena(&job.layout)?;
+    let plan = &job.plan;
+    let sampling = match job.checkpoint() {
+        Some(saved) => Some(buffer.load(plan, saved)?),
+        None if job.request.source_sha256.is_some() => None,
+        None => Some(denoise::begin(plan)),
+    };
+    let now = job.snapshot();
+    // The first start only: time in which the server was stopped is no wait in the queue.
+    if now.sequence == 1 {
+        let waited = to_ms(SystemTime::now()).saturating_sub(now.created_ms);
+        shared.timings.queue_wait.observe(waited as f64 / 1e3);
+    }
+    job.publish(vec![Event::Started { device: device.to_owned() }])?;
+    Ok((buffer, sampling))
 }
 
 struct Worker<'a, O: Backend> {
@@ -205,12 +218,13 @@ impl<'a, O: Backend> Worker<'a, O> {
 
     /// Starts or resumes a job.
     fn begin(&mut self, job: Arc<Job>) {
-        match self.open(&job) {
+        match open(self.shared, &job, &self.on) {
             Ok((buffer, sampling)) => {
                 let served = self.active.iter().map(|active| active.served).min().unwrap_or(0);
                 let buffer = Arc::new(Mutex::new(buffer));
                 let work = sampling.map_or(Work::Encode, Work::Denoise);
-                let sent = job.tiles_done();
+                let mut sent = job.tiles_done();
+                job.take_damaged().into_iter().for_each(|index| sent[index] = false);
                 let spec = &job.plan.spec;
                 let span = tracing::info_span!(
                     "job",
@@ -223,25 +237,6 @@ impl<'a, O: Backend> Worker<'a, O> {
             }
             Err(error) => self.committer.send(WriteRequest { job, write: Write::Fail(error) }),
         }
-    }
-
-    /// Opens the job's files and returns its sampler state; `None` if the source picture has to be encoded first.
-    fn open(&mut self, job: &Job) -> Result<(JobBuffer, Option<SamplerState>)> {
-        let mut buffer = job.directory.open_arena(&job.layout, &self.shared.lock)?;
-        let plan = &job.plan;
-        let sampling = match job.checkpoint() {
-            Some(saved) => Some(buffer.load(plan, saved)?),
-            None if job.request.source_sha256.is_some() => None,
-            None => Some(denoise::begin(plan)),
-        };
-        let now = job.snapshot();
-        // The first start only: time in which the server was stopped is no wait in the queue.
-        if now.sequence == 1 {
-            let waited = to_ms(SystemTime::now()).saturating_sub(now.created_ms);
-            self.shared.timings.queue_wait.observe(waited as f64 / 1e3);
-        }
-        job.publish(vec![Event::Started { device: self.on.clone() }])?;
-        Ok((buffer, sampling))
     }
 
     /// Index of the running job that gets the next slice.
@@ -298,7 +293,7 @@ impl<'a, O: Backend> Worker<'a, O> {
             active.next_step().is_some()
                 && Arc::ptr_eq(&active.job.model, &first.job.model)
                 && (&other.latents, other.spec.sampler) == (&plan.latents, plan.spec.sampler)
-                && in_time(&active.job).is_ok()
+                && active.job.check().is_ok()
         };
         if first.next_step().is_none() || room < 2 {
             return Vec::new();
@@ -313,7 +308,7 @@ impl<'a, O: Backend> Worker<'a, O> {
         self.finish_readback();
         let model = first.job.model.clone();
         let ops = &mut self.ops[self.shared.models.index_of(&model)];
-        in_time(&first.job)?;
+        first.job.check()?;
         let _spans: Vec<_> = (std::iter::once(&*first).chain(&*peers))
             .filter_map(|active| {
                 let step = active.next_step()?;
@@ -360,7 +355,7 @@ impl<'a, O: Backend> Worker<'a, O> {
 
     /// Computes one step or tile and returns its FLOPs.
     fn run_unit(&mut self, active: &mut ActiveJob<O>) -> Result<u64> {
-        in_time(&active.job)?;
+        active.job.check()?;
         if !matches!(active.work, Work::Decode(_)) {
             self.finish_readback();
         }
@@ -395,6 +390,7 @@ impl<'a, O: Backend> Worker<'a, O> {
                 Ok(job.quote.global_flops)
             }
             Work::Decode(decoder) => {
+                job.take_damaged().into_iter().for_each(|index| sent[index] = false);
                 // No tile is left if only the last record was lost.
                 let Some(index) = job.next_tile(sent) else { return Ok(0) };
                 let tile = &plan.tiling.tiles[index];
@@ -422,7 +418,7 @@ impl<'a, O: Backend> Worker<'a, O> {
         let (rect, bits) = (job.plan.tiling.tiles[index].rect, job.plan.spec.bits);
         let samples = pixels.wait().and_then(|values| tiles::samples(rect, &values, bits));
         let write = samples
-            .map_or_else(Write::Fail, |samples| Write::Tile(Tile { buffer, index, samples }));
+            .map_or_else(Write::TileFailed, |samples| Write::Tile(Tile { buffer, index, samples }));
         self.committer.send(WriteRequest { job, write });
     }
 

@@ -36,6 +36,7 @@ pub(super) fn code(kind: Kind) -> Code {
         Kind::Cancelled => Code::Cancelled,
         Kind::Unavailable | Kind::Device => Code::Unavailable,
         Kind::Unauthenticated => Code::Unauthenticated,
+        Kind::Damaged => Code::DataLoss,
         Kind::InvalidModel | Kind::Io | Kind::Internal => Code::Internal,
     }
 }
@@ -52,6 +53,27 @@ pub(super) fn public_message(kind: Kind, text: &str) -> String {
         Kind::Internal => "the server failed".to_owned(),
         Kind::Device => "the server's device failed".to_owned(),
         _ => text.to_owned(),
+    }
+}
+
+/// The message sent to clients for the error that has ended a job. What went wrong inside a job is no fault of the client:
+/// apart from what it can act on, only the log and the journal tell it.
+pub(super) fn job_error(kind: Kind, text: &str) -> String {
+    match kind {
+        Kind::Expired | Kind::Cancelled | Kind::Exhausted | Kind::InvalidModel => text.to_owned(),
+        Kind::Io | Kind::Device => public_message(kind, text),
+        Kind::Damaged => "the server's files of the job are damaged".to_owned(),
+        _ => public_message(Kind::Internal, text),
+    }
+}
+
+/// The status code of the error that has ended a job.
+pub(super) fn job_code(kind: Kind) -> Code {
+    match kind {
+        Kind::Expired | Kind::Exhausted | Kind::InvalidModel | Kind::Device | Kind::Damaged => {
+            code(kind)
+        }
+        _ => Code::Internal,
     }
 }
 
@@ -317,10 +339,11 @@ pub(super) fn job_message(job: &Job, models: &Models) -> api::Job {
         tiles_done: now.tiles_done as u32,
         tile_columns: tiling.columns as u32,
         tile_rows: tiling.rows as u32,
-        error: now.error.map(|(kind, text)| public_message(kind, &text)).unwrap_or_default(),
+        error: now.error.map(|(kind, text)| job_error(kind, &text)).unwrap_or_default(),
         quote: Some(quote_message(&job.quote, tiling.tiles.len(), &job.plan.notices)),
         viewport: now.viewport.map(rect_message),
         owner: job.request.owner.clone(),
+        paused: now.paused.map(|pause| pause.text().to_owned()).unwrap_or_default(),
     }
 }
 
@@ -334,6 +357,7 @@ pub(super) fn queued_message(job: &Job, models: &Models) -> api::Job {
         tiles_done: 0,
         error: String::new(),
         viewport: None,
+        paused: String::new(),
         ..job_message(job, models)
     }
 }

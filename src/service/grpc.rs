@@ -192,6 +192,20 @@ impl JobService for GrpcService {
         Ok(Response::new(api::ListJobsResponse { jobs, next_page_token }))
     }
 
+    async fn list_damaged_jobs(
+        &self,
+        request: Request<api::ListDamagedJobsRequest>,
+    ) -> Answer<api::ListDamagedJobsResponse> {
+        // Their owners are unknown.
+        let sees_all = Caller::of(request.extensions()).scope().is_none();
+        let damaged = self.jobs.damaged().iter().filter(|_| sees_all);
+        let jobs = damaged.map(|damaged| api::DamagedJob {
+            directory: damaged.id.clone(),
+            reason: damaged.reason.clone(),
+        });
+        Ok(Response::new(api::ListDamagedJobsResponse { jobs: jobs.collect() }))
+    }
+
     async fn cancel_job(
         &self,
         request: Request<api::CancelJobRequest>,
@@ -295,9 +309,11 @@ impl JobService for GrpcService {
         request: Request<api::SetViewportRequest>,
     ) -> Answer<api::SetViewportResponse> {
         let job = self.find(&request, &request.get_ref().name)?;
-        let viewport = request.into_inner().viewport;
-        let viewport = viewport.map(convert::rect);
-        job.set_viewport(viewport).map_err(refused::<api::SetViewportRequest>)?;
+        let viewport = request.into_inner().viewport.map(convert::rect);
+        let set = job.clone();
+        blocking(move || set.set_viewport(viewport))
+            .await
+            .map_err(refused::<api::SetViewportRequest>)?;
         Ok(Response::new(api::SetViewportResponse { job: self.message(&job) }))
     }
 }

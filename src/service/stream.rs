@@ -184,8 +184,8 @@ impl Watcher {
                 Message::Finished(job_event::Finished { receipt, description })
             }
             Event::Failed { kind, message } => Message::Failed(job_event::Failed {
-                code: convert::code(kind).into(),
-                message: convert::public_message(kind, &message),
+                code: convert::job_code(kind).into(),
+                message: convert::job_error(kind, &message),
             }),
             Event::Cancelled => Message::Cancelled(job_event::Cancelled {}),
         };

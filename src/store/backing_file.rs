@@ -133,39 +133,44 @@ impl BackingFile {
         &mut self.map
     }
 
-    /// Writes `samples`, rows without gaps, to `rect`: bytes for 8 bits per sample, `u16` in the machine's byte order
-    /// for 16.
+    /// Writes samples by [`write_rows`].
     ///
     /// # Errors
     ///
-    /// [`Kind::Internal`](crate::error::Kind::Internal) if the samples don't fill the rectangle
-    /// exactly or the rectangle leaves the file.
+    /// Those of [`write_rows`].
     pub fn write_rows<T: NoUninit>(&mut self, rect: RowSpan, samples: &[T]) -> Result<()> {
-        let bytes: &[u8] = bytemuck::cast_slice(samples);
-        let RowSpan { offset, stride, row_len, rows } = rect;
-        let end = rows
-            .checked_sub(1)
-            .and_then(|before| before.checked_mul(stride))
-            .and_then(|n| n.checked_add(offset)?.checked_add(row_len));
-        let fits = end.is_some_and(|end| end <= self.map.len());
-        if !fits
-            || row_len == 0
-            || row_len > stride
-            || rows.checked_mul(row_len) != Some(bytes.len())
-        {
-            return Err(Error::wrong(
-                Kind::Internal,
-                "backing file write",
-                format!("{} bytes to {rect:?}", bytes.len()),
-                format!("a rectangle of as many bytes within {}", self.map.len()),
-            ));
-        }
-        let target = self.map[offset..].chunks_mut(stride);
-        for (to, from) in target.zip(bytes.chunks_exact(row_len)) {
-            to[..row_len].copy_from_slice(from);
-        }
-        Ok(())
+        write_rows(&mut self.map, rect, samples)
     }
+}
+
+/// Writes `samples`, rows without gaps, to `rect` of a backing file's bytes: bytes for 8 bits per sample, `u16` in the
+/// machine's byte order for 16.
+///
+/// # Errors
+///
+/// [`Kind::Internal`](crate::error::Kind::Internal) if the samples don't fill the rectangle exactly or the rectangle
+/// leaves the file.
+pub fn write_rows<T: NoUninit>(file: &mut [u8], rect: RowSpan, samples: &[T]) -> Result<()> {
+    let bytes: &[u8] = bytemuck::cast_slice(samples);
+    let RowSpan { offset, stride, row_len, rows } = rect;
+    let end = rows
+        .checked_sub(1)
+        .and_then(|before| before.checked_mul(stride))
+        .and_then(|n| n.checked_add(offset)?.checked_add(row_len));
+    let fits = end.is_some_and(|end| end <= file.len());
+    if !fits || row_len == 0 || row_len > stride || rows.checked_mul(row_len) != Some(bytes.len()) {
+        return Err(Error::wrong(
+            Kind::Internal,
+            "backing file write",
+            format!("{} bytes to {rect:?}", bytes.len()),
+            format!("a rectangle of as many bytes within {}", file.len()),
+        ));
+    }
+    let target = file[offset..].chunks_mut(stride);
+    for (to, from) in target.zip(bytes.chunks_exact(row_len)) {
+        to[..row_len].copy_from_slice(from);
+    }
+    Ok(())
 }
 
 /// Reads `rect` of a named backing file, rows without gaps, while another thread may write other parts of it.

@@ -1,22 +1,26 @@
 //! The journal: records appended to a file, durable when [`Journal::append`] returns, and read back after any crash.
 //!
 //! Guarantee: [`Journal::open`] returns all records whose append succeeded, in order, and possibly some of the append
-//! that a crash interrupted; never a part of a record. Records are never changed, and a torn tail is cut off when the
-//! file is opened.
+//! that a crash interrupted; never a part of a record. Records are never changed. A torn tail, the remains of an append
+//! that a crash interrupted, is cut off by the next append. Damage, records that were durable and can't be read any more,
+//! is an error: nothing is changed then.
 //!
 //! # Format
 //!
 //! Eight bytes [`MAGIC`], then records. A record is four little-endian numbers and its payload: `u32` length of the
-//! payload, `u32` CRC32C (Castagnoli) of sequence and payload, `u64` sequence (1, 2, 3, ...), payload. A file may be
-//! longer than its records only by a torn one.
+//! payload, `u32` CRC32C (Castagnoli) of sequence and payload, `u64` sequence (1, 2, 3, ...), payload. The highest bit of
+//! the sequence is set in each record of an append except the first one. A file may be longer than its records only by a
+//! torn append.
+//!
+//! An append begins after the previous one is durable. So an unreadable place is damaged if a record that begins an append
+//! follows it, and otherwise belongs to the last append, which a crash may tear in any order.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{Read, Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
+use std::path::{Path, PathBuf};
+
+use crate::{
+    error::{Error, Expected, Kind, Result},
+    store::disk::{Disk, DiskFile},
 };
-
-use crate::error::{Error, Expected, Result};
 
 /// First bytes of every journal: name and version of the format.
 pub const MAGIC: [u8; 8] = *b"TSRJRNL1";
@@ -24,10 +28,13 @@ pub const MAGIC: [u8; 8] = *b"TSRJRNL1";
 /// Longest payload of a record in bytes.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 
-/// An open journal, positioned at its end. The owner of its directory must open it only once at a time.
+/// Bit of the sequence of a record that was appended together with the record before it.
+const CONTINUES: u64 = 1 << 63;
+
+/// An open journal. The owner of its directory must open it only once at a time.
 #[derive(Debug)]
 pub struct Journal {
-    file: File,
+    file: Box<dyn DiskFile>,
     path: PathBuf,
     /// Sequence of the newest record; 0 if there is none.
     sequence: u64,
@@ -42,7 +49,7 @@ pub struct Journal {
 pub struct Recovered {
     /// Payloads of the records, the oldest first; the first has sequence 1.
     pub records: Vec<Vec<u8>>,
-    /// Bytes of a torn record that were cut off.
+    /// Bytes of a torn append, which the next append cuts off.
     pub torn_bytes: u64,
 }
 
@@ -51,42 +58,52 @@ impl Journal {
     ///
     /// # Errors
     /// [`Kind::Io`](crate::error::Kind::Io).
-    pub fn create(path: &Path) -> Result<Self> {
+    pub fn create(disk: &dyn Disk, path: &Path) -> Result<Self> {
         let failed = |e| Error::io("create", path, e);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)
-            .map_err(failed)?;
-        file.write_all(&MAGIC).and_then(|()| file.sync_data()).map_err(failed)?;
+        let mut file = disk.create(path).map_err(failed)?;
+        file.write_at(0, &MAGIC).and_then(|()| file.sync()).map_err(failed)?;
         let len = MAGIC.len() as u64;
         Ok(Self { file, path: path.to_owned(), sequence: 0, len, torn: false })
     }
 
-    /// Opens a journal and cuts off a torn tail.
+    /// Opens a journal. The file is not changed. Its records are durable when this returns: those of a process that was
+    /// killed may have been in the system's memory only.
     ///
     /// # Errors
-    /// [`Kind::Io`](crate::error::Kind::Io) when it can't be read or mended;
-    /// [`Kind::InvalidArgument`](crate::error::Kind::InvalidArgument) when it is no journal of this version.
-    pub fn open(path: &Path) -> Result<(Self, Recovered)> {
+    /// [`Kind::Io`](crate::error::Kind::Io) if it can't be read; [`Kind::Damaged`](crate::error::Kind::Damaged) if durable
+    /// records can't be read; [`Kind::InvalidArgument`](crate::error::Kind::InvalidArgument) if it is no journal of this
+    /// version.
+    pub fn open(disk: &dyn Disk, path: &Path) -> Result<(Self, Recovered)> {
         let failed = |e| Error::io("read", path, e);
-        let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(failed)?;
+        let bytes = disk.read(path).map_err(failed)?;
         let (records, len) = scan(&bytes).ok_or_else(|| {
-            Error::invalid("journal", path.display(), "a journal of this version")
+            let start = bytes[..bytes.len().min(MAGIC.len())].escape_ascii().to_string();
+            Error::invalid("start of the journal", start, MAGIC.escape_ascii().to_string())
         })?;
+        if let Some(sequence) = later_record(&bytes[len..], records.len() as u64) {
+            return Err(Error::wrong(
+                Kind::Damaged,
+                "journal",
+                format!("unreadable from byte {len}, record {}", records.len() + 1),
+                format!("readable up to its record {sequence}"),
+            ));
+        }
         let torn_bytes = (bytes.len() - len) as u64;
-        let mut journal = Self {
+        let mut file = disk.open(path).map_err(failed)?;
+        file.sync().map_err(|e| Error::io("sync", path, e))?;
+        let journal = Self {
             file,
             path: path.to_owned(),
             sequence: records.len() as u64,
             len: len as u64,
             torn: torn_bytes > 0,
         };
-        journal.mend()?;
         Ok((journal, Recovered { records, torn_bytes }))
+    }
+
+    /// True after a failed append, whose bytes the next append cuts off. Opened again, the file may show its records.
+    pub fn is_torn(&self) -> bool {
+        self.torn
     }
 
     /// Sequence of the newest record; 0 if there is none.
@@ -101,25 +118,26 @@ impl Journal {
     /// [`Kind::Io`](crate::error::Kind::Io), such as a full disk; the journal has not changed then.
     /// [`Kind::Internal`](crate::error::Kind::Internal) for a payload over [`MAX_PAYLOAD`].
     pub fn append<P: AsRef<[u8]>>(&mut self, payloads: &[P]) -> Result<u64> {
-        let mut bytes = Vec::new();
+        let (mut bytes, mut continues) = (Vec::new(), 0);
         for (sequence, payload) in (self.sequence + 1..).zip(payloads) {
             let payload = payload.as_ref();
             if payload.len() > MAX_PAYLOAD {
                 return Err(Error::wrong(
-                    crate::error::Kind::Internal,
+                    Kind::Internal,
                     "record length",
                     payload.len(),
                     Expected::at_most(MAX_PAYLOAD),
                 ));
             }
-            encode(&mut bytes, sequence, payload);
+            encode(&mut bytes, sequence | continues, payload);
+            continues = CONTINUES;
         }
         self.mend()?;
         // The tail is torn until it is synced.
         self.torn = true;
         self.file
-            .write_all(&bytes)
-            .and_then(|()| self.file.sync_data())
+            .write_at(self.len, &bytes)
+            .and_then(|()| self.file.sync())
             .map_err(|e| Error::io("write", &self.path, e))?;
         self.torn = false;
         self.len += bytes.len() as u64;
@@ -127,18 +145,18 @@ impl Journal {
         Ok(self.sequence)
     }
 
-    /// Cuts off the bytes of a failed write and seeks to the end.
+    /// Cuts off the bytes of a failed write.
     fn mend(&mut self) -> Result<()> {
-        let failed = |e| Error::io("repair", &self.path, e);
         if self.torn {
-            self.file.set_len(self.len).and_then(|()| self.file.sync_data()).map_err(failed)?;
+            let cut = self.file.set_len(self.len).and_then(|()| self.file.sync());
+            cut.map_err(|e| Error::io("repair", &self.path, e))?;
             self.torn = false;
         }
-        self.file.seek(SeekFrom::Start(self.len)).map(drop).map_err(failed)
+        Ok(())
     }
 }
 
-/// Appends a record in the format of the file.
+/// Appends a record in the format of the file; `sequence` with the bit [`CONTINUES`] if it is set.
 fn encode(to: &mut Vec<u8>, sequence: u64, payload: &[u8]) {
     to.extend_from_slice(&(payload.len() as u32).to_le_bytes());
     to.extend_from_slice(&crc(sequence, payload).to_le_bytes());
@@ -157,13 +175,26 @@ pub fn scan(bytes: &[u8]) -> Option<(Vec<Vec<u8>>, usize)> {
     let mut rest = bytes.strip_prefix(&MAGIC)?;
     let mut records = Vec::new();
     while let Some((sequence, payload, after)) = first(rest) {
-        if sequence != records.len() as u64 + 1 {
+        if sequence & !CONTINUES != records.len() as u64 + 1 {
             break;
         }
         records.push(payload.to_vec());
         rest = after;
     }
     Some((records, bytes.len() - rest.len()))
+}
+
+/// Sequence of a record in `rest`, the bytes of a journal after its first `count` records, that begins a later append.
+fn later_record(rest: &[u8], count: u64) -> Option<u64> {
+    /// Bytes of a record without its payload.
+    const HEADER: usize = 16;
+    // Bounds the sequences before their checksums are computed.
+    let last = count + 1 + (rest.len() / HEADER) as u64;
+    (1..rest.len().saturating_sub(HEADER - 1)).find_map(|at| {
+        let sequence = rest[at + 8..at + HEADER].first_chunk().copied().map(u64::from_le_bytes)?;
+        let later = (count + 2..=last).contains(&sequence);
+        (later && first(&rest[at..]).is_some()).then_some(sequence)
+    })
 }
 
 /// Sequence, payload and remaining bytes of the record at the start of `bytes`, if it is complete.
@@ -181,72 +212,97 @@ fn first(bytes: &[u8]) -> Option<(u64, &[u8], &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::store::DirectoryLock;
 
-    fn filled(dir: &Path) -> Result<PathBuf> {
-        let path = dir.join("journal");
-        let mut journal = Journal::create(&path)?;
-        journal.append(&[b"first"])?;
-        journal.append(&[&b""[..], &[7; 300]])?;
-        Ok(path)
+    /// A journal of two appends, the second of two records, in a directory of its own.
+    fn filled() -> (TempDir, DirectoryLock, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DirectoryLock::acquire(dir.path()).unwrap();
+        let path = dir.path().join("journal");
+        let mut journal = Journal::create(&disk, &path).unwrap();
+        journal.append(&[b"first"]).unwrap();
+        journal.append(&[&b""[..], &[7; 300]]).unwrap();
+        (dir, disk, path)
     }
 
+    /// Ends of the records of [`filled`], after the start of the file.
+    const ENDS: [usize; 4] = [8, 8 + 16 + 5, 8 + 16 + 5 + 16, 8 + 16 + 5 + 16 + 16 + 300];
+
     #[test]
-    fn journal_cut_anywhere_keeps_the_complete_records_before() -> Result<()> {
-        let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
-        let path = filled(dir.path())?;
-        let whole = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        let ends = [8, 8 + 16 + 5, 8 + 16 + 5 + 16, 8 + 16 + 5 + 16 + 16 + 300];
-        assert_eq!(whole.len(), ends[3]);
+    fn journal_cut_anywhere_keeps_the_complete_records_before() {
+        let (_dir, disk, path) = filled();
+        let whole = std::fs::read(&path).unwrap();
+        assert_eq!(whole.len(), ENDS[3]);
         for cut in 8..=whole.len() {
-            let (records, len) = scan(&whole[..cut]).unwrap_or_default();
-            let expected = ends.iter().rposition(|&end| end <= cut).unwrap_or(0);
-            assert_eq!((records.len(), len), (expected, ends[expected]), "cut at {cut}");
+            let (records, len) = scan(&whole[..cut]).unwrap();
+            let expected = ENDS.iter().rposition(|&end| end <= cut).unwrap();
+            assert_eq!((records.len(), len), (expected, ENDS[expected]), "cut at {cut}");
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let (_, recovered) = Journal::open(&disk, &path).unwrap();
+            assert_eq!(recovered.torn_bytes as usize, cut - len);
         }
-        Ok(())
     }
 
     #[test]
-    fn journal_ends_before_a_record_with_a_flipped_bit() -> Result<()> {
-        let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
-        let path = filled(dir.path())?;
-        let whole = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+    fn journal_with_a_flipped_bit_is_damaged_and_left_unchanged() {
+        let (_dir, disk, path) = filled();
+        Journal::open(&disk, &path).unwrap().0.append(&[b"last"]).unwrap();
+        let whole = std::fs::read(&path).unwrap();
         for at in 8..whole.len() {
             let mut damaged = whole.clone();
             damaged[at] ^= 1 << (at % 8);
-            let (records, _) = scan(&damaged).unwrap_or_default();
-            let expected = if at < 29 { 0 } else { 1 + usize::from(at >= 45) };
-            assert_eq!(records.len(), expected, "bit at {at}");
+            let (records, _) = scan(&damaged).unwrap();
+            let before = ENDS.iter().rposition(|&end| end <= at).unwrap();
+            assert_eq!(records.len(), before, "bit at {at}");
+            std::fs::write(&path, &damaged).unwrap();
+            match Journal::open(&disk, &path) {
+                Err(error) => assert_eq!(error.kind(), Kind::Damaged, "bit at {at}"),
+                // The last append can't be told from a torn one.
+                Ok(_) => assert!(at >= ENDS[3], "bit at {at}"),
+            }
+            assert_eq!(std::fs::read(&path).unwrap(), damaged, "bit at {at}");
         }
-        Ok(())
+    }
+
+    /// A crash may keep the second record of an append and lose the first one.
+    #[test]
+    fn append_torn_in_any_order_is_no_damage() {
+        let (_dir, disk, path) = filled();
+        let whole = std::fs::read(&path).unwrap();
+        let mut torn = whole.clone();
+        torn[ENDS[1]..ENDS[2]].fill(0);
+        std::fs::write(&path, torn).unwrap();
+        let (_, recovered) = Journal::open(&disk, &path).unwrap();
+        assert_eq!(recovered.records, [b"first"]);
     }
 
     #[test]
-    fn journal_cuts_off_a_torn_tail_and_appends_after_it() -> Result<()> {
-        let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
-        let path = filled(dir.path())?;
-        let file = OpenOptions::new().write(true).open(&path).map_err(|e| Error::io("", "", e))?;
-        file.set_len(50).map_err(|e| Error::io("", "", e))?;
-        let (mut journal, recovered) = Journal::open(&path)?;
+    fn journal_cuts_off_a_torn_tail_and_appends_after_it() {
+        let (_dir, disk, path) = filled();
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..50]).unwrap();
+        let (mut journal, recovered) = Journal::open(&disk, &path).unwrap();
         assert_eq!((recovered.records.len(), recovered.torn_bytes, journal.sequence()), (2, 5, 2));
-        assert_eq!(journal.append(&[b"third again"])?, 3);
-        let (_, recovered) = Journal::open(&path)?;
+        assert_eq!(std::fs::read(&path).unwrap().len(), 50);
+        assert_eq!(journal.append(&[b"third again"]).unwrap(), 3);
+        let (_, recovered) = Journal::open(&disk, &path).unwrap();
         assert_eq!(
             (recovered.records[2].as_slice(), recovered.torn_bytes),
             (&b"third again"[..], 0)
         );
-        Ok(())
     }
 
     #[test]
-    fn journal_refuses_other_files_and_leaves_them_unchanged() -> Result<()> {
-        let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
+    fn journal_refuses_other_files_and_leaves_them_unchanged() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DirectoryLock::acquire(dir.path()).unwrap();
         let path = dir.path().join("journal");
-        std::fs::write(&path, b"something else").map_err(|e| Error::io("", "", e))?;
-        let kind = Journal::open(&path).err().map(|e| e.kind());
-        assert_eq!(kind, Some(crate::error::Kind::InvalidArgument));
-        let bytes = std::fs::read(&path).map_err(|e| Error::io("", "", e))?;
-        assert_eq!(bytes, b"something else");
-        Ok(())
+        std::fs::write(&path, b"something else").unwrap();
+        let kind = Journal::open(&disk, &path).err().map(|e| e.kind());
+        assert_eq!(kind, Some(Kind::InvalidArgument));
+        assert_eq!(std::fs::read(&path).unwrap(), b"something else");
     }
 }

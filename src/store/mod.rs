@@ -8,15 +8,19 @@ mod atomic;
 mod backing_file;
 #[cfg(feature = "service")]
 mod capacity;
+#[cfg(feature = "service")]
+pub mod disk;
 pub mod hash;
 #[cfg(feature = "service")]
 pub mod journal;
 mod lock;
 
 pub use atomic::{AtomicFile, preflight, sync_directory};
-pub use backing_file::{BackingFile, RowSpan, read_rows};
+pub use backing_file::{BackingFile, RowSpan, read_rows, write_rows};
 #[cfg(feature = "service")]
 pub use capacity::capacity;
+#[cfg(feature = "service")]
+pub use disk::Disk;
 #[cfg(feature = "service")]
 pub use journal::Journal;
 pub use lock::DirectoryLock;

@@ -180,6 +180,25 @@ pub(crate) fn answer_to(server: &Server, headers: &[(&str, &str)], path: &str) -
     String::from_utf8_lossy(&answer).into_owned()
 }
 
+/// Status and body of the answer to a request.
+pub(crate) fn get(server: &Server, path: &str) -> (u16, Vec<u8>) {
+    let (head, body) = try_get(&server.url, "localhost", path).unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+}
+
+/// Head and body of the answer of the server `url` to a request by that `host`; an error if it ends meanwhile.
+pub(crate) fn try_get(url: &str, host: &str, path: &str) -> std::io::Result<(String, Vec<u8>)> {
+    let address = url.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address)?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let end = end.ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    Ok((String::from_utf8_lossy(&answer[..end]).into_owned(), answer[end + 4..].to_vec()))
+}
+
 /// A picture of noise, smooth enough for an encoder to keep something of it.
 pub(crate) fn noise(seed: u64, width: u32, height: u32) -> image::RgbImage {
     let mut random = tessera::ops::testing::Random::new(seed);

@@ -287,6 +287,13 @@ impl JobService for Stub {
         Err(Status::unimplemented(""))
     }
 
+    async fn list_damaged_jobs(
+        &self,
+        _: Request<api::ListDamagedJobsRequest>,
+    ) -> Result<Response<api::ListDamagedJobsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn cancel_job(
         &self,
         _: Request<api::CancelJobRequest>,

@@ -13,7 +13,7 @@ use tessera::{
     error::Kind,
     jobs::record::{Event, JobRequest, Record, StoredSpec},
     model::arch::Arch,
-    store::Journal,
+    store::{DirectoryLock, Journal},
 };
 
 use crate::common::model;
@@ -136,6 +136,7 @@ fn jobs() -> Vec<Vec<Vec<u8>>> {
         owner: String::new(),
         source_sha256: None,
         attribution: Default::default(),
+        viewport: None,
     };
     let queued = || Event::Queued { request: order.clone(), compute_us: 12, latent_values: 900 };
     let started = || Event::Started { device: "CPU".into() };
@@ -209,9 +210,10 @@ fn records_of_a_journal_are_read_without_a_panic() {
 #[test]
 fn journals_are_read_without_a_panic() {
     let dir = tempfile::tempdir().unwrap();
+    let disk = DirectoryLock::acquire(dir.path()).unwrap();
     let file = |records: Vec<Vec<u8>>| {
         let path = dir.path().join("journal");
-        Journal::create(&path).unwrap().append(&records).unwrap();
+        Journal::create(&disk, &path).unwrap().append(&records).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::remove_file(path).unwrap();
         bytes

@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 use crate::common::{
     fixture,
     gpu::any_adapter,
-    server::{Server, answer, create, order, picture, spec, state, wait, watch},
+    server::{Server, answer, create, get, order, picture, spec, state, wait, watch},
 };
 
 #[tokio::test]
@@ -152,6 +152,87 @@ async fn deadline_that_passes_fails_the_job() {
     let last = watch(&mut client, &job.name, 0).await.unwrap().pop().unwrap();
     let Some(Event::Failed(failed)) = last.event else { panic!("{last:?}") };
     assert_eq!(Code::from(failed.code), Code::DeadlineExceeded);
+}
+
+/// A deadline that passes in the queue ends the job, although the device is busy with another one.
+#[tokio::test]
+async fn deadline_that_passes_in_the_queue_fails_the_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--active", "1"]);
+    let mut client = server.client().await;
+    let running = create(&mut client, spec(1, 1024, 1024, 1000)).await.unwrap();
+    wait(&mut client, &running.name, |now| now == JobState::Denoising).await;
+    let mut request = order(spec(2, 1024, 1024, 1000));
+    request.deadline = Some((SystemTime::now() + Duration::from_millis(200)).into());
+    let job = client.create_job(request).await.unwrap().into_inner().job.unwrap();
+    let events = watch(&mut client, &job.name, 0).await.unwrap();
+    let [Some(Event::Queued(_)), Some(Event::Failed(failed))] =
+        [&events[0].event, &events[1].event]
+    else {
+        panic!("{events:?}")
+    };
+    assert_eq!(Code::from(failed.code), Code::DeadlineExceeded);
+    assert_eq!(state(&mut client, &running.name).await, JobState::Denoising);
+}
+
+/// While eight small jobs wait at any time, a large one begins before later ones have taken as much work as it needs itself.
+#[tokio::test]
+async fn large_job_begins_although_small_ones_keep_coming() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--active", "2"]);
+    let mut client = server.client().await;
+    let mut small = std::collections::VecDeque::new();
+    for seed in 0..10 {
+        small.push_back(create(&mut client, spec(seed, 64, 64, 10)).await.unwrap());
+    }
+    let large = create(&mut client, spec(99, 128, 128, 20)).await.unwrap();
+    let flops = |job: &api::Job| job.quote.as_ref().unwrap().flops;
+    let (mut later, mut begun) = (Vec::new(), Vec::new());
+    // More small jobs than may overtake it and are there already.
+    let limit = 30 + flops(&large) / flops(&small[0]);
+    for seed in 100..100 + limit {
+        let next = create(&mut client, spec(seed, 64, 64, 10)).await.unwrap();
+        later.push(next.name.clone());
+        small.push_back(next);
+        let oldest = small.pop_front().unwrap();
+        let events = watch(&mut client, &oldest.name, 0).await.unwrap();
+        let started = |event: &api::JobEvent| match &event.event {
+            Some(Event::Started(_)) => event.time.map(|time| (time.seconds, time.nanos)),
+            _ => None,
+        };
+        if later.contains(&oldest.name) {
+            begun.push((events.iter().find_map(started).unwrap(), flops(&oldest)));
+        }
+        if state(&mut client, &large.name).await != JobState::Queued {
+            let events = watch(&mut client, &large.name, 0).await.unwrap();
+            let at = events.iter().find_map(started).unwrap();
+            let before = begun.iter().filter(|(started, _)| *started < at);
+            let overtaken: u64 = before.map(|(_, flops)| flops).sum();
+            assert!(overtaken <= flops(&large), "{overtaken} of {}", flops(&large));
+            return;
+        }
+    }
+    panic!("the large job starves");
+}
+
+/// The picture's files and everything else of a job are within its quote, also when the picture can't be compressed.
+#[tokio::test]
+async fn quoted_disk_space_includes_downloads() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let mut client = server.client().await;
+    for (seed, side, bits) in [(1, 32, 8), (2, 320, 8), (3, 272, 16)] {
+        let asked = JobSpec { bits, ..spec(seed, side, side, 3) };
+        let job = create(&mut client, asked).await.unwrap();
+        watch(&mut client, &job.name, 0).await.unwrap();
+        for file in ["image.tiff", "image.png"] {
+            assert_eq!(get(&server, &format!("/{}/{file}", job.name)).0, 200);
+        }
+        let files = std::fs::read_dir(dir.path().join(job.name.strip_prefix("jobs/").unwrap()));
+        let used: u64 = files.unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+        let quoted = job.quote.unwrap().disk_bytes;
+        assert!(used <= quoted && quoted < 2 * used + (200 << 10), "{used} of {quoted}");
+    }
 }
 
 #[tokio::test]

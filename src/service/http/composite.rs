@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     geometry::{Pyramid, TILE, TilePosition},
     image_out::Bits,
-    jobs::{Job, Phase},
+    jobs::Job,
     service::stream::damaged_preview,
 };
 
@@ -225,8 +225,6 @@ pub(super) struct CompositeImage {
     pyramid: Pyramid,
     done: Vec<bool>,
     preview: Option<Arc<Preview>>,
-    /// True if the job is finished: any rectangle can be read.
-    finished: bool,
     /// The tile that was read last: adjacent blocks often need the same one.
     last: Option<(usize, Vec<u8>)>,
 }
@@ -234,8 +232,7 @@ pub(super) struct CompositeImage {
 impl CompositeImage {
     /// The job's picture; `done` is true for each decoded tile.
     pub(super) fn new(job: Arc<Job>, done: Vec<bool>, preview: Option<Arc<Preview>>) -> Self {
-        let finished = job.snapshot().phase == Phase::Finished;
-        Self { pyramid: Self::pyramid(&job), job, done, preview, finished, last: None }
+        Self { pyramid: Self::pyramid(&job), job, done, preview, last: None }
     }
 
     /// The levels of the job's picture.
@@ -322,17 +319,11 @@ impl CompositeImage {
     /// Pixels of the largest level.
     fn pixels(&mut self, area: Rect, decoded: Decoded) -> Result<Block> {
         let bits = self.job.plan.spec.bits;
-        if self.finished {
-            let samples = self.job.read(area)?;
-            let mut block = Block::empty(area.width, area.height);
-            put(&mut block, area, &samples, area, bits);
-            return Ok(block);
-        }
         let mut block = match decoded {
             Decoded::All => Block::empty(area.width, area.height),
             _ => self.blank(self.pyramid.last(), area),
         };
-        for index in self.tiles(area) {
+        for index in self.job.tiles_in(area) {
             if self.done[index] {
                 let rect = self.job.plan.tiling.tiles[index].rect;
                 let samples = match self.last.take() {
@@ -346,18 +337,8 @@ impl CompositeImage {
         Ok(block)
     }
 
-    /// Indices of the decoder's tiles that intersect `area`.
-    fn tiles(&self, area: Rect) -> Vec<usize> {
-        let tiling = &self.job.plan.tiling;
-        let Some(first) = tiling.tiles.first() else { return Vec::new() };
-        let columns = area.x / first.rect.width..=(area.x + area.width - 1) / first.rect.width;
-        let rows = area.y / first.rect.height..=(area.y + area.height - 1) / first.rect.height;
-        rows.flat_map(|row| columns.clone().map(move |column| row * tiling.columns + column))
-            .collect()
-    }
-
     fn decoded(&self, area: Rect) -> Decoded {
-        let tiles = self.tiles(area);
+        let tiles = self.job.tiles_in(area);
         match tiles.iter().filter(|&&index| self.done[index]).count() {
             0 => Decoded::None,
             done if done == tiles.len() => Decoded::All,

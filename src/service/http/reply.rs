@@ -12,7 +12,8 @@ use axum::{
 };
 
 use crate::{
-    error::{Error, Kind},
+    error::{Detail, Error, Kind},
+    jobs,
     service::convert,
 };
 
@@ -37,11 +38,17 @@ impl Failure {
             Kind::Expired | Kind::Cancelled => StatusCode::REQUEST_TIMEOUT,
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::NotReady => StatusCode::CONFLICT,
+            Kind::Exhausted if self.is_about_disk() => StatusCode::INSUFFICIENT_STORAGE,
             Kind::Exhausted => StatusCode::TOO_MANY_REQUESTS,
+            Kind::Damaged if self.0.retry_after().is_some() => StatusCode::SERVICE_UNAVAILABLE,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }
+    }
+
+    fn is_about_disk(&self) -> bool {
+        matches!(self.0.detail(), Detail::Exhausted { resource, .. } if resource == jobs::DISK)
     }
 
     /// The error as problem details (RFC 9457): the standard members, then `kind` and the error's fields.
@@ -170,6 +177,17 @@ mod tests {
         let (_, headers, found) = problem(full.with_retry_after(crate::jobs::RETRY_AFTER)).await;
         assert_eq!(headers[header::RETRY_AFTER], "5");
         assert_eq!((&found["needed"], &found["limit"]), (&9.into(), &8.into()));
+    }
+
+    #[tokio::test]
+    async fn full_disk_is_insufficient_storage_and_damage_is_temporary_while_repaired() {
+        let full = Error::exhausted(jobs::DISK, 9, None);
+        assert_eq!(problem(full).await.0, StatusCode::INSUFFICIENT_STORAGE);
+        let damaged = Error::wrong(Kind::Damaged, "tile", "damaged", "intact");
+        assert_eq!(problem(damaged.clone()).await.0, StatusCode::INTERNAL_SERVER_ERROR);
+        let (status, headers, _) = problem(damaged.with_retry_after(jobs::RETRY_AFTER)).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(headers.contains_key(header::RETRY_AFTER));
     }
 
     #[test]

@@ -1,0 +1,319 @@
+//! Admission: which queued jobs begin, given the running ones. A function of its arguments, without clock and devices.
+//!
+//! # Order and bound
+//!
+//! The smallest queued job begins first (fewest FLOPs; of equal ones the oldest), but a job that came later may overtake an
+//! older one only within the older one's *allowance*: before a job begins, the jobs that came later and took a slot have at
+//! most as many FLOPs together as the job itself. Then it is *due*, and the next slot is for the oldest due job. So its wait
+//! is bounded by the work that was there when it came and its own size, whatever comes later.
+//!
+//! # Previews
+//!
+//! If no slot is free, or the next job does not fit into memory beside the running ones, a job still begins at once if it has
+//! at most half the FLOPs of every running job. There are at most `log2(largest / smallest)` of these at a time, so they
+//! leave the others most of the device. They do not count as overtaking. Memory that a due job needs is reserved: a preview
+//! is admitted only if the due job fits beside it and the other jobs that came later.
+
+/// What admission knows of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size {
+    /// Place in the order of arrival.
+    pub(super) arrival: u128,
+    /// Quoted FLOPs.
+    pub(super) flops: u64,
+    /// Quoted memory in bytes.
+    pub(super) memory: u64,
+}
+
+/// Limits of a device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Jobs that it time-slices, without previews.
+    pub(super) slots: usize,
+    /// Upper bound of the memory of its running jobs, in bytes. A single job is admitted in any case.
+    pub(super) memory: u64,
+}
+
+/// Queued jobs, the oldest first.
+#[derive(Debug)]
+pub(super) struct Queue<T>(Vec<Queued<T>>);
+
+#[derive(Debug)]
+struct Queued<T> {
+    item: T,
+    size: Size,
+    /// FLOPs of the later jobs that took a slot since this job was queued.
+    overtaken: u64,
+}
+
+/// An admitted job.
+#[derive(Debug)]
+pub(super) struct Admitted<T> {
+    pub(super) item: T,
+    /// True if it took a slot, false for a preview beyond them.
+    #[cfg_attr(not(test), allow(dead_code, reason = "the tests check the bound by it"))]
+    pub(super) in_slot: bool,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Queue<T> {
+    /// Adds a job.
+    pub(super) fn push(&mut self, item: T, size: Size) {
+        let place = self.0.partition_point(|queued| queued.size.arrival <= size.arrival);
+        self.0.insert(place, Queued { item, size, overtaken: 0 });
+    }
+
+    /// Removes the first job that `is_it` accepts.
+    pub(super) fn remove(&mut self, is_it: impl Fn(&T) -> bool) -> Option<T> {
+        let place = self.0.iter().position(|queued| is_it(&queued.item))?;
+        Some(self.0.remove(place).item)
+    }
+
+    /// Number of jobs.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The jobs, the oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|queued| &queued.item)
+    }
+
+    /// Removes the jobs that may begin beside the `running` ones.
+    pub(super) fn admit(&mut self, running: &[Size], limits: Limits) -> Vec<Admitted<T>> {
+        let (mut running, mut admitted) = (running.to_vec(), Vec::new());
+        while let Some((next, due)) = self.next() {
+            let size = self.0[next].size;
+            let fits = running.is_empty() || memory(&running, size) <= limits.memory;
+            let in_slot = running.len() < limits.slots && fits;
+            let index = if in_slot {
+                self.count_overtaken(size);
+                next
+            } else {
+                match self.preview(&running, due.then_some(size), limits) {
+                    Some(index) => index,
+                    None => break,
+                }
+            };
+            let Queued { item, size, .. } = self.0.remove(index);
+            running.push(size);
+            admitted.push(Admitted { item, in_slot });
+        }
+        admitted
+    }
+
+    /// Index of the job for the next slot, and true if it is due.
+    fn next(&self) -> Option<(usize, bool)> {
+        let smallest = (0..self.0.len()).min_by_key(|&i| self.0[i].size.flops)?;
+        let mut next = smallest;
+        // Each turn goes to an older job.
+        while let Some(older) = self.0[..next].iter().position(|older| {
+            older.overtaken.saturating_add(self.0[next].size.flops) > older.size.flops
+                && older.size.arrival < self.0[next].size.arrival
+        }) {
+            next = older;
+        }
+        Some((next, next != smallest))
+    }
+
+    /// Index of the smallest job that may begin beyond the slots; `reserved` is the due job.
+    fn preview(&self, running: &[Size], reserved: Option<Size>, limits: Limits) -> Option<usize> {
+        let least = running.iter().map(|size| size.flops).min()?;
+        let may_begin = |&index: &usize| {
+            let size = self.0[index].size;
+            let leaves_room = reserved.is_none_or(|due| {
+                let later = running.iter().filter(|size| size.arrival > due.arrival);
+                memory(later, size).saturating_add(due.memory) <= limits.memory
+            });
+            size.flops <= least / 2 && leaves_room && memory(running, size) <= limits.memory
+        };
+        (0..self.0.len()).filter(may_begin).min_by_key(|&index| self.0[index].size.flops)
+    }
+
+    /// Counts a job that takes a slot against the allowances of the older ones.
+    fn count_overtaken(&mut self, taken: Size) {
+        for older in self.0.iter_mut().filter(|older| older.size.arrival < taken.arrival) {
+            older.overtaken = older.overtaken.saturating_add(taken.flops);
+        }
+    }
+}
+
+/// Memory of the `running` jobs and one more.
+fn memory<'a>(running: impl IntoIterator<Item = &'a Size>, more: Size) -> u64 {
+    running.into_iter().fold(more.memory, |sum, size| sum.saturating_add(size.memory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::Random;
+
+    const MEMORY: u64 = 1000;
+
+    /// A schedule of a device that shares its work evenly among the running jobs, as the engine thread does.
+    struct Device {
+        limits: Limits,
+        queue: Queue<Size>,
+        /// Running jobs, their remaining FLOPs, and true if they took a slot.
+        running: Vec<(Size, u64, bool)>,
+        /// For each job, in the order of arrival: FLOPs that the device had done at its arrival and at its admission, work in
+        /// slots before it at its arrival, and work of later jobs that took a slot before it.
+        jobs: Vec<Record>,
+        done: u64,
+        most_previews: u64,
+    }
+
+    struct Record {
+        size: Size,
+        arrived: u64,
+        admitted: Option<u64>,
+        before: u64,
+        overtaken: u64,
+    }
+
+    impl Device {
+        fn new(slots: usize) -> Self {
+            let limits = Limits { slots, memory: MEMORY };
+            let (queue, running, jobs) = (Queue::default(), Vec::new(), Vec::new());
+            Self { limits, queue, running, jobs, done: 0, most_previews: 0 }
+        }
+
+        fn arrive(&mut self, flops: u64, memory: u64) {
+            let size = Size { arrival: self.jobs.len() as u128, flops, memory };
+            let queued: u64 = self.queue.iter().map(|size| size.flops).sum();
+            let running: u64 = self.running.iter().map(|job| job.1).sum();
+            let before = queued + running;
+            let arrived = self.done;
+            self.jobs.push(Record { size, arrived, admitted: None, before, overtaken: 0 });
+            self.queue.push(size, size);
+        }
+
+        fn admit(&mut self) {
+            let running: Vec<_> = self.running.iter().map(|job| job.0).collect();
+            for Admitted { item: size, in_slot } in self.queue.admit(&running, self.limits) {
+                let place = size.arrival as usize;
+                self.jobs[place].admitted = Some(self.done);
+                let waiting = self.jobs[..place].iter_mut().filter(|job| job.admitted.is_none());
+                waiting.for_each(|job| job.overtaken += if in_slot { size.flops } else { 0 });
+                self.running.push((size, size.flops, in_slot));
+            }
+            let previews = self.running.iter().filter(|job| !job.2).count();
+            self.most_previews = self.most_previews.max(previews as u64);
+            self.check();
+        }
+
+        /// A preview that there is room for never waits.
+        fn check(&self) {
+            let used: u64 = self.running.iter().map(|job| job.0.memory).sum();
+            assert!(self.running.len() == 1 || used <= MEMORY);
+            let least = self.running.iter().map(|job| job.0.flops).min().unwrap_or(u64::MAX);
+            let due = self.queue.next().filter(|next| next.1).map(|next| self.queue.0[next.0].size);
+            for size in self.queue.iter() {
+                let reserved = due.filter(|due| due != size).map_or(0, |due| {
+                    let later = self.running.iter().filter(|job| job.0.arrival > due.arrival);
+                    due.memory + later.map(|job| job.0.memory).sum::<u64>()
+                });
+                let fits = used + size.memory <= MEMORY && reserved + size.memory <= MEMORY;
+                assert!(size.flops > least / 2 || !fits, "{size:?} waits");
+            }
+        }
+
+        /// Work of one unit for each running job.
+        fn work(&mut self, unit: u64) {
+            for job in &mut self.running {
+                let part = job.1.min(unit);
+                job.1 -= part;
+                self.done += part;
+            }
+            self.running.retain(|job| job.1 > 0);
+        }
+    }
+
+    /// Over many schedules with bursts of small jobs: no job is overtaken by more work in slots than its own, each begins
+    /// after a bounded amount of the device's work, and all end.
+    #[test]
+    fn every_job_begins_within_its_bound_and_previews_at_once() {
+        for seed in 0..100_000 {
+            let mut random = Random::new(seed);
+            let mut below = |limit: u64| random.bits() % limit;
+            let mut device = Device::new(1 + below(4) as usize);
+            let large_memory = 1 + below(MEMORY);
+            let unit = 1 + below(8);
+            for _ in 0..30 {
+                match below(10) {
+                    0 | 1 => device.arrive(50 + below(400), large_memory),
+                    2 | 9 => device.arrive(1 + below(3), 1 + below(50)),
+                    _ => (0..below(5)).for_each(|_| device.arrive(10 + below(20), 100)),
+                }
+                device.admit();
+                device.work(unit);
+            }
+            // The small ones keep coming until all others have begun.
+            let last = device.jobs.len();
+            let begun =
+                |device: &Device| device.jobs[..last].iter().all(|job| job.admitted.is_some());
+            let mut turns = 0;
+            while !begun(&device) {
+                if device.queue.len() < 40 {
+                    device.arrive(10, 100);
+                    device.arrive(1, 10);
+                }
+                device.admit();
+                device.work(unit);
+                turns += 1;
+                assert!(turns < 100_000, "seed {seed}: a job starves");
+            }
+            for job in device.jobs.iter().filter(|job| job.admitted.is_some()) {
+                let Record { size, arrived, admitted, before, overtaken } = job;
+                assert!(*overtaken <= size.flops, "seed {seed}: {size:?} overtaken by {overtaken}");
+                let waited = admitted.unwrap() - arrived;
+                let bound = (before + size.flops) * (1 + device.most_previews);
+                let rounding = unit * (device.limits.slots as u64 + device.most_previews + 1);
+                assert!(waited <= bound + rounding, "seed {seed}: {size:?}: {waited} of {bound}");
+            }
+        }
+    }
+
+    #[test]
+    fn slots_go_to_the_smallest_job_within_the_allowance_of_older_ones() {
+        let mut queue = Queue::default();
+        let limits = Limits { slots: 1, memory: MEMORY };
+        let size = |arrival, flops| Size { arrival, flops, memory: 1 };
+        queue.push("large", size(0, 25));
+        (1..=4).for_each(|i| queue.push("small", size(i, 10)));
+        let mut order = Vec::new();
+        while queue.len() > 0 {
+            let admitted = queue.admit(&[], limits);
+            assert!(admitted[0].in_slot);
+            order.extend(admitted.into_iter().map(|admitted| admitted.item));
+        }
+        assert_eq!(order, ["small", "small", "large", "small", "small"]);
+    }
+
+    #[test]
+    fn memory_is_reserved_for_a_due_job() {
+        let mut queue = Queue::default();
+        let limits = Limits { slots: 2, memory: 100 };
+        let size = |arrival, flops, memory| Size { arrival, flops, memory };
+        let running = [size(0, 1000, 60)];
+        queue.push("large", size(1, 100, 90));
+        (2..=12).for_each(|i| queue.push("small", size(i, 20, 30)));
+        let mut taken = 0;
+        // The small ones end at once; five have as many FLOPs as the large one.
+        loop {
+            let admitted = queue.admit(&running, limits);
+            if admitted.is_empty() {
+                break;
+            }
+            taken += admitted.iter().filter(|admitted| admitted.in_slot).count();
+            assert!(admitted.iter().all(|admitted| admitted.item == "small"));
+        }
+        assert_eq!(taken, 5);
+        assert_eq!(queue.admit(&[], limits)[0].item, "large");
+    }
+}
