@@ -267,9 +267,10 @@ impl Jobs {
             return Err(Error::exhausted("memory_bytes", quote.memory_bytes, memory));
         }
         let disk = store::capacity(&self.shared.settings.directory);
-        if let Some(disk) = disk.filter(|&disk| quote.disk_bytes > disk) {
-            // Nor if the disk were empty.
-            return Err(Error::exhausted("disk_bytes", quote.disk_bytes, disk));
+        let arena = Layout::new(&plan).bytes();
+        if let Some(disk) = disk.filter(|&disk| arena > disk) {
+            // Nor if the disk were empty. Downloads may never be asked for.
+            return Err(Error::exhausted(DISK, arena, disk));
         }
         let job_request = JobRequest {
             spec: StoredSpec::from(&spec),
