@@ -266,7 +266,7 @@ mod tests {
         let lines: Vec<_> = with_owner.lines().collect();
         assert_eq!(
             lines[0],
-            "JOB     STATE      SIZE       SEED  PROGRESS      AGE    OWNER  ERROR"
+            "JOB     STATE      SIZE       SEED  PROGRESS      AGE    OWNER  NOTE"
         );
         assert_eq!(lines[2], "jobs/a  denoising  256 x 128  7     step 3 of 25  3 min  anna");
         let table = table(&[denoising, failed], now);
