@@ -416,15 +416,20 @@ async fn invalid(mut client: JobServiceClient<Channel>, stop: CancellationToken)
     times
 }
 
+/// A small job of the crowd.
+fn small(seed: u64) -> JobSpec {
+    spec(seed, 64, 64, 2)
+}
+
 /// Everything at once: watchers, streams that are not read, many small jobs with a normal one among them, invalid requests.
 async fn crowd() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path(), &["--queue", "3000"]);
+    let server = Arc::new(Server::start(dir.path(), &["--queue", "3000"]));
     let pid = server.id();
     let mut client = server.client().await;
-    let normal = spec(77, 512, 512, 20);
+    let normal = spec(77, 256, 256, 5);
     let alone = create(&mut client, normal.clone()).await.unwrap();
-    let alone = picture(&watch(&mut client, &alone.name, 0).await.unwrap(), 512, 512);
+    let alone = picture(&watch(&mut client, &alone.name, 0).await.unwrap(), 256, 256);
     let heavy = JobSpec { tile_size: 1024, bits: 16, ..spec(5, 2048, 2048, 1) };
     let heavy = create(&mut client, heavy).await.unwrap();
     watch(&mut client, &heavy.name, 0).await.unwrap();
@@ -449,40 +454,50 @@ async fn crowd() {
             });
         }
     }
-    let ended = Arc::new(AtomicU64::new(0));
+    let ordered = Arc::new(AtomicU64::new(0));
+    let start = metric(&server, "jobs{state=\"finished\"}");
     let mut ordering = tokio::task::JoinSet::new();
     let began = Instant::now();
     for number in 0..CLIENTS.0 {
-        let (mut client, ended) = (server.client().await, ended.clone());
+        let (mut client, ordered) = (server.client().await, ordered.clone());
         ordering.spawn(async move {
             let mut names = Vec::new();
             for job in 0..CLIENTS.1 {
                 let seed = 1000 * (number + 1) + job;
-                names.push(create(&mut client, spec(seed, 64, 64, 2)).await.unwrap().name);
+                names.push(create(&mut client, small(seed)).await.unwrap().name);
+                ordered.fetch_add(1, Relaxed);
             }
             for name in &names {
                 picture(&watch(&mut client, name, 0).await.unwrap(), 64, 64);
-                ended.fetch_add(1, Relaxed);
             }
         });
     }
     let waiting = {
-        let (mut client, ended) = (server.client().await, ended.clone());
+        let (mut client, ordered, server) =
+            (server.client().await, ordered.clone(), server.clone());
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            let ordered = Instant::now();
+            let flops = async |client: &mut JobServiceClient<Channel>, spec| {
+                let request = api::QuoteJobRequest { spec: Some(spec) };
+                client.quote_job(request).await.unwrap().into_inner().quote.unwrap().flops
+            };
+            let own = flops(&mut client, normal.clone()).await / flops(&mut client, small(0)).await;
+            let finished = || metric(&server, "jobs{state=\"finished\"}");
+            let before = finished();
             let job = create(&mut client, normal).await.unwrap();
+            // The jobs before it, and later ones with as many operations as its own.
+            let bound = ordered.load(Relaxed) + own - (before - start) as u64;
             let request = api::WatchJobRequest { name: job.name, ..Default::default() };
             let mut stream = client.watch_job(request).await.unwrap().into_inner();
-            let (mut events, mut begun) = (Vec::new(), (0, Duration::ZERO));
+            let (mut events, mut begun) = (Vec::new(), f64::NAN);
             while let Some(message) = stream.message().await.unwrap() {
                 let event = message.event.unwrap();
                 if matches!(event.event, Some(Event::Started(_))) {
-                    begun = (ended.load(Relaxed), ordered.elapsed());
+                    begun = finished() - before;
                 }
                 events.push(event);
             }
-            (picture(&events, 512, 512), begun, ordered.elapsed())
+            (picture(&events, 256, 256), begun, bound)
         })
     };
     let (mut most, mut used) = (0f64, 0f64);
@@ -496,7 +511,7 @@ async fn crowd() {
         used = used.max(metric(&server, "watch_memory_bytes") / f64::from(1 << 20));
     }
     let all = began.elapsed();
-    let (bytes, begun, took) = waiting.await.unwrap();
+    let (bytes, begun, bound) = waiting.await.unwrap();
     assert!(bytes == alone, "the normal job has the bytes of the one alone");
     for watched in watching.join_all().await {
         assert_eq!(watched.len(), 3 * 512 * 512);
@@ -508,11 +523,7 @@ async fn crowd() {
         &format!("{jobs} jobs of {} clients, all ended and read", CLIENTS.0),
         format!("{:.1} s", all.as_secs_f64()),
     );
-    row(
-        "the normal job among them began after",
-        format!("{:.2} s, {} jobs", begun.1.as_secs_f64(), begun.0),
-    );
-    row("and ended after", format!("{:.2} s", took.as_secs_f64()));
+    row("the job of 256x256 among them began after", format!("{begun:.0} jobs, bound {bound}"));
     row(&format!("{} watchers", CROWD.0), "every event and tile".to_owned());
     let limit = metric(&server, "watch_memory_limit_bytes") / f64::from(1 << 20);
     row("memory for watchers, most", format!("{used:.0} of {limit:.0} MiB"));

@@ -13,8 +13,6 @@ mod inspect;
 #[cfg(feature = "service")]
 mod jobs;
 mod latents;
-#[cfg(feature = "service")]
-mod memory;
 mod output;
 mod progress;
 mod reconstruct;

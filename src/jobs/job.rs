@@ -7,7 +7,6 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
 };
 
 use strum::{IntoStaticStr, VariantArray};
@@ -20,10 +19,10 @@ use crate::{
     },
     error::{Detail, Error, Expected, Kind, Resource, Result},
     jobs::{
-        Quote, RETRY_AFTER, Shared, Timings,
+        Quote, RETRY_AFTER, Shared,
         admission::Size,
         files::{self, JobDirectory, Layout},
-        observe,
+        observe::{self, Ended},
         record::{Event, JobRequest, Record},
     },
     model::checkpoint::Checkpoint,
@@ -244,10 +243,10 @@ impl Job {
         let _ = self.owner.set(Arc::downgrade(shared));
     }
 
-    /// Measurements of its server.
-    pub(super) fn timings(&self) -> Option<Timings> {
+    /// Counts of its server's ended jobs.
+    pub(super) fn ended(&self) -> Option<Ended> {
         let shared = self.owner.get().and_then(Weak::upgrade)?;
-        Some(shared.timings.clone())
+        Some(shared.timings.ended.clone())
     }
 
     /// Its size for admission.
@@ -519,11 +518,7 @@ impl Job {
             };
             journal.append(&bytes)
         };
-        let began = Instant::now();
         let appended = append(&mut state);
-        if let Some(timings) = self.timings() {
-            timings.fsync.observe(began.elapsed().as_secs_f64());
-        }
         let events: Vec<_> = records.iter().map(|record| record.event.clone()).collect();
         if appended.is_ok() {
             records.into_iter().for_each(|record| state.apply(record, &self.plan));
