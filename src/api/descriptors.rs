@@ -26,7 +26,17 @@ pub fn methods()
 
 /// The paths of all methods, such as `/tessera.v1.JobService/GetJob`.
 pub fn method_paths() -> impl Iterator<Item = String> {
-    methods().map(|(service, method)| format!("/{PACKAGE}.{}/{}", service.name(), method.name()))
+    methods().map(|(service, method)| path(service, method))
+}
+
+fn path(service: &ServiceDescriptorProto, method: &MethodDescriptorProto) -> String {
+    format!("/{PACKAGE}.{}/{}", service.name(), method.name())
+}
+
+/// True if the method with this path takes a stream of messages.
+pub fn takes_stream(method_path: &str) -> bool {
+    let mut streaming = methods().filter(|(_, method)| method.client_streaming());
+    streaming.any(|(service, method)| path(service, method) == method_path)
 }
 
 /// True if messages of the type `name` are requests.
@@ -96,6 +106,8 @@ mod tests {
     fn requests_are_the_inputs_of_methods() {
         assert!(is_request("CreateJobRequest") && is_request("ListModelsRequest"));
         assert!(!is_request("CreateJobResponse") && !is_request("JobSpec") && !is_request(""));
+        assert!(takes_stream("/tessera.v1.JobService/EditPicture"));
+        assert!(!takes_stream("/tessera.v1.JobService/GetJob"));
         assert!(method_paths().any(|path| path == "/tessera.v1.JobService/GetJob"));
     }
 }

@@ -13,6 +13,8 @@ mod inspect;
 #[cfg(feature = "service")]
 mod jobs;
 mod latents;
+#[cfg(feature = "service")]
+mod memory;
 mod output;
 mod progress;
 mod reconstruct;

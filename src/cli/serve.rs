@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     args::{self, DeviceArgs},
+    memory,
     progress::{Progress, ProgressArgs},
 };
 use crate::{
@@ -160,6 +161,7 @@ pub(super) fn run(
     };
     // Before the jobs are opened: they are left alone if a setting can't be used.
     service.check()?;
+    memory::give_back_regularly()?;
     let jobs = Jobs::open(settings, models)?;
     service::serve(&service, jobs, cancel, |url| {
         progress.json(&Listening { url });

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use strum::{IntoStaticStr, VariantArray};
@@ -19,10 +20,10 @@ use crate::{
     },
     error::{Detail, Error, Expected, Kind, Resource, Result},
     jobs::{
-        Quote, RETRY_AFTER, Shared,
+        Quote, RETRY_AFTER, Shared, Timings,
         admission::Size,
         files::{self, JobDirectory, Layout},
-        observe::{self, Ended},
+        observe,
         record::{Event, JobRequest, Record},
     },
     model::checkpoint::Checkpoint,
@@ -243,10 +244,10 @@ impl Job {
         let _ = self.owner.set(Arc::downgrade(shared));
     }
 
-    /// Counts of its server's ended jobs.
-    pub(super) fn ended(&self) -> Option<Ended> {
+    /// Measurements of its server.
+    pub(super) fn timings(&self) -> Option<Timings> {
         let shared = self.owner.get().and_then(Weak::upgrade)?;
-        Some(shared.timings.ended.clone())
+        Some(shared.timings.clone())
     }
 
     /// Its size for admission.
@@ -518,7 +519,11 @@ impl Job {
             };
             journal.append(&bytes)
         };
+        let began = Instant::now();
         let appended = append(&mut state);
+        if let Some(timings) = self.timings() {
+            timings.fsync.observe(began.elapsed().as_secs_f64());
+        }
         let events: Vec<_> = records.iter().map(|record| record.event.clone()).collect();
         if appended.is_ok() {
             records.into_iter().for_each(|record| state.apply(record, &self.plan));

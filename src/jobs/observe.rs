@@ -30,8 +30,8 @@ pub(super) fn count(job: &Job, event: &Event) {
         Event::Failed { kind, .. } => ("failed", kind.name()),
         _ => return,
     };
-    if let Some(ended) = job.ended() {
-        ended.get_or_create(&EndedLabels { state, reason }).inc();
+    if let Some(timings) = job.timings() {
+        timings.ended.get_or_create(&EndedLabels { state, reason }).inc();
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Timings {
     pub tile: Histogram,
     /// Of making a step or tiles durable: latents or pixels, then the journal.
     pub commit: Histogram,
+    /// Of a write to a journal and its fsync.
+    pub fsync: Histogram,
     /// Numbers of ended jobs since the start.
     pub ended: Ended,
 }
@@ -26,6 +28,7 @@ impl Default for Timings {
             step: seconds(),
             tile: seconds(),
             commit: seconds(),
+            fsync: seconds(),
             ended: Ended::default(),
         }
     }

@@ -17,6 +17,7 @@ use tonic::{
 };
 
 use crate::{
+    api::descriptors,
     error::{Error, Expected, Result},
     service::{MAX_REQUEST, convert},
 };
@@ -42,9 +43,11 @@ impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for CheckFram
     }
 
     fn call(&mut self, request: http::Request<Body>) -> S::Future {
+        // A method that takes a stream of messages may have its own answer to an empty one.
+        let may_be_empty = descriptors::takes_stream(request.uri().path());
         let checked = |body| {
-            let checked = Checked { body, frames: Frames::default() };
-            Body::new(axum::body::Body::from_stream(checked))
+            let frames = Frames { begun: may_be_empty, ..Frames::default() };
+            Body::new(axum::body::Body::from_stream(Checked { body, frames }))
         };
         self.0.call(request.map(checked))
     }
@@ -85,7 +88,7 @@ struct Frames {
     header: Vec<u8>,
     /// Bytes of the current message that have not come yet.
     left: usize,
-    /// True after the first header.
+    /// True after the first header, or if there need not be one.
     begun: bool,
 }
 

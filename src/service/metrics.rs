@@ -68,6 +68,7 @@ impl Metrics {
         register("step", "Duration of a denoising step", timings.step);
         register("tile", "Duration of decoding a tile", timings.tile);
         register("commit", "Duration of making a step or tiles durable", timings.commit);
+        register("fsync", "Duration of a write to a job's journal and its fsync", timings.fsync);
         let help = "Time from a request's headers to its response's";
         registry.register_with_unit("request", help, Unit::Seconds, requests.clone());
         let help = "Jobs that have ended since the start, by state and kind of error";

@@ -103,15 +103,15 @@ async fn edit_refuses_bad_pictures_and_leaves_no_upload() {
         (whole[1..].to_vec(), "job"),
         ([&whole[..1], &whole[..]].concat(), "data"),
         (vec![whole[0].clone(), message(None)], "data"),
-        (whole[..1].to_vec(), "picture"),
-        (whole[..whole.len() - 1].to_vec(), "picture"),
-        (sending(plain.clone(), b"no picture at all"), "picture"),
-        (sending(plain.clone(), &png(1, 16385, 1)), "picture"),
-        (sending(JobSpec { width: 63, ..plain.clone() }, &file), "width"),
-        (sending(JobSpec { steps: 1001, ..plain.clone() }, &file), "steps"),
-        (sending(with(1.5), &file), "strength"),
-        (sending(with(-0.1), &file), "strength"),
-        (sending(with(f64::NAN), &file), "strength"),
+        (whole[..1].to_vec(), "data"),
+        (whole[..whole.len() - 1].to_vec(), "data"),
+        (sending(plain.clone(), b"no picture at all"), "data"),
+        (sending(plain.clone(), &png(1, 16385, 1)), "data"),
+        (sending(JobSpec { width: 63, ..plain.clone() }, &file), "job.spec.width"),
+        (sending(JobSpec { steps: 1001, ..plain.clone() }, &file), "job.spec.steps"),
+        (sending(with(1.5), &file), "job.spec.strength"),
+        (sending(with(-0.1), &file), "job.spec.strength"),
+        (sending(with(f64::NAN), &file), "job.spec.strength"),
     ];
     for (messages, field) in cases {
         let status = client.edit_picture(tokio_stream::iter(messages)).await.unwrap_err();
@@ -122,12 +122,12 @@ async fn edit_refuses_bad_pictures_and_leaves_no_upload() {
     let flood = std::iter::once(whole[0].clone())
         .chain(std::iter::repeat_n(message(Some(Part::Data(vec![0; 60 << 10]))), 1200));
     let status = client.edit_picture(tokio_stream::iter(flood)).await.unwrap_err();
-    assert_eq!(violation(&status), "picture");
+    assert_eq!(violation(&status), "data");
     assert!(status.message().contains("67108864"), "{status}");
     // A strength without a picture, and the other way in.
     let status = create(&mut client, with(0.5)).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert_eq!(violation(&status), "strength");
+    assert_eq!(violation(&status), "spec.strength");
     for (path, kind, body, wanted) in [
         ("/jobs?seed=1&steps=2", "image/png", &file[..], "201"),
         ("/jobs?seed=1&steps=2", "text/plain", &file[..], "400"),

@@ -230,6 +230,7 @@ async fn requests_that_are_malformed_or_too_long_are_refused_with_details() {
     cases.push((edit, vec![first]));
     for (path, before) in cases {
         if before.is_empty() {
+            // EditPicture misses its job.
             let status = call(&channel, &path, Vec::new()).await.unwrap_err();
             assert_eq!(status.code(), Code::InvalidArgument, "{path}: {status}");
         }

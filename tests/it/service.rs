@@ -902,6 +902,7 @@ async fn metrics_have_histograms_of_requests_and_of_the_parts_of_jobs() {
     assert_eq!(count("tessera_step_seconds_count"), Some(3.0));
     assert_eq!(count("tessera_tile_seconds_count"), Some(1.0));
     assert!(count("tessera_commit_seconds_count") >= Some(2.0));
+    assert!(count("tessera_fsync_seconds_count") >= Some(3.0));
     assert_eq!(count("tessera_jobs{state=\"finished\"}"), Some(1.0));
     let requests = |route: &str, status: u16| {
         count(&format!("tessera_request_seconds_count{{route=\"{route}\",status=\"{status}\"}}"))
