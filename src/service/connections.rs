@@ -74,7 +74,7 @@ pub(super) const SEND_BUFFER: usize = 64 << 10;
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Time without a byte in either direction after which a connection of a stopping server is closed.
-const STALLED: Duration = Duration::from_millis(400);
+const STALLED: Duration = Duration::from_secs(2);
 
 /// Pause after a failure to accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
