@@ -139,7 +139,7 @@ impl JobDirectory {
     }
 
     /// Creates the directory with its first record, its arena and the source picture, which is moved there. After an error
-    /// [`Self::undo_create`] is needed.
+    /// `undo_create` is needed.
     ///
     /// # Errors
     /// [`Kind::Exhausted`] if the disk is full; [`Kind::Io`].

@@ -57,7 +57,7 @@ impl Journal {
     /// Creates an empty journal; `path` must not exist.
     ///
     /// # Errors
-    /// [`Kind::Io`](crate::error::Kind::Io).
+    /// [`Kind::Io`].
     pub fn create(disk: &dyn Disk, path: &Path) -> Result<Self> {
         let failed = |e| Error::io("create", path, e);
         let mut file = disk.create(path).map_err(failed)?;
@@ -70,8 +70,8 @@ impl Journal {
     /// killed may have been in the system's memory only.
     ///
     /// # Errors
-    /// [`Kind::Io`](crate::error::Kind::Io) if it can't be read; [`Kind::Damaged`](crate::error::Kind::Damaged) if durable
-    /// records can't be read; [`Kind::InvalidArgument`](crate::error::Kind::InvalidArgument) if it is no journal of this
+    /// [`Kind::Io`] if it can't be read; [`Kind::Damaged`] if durable
+    /// records can't be read; [`Kind::InvalidArgument`] if it is no journal of this
     /// version.
     pub fn open(disk: &dyn Disk, path: &Path) -> Result<(Self, Recovered)> {
         let failed = |e| Error::io("read", path, e);
@@ -115,8 +115,8 @@ impl Journal {
     /// may leave the first of them, never a part of one.
     ///
     /// # Errors
-    /// [`Kind::Io`](crate::error::Kind::Io), such as a full disk; the journal has not changed then.
-    /// [`Kind::Internal`](crate::error::Kind::Internal) for a payload over [`MAX_PAYLOAD`].
+    /// [`Kind::Io`], such as a full disk; the journal has not changed then.
+    /// [`Kind::Internal`] for a payload over [`MAX_PAYLOAD`].
     pub fn append<P: AsRef<[u8]>>(&mut self, payloads: &[P]) -> Result<u64> {
         let (mut bytes, mut continues) = (Vec::new(), 0);
         for (sequence, payload) in (self.sequence + 1..).zip(payloads) {
