@@ -77,8 +77,10 @@ fn records(directory: &Path) -> BTreeMap<String, Vec<Vec<u8>>> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        if let Ok(bytes) = fs::read(path.join("journal")) {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        // Jobs that are being made or removed are none.
+        if let Some(bytes) = fs::read(path.join("journal")).ok().filter(|_| !name.starts_with('.'))
+        {
             all.insert(name, journal::scan(&bytes).unwrap().0);
         }
     }
