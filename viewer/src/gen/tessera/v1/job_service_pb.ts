@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tessera/v1/job_service.proto.
  */
 export const file_tessera_v1_job_service: GenFile = /*@__PURE__*/
-  fileDesc("Chx0ZXNzZXJhL3YxL2pvYl9zZXJ2aWNlLnByb3RvEgp0ZXNzZXJhLnYxIr8BCgdKb2JTcGVjEg0KBW1vZGVsGAEgASgJEgwKBHNlZWQYAiABKAQSDQoFd2lkdGgYAyABKA0SDgoGaGVpZ2h0GAQgASgNEg0KBXN0ZXBzGAUgASgNEiQKB3NhbXBsZXIYBiABKA4yEy50ZXNzZXJhLnYxLlNhbXBsZXISEQoJdGlsZV9zaXplGAcgASgNEgwKBGJpdHMYCCABKA0SFQoIc3RyZW5ndGgYCSABKAFIAIgBAUILCglfc3RyZW5ndGgi8gIKA0pvYhIMCgRuYW1lGAEgASgJEiEKBHNwZWMYAiABKAsyEy50ZXNzZXJhLnYxLkpvYlNwZWMSIwoFc3RhdGUYAyABKA4yFC50ZXNzZXJhLnYxLkpvYlN0YXRlEi8KC2NyZWF0ZV90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghlbmRfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIc2VxdWVuY2UYBiABKAQSEgoKc3RlcHNfZG9uZRgHIAEoDRISCgp0aWxlc19kb25lGAggASgNEhQKDHRpbGVfY29sdW1ucxgJIAEoDRIRCgl0aWxlX3Jvd3MYCiABKA0SDQoFZXJyb3IYCyABKAkSIAoFcXVvdGUYDCABKAsyES50ZXNzZXJhLnYxLlF1b3RlEiIKCHZpZXdwb3J0GA0gASgLMhAudGVzc2VyYS52MS5SZWN0IpEBCgVRdW90ZRIUCgxtZW1vcnlfYnl0ZXMYASABKAQSEgoKZGlza19ieXRlcxgCIAEoBBINCgVmbG9wcxgDIAEoBBIvCgxjb21wdXRlX3RpbWUYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDQoFdGlsZXMYBSABKA0SDwoHbm90aWNlcxgGIAMoCSKPBgoISm9iRXZlbnQSEAoIc2VxdWVuY2UYASABKAQSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLQoGcXVldWVkGAMgASgLMhsudGVzc2VyYS52MS5Kb2JFdmVudC5RdWV1ZWRIABIvCgdzdGFydGVkGAQgASgLMhwudGVzc2VyYS52MS5Kb2JFdmVudC5TdGFydGVkSAASKQoEc3RlcBgFIAEoCzIZLnRlc3NlcmEudjEuSm9iRXZlbnQuU3RlcEgAEjoKDWxldmVsX3NldHRsZWQYBiABKAsyIS50ZXNzZXJhLnYxLkpvYkV2ZW50LkxldmVsU2V0dGxlZEgAEiAKBHRpbGUYByABKAsyEC50ZXNzZXJhLnYxLlRpbGVIABIxCghmaW5pc2hlZBgIIAEoCzIdLnRlc3NlcmEudjEuSm9iRXZlbnQuRmluaXNoZWRIABItCgZmYWlsZWQYCSABKAsyGy50ZXNzZXJhLnYxLkpvYkV2ZW50LkZhaWxlZEgAEjMKCWNhbmNlbGxlZBgKIAEoCzIeLnRlc3NlcmEudjEuSm9iRXZlbnQuQ2FuY2VsbGVkSAAaJgoGUXVldWVkEhwKA2pvYhgBIAEoCzIPLnRlc3NlcmEudjEuSm9iGhkKB1N0YXJ0ZWQSDgoGZGV2aWNlGAEgASgJGi8KBFN0ZXASDAoEc3RlcBgBIAEoDRIKCgJvZhgCIAEoDRINCgVzaWdtYRgDIAEoARpiCgxMZXZlbFNldHRsZWQSDQoFbGV2ZWwYASABKA0SDAoEcm93cxgCIAEoDRIPCgdjb2x1bW5zGAMgASgNEiQKB3ByZXZpZXcYBCABKAsyEy50ZXNzZXJhLnYxLlByZXZpZXcaMAoIRmluaXNoZWQSDwoHcmVjZWlwdBgBIAEoCRITCgtkZXNjcmlwdGlvbhgCIAEoCRonCgZGYWlsZWQSDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJGgsKCUNhbmNlbGxlZEIHCgVldmVudCKbAQoQQ3JlYXRlSm9iUmVxdWVzdBIhCgRzcGVjGAEgASgLMhMudGVzc2VyYS52MS5Kb2JTcGVjEhIKCnJlcXVlc3RfaWQYAiABKAkSLAoIZGVhZGxpbmUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiIKCHZpZXdwb3J0GAQgASgLMhAudGVzc2VyYS52MS5SZWN0IjEKEUNyZWF0ZUpvYlJlc3BvbnNlEhwKA2pvYhgBIAEoCzIPLnRlc3NlcmEudjEuSm9iIlkKEkVkaXRQaWN0dXJlUmVxdWVzdBIrCgNqb2IYASABKAsyHC50ZXNzZXJhLnYxLkNyZWF0ZUpvYlJlcXVlc3RIABIOCgRkYXRhGAIgASgMSABCBgoEcGFydCIzChNFZGl0UGljdHVyZVJlc3BvbnNlEhwKA2pvYhgBIAEoCzIPLnRlc3NlcmEudjEuSm9iIh0KDUdldEpvYlJlcXVlc3QSDAoEbmFtZRgBIAEoCSIuCg5HZXRKb2JSZXNwb25zZRIcCgNqb2IYASABKAsyDy50ZXNzZXJhLnYxLkpvYiI4Cg9MaXN0Sm9ic1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgNEhIKCnBhZ2VfdG9rZW4YAiABKAkiSgoQTGlzdEpvYnNSZXNwb25zZRIdCgRqb2JzGAEgAygLMg8udGVzc2VyYS52MS5Kb2ISFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIiAKEENhbmNlbEpvYlJlcXVlc3QSDAoEbmFtZRgBIAEoCSIxChFDYW5jZWxKb2JSZXNwb25zZRIcCgNqb2IYASABKAsyDy50ZXNzZXJhLnYxLkpvYiIgChBEZWxldGVKb2JSZXF1ZXN0EgwKBG5hbWUYASABKAkiEwoRRGVsZXRlSm9iUmVzcG9uc2UicgoNU3RyZWFtT3B0aW9ucxIsCgt0aWxlX2Zvcm1hdBgBIAEoDjIXLnRlc3NlcmEudjEuSW1hZ2VGb3JtYXQSGQoRd2l0aG91dF90aWxlX2RhdGEYAiABKAgSGAoQd2l0aG91dF9wcmV2aWV3cxgDIAEoCCJjCg9XYXRjaEpvYlJlcXVlc3QSDAoEbmFtZRgBIAEoCRIWCg5hZnRlcl9zZXF1ZW5jZRgCIAEoBBIqCgdvcHRpb25zGAMgASgLMhkudGVzc2VyYS52MS5TdHJlYW1PcHRpb25zIjcKEFdhdGNoSm9iUmVzcG9uc2USIwoFZXZlbnQYASABKAsyFC50ZXNzZXJhLnYxLkpvYkV2ZW50IngKD0dlbmVyYXRlUmVxdWVzdBIpCgNqb2IYASABKAsyHC50ZXNzZXJhLnYxLkNyZWF0ZUpvYlJlcXVlc3QSKgoHb3B0aW9ucxgCIAEoCzIZLnRlc3NlcmEudjEuU3RyZWFtT3B0aW9ucxIOCgZkZXRhY2gYAyABKAgiNwoQR2VuZXJhdGVSZXNwb25zZRIjCgVldmVudBgBIAEoCzIULnRlc3NlcmEudjEuSm9iRXZlbnQiZAoOR2V0VGlsZVJlcXVlc3QSDAoEbmFtZRgBIAEoCRIOCgZjb2x1bW4YAiABKA0SCwoDcm93GAMgASgNEicKBmZvcm1hdBgEIAEoDjIXLnRlc3NlcmEudjEuSW1hZ2VGb3JtYXQiMQoPR2V0VGlsZVJlc3BvbnNlEh4KBHRpbGUYASABKAsyEC50ZXNzZXJhLnYxLlRpbGUiIQoRR2V0UHJldmlld1JlcXVlc3QSDAoEbmFtZRgBIAEoCSI6ChJHZXRQcmV2aWV3UmVzcG9uc2USJAoHcHJldmlldxgBIAEoCzITLnRlc3NlcmEudjEuUHJldmlldyI0Cg9RdW90ZUpvYlJlcXVlc3QSIQoEc3BlYxgBIAEoCzITLnRlc3NlcmEudjEuSm9iU3BlYyJXChBRdW90ZUpvYlJlc3BvbnNlEiAKBXF1b3RlGAEgASgLMhEudGVzc2VyYS52MS5RdW90ZRIhCgRzcGVjGAIgASgLMhMudGVzc2VyYS52MS5Kb2JTcGVjIkYKElNldFZpZXdwb3J0UmVxdWVzdBIMCgRuYW1lGAEgASgJEiIKCHZpZXdwb3J0GAIgASgLMhAudGVzc2VyYS52MS5SZWN0IjMKE1NldFZpZXdwb3J0UmVzcG9uc2USHAoDam9iGAEgASgLMg8udGVzc2VyYS52MS5Kb2IqWQoHU2FtcGxlchIXChNTQU1QTEVSX1VOU1BFQ0lGSUVEEAASEQoNU0FNUExFUl9EUE1QUBABEhAKDFNBTVBMRVJfSEVVThACEhAKDFNBTVBMRVJfRERJTRADKrMBCghKb2JTdGF0ZRIZChVKT0JfU1RBVEVfVU5TUEVDSUZJRUQQABIUChBKT0JfU1RBVEVfUVVFVUVEEAESFwoTSk9CX1NUQVRFX0RFTk9JU0lORxACEhYKEkpPQl9TVEFURV9ERUNPRElORxADEhYKEkpPQl9TVEFURV9GSU5JU0hFRBAEEhQKEEpPQl9TVEFURV9GQUlMRUQQBRIXChNKT0JfU1RBVEVfQ0FOQ0VMTEVEEAYy/gYKCkpvYlNlcnZpY2USSAoJQ3JlYXRlSm9iEhwudGVzc2VyYS52MS5DcmVhdGVKb2JSZXF1ZXN0Gh0udGVzc2VyYS52MS5DcmVhdGVKb2JSZXNwb25zZRI/CgZHZXRKb2ISGS50ZXNzZXJhLnYxLkdldEpvYlJlcXVlc3QaGi50ZXNzZXJhLnYxLkdldEpvYlJlc3BvbnNlEkUKCExpc3RKb2JzEhsudGVzc2VyYS52MS5MaXN0Sm9ic1JlcXVlc3QaHC50ZXNzZXJhLnYxLkxpc3RKb2JzUmVzcG9uc2USSAoJQ2FuY2VsSm9iEhwudGVzc2VyYS52MS5DYW5jZWxKb2JSZXF1ZXN0Gh0udGVzc2VyYS52MS5DYW5jZWxKb2JSZXNwb25zZRJICglEZWxldGVKb2ISHC50ZXNzZXJhLnYxLkRlbGV0ZUpvYlJlcXVlc3QaHS50ZXNzZXJhLnYxLkRlbGV0ZUpvYlJlc3BvbnNlEkcKCFdhdGNoSm9iEhsudGVzc2VyYS52MS5XYXRjaEpvYlJlcXVlc3QaHC50ZXNzZXJhLnYxLldhdGNoSm9iUmVzcG9uc2UwARJQCgtFZGl0UGljdHVyZRIeLnRlc3NlcmEudjEuRWRpdFBpY3R1cmVSZXF1ZXN0Gh8udGVzc2VyYS52MS5FZGl0UGljdHVyZVJlc3BvbnNlKAESRwoIR2VuZXJhdGUSGy50ZXNzZXJhLnYxLkdlbmVyYXRlUmVxdWVzdBocLnRlc3NlcmEudjEuR2VuZXJhdGVSZXNwb25zZTABEkIKB0dldFRpbGUSGi50ZXNzZXJhLnYxLkdldFRpbGVSZXF1ZXN0GhsudGVzc2VyYS52MS5HZXRUaWxlUmVzcG9uc2USSwoKR2V0UHJldmlldxIdLnRlc3NlcmEudjEuR2V0UHJldmlld1JlcXVlc3QaHi50ZXNzZXJhLnYxLkdldFByZXZpZXdSZXNwb25zZRJFCghRdW90ZUpvYhIbLnRlc3NlcmEudjEuUXVvdGVKb2JSZXF1ZXN0GhwudGVzc2VyYS52MS5RdW90ZUpvYlJlc3BvbnNlEk4KC1NldFZpZXdwb3J0Eh4udGVzc2VyYS52MS5TZXRWaWV3cG9ydFJlcXVlc3QaHy50ZXNzZXJhLnYxLlNldFZpZXdwb3J0UmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_tessera_v1_image]);
+  fileDesc("Chx0ZXNzZXJhL3YxL2pvYl9zZXJ2aWNlLnByb3RvEgp0ZXNzZXJhLnYxIr8BCgdKb2JTcGVjEg0KBW1vZGVsGAEgASgJEgwKBHNlZWQYAiABKAQSDQoFd2lkdGgYAyABKA0SDgoGaGVpZ2h0GAQgASgNEg0KBXN0ZXBzGAUgASgNEiQKB3NhbXBsZXIYBiABKA4yEy50ZXNzZXJhLnYxLlNhbXBsZXISEQoJdGlsZV9zaXplGAcgASgNEgwKBGJpdHMYCCABKA0SFQoIc3RyZW5ndGgYCSABKAFIAIgBAUILCglfc3RyZW5ndGgikQMKA0pvYhIMCgRuYW1lGAEgASgJEiEKBHNwZWMYAiABKAsyEy50ZXNzZXJhLnYxLkpvYlNwZWMSIwoFc3RhdGUYAyABKA4yFC50ZXNzZXJhLnYxLkpvYlN0YXRlEi8KC2NyZWF0ZV90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghlbmRfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIc2VxdWVuY2UYBiABKAQSEgoKc3RlcHNfZG9uZRgHIAEoDRISCgp0aWxlc19kb25lGAggASgNEhQKDHRpbGVfY29sdW1ucxgJIAEoDRIRCgl0aWxlX3Jvd3MYCiABKA0SDQoFZXJyb3IYCyABKAkSIAoFcXVvdGUYDCABKAsyES50ZXNzZXJhLnYxLlF1b3RlEiIKCHZpZXdwb3J0GA0gASgLMhAudGVzc2VyYS52MS5SZWN0Eg0KBW93bmVyGA4gASgJEg4KBnBhdXNlZBgPIAEoCSKRAQoFUXVvdGUSFAoMbWVtb3J5X2J5dGVzGAEgASgEEhIKCmRpc2tfYnl0ZXMYAiABKAQSDQoFZmxvcHMYAyABKAQSLwoMY29tcHV0ZV90aW1lGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEg0KBXRpbGVzGAUgASgNEg8KB25vdGljZXMYBiADKAkijwYKCEpvYkV2ZW50EhAKCHNlcXVlbmNlGAEgASgEEigKBHRpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi0KBnF1ZXVlZBgDIAEoCzIbLnRlc3NlcmEudjEuSm9iRXZlbnQuUXVldWVkSAASLwoHc3RhcnRlZBgEIAEoCzIcLnRlc3NlcmEudjEuSm9iRXZlbnQuU3RhcnRlZEgAEikKBHN0ZXAYBSABKAsyGS50ZXNzZXJhLnYxLkpvYkV2ZW50LlN0ZXBIABI6Cg1sZXZlbF9zZXR0bGVkGAYgASgLMiEudGVzc2VyYS52MS5Kb2JFdmVudC5MZXZlbFNldHRsZWRIABIgCgR0aWxlGAcgASgLMhAudGVzc2VyYS52MS5UaWxlSAASMQoIZmluaXNoZWQYCCABKAsyHS50ZXNzZXJhLnYxLkpvYkV2ZW50LkZpbmlzaGVkSAASLQoGZmFpbGVkGAkgASgLMhsudGVzc2VyYS52MS5Kb2JFdmVudC5GYWlsZWRIABIzCgljYW5jZWxsZWQYCiABKAsyHi50ZXNzZXJhLnYxLkpvYkV2ZW50LkNhbmNlbGxlZEgAGiYKBlF1ZXVlZBIcCgNqb2IYASABKAsyDy50ZXNzZXJhLnYxLkpvYhoZCgdTdGFydGVkEg4KBmRldmljZRgBIAEoCRovCgRTdGVwEgwKBHN0ZXAYASABKA0SCgoCb2YYAiABKA0SDQoFc2lnbWEYAyABKAEaYgoMTGV2ZWxTZXR0bGVkEg0KBWxldmVsGAEgASgNEgwKBHJvd3MYAiABKA0SDwoHY29sdW1ucxgDIAEoDRIkCgdwcmV2aWV3GAQgASgLMhMudGVzc2VyYS52MS5QcmV2aWV3GjAKCEZpbmlzaGVkEg8KB3JlY2VpcHQYASABKAkSEwoLZGVzY3JpcHRpb24YAiABKAkaJwoGRmFpbGVkEgwKBGNvZGUYASABKAUSDwoHbWVzc2FnZRgCIAEoCRoLCglDYW5jZWxsZWRCBwoFZXZlbnQimwEKEENyZWF0ZUpvYlJlcXVlc3QSIQoEc3BlYxgBIAEoCzITLnRlc3NlcmEudjEuSm9iU3BlYxISCgpyZXF1ZXN0X2lkGAIgASgJEiwKCGRlYWRsaW5lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIiCgh2aWV3cG9ydBgEIAEoCzIQLnRlc3NlcmEudjEuUmVjdCIxChFDcmVhdGVKb2JSZXNwb25zZRIcCgNqb2IYASABKAsyDy50ZXNzZXJhLnYxLkpvYiJZChJFZGl0UGljdHVyZVJlcXVlc3QSKwoDam9iGAEgASgLMhwudGVzc2VyYS52MS5DcmVhdGVKb2JSZXF1ZXN0SAASDgoEZGF0YRgCIAEoDEgAQgYKBHBhcnQiMwoTRWRpdFBpY3R1cmVSZXNwb25zZRIcCgNqb2IYASABKAsyDy50ZXNzZXJhLnYxLkpvYiIdCg1HZXRKb2JSZXF1ZXN0EgwKBG5hbWUYASABKAkiLgoOR2V0Sm9iUmVzcG9uc2USHAoDam9iGAEgASgLMg8udGVzc2VyYS52MS5Kb2IiOAoPTGlzdEpvYnNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoDRISCgpwYWdlX3Rva2VuGAIgASgJIkoKEExpc3RKb2JzUmVzcG9uc2USHQoEam9icxgBIAMoCzIPLnRlc3NlcmEudjEuSm9iEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIvCgpEYW1hZ2VkSm9iEhEKCWRpcmVjdG9yeRgBIAEoCRIOCgZyZWFzb24YAiABKAkiGAoWTGlzdERhbWFnZWRKb2JzUmVxdWVzdCI/ChdMaXN0RGFtYWdlZEpvYnNSZXNwb25zZRIkCgRqb2JzGAEgAygLMhYudGVzc2VyYS52MS5EYW1hZ2VkSm9iIiAKEENhbmNlbEpvYlJlcXVlc3QSDAoEbmFtZRgBIAEoCSIxChFDYW5jZWxKb2JSZXNwb25zZRIcCgNqb2IYASABKAsyDy50ZXNzZXJhLnYxLkpvYiIgChBEZWxldGVKb2JSZXF1ZXN0EgwKBG5hbWUYASABKAkiEwoRRGVsZXRlSm9iUmVzcG9uc2UicgoNU3RyZWFtT3B0aW9ucxIsCgt0aWxlX2Zvcm1hdBgBIAEoDjIXLnRlc3NlcmEudjEuSW1hZ2VGb3JtYXQSGQoRd2l0aG91dF90aWxlX2RhdGEYAiABKAgSGAoQd2l0aG91dF9wcmV2aWV3cxgDIAEoCCJjCg9XYXRjaEpvYlJlcXVlc3QSDAoEbmFtZRgBIAEoCRIWCg5hZnRlcl9zZXF1ZW5jZRgCIAEoBBIqCgdvcHRpb25zGAMgASgLMhkudGVzc2VyYS52MS5TdHJlYW1PcHRpb25zIjcKEFdhdGNoSm9iUmVzcG9uc2USIwoFZXZlbnQYASABKAsyFC50ZXNzZXJhLnYxLkpvYkV2ZW50IngKD0dlbmVyYXRlUmVxdWVzdBIpCgNqb2IYASABKAsyHC50ZXNzZXJhLnYxLkNyZWF0ZUpvYlJlcXVlc3QSKgoHb3B0aW9ucxgCIAEoCzIZLnRlc3NlcmEudjEuU3RyZWFtT3B0aW9ucxIOCgZkZXRhY2gYAyABKAgiNwoQR2VuZXJhdGVSZXNwb25zZRIjCgVldmVudBgBIAEoCzIULnRlc3NlcmEudjEuSm9iRXZlbnQiZAoOR2V0VGlsZVJlcXVlc3QSDAoEbmFtZRgBIAEoCRIOCgZjb2x1bW4YAiABKA0SCwoDcm93GAMgASgNEicKBmZvcm1hdBgEIAEoDjIXLnRlc3NlcmEudjEuSW1hZ2VGb3JtYXQiMQoPR2V0VGlsZVJlc3BvbnNlEh4KBHRpbGUYASABKAsyEC50ZXNzZXJhLnYxLlRpbGUiIQoRR2V0UHJldmlld1JlcXVlc3QSDAoEbmFtZRgBIAEoCSI6ChJHZXRQcmV2aWV3UmVzcG9uc2USJAoHcHJldmlldxgBIAEoCzITLnRlc3NlcmEudjEuUHJldmlldyI0Cg9RdW90ZUpvYlJlcXVlc3QSIQoEc3BlYxgBIAEoCzITLnRlc3NlcmEudjEuSm9iU3BlYyJXChBRdW90ZUpvYlJlc3BvbnNlEiAKBXF1b3RlGAEgASgLMhEudGVzc2VyYS52MS5RdW90ZRIhCgRzcGVjGAIgASgLMhMudGVzc2VyYS52MS5Kb2JTcGVjIkYKElNldFZpZXdwb3J0UmVxdWVzdBIMCgRuYW1lGAEgASgJEiIKCHZpZXdwb3J0GAIgASgLMhAudGVzc2VyYS52MS5SZWN0IjMKE1NldFZpZXdwb3J0UmVzcG9uc2USHAoDam9iGAEgASgLMg8udGVzc2VyYS52MS5Kb2IqWQoHU2FtcGxlchIXChNTQU1QTEVSX1VOU1BFQ0lGSUVEEAASEQoNU0FNUExFUl9EUE1QUBABEhAKDFNBTVBMRVJfSEVVThACEhAKDFNBTVBMRVJfRERJTRADKrMBCghKb2JTdGF0ZRIZChVKT0JfU1RBVEVfVU5TUEVDSUZJRUQQABIUChBKT0JfU1RBVEVfUVVFVUVEEAESFwoTSk9CX1NUQVRFX0RFTk9JU0lORxACEhYKEkpPQl9TVEFURV9ERUNPRElORxADEhYKEkpPQl9TVEFURV9GSU5JU0hFRBAEEhQKEEpPQl9TVEFURV9GQUlMRUQQBRIXChNKT0JfU1RBVEVfQ0FOQ0VMTEVEEAYy2gcKCkpvYlNlcnZpY2USSAoJQ3JlYXRlSm9iEhwudGVzc2VyYS52MS5DcmVhdGVKb2JSZXF1ZXN0Gh0udGVzc2VyYS52MS5DcmVhdGVKb2JSZXNwb25zZRI/CgZHZXRKb2ISGS50ZXNzZXJhLnYxLkdldEpvYlJlcXVlc3QaGi50ZXNzZXJhLnYxLkdldEpvYlJlc3BvbnNlEkUKCExpc3RKb2JzEhsudGVzc2VyYS52MS5MaXN0Sm9ic1JlcXVlc3QaHC50ZXNzZXJhLnYxLkxpc3RKb2JzUmVzcG9uc2USWgoPTGlzdERhbWFnZWRKb2JzEiIudGVzc2VyYS52MS5MaXN0RGFtYWdlZEpvYnNSZXF1ZXN0GiMudGVzc2VyYS52MS5MaXN0RGFtYWdlZEpvYnNSZXNwb25zZRJICglDYW5jZWxKb2ISHC50ZXNzZXJhLnYxLkNhbmNlbEpvYlJlcXVlc3QaHS50ZXNzZXJhLnYxLkNhbmNlbEpvYlJlc3BvbnNlEkgKCURlbGV0ZUpvYhIcLnRlc3NlcmEudjEuRGVsZXRlSm9iUmVxdWVzdBodLnRlc3NlcmEudjEuRGVsZXRlSm9iUmVzcG9uc2USRwoIV2F0Y2hKb2ISGy50ZXNzZXJhLnYxLldhdGNoSm9iUmVxdWVzdBocLnRlc3NlcmEudjEuV2F0Y2hKb2JSZXNwb25zZTABElAKC0VkaXRQaWN0dXJlEh4udGVzc2VyYS52MS5FZGl0UGljdHVyZVJlcXVlc3QaHy50ZXNzZXJhLnYxLkVkaXRQaWN0dXJlUmVzcG9uc2UoARJHCghHZW5lcmF0ZRIbLnRlc3NlcmEudjEuR2VuZXJhdGVSZXF1ZXN0GhwudGVzc2VyYS52MS5HZW5lcmF0ZVJlc3BvbnNlMAESQgoHR2V0VGlsZRIaLnRlc3NlcmEudjEuR2V0VGlsZVJlcXVlc3QaGy50ZXNzZXJhLnYxLkdldFRpbGVSZXNwb25zZRJLCgpHZXRQcmV2aWV3Eh0udGVzc2VyYS52MS5HZXRQcmV2aWV3UmVxdWVzdBoeLnRlc3NlcmEudjEuR2V0UHJldmlld1Jlc3BvbnNlEkUKCFF1b3RlSm9iEhsudGVzc2VyYS52MS5RdW90ZUpvYlJlcXVlc3QaHC50ZXNzZXJhLnYxLlF1b3RlSm9iUmVzcG9uc2USTgoLU2V0Vmlld3BvcnQSHi50ZXNzZXJhLnYxLlNldFZpZXdwb3J0UmVxdWVzdBofLnRlc3NlcmEudjEuU2V0Vmlld3BvcnRSZXNwb25zZWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_tessera_v1_image]);
 
 /**
  * Specification of a picture. Zero means the default for every field except `seed`.
@@ -192,6 +192,21 @@ export type Job = Message<"tessera.v1.Job"> & {
    * @generated from field: tessera.v1.Rect viewport = 13;
    */
   viewport?: Rect | undefined;
+
+  /**
+   * Name of the client that created it; empty if the server had no tokens then.
+   *
+   * @generated from field: string owner = 14;
+   */
+  owner: string;
+
+  /**
+   * Reason why the job does not go on at this time, such as a full disk; empty: none. It goes on by itself when the reason
+   * is gone.
+   *
+   * @generated from field: string paused = 15;
+   */
+  paused: string;
 };
 
 /**
@@ -215,7 +230,7 @@ export type Quote = Message<"tessera.v1.Quote"> & {
   memoryBytes: bigint;
 
   /**
-   * Disk space in bytes until the job is deleted.
+   * Most disk space in bytes until the job is deleted, with its picture as TIFF and PNG; an uploaded picture comes on top.
    *
    * @generated from field: uint64 disk_bytes = 2;
    */
@@ -562,15 +577,16 @@ export type CreateJobRequest = Message<"tessera.v1.CreateJobRequest"> & {
   spec?: JobSpec | undefined;
 
   /**
-   * Identifier of the request chosen by the client, at most 128 characters. A repeated request with the same identifier returns
-   * the same job, so a request whose response was lost can be repeated.
+   * Identifier of the request chosen by the client, at most 128 characters. A repeated request of the same client with the
+   * same identifier returns the same job, so a request whose response was lost can be repeated. Once the
+   * job is deleted the identifier is free: a request with it creates a new job.
    *
    * @generated from field: string request_id = 2;
    */
   requestId: string;
 
   /**
-   * The job fails with DEADLINE_EXCEEDED if it has not ended by then.
+   * The job fails with DEADLINE_EXCEEDED if it has not ended by then. From 1970 to the end of the year 9999.
    *
    * @generated from field: google.protobuf.Timestamp deadline = 3;
    */
@@ -719,7 +735,7 @@ export const GetJobResponseSchema: GenMessage<GetJobResponse> = /*@__PURE__*/
  */
 export type ListJobsRequest = Message<"tessera.v1.ListJobsRequest"> & {
   /**
-   * Largest number of jobs in the page, at most 1000. 0: 100.
+   * Largest number of jobs in the page; above 1000: 1000. 0: 100.
    *
    * @generated from field: uint32 page_size = 1;
    */
@@ -769,6 +785,70 @@ export const ListJobsResponseSchema: GenMessage<ListJobsResponse> = /*@__PURE__*
   messageDesc(file_tessera_v1_job_service, 11);
 
 /**
+ * A directory of a job that the server could not read when it started.
+ *
+ * @generated from message tessera.v1.DamagedJob
+ */
+export type DamagedJob = Message<"tessera.v1.DamagedJob"> & {
+  /**
+   * Name of the directory below that of the jobs: the id of the job.
+   *
+   * @generated from field: string directory = 1;
+   */
+  directory: string;
+
+  /**
+   * What can't be read.
+   *
+   * @generated from field: string reason = 2;
+   */
+  reason: string;
+};
+
+/**
+ * Describes the message tessera.v1.DamagedJob.
+ * Use `create(DamagedJobSchema)` to create a new message.
+ */
+export const DamagedJobSchema: GenMessage<DamagedJob> = /*@__PURE__*/
+  messageDesc(file_tessera_v1_job_service, 12);
+
+/**
+ * Request of ListDamagedJobs.
+ *
+ * @generated from message tessera.v1.ListDamagedJobsRequest
+ */
+export type ListDamagedJobsRequest = Message<"tessera.v1.ListDamagedJobsRequest"> & {
+};
+
+/**
+ * Describes the message tessera.v1.ListDamagedJobsRequest.
+ * Use `create(ListDamagedJobsRequestSchema)` to create a new message.
+ */
+export const ListDamagedJobsRequestSchema: GenMessage<ListDamagedJobsRequest> = /*@__PURE__*/
+  messageDesc(file_tessera_v1_job_service, 13);
+
+/**
+ * Response of ListDamagedJobs.
+ *
+ * @generated from message tessera.v1.ListDamagedJobsResponse
+ */
+export type ListDamagedJobsResponse = Message<"tessera.v1.ListDamagedJobsResponse"> & {
+  /**
+   * The directories, by name.
+   *
+   * @generated from field: repeated tessera.v1.DamagedJob jobs = 1;
+   */
+  jobs: DamagedJob[];
+};
+
+/**
+ * Describes the message tessera.v1.ListDamagedJobsResponse.
+ * Use `create(ListDamagedJobsResponseSchema)` to create a new message.
+ */
+export const ListDamagedJobsResponseSchema: GenMessage<ListDamagedJobsResponse> = /*@__PURE__*/
+  messageDesc(file_tessera_v1_job_service, 14);
+
+/**
  * Request of CancelJob.
  *
  * @generated from message tessera.v1.CancelJobRequest
@@ -787,7 +867,7 @@ export type CancelJobRequest = Message<"tessera.v1.CancelJobRequest"> & {
  * Use `create(CancelJobRequestSchema)` to create a new message.
  */
 export const CancelJobRequestSchema: GenMessage<CancelJobRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 12);
+  messageDesc(file_tessera_v1_job_service, 15);
 
 /**
  * Response of CancelJob.
@@ -796,7 +876,7 @@ export const CancelJobRequestSchema: GenMessage<CancelJobRequest> = /*@__PURE__*
  */
 export type CancelJobResponse = Message<"tessera.v1.CancelJobResponse"> & {
   /**
-   * The job; it ends within one step or tile.
+   * The job: cancelled, or as it had ended before.
    *
    * @generated from field: tessera.v1.Job job = 1;
    */
@@ -808,7 +888,7 @@ export type CancelJobResponse = Message<"tessera.v1.CancelJobResponse"> & {
  * Use `create(CancelJobResponseSchema)` to create a new message.
  */
 export const CancelJobResponseSchema: GenMessage<CancelJobResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 13);
+  messageDesc(file_tessera_v1_job_service, 16);
 
 /**
  * Request of DeleteJob.
@@ -829,7 +909,7 @@ export type DeleteJobRequest = Message<"tessera.v1.DeleteJobRequest"> & {
  * Use `create(DeleteJobRequestSchema)` to create a new message.
  */
 export const DeleteJobRequestSchema: GenMessage<DeleteJobRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 14);
+  messageDesc(file_tessera_v1_job_service, 17);
 
 /**
  * Response of DeleteJob.
@@ -844,7 +924,7 @@ export type DeleteJobResponse = Message<"tessera.v1.DeleteJobResponse"> & {
  * Use `create(DeleteJobResponseSchema)` to create a new message.
  */
 export const DeleteJobResponseSchema: GenMessage<DeleteJobResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 15);
+  messageDesc(file_tessera_v1_job_service, 18);
 
 /**
  * Content and encoding of the tiles and previews of a stream.
@@ -879,7 +959,7 @@ export type StreamOptions = Message<"tessera.v1.StreamOptions"> & {
  * Use `create(StreamOptionsSchema)` to create a new message.
  */
 export const StreamOptionsSchema: GenMessage<StreamOptions> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 16);
+  messageDesc(file_tessera_v1_job_service, 19);
 
 /**
  * Request of WatchJob.
@@ -914,7 +994,7 @@ export type WatchJobRequest = Message<"tessera.v1.WatchJobRequest"> & {
  * Use `create(WatchJobRequestSchema)` to create a new message.
  */
 export const WatchJobRequestSchema: GenMessage<WatchJobRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 17);
+  messageDesc(file_tessera_v1_job_service, 20);
 
 /**
  * Response of WatchJob.
@@ -935,7 +1015,7 @@ export type WatchJobResponse = Message<"tessera.v1.WatchJobResponse"> & {
  * Use `create(WatchJobResponseSchema)` to create a new message.
  */
 export const WatchJobResponseSchema: GenMessage<WatchJobResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 18);
+  messageDesc(file_tessera_v1_job_service, 21);
 
 /**
  * Request of Generate.
@@ -970,7 +1050,7 @@ export type GenerateRequest = Message<"tessera.v1.GenerateRequest"> & {
  * Use `create(GenerateRequestSchema)` to create a new message.
  */
 export const GenerateRequestSchema: GenMessage<GenerateRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 19);
+  messageDesc(file_tessera_v1_job_service, 22);
 
 /**
  * Response of Generate.
@@ -991,7 +1071,7 @@ export type GenerateResponse = Message<"tessera.v1.GenerateResponse"> & {
  * Use `create(GenerateResponseSchema)` to create a new message.
  */
 export const GenerateResponseSchema: GenMessage<GenerateResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 20);
+  messageDesc(file_tessera_v1_job_service, 23);
 
 /**
  * Request of GetTile.
@@ -1033,7 +1113,7 @@ export type GetTileRequest = Message<"tessera.v1.GetTileRequest"> & {
  * Use `create(GetTileRequestSchema)` to create a new message.
  */
 export const GetTileRequestSchema: GenMessage<GetTileRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 21);
+  messageDesc(file_tessera_v1_job_service, 24);
 
 /**
  * Response of GetTile.
@@ -1054,7 +1134,7 @@ export type GetTileResponse = Message<"tessera.v1.GetTileResponse"> & {
  * Use `create(GetTileResponseSchema)` to create a new message.
  */
 export const GetTileResponseSchema: GenMessage<GetTileResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 22);
+  messageDesc(file_tessera_v1_job_service, 25);
 
 /**
  * Request of GetPreview.
@@ -1075,7 +1155,7 @@ export type GetPreviewRequest = Message<"tessera.v1.GetPreviewRequest"> & {
  * Use `create(GetPreviewRequestSchema)` to create a new message.
  */
 export const GetPreviewRequestSchema: GenMessage<GetPreviewRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 23);
+  messageDesc(file_tessera_v1_job_service, 26);
 
 /**
  * Response of GetPreview.
@@ -1096,7 +1176,7 @@ export type GetPreviewResponse = Message<"tessera.v1.GetPreviewResponse"> & {
  * Use `create(GetPreviewResponseSchema)` to create a new message.
  */
 export const GetPreviewResponseSchema: GenMessage<GetPreviewResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 24);
+  messageDesc(file_tessera_v1_job_service, 27);
 
 /**
  * Request of QuoteJob.
@@ -1117,7 +1197,7 @@ export type QuoteJobRequest = Message<"tessera.v1.QuoteJobRequest"> & {
  * Use `create(QuoteJobRequestSchema)` to create a new message.
  */
 export const QuoteJobRequestSchema: GenMessage<QuoteJobRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 25);
+  messageDesc(file_tessera_v1_job_service, 28);
 
 /**
  * Response of QuoteJob.
@@ -1145,7 +1225,7 @@ export type QuoteJobResponse = Message<"tessera.v1.QuoteJobResponse"> & {
  * Use `create(QuoteJobResponseSchema)` to create a new message.
  */
 export const QuoteJobResponseSchema: GenMessage<QuoteJobResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 26);
+  messageDesc(file_tessera_v1_job_service, 29);
 
 /**
  * Request of SetViewport.
@@ -1173,7 +1253,7 @@ export type SetViewportRequest = Message<"tessera.v1.SetViewportRequest"> & {
  * Use `create(SetViewportRequestSchema)` to create a new message.
  */
 export const SetViewportRequestSchema: GenMessage<SetViewportRequest> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 27);
+  messageDesc(file_tessera_v1_job_service, 30);
 
 /**
  * Response of SetViewport.
@@ -1194,7 +1274,7 @@ export type SetViewportResponse = Message<"tessera.v1.SetViewportResponse"> & {
  * Use `create(SetViewportResponseSchema)` to create a new message.
  */
 export const SetViewportResponseSchema: GenMessage<SetViewportResponse> = /*@__PURE__*/
-  messageDesc(file_tessera_v1_job_service, 28);
+  messageDesc(file_tessera_v1_job_service, 31);
 
 /**
  * Sampler.
@@ -1304,8 +1384,13 @@ export const JobStateSchema: GenEnum<JobState> = /*@__PURE__*/
  *
  * Errors have google.rpc details. ErrorInfo has the domain `tessera`, the kind of the error as reason, and its fields as
  * metadata: `field`, `value`, `expected`; `resource`, `needed`, `limit`; `resource`, `name`. In addition there are BadRequest
- * for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED, ResourceInfo for NOT_FOUND, PreconditionFailure for
- * FAILED_PRECONDITION, and RetryInfo if a later attempt may succeed.
+ * for INVALID_ARGUMENT, with the path of the field from the request (`spec.width`), QuotaFailure for RESOURCE_EXHAUSTED,
+ * ResourceInfo for NOT_FOUND, PreconditionFailure for FAILED_PRECONDITION and DATA_LOSS, and RetryInfo if a later attempt may
+ * succeed.
+ * A message that is not protobuf is INVALID_ARGUMENT without BadRequest, a message above 64 KiB RESOURCE_EXHAUSTED.
+ *
+ * On a server with tokens, a job belongs to the client that created it. For other clients it does not exist (NOT_FOUND), except
+ * for those marked `admin` in the server's file of tokens.
  *
  * @generated from service tessera.v1.JobService
  */
@@ -1331,7 +1416,7 @@ export const JobService: GenService<{
     output: typeof GetJobResponseSchema;
   },
   /**
-   * Lists jobs, oldest first.
+   * Lists the jobs that the caller may see, oldest first.
    *
    * @generated from rpc tessera.v1.JobService.ListJobs
    */
@@ -1341,7 +1426,18 @@ export const JobService: GenService<{
     output: typeof ListJobsResponseSchema;
   },
   /**
-   * Cancels a job within one denoising step or one tile. Cancelling an ended job changes nothing.
+   * Lists directories of jobs that the server could not read when it started. It leaves them as they are. On a server with
+   * tokens the list is empty except for clients marked `admin`.
+   *
+   * @generated from rpc tessera.v1.JobService.ListDamagedJobs
+   */
+  listDamagedJobs: {
+    methodKind: "unary";
+    input: typeof ListDamagedJobsRequestSchema;
+    output: typeof ListDamagedJobsResponseSchema;
+  },
+  /**
+   * Cancels a job durably; the device stops working on it within one denoising step or one tile. An ended job is unchanged.
    *
    * @generated from rpc tessera.v1.JobService.CancelJob
    */
@@ -1351,7 +1447,7 @@ export const JobService: GenService<{
     output: typeof CancelJobResponseSchema;
   },
   /**
-   * Cancels a job if necessary and deletes it with its pixels.
+   * Cancels a job if necessary and deletes it with its pixels, durably. Its `request_id` may then be used for a new job.
    *
    * @generated from rpc tessera.v1.JobService.DeleteJob
    */
@@ -1362,7 +1458,8 @@ export const JobService: GenService<{
   },
   /**
    * Streams every event of a job after a sequence number, past events first, and ends after the last one. A client that
-   * reconnects with the last number it received misses no event and no tile.
+   * reconnects with the last number it received misses no event and no tile. RESOURCE_EXHAUSTED with RetryInfo if the server
+   * has as many open streams as its memory for them allows.
    *
    * @generated from rpc tessera.v1.JobService.WatchJob
    */
@@ -1374,7 +1471,8 @@ export const JobService: GenService<{
   /**
    * Creates a job that edits an uploaded picture: it is encoded, noise is added, and it is denoised (SDEdit, Meng et al.
    * 2022). The first message has `job`, the following ones the picture's file. The response is sent when the job is durable;
-   * WatchJob streams its progress. Over HTTP: POST /jobs.
+   * WatchJob streams its progress. Over HTTP: POST /jobs. RESOURCE_EXHAUSTED with RetryInfo, at once, if too many uploads are
+   * in progress; DEADLINE_EXCEEDED if the client sends too slowly.
    *
    * @generated from rpc tessera.v1.JobService.EditPicture
    */
@@ -1394,7 +1492,8 @@ export const JobService: GenService<{
     output: typeof GenerateResponseSchema;
   },
   /**
-   * Returns a decoded tile. FAILED_PRECONDITION before it is decoded.
+   * Returns a decoded tile. FAILED_PRECONDITION before it is decoded; DATA_LOSS if its stored samples do not have their
+   * checksum, with RetryInfo if the server decodes it again.
    *
    * @generated from rpc tessera.v1.JobService.GetTile
    */
@@ -1424,7 +1523,8 @@ export const JobService: GenService<{
     output: typeof QuoteJobResponseSchema;
   },
   /**
-   * Sets the visible part of the picture: its tiles are decoded first. May be called while the job runs.
+   * Sets the visible part of the picture, durably: its tiles are decoded first. May be called while the job runs; an ended
+   * job is unchanged.
    *
    * @generated from rpc tessera.v1.JobService.SetViewport
    */
