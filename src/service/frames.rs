@@ -224,14 +224,15 @@ pub(super) fn with_frames(
     }
 }
 
-/// A function that lets responses end with UNAVAILABLE when `ending` is cancelled: those of services that would go on for
-/// as long as their clients.
+/// A function that lets responses end with UNAVAILABLE when `ending` is cancelled, or when they end after `stopping` is: those
+/// of services that would go on for as long as their clients.
 pub(super) fn ending(
     ending: CancellationToken,
+    stopping: CancellationToken,
 ) -> impl Fn(http::Response<tonic::body::Body>) -> http::Response<tonic::body::Body> + Clone {
     move |response| {
-        let ended = Box::pin(ending.clone().cancelled_owned());
-        response.map(|body| tonic::body::Body::new(Ending { body, ended, done: false }))
+        let (ended, stopping) = (Box::pin(ending.clone().cancelled_owned()), stopping.clone());
+        response.map(|body| tonic::body::Body::new(Ending { body, ended, stopping, done: false }))
     }
 }
 
@@ -239,6 +240,7 @@ pub(super) fn ending(
 struct Ending {
     body: tonic::body::Body,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    stopping: CancellationToken,
     done: bool,
 }
 
@@ -250,10 +252,19 @@ impl Body for Ending {
         if self.done {
             return Poll::Ready(None);
         }
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            return Poll::Ready(frame);
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            // A service may end its stream by itself when its request is ended.
+            Poll::Ready(frame) => {
+                let last = match &frame {
+                    Some(Ok(frame)) => frame.is_trailers(),
+                    Some(Err(_)) | None => true,
+                };
+                if !last || !self.stopping.is_cancelled() {
+                    return Poll::Ready(frame);
+                }
+            }
+            Poll::Pending => std::task::ready!(self.ended.as_mut().poll(cx)),
         }
-        std::task::ready!(self.ended.as_mut().poll(cx));
         self.done = true;
         Poll::Ready(Some(Ok(trailers(&convert::status(&crate::jobs::shutting_down())))))
     }

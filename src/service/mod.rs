@@ -166,7 +166,7 @@ async fn run(
     let model_service = CheckFrames(model_service);
     // Cancelled once health has been reported for the last time.
     let reported = CancellationToken::new();
-    let ending = MapResponseLayer::new(frames::ending(reported.clone()));
+    let ending = MapResponseLayer::new(frames::ending(reported.clone(), cancel.clone()));
     let routes = Routes::new(GrpcWebLayer::new().named_layer(job_service))
         .add_service(GrpcWebLayer::new().named_layer(model_service))
         .add_service(GrpcWebLayer::new().named_layer(ending.named_layer(health_service)))
@@ -194,6 +194,8 @@ async fn run(
     router = router.layer(from_fn(requests::check_host));
 
     let scheme = if tls.is_some() { "https" } else { "http" };
+    // Before a client can ask.
+    set_health(&health, &jobs, false).await;
     ready(&format!("{scheme}://{address}"))?;
 
     let health_task = tokio::spawn(report_health(health, jobs, cancel.clone(), reported));
@@ -202,26 +204,30 @@ async fn run(
     Ok(())
 }
 
-/// Updates the health service every second: not serving while a device does not respond or the server stops. Cancels
-/// `reported` after the last update.
+/// Sets the status of all services: not serving while a device does not respond or the server stops.
+async fn set_health(health: &tonic_health::server::HealthReporter, jobs: &Jobs, stop: bool) {
+    use tonic_health::ServingStatus::{NotServing, Serving};
+    let status = if jobs.is_healthy() && !stop { Serving } else { NotServing };
+    let names = [
+        "",
+        <JobServiceServer<grpc::GrpcService> as NamedService>::NAME,
+        <ModelServiceServer<grpc::GrpcService> as NamedService>::NAME,
+    ];
+    for name in names {
+        health.set_service_status(name, status).await;
+    }
+}
+
+/// Updates the health service every second. Cancels `reported` after the last update, when the server stops.
 async fn report_health(
     health: tonic_health::server::HealthReporter,
     jobs: Jobs,
     stopping: CancellationToken,
     reported: CancellationToken,
 ) {
-    use tonic_health::ServingStatus::{NotServing, Serving};
     loop {
         let stop = stopping.is_cancelled();
-        let status = if jobs.is_healthy() && !stop { Serving } else { NotServing };
-        let names = [
-            "",
-            <JobServiceServer<grpc::GrpcService> as NamedService>::NAME,
-            <ModelServiceServer<grpc::GrpcService> as NamedService>::NAME,
-        ];
-        for name in names {
-            health.set_service_status(name, status).await;
-        }
+        set_health(&health, &jobs, stop).await;
         if stop {
             return reported.cancel();
         }
