@@ -48,7 +48,8 @@ pub fn step_together<O: Backend>(
     cancel: &Cancel,
 ) -> Result<()> {
     let Some(sampler) = members.first().map(|(plan, _)| plan.spec.sampler) else { return Ok(()) };
-    let guidance: Vec<_> = members.iter().map(|(plan, _)| plan.guidance()).collect();
+    let guidance: Vec<_> =
+        members.iter().map(|(plan, _)| plan.spec.labels_with_guidance()).collect();
     let mut members: Vec<_> = (members.iter_mut().zip(&guidance))
         .map(|((plan, sampling), guidance)| BatchItem {
             state: sampling,

@@ -114,9 +114,10 @@ impl Spec {
         }
     }
 
-    /// True if steps of the first group are evaluated with labels and without.
-    fn is_guided(&self) -> bool {
-        self.guidance != 1.0 && self.labels.iter().any(|&row| row > 0)
+    /// The labels and their guidance; `None` if no label is given.
+    pub fn labels_with_guidance(&self) -> Option<Guidance> {
+        let (rows, scale) = (self.labels.clone(), self.guidance);
+        (!rows.is_empty()).then_some(Guidance { rows, scale })
     }
 
     /// Steps of each of `groups` groups: two thirds for the first one, which decides the layout, the rest in equal shares for
@@ -285,9 +286,11 @@ impl Plan {
         let schedule = Schedule::of_groups(arch, &spec.group_steps(groups));
         let first_step = spec.first_step();
 
+        let guidance = spec.labels_with_guidance();
         let mut unet = Cost::default();
         for (group, count) in schedule.evaluations(spec.sampler, first_step) {
-            let pictures = if group == 0 && spec.is_guided() { 2 } else { 1 };
+            let guided = guidance.as_ref().is_some_and(|guidance| guidance.scale_in(group) != 1.0);
+            let pictures = if guided { 2 } else { 1 };
             let one = cost::unet_cost(arch, group, pictures, &MEMORY, width, height)?;
             unet.flops += count as u64 * one.flops;
             unet.packed_bytes += one.packed_bytes;
@@ -332,12 +335,6 @@ impl Plan {
             tiling,
             spec,
         })
-    }
-
-    /// The labels and their guidance; `None` if no label is given.
-    pub fn guidance(&self) -> Option<Guidance> {
-        let (rows, scale) = (self.spec.labels.clone(), self.spec.guidance);
-        (!rows.is_empty()).then_some(Guidance { rows, scale })
     }
 
     /// Checks that `rect` is not empty and lies in the picture; `field` names it in the error.

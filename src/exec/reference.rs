@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     error::{Error, Result},
-    graph::{Backend, Download, Graph, Source, check_inputs, check_upload},
+    graph::{Backend, Download, Fused, Fusion, Graph, Source, check_inputs, check_upload},
     ops::{Shape, weights::Weights},
 };
 
@@ -56,10 +56,10 @@ impl Backend for Reference {
     fn run(&mut self, graph: &Graph, inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
         check_inputs(graph, &inputs.iter().map(|input| input.shape).collect::<Vec<_>>())?;
         let mut inputs = inputs.into_iter();
-        let last = graph.last_uses();
+        let unfused = Fused::new(graph, Fusion::NONE);
         let mut values: Vec<Option<Tensor>> = Vec::with_capacity(graph.nodes().len());
         let missing = || Error::internal("a value of a graph is read before it is computed");
-        for (i, node) in graph.nodes().iter().enumerate() {
+        for (value, node) in graph.values().zip(graph.nodes()) {
             values.push(match &node.source {
                 Source::Input => inputs.next(),
                 Source::Operator { op, inputs } => {
@@ -71,7 +71,7 @@ impl Backend for Reference {
                     Some(Tensor { shape: node.shape, data: data.into() })
                 }
             });
-            graph.freed_after(i, &last).for_each(|value| values[value] = None);
+            unfused.freed_after(value).iter().for_each(|freed| values[freed.index()] = None);
         }
         let results = graph.outputs().iter();
         results.map(|output| values[output.index()].clone().ok_or_else(missing)).collect()

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use super::{Graph, Source, Value, tensor_bytes};
+use super::{Fused, Fusion, Graph, Source, tensor_bytes};
 use crate::{
     error::{Error, Result},
     ops::{Conv2d, Op, Shape, product},
@@ -72,13 +72,13 @@ impl Graph {
     /// [`crate::error::Kind::InvalidModel`] if a parameter is used with two shapes.
     pub fn cost(&self, backend: Option<&dyn BackendMemory>) -> Result<Cost> {
         let (mut cost, mut known) = (Cost::default(), HashMap::new());
-        let last = self.last_uses();
+        let unfused = Fused::new(self, Fusion::NONE);
         let bytes: Vec<_> = self.nodes.iter().map(|node| tensor_bytes(node.shape)).collect();
         let sum = |values: &mut dyn Iterator<Item = u64>| values.fold(0, u64::saturating_add);
         // The inputs exist before the first operator runs.
         let mut alive = sum(&mut self.inputs.iter().map(|input| bytes[input.0]));
         cost.peak_bytes = alive;
-        for (i, node) in self.nodes.iter().enumerate() {
+        for (value, node) in self.values().zip(&self.nodes) {
             let Source::Operator { op, inputs } = &node.source else { continue };
             let x = inputs.first().map_or(node.shape, |&x| self.shape(x));
             if let (Op::Conv2d(p), Some(backend)) = (op, backend)
@@ -100,25 +100,14 @@ impl Graph {
                     }
                 }
             }
-            cost.flops = cost.flops.saturating_add(self.flops(Value(i)));
+            cost.flops = cost.flops.saturating_add(self.flops(value));
             let read = sum(&mut inputs.iter().map(|input| bytes[input.0]));
-            cost.bytes = cost.bytes.saturating_add(read).saturating_add(bytes[i]);
-            alive = alive.saturating_add(bytes[i]);
+            cost.bytes = cost.bytes.saturating_add(read).saturating_add(bytes[value.0]);
+            alive = alive.saturating_add(bytes[value.0]);
             let scratch = backend.map_or(0, |backend| scratch(backend, op, x));
             cost.peak_bytes = cost.peak_bytes.max(alive.saturating_add(scratch));
-            alive -= self.freed_after(i, &last).map(|value| bytes[value]).sum::<u64>();
+            alive -= unfused.freed_after(value).iter().map(|freed| bytes[freed.0]).sum::<u64>();
         }
         Ok(cost)
-    }
-
-    /// Indices of the values that nothing reads after node `i` has run; `last` are the [`Graph::last_uses`].
-    pub(crate) fn freed_after(&self, i: usize, last: &[usize]) -> impl Iterator<Item = usize> {
-        let inputs = match &self.nodes[i].source {
-            Source::Input => &[][..],
-            Source::Operator { inputs, .. } => inputs,
-        };
-        let first = |at: usize| inputs[..at].iter().all(|earlier| *earlier != inputs[at]);
-        let read = (0..inputs.len()).filter(move |&at| first(at)).map(|at| inputs[at].0);
-        read.chain([i]).filter(|&value| last[value] == i).collect::<Vec<_>>().into_iter()
     }
 }

@@ -7,7 +7,7 @@
 use super::{Graph, Source, Value};
 use crate::ops::Op;
 
-/// What a backend can fuse.
+/// Capabilities of a backend to fuse operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fusion {
     /// A convolution applies norms, scale and shift, and SiLU as it loads.
@@ -24,7 +24,7 @@ impl Fusion {
     /// Nothing: every result is written to memory.
     pub const NONE: Self = Self { norms: false, upsampling: false, sums: false };
 
-    /// What both allow.
+    /// The capabilities that both have.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self {
@@ -35,7 +35,7 @@ impl Fusion {
     }
 }
 
-/// Where a value is computed.
+/// Place of a value's computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// It is in memory: an input, or the result of an operator that is run by itself.
@@ -46,7 +46,7 @@ pub enum Place {
     Sum,
 }
 
-/// How a value is read: a value in memory, then the operators that are applied as it is loaded, in this order.
+/// The load of a value: a value in memory, then the operators that are applied to it, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
     /// A value in memory.
@@ -106,13 +106,13 @@ impl<'a> Fused<'a> {
         self.places[value.0]
     }
 
-    /// How `value` is read; for a value in [`Place::Memory`] how its own operator reads its input and what is applied,
-    /// if it is one that can be applied at loads. A value in [`Place::Sum`] is not read.
+    /// The load that ends with the operator of `value`. For a value in [`Place::Memory`] it is the computation of the value
+    /// itself, if its operator can be part of a load; a value in [`Place::Sum`] has none.
     pub fn load(&self, value: Value) -> Load {
         self.loads[value.0]
     }
 
-    /// How an operator that reads `value` loads it.
+    /// The load by which an operator reads `value`.
     pub fn read(&self, value: Value) -> Load {
         match self.places[value.0] {
             Place::Memory => Load::memory(value),

@@ -2,7 +2,7 @@
 //!
 //! A [`GraphBuilder`] checks every operator's shape rule as it is added. The passes compute what is known before
 //! anything runs: [`Graph::cost`] (operations, bytes, parameters, peak memory), [`Graph::radius`] (receptive field),
-//! [`Graph::last_uses`] (lifetimes), [`Fused`] (operators that others apply as they load and store). A [`Backend`] runs
+//! [`Fused`] (lifetimes, and operators that others apply as they load and store). A [`Backend`] runs
 //! a graph; [`Graph::table`] and [`Graph::dot`] print it.
 //!
 //! ```
@@ -126,19 +126,6 @@ impl Graph {
         (0..self.nodes.len()).map(Value)
     }
 
-    /// For each node, the index of the last node that reads it; the number of nodes for a result, and its own index for
-    /// a value that is never read.
-    pub fn last_uses(&self) -> Vec<usize> {
-        let mut last: Vec<_> = (0..self.nodes.len()).collect();
-        for (i, node) in self.nodes.iter().enumerate() {
-            if let Source::Operator { inputs, .. } = &node.source {
-                inputs.iter().for_each(|input| last[input.0] = i);
-            }
-        }
-        self.outputs.iter().for_each(|output| last[output.0] = self.nodes.len());
-        last
-    }
-
     /// Radius of the receptive field of `value` in its pixels: the width of the border, along a cut edge of the inputs,
     /// whose values depend on the part that was cut off. `None`: unbounded.
     pub fn radius(&self, value: Value) -> Option<usize> {
@@ -188,6 +175,11 @@ impl GraphBuilder {
         let value = self.push(Source::Input, shape)?;
         self.inputs.push(value);
         Ok(value)
+    }
+
+    /// Inputs of the shapes `shapes`.
+    pub fn inputs(&mut self, shapes: &[Shape]) -> Result<Vec<Value>> {
+        shapes.iter().map(|&shape| self.input(shape)).collect()
     }
 
     /// The result of `op` with `inputs`.

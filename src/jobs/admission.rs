@@ -51,7 +51,6 @@ struct Queued<T> {
 pub(super) struct Admitted<T> {
     pub(super) item: T,
     /// True if it took a slot, false for a preview beyond them.
-    #[cfg_attr(not(test), allow(dead_code, reason = "the tests check the bound by it"))]
     pub(super) in_slot: bool,
 }
 

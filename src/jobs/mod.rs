@@ -576,7 +576,10 @@ impl Shared {
         let running: Vec<_> = active.iter().map(|job| job.size()).collect();
         let Settings { active: slots, memory, .. } = self.settings;
         let admitted = table.waiting.admit(&running, Limits { slots, memory });
-        admitted.iter().for_each(|admitted| admitted.item.hold());
+        for Admitted { item: job, in_slot } in &admitted {
+            tracing::debug!(id = %job.id, in_slot, "job admitted");
+            job.hold();
+        }
         admitted
     }
 

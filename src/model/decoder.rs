@@ -132,7 +132,7 @@ pub fn noise_inputs(arch: &Arch, part: Part, seed: u64, window: Rect) -> Vec<(Sh
 /// [`crate::error::Kind::InvalidArgument`] if there is not one latent per level, or its shape does not fit.
 pub fn global_graph(arch: &Arch, latents: &[Shape]) -> Result<Graph> {
     let mut g = GraphBuilder::new();
-    let z = latents.iter().map(|&shape| g.input(shape)).collect::<Result<Vec<_>>>()?;
+    let z = g.inputs(latents)?;
     let (features, rgb) = global_stage(&mut g, arch, &z)?;
     Ok(g.finish([features, rgb]))
 }
@@ -144,7 +144,7 @@ pub fn global_graph(arch: &Arch, latents: &[Shape]) -> Result<Graph> {
 /// As [`global_graph`].
 pub fn graph(arch: &Arch, latents: &[Shape]) -> Result<Graph> {
     let mut g = GraphBuilder::new();
-    let z = latents.iter().map(|&shape| g.input(shape)).collect::<Result<Vec<_>>>()?;
+    let z = g.inputs(latents)?;
     let (features, rgb) = global_stage(&mut g, arch, &z)?;
     let picture = local_stage(&mut g, arch, features, rgb)?;
     Ok(g.finish([picture]))
@@ -167,7 +167,7 @@ pub fn global_stage(g: &mut GraphBuilder, arch: &Arch, z: &[Value]) -> Result<(V
 /// As [`global_graph`].
 pub fn preview_graph(arch: &Arch, latents: &[Shape], level: usize) -> Result<Graph> {
     let mut g = GraphBuilder::new();
-    let z = latents.iter().map(|&shape| g.input(shape)).collect::<Result<Vec<_>>>()?;
+    let z = g.inputs(latents)?;
     let (_, rgb) = coarse_stages(&mut g, arch, &z, Part::Preview(level).stages(arch))?;
     Ok(g.finish([rgb]))
 }

@@ -25,7 +25,7 @@ pub fn params(arch: &Arch) -> Result<Vec<(String, Vec<usize>)>> {
     let picture = g.input(Shape::new(1, side, side, 3))?;
     encoder::encode(&mut g, arch, picture)?;
     let latents = latent_shapes(arch, 1, side, side);
-    let z = latents.iter().map(|&shape| g.input(shape)).collect::<Result<Vec<_>>>()?;
+    let z = g.inputs(&latents)?;
     let (h, r) = decoder::global_stage(&mut g, arch, &z)?;
     decoder::local_stage(&mut g, arch, h, r)?;
     for shape in arch.group_shapes() {

@@ -128,14 +128,9 @@ pub fn denoise<O: Backend>(
     Ok(out)
 }
 
-/// Guidance of a pyramid; it is for the first group, whose levels carry the labels to the others.
+/// Scale of a pyramid's guidance.
 fn scale(noisy: &NoisyLatents<'_>) -> f64 {
-    match noisy.guidance {
-        Some(guidance) if noisy.group == 0 && guidance.rows.iter().any(|&row| row > 0) => {
-            guidance.scale
-        }
-        _ => 1.0,
-    }
+    noisy.guidance.map_or(1.0, |guidance| guidance.scale_in(noisy.group))
 }
 
 /// The network's predictions for every row, by level of the group.

@@ -38,6 +38,14 @@ pub struct Guidance {
     pub scale: f64,
 }
 
+impl Guidance {
+    /// The scale in group `group`, 1 if there is nothing to be guided by. Guidance is for the first group, whose levels carry
+    /// the labels to the others.
+    pub fn scale_in(&self, group: usize) -> f64 {
+        if group == 0 && self.rows.iter().any(|&row| row > 0) { self.scale } else { 1.0 }
+    }
+}
+
 /// A noisy pyramid, the group of levels to denoise, its shared sigma, and the picture's labels.
 #[derive(Clone, Copy, Debug)]
 pub struct NoisyLatents<'a> {

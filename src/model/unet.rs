@@ -253,10 +253,7 @@ impl Inputs {
             return Err(Error::invalid("unet latents", latents.len(), levels.to_string()));
         }
         let (unet, range) = (&shape.group.unet, shape.range());
-        let mut all = |shapes: &[Shape]| {
-            shapes.iter().map(|&shape| g.input(shape)).collect::<Result<Vec<_>>>()
-        };
-        let own = all(&latents[range.clone()])?;
+        let own = g.inputs(&latents[range.clone()])?;
         let finest = latents[range.start];
         let embedding = Shape::new(finest.n, 1, 1, unet.embedding);
         let features = g.input(embedding)?;
@@ -269,8 +266,7 @@ impl Inputs {
             true => Some(g.input(grid.with_channels(2))?),
             false => None,
         };
-        let condition = latents[range.end..].iter().map(|&shape| g.input(shape));
-        let condition = condition.collect::<Result<_>>()?;
+        let condition = g.inputs(&latents[range.end..])?;
         Ok(Self { latents: own, features, labels, coordinates, condition })
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     image_out::Bits,
     jobs::{self, Job, RETRY_AFTER, files::little_endian},
-    service::{blocking::blocking, frames::STREAM_BYTES},
+    service::{blocking::blocking, bodies::STREAM_BYTES},
 };
 
 /// JPEG quality of tiles, 1 to 100.

@@ -17,9 +17,9 @@ use crate::{
     service::{
         access::Caller,
         blocking::blocking,
+        bodies,
         convert::{self, refused},
         encode::{Content, Encoder},
-        frames,
         stream::{self, View, Watcher},
         upload::Uploads,
     },
@@ -235,7 +235,7 @@ impl JobService for GrpcService {
         let view = View::try_from(options).map_err(refused)?;
         let place = self.encoder.stream().map_err(refused)?;
         let watcher = Watcher { after: after_sequence, ..self.watcher(job, view) };
-        Ok(frames::respond(tokio_stream::empty(), watcher.start(place)))
+        Ok(bodies::respond(tokio_stream::empty(), watcher.start(place)))
     }
 
     async fn generate(
@@ -250,7 +250,7 @@ impl JobService for GrpcService {
         let job = job.unwrap_or_default();
         let job = self.create::<api::GenerateRequest>(caller, job).await?;
         let watcher = Watcher { cancels: !detach, ..self.watcher(job, view) };
-        Ok(frames::respond(tokio_stream::empty(), watcher.start(place)))
+        Ok(bodies::respond(tokio_stream::empty(), watcher.start(place)))
     }
 
     async fn get_tile(

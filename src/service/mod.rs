@@ -6,10 +6,10 @@
 
 mod access;
 mod blocking;
+mod bodies;
 mod connections;
 mod convert;
 mod encode;
-mod frames;
 mod framing;
 mod grpc;
 pub mod http;
@@ -162,11 +162,11 @@ async fn run(
     let model_service =
         ModelServiceServer::from_arc(grpc_service).max_decoding_message_size(MAX_REQUEST);
     let job_service =
-        MapResponseLayer::new(frames::with_frames).named_layer(CheckFrames(job_service));
+        MapResponseLayer::new(bodies::with_frames).named_layer(CheckFrames(job_service));
     let model_service = CheckFrames(model_service);
     // Cancelled once health has been reported for the last time.
     let reported = CancellationToken::new();
-    let ending = MapResponseLayer::new(frames::ending(reported.clone(), cancel.clone()));
+    let ending = MapResponseLayer::new(bodies::ending(reported.clone(), cancel.clone()));
     let routes = Routes::new(GrpcWebLayer::new().named_layer(job_service))
         .add_service(GrpcWebLayer::new().named_layer(model_service))
         .add_service(GrpcWebLayer::new().named_layer(ending.named_layer(health_service)))

@@ -16,9 +16,9 @@ use crate::{
     },
     service::{
         blocking::blocking,
+        bodies::{self, End, Frames, Head, Sender},
         convert,
         encode::{Content, Encoder, Loaded},
-        frames::{self, End, Frames, Head, Sender},
     },
 };
 
@@ -85,7 +85,7 @@ impl Watcher {
         if self.view.previews {
             self.job.want_previews();
         }
-        let (sender, frames) = frames::channel(place);
+        let (sender, frames) = bodies::channel(place);
         tokio::spawn(async move {
             let (jobs, job, cancels) = (self.jobs.clone(), self.job.clone(), self.cancels);
             match self.run(&sender).await {
@@ -203,7 +203,7 @@ pub(super) fn unary<T: Default, M: Message + 'static>(
     content: Content,
     fields: M,
 ) -> Response<T> {
-    let (sender, frames) = frames::channel(place);
+    let (sender, frames) = bodies::channel(place);
     tokio::spawn(async move {
         let head = |loaded: &Loaded| Ok(Head::data(loaded.data.len()).within(PART, &fields));
         match sender.content(&encoder, &job, content, head).await {
@@ -212,7 +212,7 @@ pub(super) fn unary<T: Default, M: Message + 'static>(
             Err(End::Gone) => {}
         }
     });
-    frames::respond(T::default(), frames)
+    bodies::respond(T::default(), frames)
 }
 
 /// A tile without its data.

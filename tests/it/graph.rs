@@ -150,25 +150,6 @@ fn receptive_fields_are_those_of_the_operators() {
     assert_eq!(seen.len(), 17, "{seen:?}");
 }
 
-/// A value lives as long as something reads it, and the results to the end.
-#[test]
-fn lifetimes_end_after_the_last_reader() {
-    let arch = common::small_arch();
-    let latents = latent_shapes(&arch, 1, 64, 32);
-    for graph in [unet::graph(&arch, 0, &latents), decoder::graph(&arch, &latents)] {
-        let graph = graph.unwrap();
-        let last = graph.last_uses();
-        for (i, node) in graph.nodes().iter().enumerate() {
-            if let Source::Operator { inputs, .. } = &node.source {
-                assert!(inputs.iter().all(|input| input.index() < i && last[input.index()] >= i));
-            }
-        }
-        for output in graph.outputs() {
-            assert_eq!(last[output.index()], graph.nodes().len());
-        }
-    }
-}
-
 /// With all that a backend may fuse, every value that an operator reads from memory is there when it runs, has not been
 /// freed, and is freed once; nothing else is kept.
 #[test]

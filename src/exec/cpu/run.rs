@@ -220,7 +220,7 @@ impl<'a> Run<'a> {
         }))
     }
 
-    /// What `load` reads, written to memory.
+    /// The result of `load`, written to memory.
     fn write(&self, load: Load) -> Result<Arc<Buffer>> {
         let (input, arch) = (self.input(load)?, self.cpu.config.arch);
         let source = match load.is_plain() {

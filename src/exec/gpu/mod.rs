@@ -68,7 +68,7 @@ pub static OPERATORS: [&Operator; 24] = [
     &pointwise::WEIGHTED_ADD,
 ];
 
-/// What the shaders of convolutions can fuse.
+/// Capabilities of the shaders of convolutions.
 pub const FUSION: Fusion = Fusion { norms: false, ..Fusion::ALL };
 
 /// Invocations per workgroup of kernels with one invocation per item.

@@ -41,7 +41,7 @@ impl Values<'_> {
         self.tensors[value.index()].clone().ok_or_else(missing)
     }
 
-    /// How a convolution reads `value`.
+    /// The operand of a convolution that reads `value`.
     fn operand(&self, value: Value) -> Result<Operand> {
         let load = self.fused.read(value);
         Ok(Operand { tensor: self.tensor(load.source)?, upsampled: load.up })
