@@ -57,7 +57,7 @@ pub(super) fn run(
     output::check(&args.out)?;
     let name = client::full_name(&args.job);
     let job = client::run(cancel, async {
-        let client = args.server.connect_with(args.retry.retry()).await?;
+        let client = args.server.connect_lazy(args.retry.retry())?;
         let job = client.get(&name).await?;
         let mut printer = EventPrinter::new(&job, progress);
         let mut show = |event: &crate::api::JobEvent| printer.show(event, progress);

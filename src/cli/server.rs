@@ -21,7 +21,7 @@ use crate::{
 /// Address of the server and credentials.
 #[derive(Debug, Args)]
 pub(super) struct ServerArgs {
-    /// Address of the server
+    /// Address of the server, with the path under which a proxy offers it, if any
     #[arg(long, value_name = "URL", env = "TESSERA_SERVER", default_value = client::DEFAULT_SERVER)]
     server: String,
     /// Bearer token; flags are visible to other users of this machine, the variable is not
@@ -45,11 +45,15 @@ fn parse_secret(text: &str) -> Result<Secret, std::convert::Infallible> {
 impl ServerArgs {
     /// Connects to the server.
     pub(super) async fn connect(&self) -> Result<Client> {
-        self.connect_with(Retry::default()).await
+        Client::connect(&self.settings(Retry::default())?).await
     }
 
-    /// Connects to the server with a retry policy.
-    pub(super) async fn connect_with(&self, retry: Retry) -> Result<Client> {
+    /// A client that waits for the server as `retry` says.
+    pub(super) fn connect_lazy(&self, retry: Retry) -> Result<Client> {
+        Client::connect_lazy(&self.settings(retry)?)
+    }
+
+    fn settings(&self, retry: Retry) -> Result<Settings> {
         let read = |field, path| PemFile::read(field, path);
         let ca = self.ca.as_deref().map(|path| read("ca", path)).transpose()?;
         let cert = self.cert.as_deref().map(|path| read("cert", path)).transpose()?;
@@ -57,21 +61,21 @@ impl ServerArgs {
         ca.as_ref().map(PemFile::certificates).transpose()?;
         let identity = cert.zip(key);
         identity.as_ref().map(|(cert, key)| pem::identity(cert, key)).transpose()?;
-        let settings = Settings {
+        Ok(Settings {
             token: self.token.clone(),
             ca: ca.map(PemFile::into_bytes),
             identity: identity.map(|(cert, key)| (cert.into_bytes(), key.into_bytes())),
             retry,
             ..Settings::new(&self.server)
-        };
-        Client::connect(&settings).await
+        })
     }
 }
 
 /// Retry policy.
 #[derive(Debug, Args)]
 pub(super) struct RetryArgs {
-    /// Give up after this many seconds without a connection and without progress; the job goes on
+    /// Give up after this many seconds without a connection and without progress, also while the server is not there yet; the
+    /// job goes on
     #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", default_value_t = Retry::default().give_up.as_secs())]
     give_up: u64,
 }

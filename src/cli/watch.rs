@@ -32,7 +32,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, progress: &mut Progress, cancel: &CancellationToken) -> Result<()> {
     let mut description = None;
     client::run(cancel, async {
-        let client = args.server.connect_with(args.retry.retry()).await?;
+        let client = args.server.connect_lazy(args.retry.retry())?;
         let job = client.get(&args.job).await?;
         let mut printer = EventPrinter::new(&job, progress);
         let options = StreamOptions {

@@ -1,7 +1,8 @@
 //! The client of the service.
 //!
-//! [`Client::watch`] and [`Client::fetch`] survive broken connections and restarts of the server: they reconnect with the last
-//! sequence number, so every event is delivered once, and give up after [`Retry::give_up`]. A fetched file has the same bytes
+//! [`Client::get`], [`Client::watch`] and [`Client::fetch`] survive broken connections and restarts of the server, and with
+//! [`Client::connect_lazy`] they wait for a server that is not there yet: they reconnect with the last sequence number, so
+//! every event is delivered once, and give up after [`Retry::give_up`]. A fetched file has the same bytes
 //! as one generated locally with the same seed, model and kind of device; the CRC32C of every tile is checked.
 //!
 //! Responses are not trusted: sizes are checked before allocation, control characters are removed from texts, and no name
@@ -70,7 +71,7 @@ const CHUNK: usize = 32 << 10;
 /// Address, credentials and retry policy.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Address, such as [`DEFAULT_SERVER`]; `https` for TLS.
+    /// Address, such as [`DEFAULT_SERVER`]; `https` for TLS. A path is the one under which a proxy offers the server.
     pub server: String,
     /// Bearer token of every call.
     pub token: Option<Secret>,
@@ -149,14 +150,27 @@ impl Client {
     /// [`InvalidArgument`](crate::error::Kind::InvalidArgument) naming the invalid setting;
     /// [`Unavailable`](crate::error::Kind::Unavailable) if the server can't be reached.
     pub async fn connect(settings: &Settings) -> Result<Self> {
-        let Settings { server, token, retry, .. } = settings;
-        let endpoint = endpoint(settings)?;
-        let bearer = token.as_ref().map(bearer).transpose()?;
-        let channel =
-            endpoint.connect().await.map_err(|error| status::unreachable(server, &error))?;
-        let calls = JobServiceClient::with_interceptor(channel, Bearer(bearer))
+        let (endpoint, bearer) = (endpoint(settings)?, bearer(settings)?);
+        let connected = endpoint.connect().await;
+        let channel = connected.map_err(|error| status::unreachable(&settings.server, &error))?;
+        Ok(Self::over(channel, bearer, &endpoint, settings))
+    }
+
+    /// A client that connects at its first call. It must be called in the context of a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::error::Kind::InvalidArgument) naming the invalid setting.
+    pub fn connect_lazy(settings: &Settings) -> Result<Self> {
+        let (endpoint, bearer) = (endpoint(settings)?, bearer(settings)?);
+        Ok(Self::over(endpoint.connect_lazy(), bearer, &endpoint, settings))
+    }
+
+    /// A client whose calls go to the path of the endpoint.
+    fn over(channel: Channel, bearer: Bearer, endpoint: &Endpoint, settings: &Settings) -> Self {
+        let service = InterceptedService::new(channel, bearer);
+        let calls = JobServiceClient::with_origin(service, endpoint.uri().clone())
             .max_decoding_message_size(MAX_MESSAGE);
-        Ok(Self { calls, server: server.clone(), retry: *retry })
+        Self { calls, server: settings.server.clone(), retry: settings.retry }
     }
 
     /// Creates a job. If the response is lost the request is repeated with the same `request_id`, which is generated if it is
@@ -187,12 +201,13 @@ impl Client {
         .await
     }
 
-    /// Returns a job.
+    /// Returns a job, waiting for a server that is unavailable.
     ///
     /// # Errors
-    /// [`NotFound`](crate::error::Kind::NotFound); [`Unavailable`](crate::error::Kind::Unavailable).
+    /// [`NotFound`](crate::error::Kind::NotFound); [`Unavailable`](crate::error::Kind::Unavailable) after
+    /// [`Retry::give_up`].
     pub async fn get(&self, name: &str) -> Result<Job> {
-        self.with_retries(1, || self.try_get(name)).await
+        self.with_retries(u32::MAX, || self.try_get(name)).await
     }
 
     /// Returns all jobs, oldest first.
@@ -282,7 +297,10 @@ impl Client {
             match call().await {
                 Ok(answer) => return Ok(answer),
                 Err(status) if attempt < attempts && status::is_transient(&status) => {
-                    tracing::debug!("{}: {status}; trying again", self.server);
+                    if attempt == 1 {
+                        let limit = self.retry.give_up;
+                        tracing::warn!("{}; trying again for up to {limit:?}", self.error(&status));
+                    }
                     if !backoff.pause().await {
                         return Err(self.given_up(&status));
                     }
@@ -310,12 +328,14 @@ fn endpoint(settings: &Settings) -> Result<Endpoint> {
     let Settings { server, ca, identity, .. } = settings;
     let expected = || format!("an address like {DEFAULT_SERVER}");
     let refused = || Error::invalid("server", format!("{server:?}"), expected());
-    let secure = match server.split_once("://") {
-        Some(("http", host)) if !host.is_empty() => false,
-        Some(("https", host)) if !host.is_empty() => true,
+    // Names of methods follow the path.
+    let address = server.trim_end_matches('/');
+    let secure = match address.split_once("://") {
+        Some(("http", host)) if !host.contains(['?', '#']) => false,
+        Some(("https", host)) if !host.contains(['?', '#']) => true,
         _ => return Err(refused()),
     };
-    let mut endpoint = Endpoint::from_shared(server.clone())
+    let mut endpoint = Endpoint::from_shared(address.to_owned())
         .map_err(|error| refused().with_source(error))?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -350,8 +370,13 @@ fn endpoint(settings: &Settings) -> Result<Endpoint> {
     Ok(endpoint)
 }
 
+/// The token of the settings.
+fn bearer(settings: &Settings) -> Result<Bearer> {
+    settings.token.as_ref().map(authorization).transpose().map(Bearer)
+}
+
 /// The authorization header.
-fn bearer(token: &Secret) -> Result<MetadataValue<Ascii>> {
+fn authorization(token: &Secret) -> Result<MetadataValue<Ascii>> {
     let refused =
         || Error::invalid("token", "(secret)", "printable ASCII characters without spaces");
     if !token.reveal().bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -427,7 +452,16 @@ mod tests {
 
     #[test]
     fn invalid_addresses_are_named() {
-        for server in ["", "127.0.0.1:50051", "ftp://host", "http://", "https://", "http://a b"] {
+        for server in [
+            "",
+            "127.0.0.1:50051",
+            "ftp://host",
+            "http://",
+            "https:///",
+            "http://a b",
+            "http://host/path?query",
+            "http://host/#part",
+        ] {
             let error = endpoint(&Settings::new(server)).err();
             assert_eq!(error.as_ref().and_then(Error::field), Some("server"), "{server}");
         }

@@ -1,6 +1,6 @@
 //! Converts gRPC statuses to errors, from the fields in their details.
 
-use std::error::Error as StdError;
+use std::{error::Error as StdError, io};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorInfo, StatusExt as _};
@@ -14,7 +14,17 @@ use crate::{
 /// True if the failure is transient: the server is unavailable or the connection broke.
 pub(super) fn is_transient(status: &Status) -> bool {
     // A status that was received has no source; a local one has the connection's error.
-    status.code() == Code::Unavailable || status.source().is_some()
+    match status.source() {
+        Some(cause) => !is_refusal(cause),
+        None => status.code() == Code::Unavailable,
+    }
+}
+
+/// True for errors of TLS, such as an unknown authority, which a later attempt meets too.
+fn is_refusal(error: &(dyn StdError + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::InvalidData)
 }
 
 /// True if the server has refused the call because a limit is reached that may be lifted later.
@@ -118,8 +128,9 @@ mod tests {
     #[test]
     fn only_transient_failures_are_retried() {
         assert!(is_transient(&Status::unavailable("draining")));
-        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        let broken = Status::from_error(Box::new(broken));
+        let broken = |kind| Status::from_error(Box::new(io::Error::from(kind)));
+        assert!(!is_transient(&broken(io::ErrorKind::InvalidData)), "TLS");
+        let broken = broken(io::ErrorKind::ConnectionReset);
         assert!(is_transient(&broken));
         assert_eq!(error("server", &broken).kind(), Kind::Unavailable);
         for status in [

@@ -20,7 +20,7 @@ use tessera::{
     image_out::{self, Bits, CLASSIC_LIMIT, Metadata, RawPixels},
 };
 use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, service::Routes};
 
 /// Name of the stub's job.
 pub(crate) const NAME: &str = "jobs/one";
@@ -168,16 +168,25 @@ impl Stub {
 
     /// Serves until the test ends; gives the address.
     pub(crate) async fn serve(self: Arc<Self>) -> SocketAddr {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let service = JobServiceServer::from_arc(self);
-        tokio::spawn(
-            tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(TcpListenerStream::new(listener)),
-        );
-        address
+        serve(Routes::new(JobServiceServer::from_arc(self))).await
     }
+
+    /// Serves under `path` alone, as behind a proxy.
+    pub(crate) async fn serve_under(self: Arc<Self>, path: &str) -> SocketAddr {
+        let routes = Routes::new(JobServiceServer::from_arc(self)).into_axum_router();
+        serve(axum::Router::new().nest(path, routes).into()).await
+    }
+}
+
+async fn serve(routes: Routes) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_routes(routes)
+            .serve_with_incoming(TcpListenerStream::new(listener)),
+    );
+    address
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

@@ -220,6 +220,69 @@ async fn watch_after_the_last_event_ends_at_once() {
     assert_eq!(watch.last_sequence(), last);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn address_of_a_server_keeps_its_path() {
+    let made = Made::new(200, 130, Bits::Eight);
+    let stub = Arc::new(Stub::new(&made, made.events()));
+    let address = stub.serve_under("/pictures/tessera").await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.png");
+    for end in ["", "/"] {
+        let settings = Settings::new(format!("http://{address}/pictures/tessera{end}"));
+        for client in
+            [Client::connect(&settings).await.unwrap(), Client::connect_lazy(&settings).unwrap()]
+        {
+            client.fetch(NAME, &path, None, &mut |_: &JobEvent| {}).await.unwrap();
+            assert!(fs::read(&path).unwrap() == made.file("a.png"));
+        }
+    }
+    for path in ["", "/pictures", "/pictures/tessera/tessera"] {
+        let client = Client::connect(&Settings::new(format!("http://{address}{path}"))).await;
+        client.unwrap().get(NAME).await.unwrap_err();
+    }
+}
+
+#[test]
+fn watch_and_fetch_wait_for_a_server_that_is_not_there_yet() {
+    let jobs = tempfile::tempdir().unwrap();
+    let server = Server::start(jobs.path(), &[]);
+    let url = server.url.clone();
+    let dir = Dir::new().with_server(&url);
+    let job = dir.succeeds(&["submit", "--size", "64x32", "--steps", "2"]);
+    let job = job.trim();
+    dir.succeeds(&["fetch", job, "--out", "before.tiff"]);
+    drop(server);
+    // No time to wait: the server is named, and why it can't be reached.
+    for args in [&["watch", job][..], &["fetch", job, "--out", "none.tiff"]] {
+        let args = [args, &["--give-up", "0"]].concat();
+        dir.fails(&args, 1, &["retrying", "0 s", &url, "refused"]);
+    }
+    let start = |args: &[&str]| {
+        let mut command = dir.command();
+        command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut waiting =
+        [start(&["watch", job, "--json"]), start(&["fetch", job, "--out", "a.tiff", "--json"])];
+    for child in &mut waiting {
+        let mut line = String::new();
+        BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains(&url) && line.contains("trying again for up to 600s"), "{line}");
+    }
+    let address = url.trim_start_matches("http://");
+    let _server = Server::start(jobs.path(), &["--listen", address]);
+    for child in waiting {
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        // One note for the whole outage.
+        assert!(output.status.success() && stderr.is_empty(), "{stderr}");
+        let lines = events(&String::from_utf8(output.stdout).unwrap());
+        assert_eq!(lines[0]["event"], "queued");
+        assert!(lines.iter().any(|line| line["event"] == "finished"));
+    }
+    let (before, after) = (fs::read(dir.join("before.tiff")), fs::read(dir.join("a.tiff")));
+    assert!(before.unwrap() == after.unwrap());
+}
+
 #[test]
 fn fetch_gives_the_bytes_of_generate() {
     let jobs = tempfile::tempdir().unwrap();
@@ -452,5 +515,9 @@ fn tls_client_certificates_and_tokens_are_presented() {
     dir.fails(&with(&["--ca", "ca.pem", "--token", "open"]), 1, &["unavailable"]);
     let stranger = ["--ca", "client.pem", "--cert", "client.pem", "--key", "client.key"];
     dir.fails(&with(&stranger), 1, &["unavailable", "certificate"]);
+    // Nor is it waited for.
+    let watch = dir.run(&[&["watch", "1", "--give-up", "1"], &stranger[..]].concat());
+    watch.ended(1, &["unavailable", "certificate"]);
+    assert!(!watch.stderr.contains("trying again"), "{watch}");
     dir.refused(&with(&["--ca", "tokens"]), &["ca is tokens", "not PEM"]);
 }

@@ -138,13 +138,15 @@ async fn edit_refuses_bad_pictures_and_leaves_no_upload() {
         let mut stream = TcpStream::connect(address).unwrap();
         let length = body.len();
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-Prefix: /pictures\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).unwrap();
         stream.write_all(body).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with(&format!("HTTP/1.1 {wanted}")), "{path} {kind}: {answer}");
+        // As behind a proxy that offers the server under a path.
+        assert_eq!(answer.contains("location: /pictures/jobs/"), wanted == "201", "{answer}");
     }
     let jobs = client.list_jobs(api::ListJobsRequest::default()).await.unwrap().into_inner().jobs;
     assert_eq!(jobs.len(), 1);

@@ -67,7 +67,10 @@ impl Site {
         for (name, value) in headers {
             request = request.header(name, *value);
         }
-        let request = request.body(Body::empty()).unwrap();
+        self.send(request.body(Body::empty()).unwrap()).await
+    }
+
+    async fn send(&self, request: Request<Body>) -> Answer {
         let answer = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = answer.into_parts();
         let body = to_bytes(body, 64 << 20).await.unwrap().to_vec();
@@ -76,6 +79,15 @@ impl Site {
 
     async fn get(&self, path: &str) -> Answer {
         self.ask(path, &[]).await
+    }
+
+    /// The answer to a browser that asks if a page of another host may send a request with headers of its own.
+    async fn preflight(&self, path: &str) -> Answer {
+        let request = Request::options(path)
+            .header(header::ORIGIN, "https://viewer.example")
+            .header(header::ACCESS_CONTROL_REQUEST_METHOD, "GET")
+            .header(header::ACCESS_CONTROL_REQUEST_HEADERS, "accept,x-requested-with");
+        self.send(request.body(Body::empty()).unwrap()).await
     }
 }
 
@@ -353,6 +365,33 @@ async fn iiif_serves_what_it_lists() {
 }
 
 #[tokio::test]
+async fn links_begin_with_the_path_of_a_proxy() {
+    let site = Site::open("net-a", Vec::new());
+    let job = site.create(96, 64, TileSize::Pixels(64), Bits::Eight);
+    let base = format!("/jobs/{}/iiif", job.id);
+    let prefix = header::HeaderName::from_static("x-forwarded-prefix");
+    for (sent, path) in [
+        ("/pictures/tessera", "/pictures/tessera"),
+        ("/pictures/", "/pictures"),
+        ("//evil.example", ""),
+        ("/a\"b", ""),
+    ] {
+        let headers = [(header::HOST, "pictures.example"), (prefix.clone(), sent)];
+        let moved = site.ask(&base, &headers).await;
+        assert_eq!(moved.status, StatusCode::SEE_OTHER);
+        assert_eq!(moved.header(header::LOCATION), format!("{path}{base}/info.json"), "{sent}");
+        let info = site.ask(&format!("{base}/info.json"), &headers).await;
+        let info: serde_json::Value = serde_json::from_slice(&info.body).unwrap();
+        assert_eq!(info["id"], format!("http://pictures.example{path}{base}"), "{sent}");
+    }
+    // The viewer has addresses that are relative to its own.
+    let page = site.get("/").await.text();
+    for absolute in ["href=\"/", "src=\"/"] {
+        assert!(!page.contains(absolute), "{page}");
+    }
+}
+
+#[tokio::test]
 async fn cors_lets_other_pages_read_public_tiles_only() {
     let site = Site::open("net-a", Vec::new());
     let job = site.create(96, 64, TileSize::Pixels(64), Bits::Eight);
@@ -378,6 +417,14 @@ async fn cors_lets_other_pages_read_public_tiles_only() {
             let found =
                 (answer.header(header::ACCESS_CONTROL_ALLOW_ORIGIN), answer.header(policy.clone()));
             assert_eq!(found, expected, "{path}, tokens: {tokens}");
+            // The same for requests that browsers ask about before they send them.
+            let asked = site.preflight(&format!("{base}/{path}")).await;
+            assert_eq!(asked.status.is_success(), tiled && !tokens, "{path}, tokens: {tokens}");
+            let methods = asked.header(header::ACCESS_CONTROL_ALLOW_METHODS);
+            let headers = asked.header(header::ACCESS_CONTROL_ALLOW_HEADERS);
+            let allowed = asked.header(header::ACCESS_CONTROL_ALLOW_ORIGIN);
+            let expected = if tiled && !tokens { ("GET,HEAD", "*", "*") } else { ("", "", "") };
+            assert_eq!((methods, headers, allowed), expected, "{path}, tokens: {tokens}");
         }
     }
 }

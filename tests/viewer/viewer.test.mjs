@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer, request as ask } from "node:http";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, before, test } from "node:test";
@@ -57,8 +58,8 @@ after(async () => {
   if (jobs) await rm(jobs, { recursive: true, force: true });
 });
 
-/** A page that fails the test on errors of scripts and on requests to other hosts. */
-async function open(address, width = 1280, height = 800) {
+/** A page that fails the test on errors of scripts and on requests to addresses that do not begin with `home`. */
+async function open(address, width = 1280, height = 800, home = url) {
   const context = await browser.newContext({ viewport: { width, height }, acceptDownloads: true });
   context.setDefaultTimeout(patience);
   const page = await context.newPage();
@@ -68,13 +69,13 @@ async function open(address, width = 1280, height = 800) {
     if (message.type() === "error") page.problems.push(message.text());
   });
   page.on("request", (request) => {
-    const other = !request.url().startsWith(url) && !/^(blob|data):/.test(request.url());
+    const other = !request.url().startsWith(`${home}/`) && !/^(blob|data):/.test(request.url());
     if (other) page.problems.push(`asks ${request.url()}`);
   });
   // For work on the viewer without building the server again.
   if (process.env.VIEWER_DIST) {
     for (const [name, file] of [["", "index.html"], ["viewer.js", "viewer.js"], ["viewer.css", "viewer.css"]]) {
-      await page.route(`${url}/${name}`, async (route) => {
+      await page.route(`${home}/${name}`, async (route) => {
         const response = await route.fetch();
         await route.fulfill({ response, body: await readFile(path.join(root, "viewer/dist", file), "utf8") });
       });
@@ -82,6 +83,32 @@ async function open(address, width = 1280, height = 800) {
   }
   await page.goto(address);
   return page;
+}
+
+/** A proxy that offers the server under `prefix` and nothing else; resolves with its address and how to end it. */
+async function proxy(prefix) {
+  const { hostname, port } = new URL(url);
+  const front = createServer((request, response) => {
+    if (!request.url.startsWith(`${prefix}/`)) {
+      response.writeHead(404).end();
+      return;
+    }
+    const headers = { ...request.headers, "x-forwarded-prefix": prefix };
+    const path = request.url.slice(prefix.length);
+    const onward = ask({ hostname, port, path, method: request.method, headers }, (answer) => {
+      response.writeHead(answer.statusCode, answer.headers);
+      answer.pipe(response);
+    });
+    onward.on("error", () => response.destroy());
+    response.on("close", () => onward.destroy());
+    request.pipe(onward);
+  });
+  await new Promise((resolve) => front.listen(0, "127.0.0.1", resolve));
+  const end = () => {
+    front.closeAllConnections();
+    front.close();
+  };
+  return { home: `http://127.0.0.1:${front.address().port}${prefix}`, end };
 }
 
 const status = (page) => page.locator("#status");
@@ -318,5 +345,61 @@ test("it fits a phone, works by keyboard, and says what is wrong in words", asyn
   await page.getByRole("alert").getByText("This picture is not on the server any more.").waitFor();
   await page.getByRole("button", { name: "Dismiss" }).click();
   assert.equal(await page.getByText("This picture is not").isVisible(), false);
+  await page.context().close();
+});
+
+test("dialogs fit phones: everything is inside, and the button can be pressed", async () => {
+  for (const [width, height] of [[390, 844], [320, 568]]) {
+    const page = await open(`${url}/`, width, height);
+    await page.getByLabel("Size").locator("option").first().waitFor({ state: "attached" });
+    const outside = (id) => page.evaluate((id) => {
+      const dialog = document.getElementById(id);
+      const inside = (inner, outer) =>
+        inner.left >= outer.left && inner.right <= outer.right && inner.top >= outer.top && inner.bottom <= outer.bottom;
+      const frame = dialog.getBoundingClientRect();
+      const screen = { left: 0, top: 0, right: innerWidth, bottom: innerHeight };
+      const parts = [...dialog.querySelectorAll("*")].filter((part) => !inside(part.getBoundingClientRect(), frame));
+      return [...(inside(frame, screen) ? [] : [dialog]), ...parts].map((part) => part.id || part.outerHTML);
+    }, id);
+    await page.getByRole("button", { name: "Edit a picture" }).click();
+    await page.getByRole("button", { name: "Edit", exact: true }).waitFor();
+    await page.screenshot({ path: path.join(shots, `11-edit-${width}.png`) });
+    assert.deepEqual(await outside("editor"), [], `${width} pixels`);
+    await page.keyboard.press("Escape");
+    await page.evaluate(() => document.getElementById("token").showModal());
+    assert.deepEqual(await outside("token"), [], `${width} pixels`);
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "nothing sticks out");
+    assert.deepEqual(page.problems, []);
+    await page.context().close();
+  }
+});
+
+test("behind a proxy that offers it under a path, the viewer asks for nothing outside of it", async (t) => {
+  const { home, end } = await proxy("/pictures/tessera");
+  t.after(end);
+  const page = await open(`${home}/#`, 1280, 800, home);
+  await order(page, { seed: 41, size: "512x256", steps: 2 });
+  await page.waitForURL(/\/pictures\/tessera\/#jobs\/[0-9a-f]{32}$/);
+  await status(page).filter({ hasText: "Finished" }).waitFor();
+  await sharp(page);
+  const [download] = await Promise.all([
+    page.waitForEvent("download"),
+    page.getByRole("link", { name: "Download PNG" }).click(),
+  ]);
+  const bytes = await readFile(await download.path());
+  assert.equal(bytes.subarray(0, 4).toString("hex"), "89504e47");
+  await page.getByRole("button", { name: "Pictures" }).click();
+  const thumb = page.getByRole("link", { name: /Seed 41/ }).locator("img");
+  await thumb.evaluate((image) => image.decode());
+  await page.getByRole("button", { name: "Pictures" }).click();
+  await page.getByRole("button", { name: "Edit a picture" }).click();
+  await page.getByLabel("JPEG, PNG, TIFF or WebP").setInputFiles({ name: "a.png", mimeType: "image/png", buffer: bytes });
+  await page.getByRole("button", { name: "Edit", exact: true }).click();
+  await page.getByText("edited, strength 0.50").waitFor();
+  await status(page).filter({ hasText: "Finished" }).waitFor();
+  const id = page.url().split("/").pop();
+  const info = await (await page.request.get(`${home}/jobs/${id}/iiif`)).json();
+  assert.equal(info.id, `${home}/jobs/${id}/iiif`);
+  assert.deepEqual(page.problems, []);
   await page.context().close();
 });

@@ -1,10 +1,13 @@
-// The server, over gRPC-Web on the page's own origin.
+// The server, over gRPC-Web at the page's own address.
 import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
 import { JobService } from "./gen/tessera/v1/job_service_pb";
 import { ModelService } from "./gen/tessera/v1/model_service_pb";
 
 const KEY = "tessera-token";
+
+/** Address of the server: that of the page, which may be under a path of a proxy. Without a slash at the end. */
+export const base = new URL(".", location.href).href.replace(/\/$/, "");
 
 /** The bearer token of this tab, if the server has asked for one. */
 export function token(): string | null {
@@ -27,7 +30,7 @@ const authorize: Interceptor = (next) => (request) => {
   return next(request);
 };
 
-const transport = createGrpcWebTransport({ baseUrl: location.origin, interceptors: [authorize] });
+const transport = createGrpcWebTransport({ baseUrl: base, interceptors: [authorize] });
 
 export const jobs = createClient(JobService, transport);
 export const models = createClient(ModelService, transport);

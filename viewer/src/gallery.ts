@@ -1,5 +1,5 @@
 // List of the server's pictures.
-import { headers, idOf, jobs, token, errorMessage } from "./api";
+import { base, errorMessage, headers, idOf, jobs, token } from "./api";
 import { element, createElement, showAlert } from "./dom";
 import { type Job, JobState } from "./gen/tessera/v1/job_service_pb";
 
@@ -92,7 +92,7 @@ export class Gallery {
     thumb.alt = "";
     thumb.loading = "lazy";
     const last = Math.ceil(Math.log2(Math.max(width, height)));
-    const source = `/jobs/${id}/image_files/${Math.min(8, last)}/0_0.png`;
+    const source = `${base}/jobs/${id}/image_files/${Math.min(8, last)}/0_0.png`;
     if (token()) void picture(source).then((url) => (thumb.src = url));
     else thumb.src = source;
     const text = createElement("span");

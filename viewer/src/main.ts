@@ -1,6 +1,6 @@
 // The viewer: creates pictures, shows them while they are computed, and displays their progress.
 import { Code, ConnectError } from "@connectrpc/connect";
-import { headers, idOf, jobs, models, setToken, token, errorMessage } from "./api";
+import { base, errorMessage, headers, idOf, jobs, models, setToken, token } from "./api";
 import { debounced, element, createElement, showAlert } from "./dom";
 import { Gallery, STATES, newest } from "./gallery";
 import { type Job, type JobEvent, type JobSpec, JobState } from "./gen/tessera/v1/job_service_pb";
@@ -166,7 +166,7 @@ async function editPicture(picture: File): Promise<void> {
     // For an unknown type the server reports the accepted ones.
     const type = picture.type.startsWith("image/") ? picture.type : "image/x-unknown";
     const sent = { method: "POST", headers: { ...headers(), "content-type": type }, body: picture };
-    const answer = await fetch(`/jobs?${query}`, sent);
+    const answer = await fetch(`${base}/jobs?${query}`, sent);
     if (answer.status === 401) throw new ConnectError("a bearer token is needed", Code.Unauthenticated);
     if (!answer.ok) {
       const { detail } = (await answer.json()) as { detail: string };
@@ -314,7 +314,7 @@ function render(): void {
   for (const kind of ["tiff", "png"] as const) {
     const link = element<HTMLAnchorElement>(kind);
     link.hidden = state !== JobState.FINISHED;
-    link.href = `/jobs/${shown.id}/image.${kind}`;
+    link.href = `${base}/jobs/${shown.id}/image.${kind}`;
     link.setAttribute("aria-label", `Download ${kind.toUpperCase()}`);
   }
   renderLevels();
@@ -416,7 +416,7 @@ for (const kind of ["tiff", "png"]) {
     // Links do not send the token.
     if (!token() || !shown) return;
     event.preventDefault();
-    const answer = await fetch(`/jobs/${shown.id}/image.${kind}`, { headers: headers() });
+    const answer = await fetch(`${base}/jobs/${shown.id}/image.${kind}`, { headers: headers() });
     if (!answer.ok) return void showAlert("The picture can't be downloaded.");
     const link = createElement("a");
     link.href = URL.createObjectURL(await answer.blob());

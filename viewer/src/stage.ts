@@ -3,7 +3,7 @@
 // Each shown tile has the time of its request. If its pixels have changed since, it is fetched again and replaced without
 // flicker; final tiles are not fetched again.
 import OpenSeadragon from "openseadragon";
-import { headers } from "./api";
+import { base, headers } from "./api";
 import { debounced, pause } from "./dom";
 
 const SIDE = 256;
@@ -102,7 +102,7 @@ export class Stage {
       maxLevel: lastLevel,
     } as never);
     Object.assign(source, {
-      getTileUrl: (level: number, x: number, y: number) => `/jobs/${id}/image_files/${level}/${x}_${y}.png`,
+      getTileUrl: (level: number, x: number, y: number) => `${base}/jobs/${id}/image_files/${level}/${x}_${y}.png`,
       hasTransparency: () => false,
       downloadTileStart: (job: OpenSeadragon.ImageJob) => {
         const context = job as unknown as Download;
@@ -208,7 +208,7 @@ export class Stage {
     let asked = this.moment;
     const get = () => {
       asked = this.moment;
-      return fetch(`/jobs/${picture.id}/image_files/${level}/${x}_${y}.png`, { headers: headers(), signal });
+      return fetch(`${base}/jobs/${picture.id}/image_files/${level}/${x}_${y}.png`, { headers: headers(), signal });
     };
     let answer = await get().catch(() => null);
     // Retried: the server may become available again.
@@ -289,7 +289,7 @@ export class Stage {
 
   private isOf(picture: Picture, event: OpenSeadragon.TileInvalidatedEvent): boolean {
     const url = (event.tile as unknown as { getUrl(): string }).getUrl();
-    return url.startsWith(`/jobs/${picture.id}/`);
+    return url.startsWith(`${base}/jobs/${picture.id}/`);
   }
 
   /** Highlights a new tile. */

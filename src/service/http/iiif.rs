@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{
     Arc, HttpResult, HttpState, Part,
     composite::{CompositeImage, Encoding},
-    number, reply,
+    links, number, reply,
 };
 use crate::{
     engine::plan::Rect,
@@ -28,9 +28,11 @@ pub(super) async fn redirect(
     State(state): State<Arc<HttpState>>,
     caller: Caller,
     Path(id): Path<String>,
+    headers: HeaderMap,
 ) -> HttpResult {
     let id = &caller.job(&state.jobs, &id)?.id;
-    let place = [(header::LOCATION, format!("/jobs/{id}/iiif/info.json"))];
+    let place = format!("{}/jobs/{id}/iiif/info.json", links::prefix(&headers));
+    let place = [(header::LOCATION, place)];
     Ok((StatusCode::SEE_OTHER, place).into_response())
 }
 
@@ -55,7 +57,7 @@ pub(super) async fn info(
         (0..=pyramid.last() - pyramid.within(TILE)).map(|shift| 1usize << shift).collect();
     let info = json!({
         "@context": "http://iiif.io/api/image/3/context.json",
-        "id": format!("{}/jobs/{}/iiif", origin(&uri, &headers), job.id),
+        "id": format!("{}/jobs/{}/iiif", links::base(&uri, &headers), job.id),
         "type": "ImageService3",
         "protocol": "http://iiif.io/api/image",
         "profile": "level0",
@@ -155,19 +157,6 @@ fn numbers<const N: usize>(field: &'static str, text: &str) -> Result<[usize; N]
         .map_err(|_| Error::invalid(field, format!("{found} numbers"), format!("{N} numbers")))
 }
 
-/// Scheme and host of the request's URL. It is validated because it becomes part of the response.
-fn origin(uri: &Uri, headers: &HeaderMap) -> String {
-    let named = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let host = uri.authority().map(|a| a.as_str()).or_else(|| named(header::HOST.as_str()));
-    let plain = |host: &&str| {
-        let letters = |b: u8| b.is_ascii_alphanumeric() || b".-:[]".contains(&b);
-        (1..=255).contains(&host.len()) && host.bytes().all(letters)
-    };
-    let secure = uri.scheme_str() == Some("https") || named("x-forwarded-proto") == Some("https");
-    let scheme = if secure { "https" } else { "http" };
-    format!("{scheme}://{}", host.filter(plain).unwrap_or("localhost"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,18 +193,5 @@ mod tests {
             let Err(error) = asked(pyramid, region, size) else { panic!("{region} {size}") };
             assert_eq!(error.kind(), kind, "{region} {size}");
         }
-    }
-
-    #[test]
-    fn iiif_origin_ignores_malformed_hosts() {
-        let mut headers = HeaderMap::new();
-        let uri = Uri::from_static("/jobs/x/iiif/info.json");
-        assert_eq!(origin(&uri, &headers), "http://localhost");
-        headers.insert(header::HOST, "127.0.0.1:8443".parse().unwrap());
-        assert_eq!(origin(&uri, &headers), "http://127.0.0.1:8443");
-        headers.insert("x-forwarded-proto", "https".parse().unwrap());
-        assert_eq!(origin(&uri, &headers), "https://127.0.0.1:8443");
-        headers.insert(header::HOST, "a\"b".parse().unwrap());
-        assert_eq!(origin(&uri, &headers), "https://localhost");
     }
 }

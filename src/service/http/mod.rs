@@ -20,11 +20,12 @@ mod assets;
 mod composite;
 mod download;
 mod iiif;
+mod links;
 mod query;
 pub(in crate::service) mod reply;
 mod tile_cache;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -54,6 +55,9 @@ use tile_cache::TileCache;
 /// Content security policy: only this host.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; \
      connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Time for which browsers may keep the answer to a preflight request.
+const PREFLIGHT_AGE: Duration = Duration::from_secs(3600);
 
 /// State shared by the handlers.
 struct HttpState {
@@ -93,9 +97,13 @@ pub fn pictures(jobs: Jobs, open: bool) -> Router {
     if open {
         let header = HeaderName::from_static("cross-origin-resource-policy");
         let policy = HeaderValue::from_static("cross-origin");
-        tiled = tiled
-            .layer(CorsLayer::new().allow_origin(Any).allow_methods([Method::GET, Method::HEAD]))
-            .layer(SetResponseHeaderLayer::overriding(header, policy));
+        // Answers preflight requests too. Viewers may add headers of their own; `*` does not include `authorization`.
+        let cors = CorsLayer::new()
+            .allow_origin(Any)
+            .allow_methods([Method::GET, Method::HEAD])
+            .allow_headers(Any)
+            .max_age(PREFLIGHT_AGE);
+        tiled = tiled.layer(cors).layer(SetResponseHeaderLayer::overriding(header, policy));
     }
     let router = tiled
         .route("/jobs/{id}/preview.png", get(preview))
@@ -228,12 +236,13 @@ async fn edit(State(uploads): State<Uploads>, request: Request) -> HttpResult {
     }
     let order = query::parse(request.uri())?;
     let receiver = uploads.begin(request.extensions())?;
+    let prefix = links::prefix(request.headers()).to_owned();
     let data = request.into_body().into_data_stream().map(|bytes| {
         bytes.map_err(|e| Failure::from(Error::cancelled("the upload").with_source(e)))
     });
     let job = receiver.edit(order, data).await?;
     let name = serde_json::json!({ "name": format!("jobs/{}", job.id) });
-    Ok(reply::created(&format!("/jobs/{}/image.dzi", job.id), name.to_string()))
+    Ok(reply::created(&format!("{prefix}/jobs/{}/image.dzi", job.id), name.to_string()))
 }
 
 async fn preview(
