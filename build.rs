@@ -20,6 +20,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     let mut config = prost_build::Config::new();
     config.enable_type_names();
+    // Maps in the order of their keys, so that equal messages have equal bytes.
+    config.btree_map(["."]);
     tonic_prost_build::configure()
         .build_transport(true)
         .codec_path("crate::api::codec::ApiCodec")

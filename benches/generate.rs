@@ -41,8 +41,10 @@ fn main() -> Result<()> {
     let mut group = criterion.benchmark_group("generate");
     group.sample_size(10).warm_up_time(Duration::from_secs(1));
     for (width, height) in [(512, 256), (1024, 512), (2048, 1024)] {
-        let plan =
-            Plan::new(Spec { width, height, steps: 2, ..Spec::new(&model.arch, 7) }, &model.arch)?;
+        let plan = Plan::new(
+            Spec { width, height, steps: 2.into(), ..Spec::new(&model.arch, 7) },
+            &model.arch,
+        )?;
         group.throughput(Throughput::Elements((width * height) as u64));
         for device in &mut devices {
             let id = BenchmarkId::new(device.name(), format!("{width}x{height}"));

@@ -277,7 +277,7 @@ fn run<O: Backend>(
         }
         ("generate", &[width, height, steps]) => {
             let model = model.ok_or("generate takes a checkpoint as argument")?;
-            let spec = Spec { width, height, steps, ..Spec::new(&model.arch, 7) };
+            let spec = Spec { width, height, steps: steps.into(), ..Spec::new(&model.arch, 7) };
             let plan = Plan::new(spec, &model.arch)?;
             let mut ops = (setup.open)(model.weights.clone())?;
             let (scratch, cancel) = (env::temp_dir(), Cancel::default());

@@ -135,6 +135,39 @@ async fn killed_server_finishes_jobs_with_the_same_bytes() {
     assert_eq!(finish(rough.path()), expected);
 }
 
+/// A job of a model with groups of levels, killed in its first group, between the groups and in its second, ends with the
+/// bytes of one that was left alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_in_any_group_a_job_ends_with_the_same_bytes() {
+    let model = common::fixture("net-g.safetensors");
+    let flags = ["--threads", "1", "--model", model.to_str().unwrap()];
+    let group_steps = [("layout".to_owned(), 40), ("detail".to_owned(), 40)].into();
+    let asked = JobSpec { group_steps, ..spec(3, 384, 256, 0) };
+    let mut pictures = Vec::new();
+    for kills in [&[][..], &[15, 40, 60]] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut server = Server::start_with(&[], dir.path(), &flags);
+        let name = create(&mut server.client().await, asked.clone()).await.unwrap().name;
+        for &step in kills {
+            let request = api::WatchJobRequest { name: name.clone(), ..Default::default() };
+            let mut events = server.client().await.watch_job(request).await.unwrap().into_inner();
+            loop {
+                let event = events.message().await.unwrap().unwrap().event.unwrap();
+                match event.event {
+                    Some(Event::Step(done)) if done.step >= step => break,
+                    Some(Event::Finished(_)) => panic!("finished before step {step}"),
+                    _ => {}
+                }
+            }
+            server.kill();
+            server = Server::start_with(&[], dir.path(), &flags);
+        }
+        let events = watch(&mut server.client().await, &name, 0).await.unwrap();
+        pictures.push(picture(&events, 384, 256));
+    }
+    assert!(pictures[0] == pictures[1]);
+}
+
 /// A job that a client has ordered, and what it knows of it.
 #[derive(Clone, Debug, Default)]
 struct Order {

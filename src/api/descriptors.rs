@@ -56,7 +56,7 @@ pub fn message_of(field: &FieldDescriptorProto) -> Option<&'static DescriptorPro
 }
 
 /// The path from the message type `root` to the field `field`: `spec.width` for `width` in a `CreateJobRequest`. Of several
-/// the one with the fewest steps. `field` may be a path itself.
+/// the one with the fewest steps. `field` may be a path itself; the key of a map is its last part.
 pub fn field_path(root: &str, field: &str) -> Option<String> {
     let (first, rest) = field.split_once('.').map_or((field, None), |(a, b)| (a, Some(b)));
     let mut queue = VecDeque::from([(message(root)?, String::new())]);
@@ -65,6 +65,8 @@ pub fn field_path(root: &str, field: &str) -> Option<String> {
             let path = format!("{prefix}{first}");
             return match rest {
                 None => Some(path),
+                // The rest is a key.
+                Some(rest) if is_map(message, found) => Some(format!("{path}.{rest}")),
                 Some(rest) => {
                     Some(format!("{path}.{}", field_path(message_of(found)?.name(), rest)?))
                 }
@@ -74,6 +76,13 @@ pub fn field_path(root: &str, field: &str) -> Option<String> {
         queue.extend(parts.map(|(part, message)| (message, format!("{prefix}{}.", part.name()))));
     }
     None
+}
+
+/// True if `field` of `message` is a map: its entries are a nested type.
+fn is_map(message: &DescriptorProto, field: &FieldDescriptorProto) -> bool {
+    let name = field.type_name().rsplit('.').next().unwrap_or_default();
+    let mut nested = message.nested_type.iter().filter(|nested| nested.name() == name);
+    nested.any(|nested| nested.options.as_ref().is_some_and(|options| options.map_entry()))
 }
 
 /// A type's name without the package, if it is of this API.
@@ -96,6 +105,7 @@ mod tests {
             ("GetJobRequest", "name", Some("name")),
             ("GetJobRequest", "width", None),
             ("CreateJobRequest", "viewport.depth", None),
+            ("GenerateRequest", "labels.time", Some("job.spec.labels.time")),
             ("Unknown", "name", None),
         ] {
             assert_eq!(field_path(root, field).as_deref(), path, "{field} of {root}");

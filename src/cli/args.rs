@@ -17,7 +17,7 @@ use crate::{
     engine::{
         device::{self, Choice, Device, Precision},
         encode,
-        plan::{MAX_TILE, MIN_TILE, Spec, TileSize},
+        plan::{MAX_TILE, MIN_TILE, Spec, Steps, TileSize},
     },
     error::{Detail, Error, Kind, Result},
     image_in::{self, Photo, Picture},
@@ -153,9 +153,9 @@ pub(super) struct SamplingArgs {
     /// Seed of the noise; the same seed gives the same picture
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
-    /// Denoising steps, 1 to 1000
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 25)]
-    pub(super) steps: usize,
+    /// Denoising steps, 1 to 1000; or those of each of the model's groups of levels, as in layout=30,detail=12
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "25")]
+    pub(super) steps: StepsArg,
     /// Sampler: heun is best, dpmpp fastest
     #[arg(long, value_name = "NAME", value_parser = names::<Sampler>(), default_value = "dpmpp")]
     pub(super) sampler: Sampler,
@@ -165,14 +165,58 @@ pub(super) struct SamplingArgs {
 
 impl SamplingArgs {
     /// The spec for a picture of the model's size.
-    pub(super) fn spec(&self, arch: &Arch) -> Spec {
-        Spec {
-            steps: self.steps,
+    ///
+    /// # Errors
+    /// Those of [`Steps::named`].
+    pub(super) fn spec(&self, arch: &Arch) -> Result<Spec> {
+        Ok(Spec {
+            steps: match &self.steps {
+                StepsArg::Total(steps) => Steps::Total(*steps),
+                StepsArg::PerGroup(named) => {
+                    Steps::named(arch, named.iter().map(|(name, steps)| (name.as_str(), *steps)))?
+                }
+            },
             sampler: self.sampler,
             tile: self.decode.tile,
             bits: self.decode.bits,
             ..Spec::new(arch, self.seed)
+        })
+    }
+}
+
+/// Denoising steps, as in `25` or `layout=30,detail=12`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StepsArg {
+    /// Of all groups of levels together.
+    Total(usize),
+    /// Of each group by its name.
+    PerGroup(BTreeMap<String, usize>),
+}
+
+impl FromStr for StepsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(steps) = text.parse() {
+            return Ok(Self::Total(steps));
         }
+        let mut named = BTreeMap::new();
+        for part in text.split(',') {
+            let (name, steps) = part.split_once('=').unwrap_or_default();
+            match steps.parse() {
+                Ok(steps) if !name.is_empty() => {
+                    if named.insert(name.to_owned(), steps).is_some() {
+                        return Err(format!("{name} is given twice"));
+                    }
+                }
+                _ => {
+                    return Err(format!(
+                        "{text:?} is not a number, nor steps of groups such as layout=30,detail=12"
+                    ));
+                }
+            }
+        }
+        Ok(Self::PerGroup(named))
     }
 }
 
@@ -185,7 +229,7 @@ pub(super) struct LabelArgs {
     labels: Vec<(String, String)>,
     /// Strength of the labels, from 1 (none) to 20; 2 for a model with labels if not given
     #[arg(long, allow_negative_numbers = true, value_name = "SCALE")]
-    guidance: Option<f64>,
+    pub(super) guidance: Option<f64>,
 }
 
 /// A label's name and value.
@@ -199,8 +243,11 @@ fn parse_label(text: &str) -> Result<(String, String), &'static str> {
 }
 
 impl LabelArgs {
-    /// Sets the labels and the guidance of `spec`, whose seed draws what is not given.
-    pub(super) fn apply(&self, model: &Checkpoint, spec: &mut Spec) -> Result<()> {
+    /// The values by the names of the labels.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] if a label is given twice.
+    pub(super) fn named(&self) -> Result<BTreeMap<String, String>> {
         let mut named = BTreeMap::new();
         for (name, value) in &self.labels {
             if let Some(other) = named.insert(name.clone(), value.clone()) {
@@ -208,7 +255,12 @@ impl LabelArgs {
                 return Err(Error::invalid(field, format!("{other} and {value}"), "one value"));
             }
         }
-        spec.labels = model.labels(spec.seed, &named)?;
+        Ok(named)
+    }
+
+    /// Sets the labels and the guidance of `spec`, whose seed draws what is not given.
+    pub(super) fn apply(&self, model: &Checkpoint, spec: &mut Spec) -> Result<()> {
+        spec.labels = model.labels(spec.seed, &self.named()?)?;
         if let Some(guidance) = self.guidance {
             spec.guidance = guidance;
         }
@@ -276,6 +328,16 @@ mod tests {
         assert_eq!("2048×1024".parse::<Size>(), size);
         for text in ["2048", "2048x", "x", "-1x5", "2048x1024x3", "99999999999999999999999x1"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn steps_are_a_number_or_those_of_named_groups() {
+        assert_eq!("25".parse(), Ok(StepsArg::Total(25)));
+        let named = [("layout", 30), ("detail", 12)].map(|(name, n)| (name.to_owned(), n));
+        assert_eq!("layout=30,detail=12".parse(), Ok(StepsArg::PerGroup(named.into())));
+        for text in ["", "-1", "1.5", "layout=", "=3", "layout=3,", "a=1,a=2", "layout=x"] {
+            assert!(text.parse::<StepsArg>().is_err(), "{text}");
         }
     }
 

@@ -59,7 +59,7 @@ pub(super) fn run(
         width: picture.width as usize,
         height: picture.height as usize,
         strength: Some(args.strength),
-        ..args.sampling.spec(&model.arch)
+        ..args.sampling.spec(&model.arch)?
     };
     args.labels.apply(&model, &mut spec)?;
     let mut plan = Plan::new(spec, &model.arch)?;

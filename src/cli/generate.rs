@@ -62,6 +62,8 @@ struct Started<'a> {
     width: usize,
     height: usize,
     steps: usize,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    group_steps: BTreeMap<&'a str, usize>,
     sampler: &'a str,
     tiles: usize,
     model: &'a str,
@@ -102,7 +104,7 @@ pub(super) fn run(
         output::keeps(path, &args.model.model)?;
     }
     let model = args.model.open()?;
-    let mut spec = args.picture.sampling.spec(&model.arch);
+    let mut spec = args.picture.sampling.spec(&model.arch)?;
     if let Some(Size { width, height }) = args.picture.size {
         (spec.width, spec.height) = (width, height);
     }
@@ -147,7 +149,8 @@ pub(super) fn one(
         seed_text: spec.seed.to_string(),
         width: spec.width,
         height: spec.height,
-        steps: spec.steps,
+        steps: spec.steps.total(),
+        group_steps: provenance::group_steps(model, spec),
         sampler: spec.sampler.name(),
         tiles: plan.tiling.tiles.len(),
         model: &model.arch.name,
@@ -168,7 +171,7 @@ pub(super) fn one(
         spec.height,
         spec.seed,
         spec.sampler.name(),
-        spec.steps,
+        spec.steps.total(),
     ));
     let scratch = &output::directory(path);
     let (picture, source) =

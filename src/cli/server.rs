@@ -200,7 +200,7 @@ impl EventPrinter {
             Some(Event::Started(Started { device })) => {
                 progress.line(&format!("  on {}", sanitize(device)));
             }
-            Some(Event::Step(Step { step, of, sigma })) => {
+            Some(Event::Step(Step { step, of, sigma, .. })) => {
                 self.enter(Stage::Denoising, progress);
                 let (step, of) = (*step as usize, *of as usize);
                 progress.event(engine::Event::Step { step, of, sigma: *sigma });
@@ -247,7 +247,7 @@ impl EventPrinter {
                 }
             }
             Event::Started(Started { device }) => EventJson::Started { device: device.clone() },
-            Event::Step(Step { step, of, sigma }) => {
+            Event::Step(Step { step, of, sigma, .. }) => {
                 EventJson::Step { step: *step, of: *of, sigma: *sigma }
             }
             Event::LevelSettled(LevelSettled { level, rows, columns, .. }) => {

@@ -1,6 +1,7 @@
 //! `tessera submit`: creates a job on a server.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -9,7 +10,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    args::{self, PictureArgs, Size},
+    args::{self, LabelArgs, PictureArgs, Size, StepsArg},
     progress::{Progress, ProgressArgs},
     server::ServerArgs,
     text,
@@ -30,6 +31,8 @@ const MAX_DEADLINE: u64 = 366 * 24 * 3600;
 pub(super) struct Args {
     #[command(flatten)]
     picture: PictureArgs,
+    #[command(flatten)]
+    labels: LabelArgs,
     /// Picture to edit: JPEG, PNG, TIFF or WebP; its size is the job's
     #[arg(long, value_name = "FILE")]
     edit: Option<PathBuf>,
@@ -130,9 +133,16 @@ fn request(args: &Args) -> Result<CreateJobRequest> {
             return Err(Error::invalid("tile", "whole", tiles()));
         }
     };
-    if sampling.steps == 0 {
-        return Err(Error::invalid("steps", 0, Expected::range(1..=MAX_STEPS, 0)));
-    }
+    let (steps, group_steps) = match &sampling.steps {
+        StepsArg::Total(0) => {
+            return Err(Error::invalid("steps", 0, Expected::range(1..=MAX_STEPS, 0)));
+        }
+        StepsArg::Total(steps) => (number("steps", *steps)?, BTreeMap::new()),
+        StepsArg::PerGroup(named) => {
+            let named = named.iter().map(|(name, &n)| Ok((name.clone(), number("steps", n)?)));
+            (0, named.collect::<Result<_>>()?)
+        }
+    };
     let sampler = match sampling.sampler {
         sampler::Sampler::Dpmpp => Sampler::Dpmpp,
         sampler::Sampler::Heun => Sampler::Heun,
@@ -155,7 +165,10 @@ fn request(args: &Args) -> Result<CreateJobRequest> {
             seed: sampling.seed,
             width,
             height,
-            steps: number("steps", sampling.steps)?,
+            steps,
+            group_steps,
+            labels: args.labels.named()?,
+            guidance: args.labels.guidance,
             sampler: sampler.into(),
             tile_size,
             bits: 8 * sampling.decode.bits.sample_len() as u32,

@@ -58,7 +58,7 @@ impl Client {
         let options = StreamOptions {
             tile_format: ImageFormat::Raw.into(),
             without_previews: true,
-            without_tile_data: false,
+            ..StreamOptions::default()
         };
         let mut watch = self.watch(name, 0, options);
         let finished = loop {

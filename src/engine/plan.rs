@@ -28,6 +28,8 @@ pub const STRENGTH: f64 = 0.5;
 pub const GUIDANCE: f64 = 2.0;
 /// Largest guidance.
 pub const MAX_GUIDANCE: f64 = 20.0;
+/// Largest share of a picture's operations for previews of the denoised estimate; see [`Plan::estimate_periods`].
+pub const ESTIMATE_SHARE: f64 = 0.03;
 /// Smallest side of a decoded tile, in pixels.
 pub const MIN_TILE: usize = 64;
 /// Largest side of a decoded tile, in pixels.
@@ -55,13 +57,115 @@ impl TileSize {
     }
 }
 
+/// Number of denoising steps.
+///
+/// ```
+/// use tessera::engine::plan::Steps;
+///
+/// assert_eq!(Steps::Total(25).of_groups(2), [17, 8]);
+/// assert_eq!(Steps::PerGroup(vec![30, 12]).total(), 42);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Steps {
+    /// Steps of all groups of levels together; see [`Steps::of_groups`].
+    Total(usize),
+    /// Steps of each group, in the order of denoising.
+    PerGroup(Vec<usize>),
+}
+
+impl Steps {
+    /// Steps of each of the model's groups from `named`, steps by the name of the group.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] naming a group that the model does not have or that is missing.
+    pub fn named<'a>(
+        arch: &Arch,
+        named: impl IntoIterator<Item = (&'a str, usize)>,
+    ) -> Result<Self> {
+        let names: Vec<_> = arch.groups.iter().map(|group| group.name.as_str()).collect();
+        let mut steps = vec![None; names.len()];
+        for (name, count) in named {
+            match names.iter().position(|known| *known == name) {
+                Some(at) => steps[at] = Some(count),
+                None => {
+                    let expected = format!("a group of the model: {}", names.join(", "));
+                    return Err(Error::invalid("group_steps", name, expected));
+                }
+            }
+        }
+        let complete = names.iter().zip(steps).map(|(name, count)| {
+            count.ok_or_else(|| {
+                let field = format!("group_steps.{name}");
+                Error::invalid(field, "missing", "the steps of each group of the model")
+            })
+        });
+        complete.collect::<Result<_>>().map(Self::PerGroup)
+    }
+
+    /// Steps of all groups together.
+    pub fn total(&self) -> usize {
+        match self {
+            Self::Total(steps) => *steps,
+            Self::PerGroup(steps) => steps.iter().fold(0, |sum, count| sum.saturating_add(*count)),
+        }
+    }
+
+    /// Steps of each of `groups` groups. Of a total, two thirds are for the first one, which decides the layout, the rest in
+    /// equal shares for the others, at least one each.
+    pub fn of_groups(&self, groups: usize) -> Vec<usize> {
+        let total = match self {
+            Self::PerGroup(steps) => return steps.clone(),
+            Self::Total(total) => *total,
+        };
+        let others = groups.saturating_sub(1);
+        let later = match others {
+            0 => 0,
+            _ => (total / 3).max(others),
+        };
+        let share = |i: usize| later * (i + 1) / others - later * i / others;
+        std::iter::once(total.saturating_sub(later)).chain((0..others).map(share)).collect()
+    }
+
+    /// Checks that each of the groups of `arch` has at least one step, and the total at most [`MAX_STEPS`].
+    fn check(&self, arch: &Arch) -> Result<()> {
+        let (total, groups) = (self.total(), arch.groups.len());
+        if !(1..=MAX_STEPS).contains(&total) {
+            return Err(Error::invalid("steps", total, Expected::range(1..=MAX_STEPS, total)));
+        }
+        match self {
+            Self::Total(_) if total < groups => {
+                let expected = format!("at least {groups}, one for each group of levels");
+                Err(Error::invalid("steps", total, expected))
+            }
+            Self::Total(_) => Ok(()),
+            Self::PerGroup(steps) if steps.len() != groups => {
+                let expected = format!("the steps of {groups} groups");
+                Err(Error::invalid("group_steps", format!("{steps:?}"), expected))
+            }
+            Self::PerGroup(steps) => match steps.iter().position(|&count| count == 0) {
+                Some(at) => {
+                    let field = format!("group_steps.{}", arch.groups[at].name);
+                    Err(Error::invalid(field, 0, "at least 1"))
+                }
+                None => Ok(()),
+            },
+        }
+    }
+}
+
+impl From<usize> for Steps {
+    fn from(total: usize) -> Self {
+        Self::Total(total)
+    }
+}
+
 /// A request for one picture.
 ///
 /// ```
 /// use tessera::{engine::plan::{Plan, Spec}, model::checkpoint::Checkpoint};
 ///
 /// let model = Checkpoint::open("tests/fixtures/net-a.safetensors".as_ref())?;
-/// let spec = Spec { width: 192, steps: 8, ..Spec::new(&model.arch, 42) };
+/// let spec = Spec { width: 192, steps: 8.into(), ..Spec::new(&model.arch, 42) };
 /// let plan = Plan::new(spec.clone(), &model.arch)?;
 /// assert_eq!(plan.tiling.tiles.len(), 1);
 /// // Sides must be multiples of the coarsest factor, here 16.
@@ -76,8 +180,8 @@ pub struct Spec {
     pub width: usize,
     /// Height in pixels, with the limits of the width.
     pub height: usize,
-    /// Denoising steps, 1 to [`MAX_STEPS`].
-    pub steps: usize,
+    /// Denoising steps, 1 to [`MAX_STEPS`] in all, at least one for each group of levels.
+    pub steps: Steps,
     /// Sampler.
     pub sampler: Sampler,
     /// Size of the decoder's tiles.
@@ -104,7 +208,7 @@ impl Spec {
             seed,
             width: arch.width(),
             height: arch.height(),
-            steps: 25,
+            steps: Steps::Total(25),
             sampler: Sampler::Dpmpp,
             tile: TileSize::Pixels(512),
             bits: Bits::Eight,
@@ -120,23 +224,12 @@ impl Spec {
         (!rows.is_empty()).then_some(Guidance { rows, scale })
     }
 
-    /// Steps of each of `groups` groups: two thirds for the first one, which decides the layout, the rest in equal shares for
-    /// the others, at least one each.
-    fn group_steps(&self, groups: usize) -> Vec<usize> {
-        let others = groups.saturating_sub(1);
-        let later = match others {
-            0 => 0,
-            _ => (self.steps / 3).max(others),
-        };
-        let share = |i: usize| later * (i + 1) / others - later * i / others;
-        std::iter::once(self.steps - later).chain((0..others).map(share)).collect()
-    }
-
     /// The first step of the schedule that is run. An edited picture gets the noise of that step (SDEdit, Meng et al.
     /// 2022).
     fn first_step(&self) -> usize {
         let made = self.strength.map_or(1.0, |strength| strength.clamp(0.0, 1.0));
-        self.steps - (made * self.steps as f64).round() as usize
+        let steps = self.steps.total();
+        steps - (made * steps as f64).round() as usize
     }
 }
 
@@ -258,15 +351,7 @@ impl Plan {
         if let Some(strength) = spec.strength.filter(|strength| !(0.0..=1.0).contains(strength)) {
             return Err(Error::invalid("strength", strength, "a number from 0 to 1"));
         }
-        if !(1..=MAX_STEPS).contains(&spec.steps) {
-            let range = Expected::range(1..=MAX_STEPS, spec.steps);
-            return Err(Error::invalid("steps", spec.steps, range));
-        }
-        let groups = arch.groups.len();
-        if spec.steps < groups {
-            let expected = format!("at least {groups}, one for each group of levels");
-            return Err(Error::invalid("steps", spec.steps, expected));
-        }
+        spec.steps.check(arch)?;
         if !(1.0..=MAX_GUIDANCE).contains(&spec.guidance) {
             let expected = format!("a number from 1 to {MAX_GUIDANCE}");
             return Err(Error::invalid("guidance", spec.guidance, expected));
@@ -283,7 +368,7 @@ impl Plan {
         let [width, height] =
             [spec.width, spec.height].map(|side| side.next_multiple_of(arch.coarsest_factor()));
         let latents = latent_shapes(arch, 1, width, height);
-        let schedule = Schedule::of_groups(arch, &spec.group_steps(groups));
+        let schedule = Schedule::of_groups(arch, &spec.steps.of_groups(arch.groups.len()));
         let first_step = spec.first_step();
 
         let guidance = spec.labels_with_guidance();
@@ -335,6 +420,24 @@ impl Plan {
             tiling,
             spec,
         })
+    }
+
+    /// For each group of levels the number of steps from one preview of the denoised estimate to the next, at least 1, so that
+    /// such previews take at most [`ESTIMATE_SHARE`] of the picture's operations.
+    ///
+    /// # Errors
+    /// When the decoder can't be traced for this size, which no plan has.
+    pub fn estimate_periods(&self, arch: &Arch) -> Result<Vec<usize>> {
+        let [width, height] = [self.spec.width, self.spec.height]
+            .map(|side| side.next_multiple_of(arch.coarsest_factor()));
+        let most = ESTIMATE_SHARE * self.flops as f64;
+        let period = |group: usize| {
+            let finest = arch.group(group).range().start;
+            let one = cost::preview_cost(arch, finest, &MEMORY, width, height)?.flops;
+            let all = one as f64 * self.schedule.steps() as f64;
+            Ok((all / most).ceil().max(1.0) as usize)
+        };
+        (0..arch.groups.len()).map(period).collect()
     }
 
     /// Checks that `rect` is not empty and lies in the picture; `field` names it in the error.

@@ -39,6 +39,15 @@ pub fn labels<'a>(model: &'a Checkpoint, spec: &Spec) -> BTreeMap<&'a str, &'a s
         .collect()
 }
 
+/// The steps of each of the model's groups by name; empty for a model of one group.
+pub fn group_steps<'a>(model: &'a Checkpoint, spec: &Spec) -> BTreeMap<&'a str, usize> {
+    let groups = &model.arch.groups;
+    match groups.len() {
+        1 => BTreeMap::new(),
+        n => groups.iter().map(|group| group.name.as_str()).zip(spec.steps.of_groups(n)).collect(),
+    }
+}
+
 /// Metadata of a picture that was generated or, with the SHA-256 and the attribution of the input file as `source`, edited.
 /// The tile's size is left out, as it does not change a pixel.
 pub fn generated(
@@ -48,7 +57,8 @@ pub fn generated(
     source: Option<(&str, &Attribution)>,
 ) -> Metadata {
     let (name, sampler) = (&model.arch.name, spec.sampler.name());
-    let mut description = format!("{name}, seed {}, {sampler} {} steps", spec.seed, spec.steps);
+    let mut description =
+        format!("{name}, seed {}, {sampler} {} steps", spec.seed, spec.steps.total());
     if let Some(strength) = spec.strength {
         description += &format!(", a given picture changed by {strength}");
     }
@@ -57,10 +67,14 @@ pub fn generated(
         ("seed", json!(spec.seed)),
         // For readers of JSON whose numbers are exact up to 2^53 only.
         ("seed_text", json!(spec.seed.to_string())),
-        ("steps", json!(spec.steps)),
+        ("steps", json!(spec.steps.total())),
         ("sampler", json!(sampler)),
     ] {
         metadata.receipt.insert(key.to_owned(), value);
+    }
+    let groups = group_steps(model, spec);
+    if !groups.is_empty() {
+        metadata.receipt.insert("group_steps".to_owned(), json!(groups));
     }
     let labels = labels(model, spec);
     if !labels.is_empty() {

@@ -86,8 +86,27 @@ pub struct Job {
     newest: watch::Sender<u64>,
     /// True once a client has asked for previews.
     previews_wanted: AtomicBool,
+    /// True once a client has asked for previews of the denoised estimate.
+    estimates_wanted: AtomicBool,
+    /// The newest preview of the denoised estimate, while the job is denoised.
+    estimate: Mutex<Option<Arc<Estimate>>>,
     /// The jobs that it belongs to; empty for a job without a server.
     owner: OnceLock<Weak<Shared>>,
+}
+
+/// A preview of the picture that the denoiser expects, from the levels of a group and coarser ones. It is not stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    /// Denoising steps done.
+    pub step: usize,
+    /// Finest level that it shows.
+    pub level: usize,
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Rows of RGB, 8 bits a sample.
+    pub samples: Vec<u8>,
 }
 
 /// State derived from the records.
@@ -234,6 +253,8 @@ impl Job {
             state: Mutex::new(state),
             newest: watch::Sender::new(newest),
             previews_wanted: AtomicBool::new(false),
+            estimates_wanted: AtomicBool::new(false),
+            estimate: Mutex::new(None),
             owner: OnceLock::new(),
         }
     }
@@ -440,6 +461,32 @@ impl Job {
         self.previews_wanted.load(Ordering::Relaxed)
     }
 
+    /// Requests previews of the denoised estimate from now on, every few steps; see
+    /// [`Plan::estimate_periods`](crate::engine::plan::Plan::estimate_periods).
+    pub fn want_estimates(&self) {
+        self.estimates_wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// True once a client has asked for previews of the denoised estimate.
+    pub(super) fn estimates_wanted(&self) -> bool {
+        self.estimates_wanted.load(Ordering::Relaxed)
+    }
+
+    /// The newest preview of the denoised estimate; none before the first one and once the finest level has settled.
+    pub fn estimate(&self) -> Option<Arc<Estimate>> {
+        self.lock_estimate().clone()
+    }
+
+    /// Replaces the preview of the denoised estimate.
+    pub(super) fn set_estimate(&self, estimate: Option<Estimate>) {
+        *self.lock_estimate() = estimate.map(Arc::new);
+    }
+
+    fn lock_estimate(&self) -> MutexGuard<'_, Option<Arc<Estimate>>> {
+        // It is replaced as a whole.
+        self.estimate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The finest level that has settled.
     pub(super) fn settled(&self) -> Option<usize> {
         self.state().settled
@@ -531,6 +578,9 @@ impl Job {
         }
         if !state.held || state.phase.is_last() {
             state.close_journal();
+        }
+        if state.phase.is_last() || state.preview == Some(0) {
+            self.set_estimate(None);
         }
         let size = bytes.iter().map(Vec::len).sum::<usize>() as u64;
         appended.map_err(|error| files::stored(error, size))?;
@@ -682,7 +732,8 @@ impl State {
         match &record.event {
             Event::Queued { .. } => self.phase = Phase::Queued,
             Event::Started { .. } => {
-                let denoised = self.checkpoint.is_some_and(|saved| saved.step >= plan.spec.steps);
+                let denoised =
+                    self.checkpoint.is_some_and(|saved| saved.step >= plan.schedule.steps());
                 self.phase = if denoised { Phase::Decoding } else { Phase::Denoising };
             }
             &Event::Step { step, of, slot, crc32c, .. } => {

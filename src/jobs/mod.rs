@@ -40,7 +40,7 @@ use std::{
 };
 
 pub use files::DISK;
-pub use job::{Job, Pause, Phase, Snapshot};
+pub use job::{Estimate, Job, Pause, Phase, Snapshot};
 pub use models::{Models, is_model_name};
 pub use observe::{Ended, EndedLabels};
 pub use quote::{Quote, StepCounts};

@@ -41,7 +41,7 @@ pub(super) fn log(job: &Job, event: &Event) {
     match event {
         Event::Queued { request, .. } => {
             let spec = &job.plan.spec;
-            let (width, height, steps) = (spec.width, spec.height, spec.steps);
+            let (width, height, steps) = (spec.width, spec.height, spec.steps.total());
             let (model, owner) = (&job.model.arch.name, &request.owner);
             tracing::info!(id, width, height, steps, model, owner, "job queued");
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     attribution::Attribution,
-    engine::plan::{Spec, TileSize},
+    engine::plan::{Spec, Steps, TileSize},
     error::{Error, Kind, Result},
     image_out::Bits,
 };
@@ -178,6 +178,9 @@ pub struct StoredSpec {
     bits: u8,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     strength: Option<f64>,
+    /// Steps of each group of levels; empty: `steps` are shared among them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    group_steps: Vec<usize>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     labels: Vec<usize>,
     #[serde(default = "unguided", skip_serializing_if = "is_unguided")]
@@ -198,7 +201,11 @@ impl From<&Spec> for StoredSpec {
             seed: spec.seed,
             width: spec.width,
             height: spec.height,
-            steps: spec.steps,
+            steps: spec.steps.total(),
+            group_steps: match &spec.steps {
+                Steps::Total(_) => Vec::new(),
+                Steps::PerGroup(steps) => steps.clone(),
+            },
             sampler: spec.sampler.name().to_owned(),
             tile: match spec.tile {
                 TileSize::Pixels(side) => side,
@@ -223,7 +230,10 @@ impl TryFrom<&StoredSpec> for Spec {
             seed,
             width,
             height,
-            steps,
+            steps: match stored.group_steps.is_empty() {
+                true => Steps::Total(steps),
+                false => Steps::PerGroup(stored.group_steps.clone()),
+            },
             strength,
             labels: stored.labels.clone(),
             guidance,

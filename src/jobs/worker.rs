@@ -26,13 +26,13 @@ use crate::{
         Shared,
         committer::{Committer, Settled, Tile, Write, WriteRequest},
         files::JobBuffer,
-        job::Job,
+        job::{Estimate, Job},
         record::{Event, to_ms},
         upload,
     },
     model::{
         cost, precond,
-        sampler::{Latent, NoisyLatents, SamplerState, latent_shapes},
+        sampler::{self, Latent, NoisyLatents, SamplerState, latent_shapes},
     },
 };
 
@@ -44,6 +44,10 @@ struct ActiveJob<O: Backend> {
     /// Written by the committer only; read here only before the first write request.
     buffer: Arc<Mutex<JobBuffer>>,
     work: Work<O>,
+    /// Steps between previews of the estimate, for each group of levels; empty until a client asks for them.
+    periods: Vec<usize>,
+    /// The latents before the present step, if a preview of the estimate is due after it.
+    before: Option<Vec<Latent>>,
     /// True for each tile that is decoded or sent to the committer.
     sent: Vec<bool>,
     /// FLOPs that the job has used, from the initial value on.
@@ -66,6 +70,24 @@ impl<O: Backend> ActiveJob<O> {
             }
             Work::Encode | Work::Decode(_) => None,
         }
+    }
+
+    /// Keeps the latents of the next step if a preview of the estimate is due after it.
+    fn keep_for_estimate(&mut self) -> Result<()> {
+        self.before = None;
+        let job = &self.job;
+        let Work::Denoise(sampling) = &self.work else { return Ok(()) };
+        if !job.estimates_wanted() || !job.plan.schedule.active(sampling.step) {
+            return Ok(());
+        }
+        if self.periods.is_empty() {
+            self.periods = job.plan.estimate_periods(&job.model.arch)?;
+        }
+        let period = self.periods[job.plan.schedule.group(sampling.step)];
+        if (sampling.step + 1).is_multiple_of(period) {
+            self.before = Some(sampling.z.clone());
+        }
+        Ok(())
     }
 }
 
@@ -161,6 +183,21 @@ fn settled(job: &Job, sampling: &SamplerState) -> Vec<usize> {
         .collect()
 }
 
+/// The preview of the estimate after the newest step of `sampling`, which has begun at the latents `before`.
+fn estimate<O: Backend>(
+    ops: &mut O,
+    job: &Job,
+    before: &[Latent],
+    sampling: &SamplerState,
+) -> Result<Estimate> {
+    let (model, plan, step) = (&job.model, &job.plan, sampling.step);
+    let level = plan.schedule.moving(step - 1).start;
+    let z = sampler::estimate(&plan.schedule, step - 1, before, &sampling.z);
+    let latents = denoise::denormalise(model, z);
+    let (rect, samples) = tiles::preview(ops, &model.arch, &latents, level, plan.spec.seed)?;
+    Ok(Estimate { step, level, width: rect.width, height: rect.height, samples })
+}
+
 impl<'a, O: Backend> Worker<'a, O> {
     fn new(
         shared: &'a Shared,
@@ -233,7 +270,17 @@ impl<'a, O: Backend> Worker<'a, O> {
                     height = spec.height,
                     device = %self.on
                 );
-                self.active.push(ActiveJob { job, span, buffer, work, sent, served });
+                let (periods, before) = (Vec::new(), None);
+                self.active.push(ActiveJob {
+                    job,
+                    span,
+                    buffer,
+                    work,
+                    periods,
+                    before,
+                    sent,
+                    served,
+                });
             }
             Err(error) => self.committer.send(WriteRequest { job, write: Write::Fail(error) }),
         }
@@ -309,6 +356,8 @@ impl<'a, O: Backend> Worker<'a, O> {
         let model = first.job.model.clone();
         let ops = &mut self.ops[self.shared.models.index_of(&model)];
         first.job.check()?;
+        first.keep_for_estimate()?;
+        peers.iter_mut().try_for_each(ActiveJob::keep_for_estimate)?;
         let _spans: Vec<_> = (std::iter::once(&*first).chain(&*peers))
             .filter_map(|active| {
                 let step = active.next_step()?;
@@ -360,6 +409,7 @@ impl<'a, O: Backend> Worker<'a, O> {
             self.finish_readback();
         }
         let more = active.next_step().is_some();
+        active.keep_for_estimate()?;
         let ActiveJob { job, buffer, work, sent, .. } = active;
         let (model, plan) = (&job.model, &job.plan);
         let (arch, ops) = (&model.arch, &mut self.ops[self.shared.models.index_of(model)]);
@@ -424,23 +474,27 @@ impl<'a, O: Backend> Worker<'a, O> {
 
     /// Sends a step to the committer, with a preview if levels have settled; returns the step's FLOPs.
     fn after_step(&mut self, active: &mut ActiveJob<O>) -> Result<u64> {
-        let ActiveJob { job, buffer, work: Work::Denoise(sampling), .. } = active else {
+        let ActiveJob { job, buffer, work: Work::Denoise(sampling), before, .. } = active else {
             return Err(Error::internal("a decoding job took a denoising step"));
         };
+        let ops = &mut self.ops[self.shared.models.index_of(&job.model)];
+        let estimated = before.take();
+        if let Some(before) = &estimated {
+            job.set_estimate(Some(estimate(ops, job, before, sampling)?));
+        }
         let last = sampling.step == job.plan.schedule.steps();
         // Levels that settle with the last step are published with the global stage, which computes their preview.
         let levels = if last { Vec::new() } else { settled(job, sampling) };
         let picture = match levels.last() {
             Some(&finest) if job.previews_wanted() => {
                 let (model, z) = (&job.model, sampling.z.clone());
-                let ops = &mut self.ops[self.shared.models.index_of(model)];
                 let (latents, seed) = (denoise::denormalise(model, z), job.plan.spec.seed);
                 Some(tiles::preview(ops, &model.arch, &latents, finest, seed)?)
             }
             _ => None,
         };
         let settled = Settled { levels, picture };
-        let needed = last || !settled.levels.is_empty();
+        let needed = last || !settled.levels.is_empty() || estimated.is_some();
         let (job, buffer) = (job.clone(), buffer.clone());
         let flops = job.quote.step_flops;
         let request = || {

@@ -48,6 +48,21 @@ pub fn global_cost(
     decoder::global_graph(arch, &latent_shapes(arch, 1, width, height))?.cost(Some(memory))
 }
 
+/// Cost of a preview of the levels from `level` on of a picture of `width` x `height` pixels.
+///
+/// # Errors
+/// As [`encoder_cost`].
+pub fn preview_cost(
+    arch: &Arch,
+    level: usize,
+    memory: &dyn BackendMemory,
+    width: usize,
+    height: usize,
+) -> Result<Cost> {
+    let latents = latent_shapes(arch, 1, width, height);
+    decoder::preview_graph(arch, &latents, level)?.cost(Some(memory))
+}
+
 /// Cost of the decoder's local stage for a window of `rows` x `columns` pixels of the finest latent's grid, halo
 /// included.
 ///

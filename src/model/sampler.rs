@@ -337,6 +337,24 @@ fn dpmpp(
     }
 }
 
+/// The denoised estimate that step `step` has moved towards, from the latents before and after it: D with
+/// z' = D + (s'/s) (z - D) for the levels that the step changes, the latents themselves for all others.
+pub fn estimate(
+    schedule: &Schedule,
+    step: usize,
+    before: &[Latent],
+    after: &[Latent],
+) -> Vec<Latent> {
+    each(after, &schedule.moving(step), |l| {
+        let (s, s_next) = (schedule.level(l, step), schedule.level(l, step + 1));
+        if s == 0.0 || s_next == 0.0 {
+            return after[l].clone();
+        }
+        let ratio = s_next / s;
+        combine([(&after[l], 1.0 / (1.0 - ratio)), (&before[l], -ratio / (1.0 - ratio))])
+    })
+}
+
 /// The weighted sum of latents of one shape.
 fn combine<const N: usize>(terms: [(&Latent, f64); N]) -> Latent {
     let shape = terms[0].0.shape;

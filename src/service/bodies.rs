@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Bytes of a picture that are sent at a time.
-const CHUNK: usize = 32 << 10;
+pub(super) const CHUNK: usize = 32 << 10;
 
 /// Most bytes that a stream holds if its client does not read: a chunk in the channel, one that HTTP/2 has asked for, and
 /// those that it has taken, which exceed its buffer by less than a chunk.

@@ -1,7 +1,7 @@
 //! Conversions between messages and domain types, and from errors to statuses with details.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -13,7 +13,10 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
     api::{self, descriptors},
-    engine::plan::{Plan, Rect, STRENGTH, Spec, TileSize},
+    engine::{
+        plan::{Plan, Rect, STRENGTH, Spec, Steps, TileSize},
+        provenance,
+    },
     error::{Detail, Error, Kind, Resource, Result},
     image_out::Bits,
     jobs::{self, Job, Jobs, Models, Phase, Quote, Upload, record},
@@ -245,7 +248,7 @@ pub(super) fn spec(message: &api::JobSpec, model: &Checkpoint) -> Result<Spec> {
     let chosen = |value: u32, default: usize| if value == 0 { default } else { value as usize };
     spec.width = chosen(message.width, spec.width);
     spec.height = chosen(message.height, spec.height);
-    spec.steps = chosen(message.steps, spec.steps);
+    spec.steps = steps(message, model)?;
     if message.tile_size != 0 {
         spec.tile = TileSize::Pixels(message.tile_size as usize);
     }
@@ -263,19 +266,46 @@ pub(super) fn spec(message: &api::JobSpec, model: &Checkpoint) -> Result<Spec> {
             return Err(Error::invalid("sampler", message.sampler, "a number of enum Sampler"));
         }
     };
-    // The API has no labels yet: the seed draws them.
-    spec.labels = model.labels(spec.seed, &BTreeMap::new())?;
+    spec.labels = model.labels(spec.seed, &message.labels)?;
+    spec.guidance = message.guidance.unwrap_or(spec.guidance);
     Ok(spec)
 }
 
-/// Converts a spec for the model called `model` to a message.
-pub(super) fn spec_message(spec: &Spec, model: &str) -> api::JobSpec {
+/// The steps of a spec.
+fn steps(message: &api::JobSpec, model: &Checkpoint) -> Result<Steps> {
+    let named = &message.group_steps;
+    if named.is_empty() {
+        return Ok(match message.steps {
+            0 => Spec::new(&model.arch, message.seed).steps,
+            total => Steps::Total(total as usize),
+        });
+    }
+    let steps =
+        Steps::named(&model.arch, named.iter().map(|(name, &n)| (name.as_str(), n as usize)))?;
+    let total = steps.total();
+    match message.steps as usize {
+        0 => Ok(steps),
+        asked if asked == total => Ok(steps),
+        asked => {
+            let expected = format!("{total}, the sum of group_steps, or 0");
+            Err(Error::invalid("steps", asked, expected))
+        }
+    }
+}
+
+/// Converts a spec for `model` to a message.
+pub(super) fn spec_message(spec: &Spec, model: &Checkpoint, models: &Models) -> api::JobSpec {
+    let groups = provenance::group_steps(model, spec).into_iter();
+    let labels = provenance::labels(model, spec).into_iter();
     api::JobSpec {
-        model: format!("{MODELS}{model}"),
+        model: format!("{MODELS}{}", models.name_of(model)),
+        group_steps: groups.map(|(name, steps)| (name.to_owned(), steps as u32)).collect(),
+        labels: labels.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        guidance: (!model.arch.labels.is_empty()).then_some(spec.guidance),
         seed: spec.seed,
         width: spec.width as u32,
         height: spec.height as u32,
-        steps: spec.steps as u32,
+        steps: spec.steps.total() as u32,
         sampler: match spec.sampler {
             Sampler::Dpmpp => api::Sampler::Dpmpp,
             Sampler::Heun => api::Sampler::Heun,
@@ -322,7 +352,7 @@ pub(super) fn job_message(job: &Job, models: &Models) -> api::Job {
     let tiling = &job.plan.tiling;
     api::Job {
         name: format!("{JOBS}{}", job.id),
-        spec: Some(spec_message(&job.plan.spec, models.name_of(&job.model))),
+        spec: Some(spec_message(&job.plan.spec, &job.model, models)),
         state: match now.phase {
             Phase::Queued => api::JobState::Queued,
             Phase::Denoising => api::JobState::Denoising,
@@ -390,6 +420,18 @@ pub(super) fn model_message(model: &Checkpoint, models: &Models) -> api::Model {
         factor: level.factor as u32,
         channels: level.channels as u32,
     });
+    let labels = arch
+        .labels
+        .iter()
+        .map(|label| api::model::Label { name: label.name.clone(), values: label.values.clone() });
+    let groups = arch.groups.iter().map(|group| api::model::Group {
+        name: group.name.clone(),
+        levels: group.levels.iter().map(|&level| level as u32).collect(),
+    });
+    let sizes = arch
+        .sizes
+        .iter()
+        .map(|&[width, height]| api::model::Size { width: width as u32, height: height as u32 });
     api::Model {
         name: format!("{MODELS}{}", models.name_of(model)),
         sha256: model.sha256.clone(),
@@ -398,5 +440,8 @@ pub(super) fn model_message(model: &Checkpoint, models: &Models) -> api::Model {
         size_multiple: arch.coarsest_factor() as u32,
         max_extent: crate::engine::plan::MAX_EXTENT as u32,
         levels: levels.collect(),
+        labels: labels.collect(),
+        groups: groups.collect(),
+        sizes: sizes.collect(),
     }
 }

@@ -19,10 +19,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     api::ImageFormat,
-    error::{Error, Result},
+    error::{Error, Resource, Result},
     image_out::Bits,
-    jobs::{self, Job, RETRY_AFTER, files::little_endian},
-    service::{blocking::blocking, bodies::STREAM_BYTES},
+    jobs::{self, Estimate, Job, RETRY_AFTER, files::little_endian},
+    service::{
+        blocking::blocking,
+        bodies::{CHUNK, STREAM_BYTES},
+    },
 };
 
 /// JPEG quality of tiles, 1 to 100.
@@ -41,6 +44,9 @@ const HOT: f64 = 0.5;
 /// Memory to read a preview; its size is not known before.
 const PREVIEW_BYTES: u64 = 4 << 20;
 
+/// Most bytes of the samples of an estimate that is sent to a watcher. A PNG is hardly larger than its samples.
+const ESTIMATE_BYTES: usize = CHUNK - (2 << 10);
+
 /// A part of a job's picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Content {
@@ -55,6 +61,11 @@ pub(super) enum Content {
     Preview {
         /// The level.
         level: usize,
+    },
+    /// The preview of the denoised estimate, as PNG.
+    Estimate {
+        /// Its step.
+        step: usize,
     },
 }
 
@@ -189,7 +200,7 @@ fn bytes_to_read(job: &Job, part: Content) -> u64 {
             let rect = job.plan.tiling.tiles[index].rect;
             2 * (3 * rect.width * rect.height * job.plan.spec.bits.sample_len()) as u64
         }
-        Content::Preview { .. } => PREVIEW_BYTES,
+        Content::Preview { .. } | Content::Estimate { .. } => PREVIEW_BYTES,
     }
 }
 
@@ -197,6 +208,12 @@ fn read(job: &Job, part: Content) -> Result<Loaded> {
     let (index, format) = match part {
         Content::Tile { index, format } => (index, format),
         Content::Preview { level } => return Ok(Loaded { data: job.preview(level)?, crc32c: 0 }),
+        Content::Estimate { step } => {
+            let found = job.estimate().filter(|estimate| estimate.step == step);
+            let pending = || Error::not_ready(Resource::Preview, &job.id, "replaced", "available");
+            let found = found.ok_or_else(pending)?;
+            return Ok(Loaded { data: estimate(&found)?, crc32c: 0 });
+        }
     };
     let (samples, crc32c) = job.read_tile(index)?;
     let bits = job.plan.spec.bits;
@@ -210,6 +227,26 @@ fn read(job: &Job, part: Content) -> Result<Loaded> {
     let rect = job.plan.tiling.tiles[index].rect;
     let data = encode(&samples, rect.width as u32, rect.height as u32, bits, format)?;
     Ok(Loaded { data, crc32c })
+}
+
+/// An estimate as PNG, reduced to be sent at once: it may be replaced before a slow watcher has read a second frame.
+fn estimate(estimate: &Estimate) -> Result<Vec<u8>> {
+    let (mut width, mut height) = (estimate.width as u32, estimate.height as u32);
+    let reduced = |width, height| {
+        let view = image::RgbImage::from_raw(
+            estimate.width as u32,
+            estimate.height as u32,
+            estimate.samples.clone(),
+        );
+        view.map(|view| image::imageops::thumbnail(&view, width, height).into_raw())
+    };
+    let mut samples = Cow::Borrowed(estimate.samples.as_slice());
+    while samples.len() > ESTIMATE_BYTES {
+        (width, height) = (width.div_ceil(2), height.div_ceil(2));
+        let smaller = reduced(width, height);
+        samples = Cow::Owned(smaller.ok_or_else(|| Error::internal("an estimate has no samples"))?);
+    }
+    encode(&samples, width, height, Bits::Eight, ImageFormat::Png)
 }
 
 /// Encodes RGB samples in native byte order as a file of `format`.

@@ -300,7 +300,7 @@ impl JobService for GrpcService {
         let tiles = plan.tiling.tiles.len();
         Ok(Response::new(api::QuoteJobResponse {
             quote: Some(convert::quote_message(&quote, tiles, &plan.notices)),
-            spec: Some(convert::spec_message(&plan.spec, self.jobs.models().name_of(&model))),
+            spec: Some(convert::spec_message(&plan.spec, &model, self.jobs.models())),
         }))
     }
 

@@ -23,8 +23,9 @@ use crate::{
 };
 
 /// Numbers of fields on the way to a picture's bytes: of `WatchJobResponse` and `GenerateResponse`, of `JobEvent`, and of
-/// `LevelSettled`.
+/// `LevelSettled` and `Step`.
 const EVENT: u32 = 1;
+const STEP: u32 = 5;
 const LEVEL_SETTLED: u32 = 6;
 const TILE: u32 = 7;
 const PREVIEW: u32 = 4;
@@ -41,6 +42,7 @@ pub(super) struct View {
     format: ImageFormat,
     tile_data: bool,
     previews: bool,
+    estimates: bool,
 }
 
 impl TryFrom<Option<api::StreamOptions>> for View {
@@ -52,6 +54,7 @@ impl TryFrom<Option<api::StreamOptions>> for View {
             format: format(options.tile_format, "tile_format")?,
             tile_data: !options.without_tile_data,
             previews: !options.without_previews,
+            estimates: options.estimates,
         })
     }
 }
@@ -84,6 +87,9 @@ impl Watcher {
     pub(super) fn start(self, place: OwnedSemaphorePermit) -> Frames {
         if self.view.previews {
             self.job.want_previews();
+        }
+        if self.view.estimates {
+            self.job.want_estimates();
         }
         let (sender, frames) = bodies::channel(place);
         tokio::spawn(async move {
@@ -148,7 +154,25 @@ impl Watcher {
             }
             Event::Started { device } => Message::Started(job_event::Started { device }),
             Event::Step { step, of, sigma, .. } => {
-                Message::Step(job_event::Step { step: step as u32, of: of as u32, sigma })
+                let (number, of) = (step as u32, of as u32);
+                let done = job_event::Step { step: number, of, sigma, estimate: None };
+                let estimate = job.estimate().filter(|e| self.view.estimates && e.step == step);
+                if let Some(estimate) = estimate {
+                    let level = estimate.level;
+                    drop(estimate);
+                    let head = |loaded: &Loaded| {
+                        let preview = preview_message(level, loaded)?;
+                        let head = Head::data(loaded.data.len()).within(PREVIEW, &preview);
+                        Ok(head.within(STEP, &done).within(EVENT, &event))
+                    };
+                    let content = Content::Estimate { step };
+                    match sender.content(&self.encoder, job, content, head).await {
+                        // The job has replaced it while this watcher had no room.
+                        Err(End::Failed(error)) if error.kind() == Kind::NotReady => {}
+                        sent => return sent,
+                    }
+                }
+                Message::Step(done)
             }
             Event::Settled { level, rows, columns, pictured } => {
                 let settled = job_event::LevelSettled {

@@ -22,7 +22,7 @@ use super::model;
 /// A picture of 208 x 144 pixels in 4 steps.
 pub(crate) fn spec(model: &Checkpoint, seed: u64, tile: TileSize, bits: Bits) -> Spec {
     let spec = Spec::new(&model.arch, seed);
-    Spec { width: 208, height: 144, steps: 4, tile, bits, ..spec }
+    Spec { width: 208, height: 144, steps: 4.into(), tile, bits, ..spec }
 }
 
 /// The picture of `spec` on `ops`, its samples in rows.
@@ -49,10 +49,10 @@ pub(crate) fn together_equals_alone<O: Backend>(make: impl Fn(Arc<Weights>) -> O
         let (arch, cancel) = (&model.arch, Cancel::default());
         let mut ops = make(model.weights.clone());
         for &method in Sampler::ALL {
-            let plan = |(seed, steps)| {
+            let plan = |(seed, steps): (u64, usize)| {
                 let spec = spec(&model, seed, TileSize::Whole, Bits::Eight);
                 let size = Spec { width: 96, height: 64, ..spec };
-                Plan::new(Spec { sampler: method, steps, ..size }, arch).unwrap()
+                Plan::new(Spec { sampler: method, steps: steps.into(), ..size }, arch).unwrap()
             };
             let plans = [(1, 3), (2, 3), (3, 5)].map(plan);
             let start =

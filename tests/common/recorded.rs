@@ -74,7 +74,7 @@ impl Record {
         Spec {
             width: self.width,
             height: self.height,
-            steps: self.steps,
+            steps: self.steps.into(),
             sampler: self.sampler.parse().unwrap(),
             tile: if self.tile == 0 { TileSize::Whole } else { TileSize::Pixels(self.tile) },
             bits: if self.bits == 8 { Bits::Eight } else { Bits::Sixteen },

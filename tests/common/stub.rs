@@ -94,8 +94,8 @@ impl Made {
         let mut events = vec![
             Event::Queued(job_event::Queued { job: Some(job.clone()) }),
             Event::Started(job_event::Started { device: "a stub".into() }),
-            Event::Step(job_event::Step { step: 1, of: 2, sigma: 1.0 }),
-            Event::Step(job_event::Step { step: 2, of: 2, sigma: 0.0 }),
+            Event::Step(job_event::Step { step: 1, of: 2, sigma: 1.0, estimate: None }),
+            Event::Step(job_event::Step { step: 2, of: 2, sigma: 0.0, estimate: None }),
         ];
         let (columns, rows) = (job.tile_columns, job.tile_rows);
         let mut places: Vec<_> =

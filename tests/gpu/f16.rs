@@ -118,7 +118,8 @@ fn f16_picture_is_near_f32_and_the_same_in_tiles() {
     let model = default_model();
     let picture = |mut gpu: Gpu, tile| -> Vec<f64> {
         let spec = Spec::new(&model.arch, 7);
-        let spec = Spec { width: 512, height: 256, steps: 3, tile, bits: Bits::Sixteen, ..spec };
+        let spec =
+            Spec { width: 512, height: 256, steps: 3.into(), tile, bits: Bits::Sixteen, ..spec };
         let plan = Plan::new(spec, &model.arch).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let (silent, cancel) = (&mut |_: Event| {}, Cancel::default());

@@ -127,7 +127,7 @@ fn requests() -> Vec<Vec<u8>> {
 /// Records of a queued job, a finished one, and one that failed.
 fn jobs() -> Vec<Vec<Vec<u8>>> {
     let mut spec = Spec::new(&arch(), u64::MAX);
-    (spec.width, spec.height, spec.steps) = (96, 64, 2);
+    (spec.width, spec.height, spec.steps) = (96, 64, 2.into());
     let order = JobRequest {
         spec: StoredSpec::from(&spec),
         model_sha256: "0".repeat(64),

@@ -8,10 +8,11 @@ use tessera::{
         plan::{Plan, Spec, TileSize},
     },
     error::{Kind, Result},
-    exec::cpu::Cpu,
+    exec::{cpu::Cpu, memory::MEMORY},
     image_out::Bits,
     model::{
         arch::Arch,
+        cost,
         sampler::{
             BatchItem, Denoise, Latent, NoisyLatents, Sampler, SamplerState, advance, latent_shapes,
         },
@@ -169,7 +170,7 @@ fn labels_are_drawn_by_the_seed_from_training_pictures() {
 fn guidance_and_groups_are_in_the_plan() {
     let model = model("net-g");
     let plan = |spec: Spec| Plan::new(spec, &model.arch).unwrap();
-    let spec = Spec { steps: 9, ..Spec::new(&model.arch, 1) };
+    let spec = Spec { steps: 9.into(), ..Spec::new(&model.arch, 1) };
     let plain = plan(spec.clone());
     assert_eq!((plain.schedule.group(5), plain.schedule.group(6)), (0, 1));
     let labels = model.labels(1, &BTreeMap::new()).unwrap();
@@ -181,10 +182,32 @@ fn guidance_and_groups_are_in_the_plan() {
         (Spec { guidance: f64::NAN, ..spec.clone() }, "guidance"),
         (Spec { labels: vec![1], ..spec.clone() }, "labels"),
         (Spec { labels: vec![4, 0], ..spec.clone() }, "labels"),
-        (Spec { steps: 1, ..spec.clone() }, "steps"),
+        (Spec { steps: 1.into(), ..spec.clone() }, "steps"),
     ] {
         let error = Plan::new(bad, &model.arch).unwrap_err();
         assert_eq!((error.kind(), error.field()), (Kind::InvalidArgument, Some(field)));
+    }
+}
+
+/// Previews of the estimate are planned to take at most 3 % of a picture's operations, at any size and number of steps.
+#[test]
+fn previews_of_the_estimate_are_planned_within_their_share() {
+    for net in ["net-a", "net-d", "net-g"] {
+        let arch = model(net).arch;
+        for (width, height, steps) in [(96, 64, 2), (96, 64, 200), (768, 512, 25)] {
+            let spec = Spec { width, height, steps: steps.into(), ..Spec::new(&arch, 1) };
+            let plan = Plan::new(spec, &arch).unwrap();
+            let periods = plan.estimate_periods(&arch).unwrap();
+            assert_eq!(periods.len(), arch.groups.len());
+            let of_step = |step: &usize| {
+                let group = plan.schedule.group(step - 1);
+                let level = arch.group(group).range().start;
+                let one = || cost::preview_cost(&arch, level, &MEMORY, width, height).unwrap();
+                if step.is_multiple_of(periods[group]) { one().flops } else { 0 }
+            };
+            let all: u64 = (1..=steps).map(|step| of_step(&step)).sum();
+            assert!(all as f64 <= 0.03 * plan.flops as f64, "{net} {width} {steps}: {all}");
+        }
     }
 }
 
@@ -193,7 +216,7 @@ fn guidance_and_groups_are_in_the_plan() {
 fn a_copied_state_continues_in_every_group() {
     let model = model("net-g");
     let labels = model.labels(5, &BTreeMap::new()).unwrap();
-    let spec = Spec { steps: 6, labels, ..Spec::new(&model.arch, 5) };
+    let spec = Spec { steps: 6.into(), labels, ..Spec::new(&model.arch, 5) };
     let plan = Plan::new(spec, &model.arch).unwrap();
     let (mut cpu, cancel) = (Cpu::new(model.weights.clone()), Cancel::default());
     let mut silent = |_: Event| {};

@@ -49,7 +49,7 @@ impl Site {
 
     fn create(&self, width: usize, height: usize, tile: TileSize, bits: Bits) -> Arc<Job> {
         let spec = Spec::new(&self.jobs.models().first().arch, 7);
-        let spec = Spec { width, height, steps: 4, tile, bits, ..spec };
+        let spec = Spec { width, height, steps: 4.into(), tile, bits, ..spec };
         let request = jobs::Request {
             model: self.jobs.models().first().clone(),
             spec,

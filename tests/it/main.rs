@@ -18,6 +18,7 @@ mod fuzz;
 mod graph;
 mod groups;
 mod http;
+mod labels;
 mod layering;
 mod network;
 mod parity;

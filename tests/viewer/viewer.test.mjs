@@ -403,3 +403,47 @@ test("behind a proxy that offers it under a path, the viewer asks for nothing ou
   assert.deepEqual(page.problems, []);
   await page.context().close();
 });
+
+test("a model's labels are chosen by keyboard and on a phone, and what nobody chose is left to the seed", async () => {
+  await kill();
+  await rm(jobs, { recursive: true, force: true });
+  jobs = await mkdtemp(path.join(tmpdir(), "tessera-viewer-"));
+  url = await serve("127.0.0.1:0", "--model", path.join(root, "tests/fixtures/net-g.safetensors"));
+  const page = await open(`${url}/`);
+  const summary = page.locator("#labels summary");
+  await page.getByLabel("Sampler").focus();
+  await page.keyboard.press("Tab");
+  await page.keyboard.press("Enter");
+  const time = page.getByLabel("Time");
+  assert.deepEqual(await time.locator("option").allTextContents(), ["By the seed", "day", "dusk", "night"]);
+  await page.keyboard.press("Tab");
+  await page.keyboard.type("du");
+  assert.equal(await summary.textContent(), "dusk");
+  await page.screenshot({ path: path.join(shots, "10-labels.png") });
+  await page.keyboard.press("Escape");
+  assert.equal(await time.isVisible(), false);
+  await page.getByRole("button", { name: "Generate" }).click();
+  await page.locator("#about", { hasText: "time dusk" }).waitFor();
+  await page.getByRole("status").filter({ hasText: "Finished" }).waitFor();
+  // Opened anew, the picture brings its labels along.
+  await page.reload();
+  await summary.filter({ hasText: "dusk" }).waitFor();
+  await page.context().close();
+
+  const phone = await open(`${url}/`, 320, 640);
+  await phone.getByRole("button", { name: "Settings" }).click();
+  await phone.locator("#labels summary").filter({ hasText: "dusk" }).click();
+  await phone.waitForTimeout(300);
+  await phone.screenshot({ path: path.join(shots, "11-labels-phone.png") });
+  assert.ok(await phone.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "nothing sticks out");
+  for (const name of ["Time", "Water"]) await phone.getByLabel(name).selectOption("");
+  await phone.getByLabel("Seed", { exact: true }).fill("12");
+  await phone.getByRole("button", { name: "Generate" }).click();
+  await phone.locator("#about", { hasText: "Seed 12" }).waitFor();
+  await phone.reload();
+  await phone.locator("#about", { hasText: "Seed 12" }).waitFor();
+  await phone.waitForTimeout(500);
+  assert.equal(await phone.locator("#labels summary").textContent(), "Labels");
+  assert.deepEqual([...page.problems, ...phone.problems], []);
+  await phone.context().close();
+});

@@ -5,6 +5,7 @@ import { debounced, element, createElement, showAlert } from "./dom";
 import { Gallery, STATES, newest } from "./gallery";
 import { type Job, type JobEvent, type JobSpec, JobState } from "./gen/tessera/v1/job_service_pb";
 import { type Model } from "./gen/tessera/v1/model_service_pb";
+import { Labels, labelText } from "./labels";
 import { Stage } from "./stage";
 import { watch } from "./watch";
 
@@ -23,8 +24,11 @@ const more = element<HTMLButtonElement>("more");
 const fields = element("fields");
 const hint = element("hint");
 const stage = new Stage(element("stage"));
+const labels = new Labels();
 
 let model: Model | null = null;
+/** Id of the newest picture that was ordered here. */
+let ordered = "";
 /** Number of manual changes of the form. */
 let edits = 0;
 
@@ -78,16 +82,32 @@ function offerSizes(of: Model): void {
 
 function spec() {
   const [width = 0, height = 0] = size.value.split("x").map(Number);
-  return { seed: BigInt(seed.value), width, height, steps: Number(steps.value), sampler: Number(sampler.value) };
+  return {
+    seed: BigInt(seed.value),
+    width,
+    height,
+    steps: Number(steps.value),
+    sampler: Number(sampler.value),
+    ...labels.spec(),
+  };
 }
 
-/** Copies a picture's settings to the form. */
-function showSpec(from: JobSpec): void {
+/**
+ * Copies a picture's settings to the form. Its labels are copied if they are not those that its seed draws, so that another
+ * seed draws others.
+ */
+async function showSpec(id: string, from: JobSpec): Promise<void> {
   seed.value = String(from.seed);
   steps.value = String(from.steps);
   sampler.value = String(from.sampler || 1);
   const value = `${from.width}x${from.height}`;
   if ([...size.options].some((option) => option.value === value)) size.value = value;
+  // The form that ordered it has them.
+  if (labels.exist && id !== ordered) {
+    const before = edits;
+    const drawn = await jobs.quoteJob({ spec: { ...from, labels: {}, strength: undefined } }).catch(() => null);
+    if (before === edits && drawn?.spec) labels.show(from, drawn.spec.labels);
+  }
   askQuote();
 }
 
@@ -145,7 +165,10 @@ async function order(): Promise<void> {
       return jobs.createJob(request);
     });
     showFields(false);
-    if (job) location.hash = `jobs/${idOf(job.name)}`;
+    if (job) {
+      ordered = idOf(job.name);
+      location.hash = `jobs/${ordered}`;
+    }
   } catch (error) {
     if (!(await askToken(error))) showAlert(errorMessage(error));
   } finally {
@@ -155,12 +178,14 @@ async function order(): Promise<void> {
 
 /** Uploads a picture to edit and opens the job. */
 async function editPicture(picture: File): Promise<void> {
-  const { seed: noise, steps: count, sampler: method } = spec();
+  const { seed: noise, steps: count, sampler: method, labels: chosen, guidance } = spec();
   const query = new URLSearchParams({
     strength: strength.value,
     seed: String(noise),
     steps: String(count),
     sampler: ["dpmpp", "dpmpp", "heun", "ddim"][method] ?? "dpmpp",
+    ...(guidance === undefined ? {} : { guidance: String(guidance) }),
+    ...Object.fromEntries(Object.entries(chosen).map(([name, value]) => [`labels.${name}`, value])),
   });
   try {
     // For an unknown type the server reports the accepted ones.
@@ -174,7 +199,8 @@ async function editPicture(picture: File): Promise<void> {
       return;
     }
     const { name } = (await answer.json()) as { name: string };
-    location.hash = `jobs/${idOf(name)}`;
+    ordered = idOf(name);
+    location.hash = `jobs/${ordered}`;
   } catch (error) {
     if (!(await askToken(error))) showAlert(errorMessage(error));
   }
@@ -223,7 +249,7 @@ async function open(id: string, before: number): Promise<void> {
   stage.open(id, width, height, job.tileColumns, job.tileRows, tileSize);
   if (!ended()) stage.wait();
   seen = "";
-  if (edits === before) showSpec(job.spec);
+  if (edits === before) void showSpec(id, job.spec);
   render();
   if (gallery.open) gallery.toggle(matchMedia("(min-width: 861px)").matches);
   const current = shown;
@@ -249,10 +275,11 @@ function take(of: Shown, { sequence, event }: JobEvent): void {
     case "step":
       of.stepsDone = event.value.step;
       if (!ended()) of.state = event.value.step === event.value.of ? JobState.DECODING : JobState.DENOISING;
+      if (event.value.estimate) stage.previewChanged();
       break;
     case "levelSettled":
       of.settled.add(event.value.level);
-      stage.levelSettled();
+      stage.previewChanged();
       break;
     case "tile": {
       const { column, row, rect } = event.value;
@@ -304,7 +331,9 @@ function render(): void {
   const name = ["", "DPM++ 2M", "Heun", "DDIM"][job.spec?.sampler ?? 0] ?? "";
   const edited = job.spec?.strength === undefined ? "" : ` · edited, strength ${job.spec.strength.toFixed(2)}`;
   element("about").textContent =
-    state === JobState.FAILED ? shown.error : `Seed ${of} · ${width} × ${height} · ${all} steps${name && ` · ${name}`}${edited}`;
+    state === JobState.FAILED
+      ? shown.error
+      : `Seed ${of} · ${width} × ${height} · ${all} steps${name && ` · ${name}`}${edited}${labelText(job.spec?.labels ?? {})}`;
   document.body.dataset.state = STATES[state];
   document.title = `${STATES[state] === "finished" ? "" : `${text[state]} · `}Seed ${of} · Tessera`;
   element("line-steps").style.setProperty("--part", String(stepsDone / all));
@@ -428,6 +457,7 @@ for (const kind of ["tiff", "png"]) {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
     gallery.toggle(false);
+    labels.close();
     showFields(false);
     return;
   }
@@ -469,8 +499,10 @@ async function start(): Promise<void> {
   try {
     const { models: found } = await models.listModels({});
     model = found[0] ?? null;
-    if (model) offerSizes(model);
-    else showAlert("The server has no model.");
+    if (model) {
+      offerSizes(model);
+      labels.offer(model);
+    } else showAlert("The server has no model.");
     if (!location.hash) {
       const [last] = await newest();
       if (last) history.replaceState(null, "", `#jobs/${idOf(last.name)}`);

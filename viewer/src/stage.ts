@@ -127,7 +127,7 @@ export class Stage {
   }
 
   /** Records a new preview. */
-  levelSettled(): void {
+  previewChanged(): void {
     if (!this.picture) return;
     this.picture.settled = ++this.moment;
     this.waiting?.remove();

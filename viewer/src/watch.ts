@@ -10,7 +10,7 @@ export async function watch(name: string, signal: AbortSignal, take: (event: Job
   let away = () => {};
   while (!signal.aborted) {
     try {
-      const options = { withoutTileData: true, withoutPreviews: true };
+      const options = { withoutTileData: true, withoutPreviews: true, estimates: true };
       for await (const { event } of jobs.watchJob({ name, afterSequence, options }, { signal })) {
         if (signal.aborted) return;
         if (!event) continue;

@@ -65,7 +65,7 @@ fn small(seed: u64, width: usize, height: usize, steps: usize) -> Spec {
     Spec {
         width,
         height,
-        steps,
+        steps: steps.into(),
         tile: TileSize::Pixels(64),
         ..Spec::new(&MODELS.first().arch, seed)
     }

@@ -148,11 +148,21 @@ impl Preview {
         let read = image::ImageReader::with_format(Cursor::new(bytes), ImageFormat::Png).decode();
         let picture = read.map_err(|e| damaged_preview().with_source(e))?.into_rgba8();
         let (width, height) = (picture.width() as usize, picture.height() as usize);
-        let mut chain = vec![Block { width, height, pixels: picture.into_raw() }];
+        Ok(Self::reduced(Block { width, height, pixels: picture.into_raw() }))
+    }
+
+    /// A preview of `samples`, rows of RGB.
+    pub(super) fn new(width: usize, height: usize, samples: &[u8]) -> Self {
+        let pixels = samples.chunks_exact(3).flat_map(|rgb| [rgb[0], rgb[1], rgb[2], 255]);
+        Self::reduced(Block { width, height, pixels: pixels.collect() })
+    }
+
+    fn reduced(block: Block) -> Self {
+        let mut chain = vec![block];
         while let Some(last) = chain.last().filter(|last| last.width.max(last.height) > 1) {
             chain.push(last.halved());
         }
-        Ok(Self(chain))
+        Self(chain)
     }
 
     /// The pixels of `area` of a picture of `size`, scaled from this preview.

@@ -1,6 +1,6 @@
-//! A job in the query of a URL: `strength=0.5&seed=7`, fields of `JobSpec` and `CreateJobRequest`.
+//! A job in the query of a URL: `strength=0.5&seed=7&labels.time=dusk`, fields of `JobSpec` and `CreateJobRequest`.
 
-use std::error::Error as _;
+use std::{collections::BTreeMap, error::Error as _, str::FromStr};
 
 use axum::{
     extract::{Query, rejection::QueryRejection},
@@ -26,6 +26,7 @@ struct JobQuery {
     strength: Option<f64>,
     #[serde(deserialize_with = "sampler")]
     sampler: Sampler,
+    guidance: Option<f64>,
     request_id: String,
 }
 
@@ -42,27 +43,61 @@ fn sampler<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sampler, D::Err
 /// [`InvalidArgument`](crate::error::Kind::InvalidArgument) naming the field that is unknown or can't be parsed, or `query`
 /// if a field is given twice.
 pub(super) fn parse(uri: &Uri) -> Result<CreateJobRequest> {
-    let Query(query) = Query::<JobQuery>::try_from_uri(uri).map_err(|rejection| {
+    let text = uri.query().unwrap_or_default();
+    // Entries of maps are fields of their own: NAME.KEY=VALUE.
+    let (labels, rest) = entries(text, "labels")?;
+    let (group_steps, rest) = entries(&rest, "group_steps")?;
+    let rest = Uri::from_str(&format!("/?{rest}"))
+        .map_err(|e| Error::invalid("query", format!("{text:?}"), "a query").with_source(e))?;
+    let Query(query) = Query::<JobQuery>::try_from_uri(&rest).map_err(|rejection| {
         let field = field(&rejection).unwrap_or_else(|| "query".to_owned());
-        let value = uri.query().unwrap_or_default();
-        Error::invalid(field, format!("malformed in {value:?}"), "fields of JobSpec, each once")
+        Error::invalid(field, format!("malformed in {text:?}"), "fields of JobSpec, each once")
             .with_source(rejection)
     })?;
-    let JobQuery { seed, width, height, steps, tile_size, bits, strength, sampler, request_id } =
-        query;
-    let sampler = sampler.into();
     let spec = JobSpec {
-        seed,
-        width,
-        height,
-        steps,
-        tile_size,
-        bits,
-        strength,
-        sampler,
-        ..JobSpec::default()
+        model: String::new(),
+        seed: query.seed,
+        width: query.width,
+        height: query.height,
+        steps: query.steps,
+        tile_size: query.tile_size,
+        bits: query.bits,
+        strength: query.strength,
+        sampler: query.sampler.into(),
+        labels,
+        guidance: query.guidance,
+        group_steps,
     };
+    let request_id = query.request_id;
     Ok(CreateJobRequest { spec: Some(spec), request_id, ..CreateJobRequest::default() })
+}
+
+/// The entries `map.KEY=VALUE` of the query `text`, and the other fields as a query.
+fn entries<V: FromStr>(text: &str, map: &str) -> Result<(BTreeMap<String, V>, String)> {
+    let mut found = BTreeMap::new();
+    let mut rest = Vec::new();
+    for part in text.split('&') {
+        let is_entry = part.strip_prefix(map).is_some_and(|key| key.starts_with('.'));
+        if !is_entry {
+            rest.push(part);
+            continue;
+        }
+        let invalid = |field: &str| {
+            let field = field.to_owned();
+            Error::invalid(field, format!("malformed in {text:?}"), "NAME.KEY=VALUE, each once")
+        };
+        let uri = Uri::from_str(&format!("/?{part}")).map_err(|_| invalid(map))?;
+        let Query(pairs) =
+            Query::<Vec<(String, String)>>::try_from_uri(&uri).map_err(|_| invalid(map))?;
+        for (key, value) in pairs {
+            let name = key.get(map.len() + 1..).unwrap_or_default().to_owned();
+            let value = value.parse().map_err(|_| invalid(&key))?;
+            if found.insert(name, value).is_some() {
+                return Err(invalid(&key));
+            }
+        }
+    }
+    Ok((found, rest.join("&")))
 }
 
 /// The field whose value was rejected.
@@ -91,6 +126,12 @@ mod tests {
         let spec = order.spec.unwrap_or_default();
         assert_eq!((spec.strength, spec.seed, spec.steps, spec.bits), (Some(0.25), 7, 9, 16));
         assert_eq!((spec.sampler(), order.request_id.as_str()), (Sampler::Heun, "a b"));
+        let query =
+            "labels.time=late%20dusk&seed=7&labels.water=lake&guidance=3&group_steps.layout=9";
+        let spec = parse(query).unwrap().spec.unwrap_or_default();
+        let labels = [("time", "late dusk"), ("water", "lake")].map(|(a, b)| (a.into(), b.into()));
+        assert_eq!((spec.labels, spec.guidance, spec.seed), (labels.into(), Some(3.0), 7));
+        assert_eq!(spec.group_steps, [("layout".into(), 9)].into());
         for (query, field) in [
             ("seed=-1", "seed"),
             ("seed=1&seed=2", "query"),
@@ -99,6 +140,10 @@ mod tests {
             ("strength=much", "strength"),
             ("colour=red", "colour"),
             ("width", "width"),
+            ("labels=x", "labels"),
+            ("labels.time=dusk&labels.time=day", "labels.time"),
+            ("group_steps.layout=-1", "group_steps.layout"),
+            ("guidance=strong", "guidance"),
         ] {
             let error = parse(query).err();
             assert_eq!(error.as_ref().and_then(Error::field), Some(field), "{query}");

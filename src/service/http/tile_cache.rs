@@ -58,6 +58,8 @@ struct Progress {
     done: Vec<bool>,
     /// True if a level has settled after the preview was read.
     settled: bool,
+    /// Step of the estimate that the preview shows; 0: it shows settled levels.
+    estimated: usize,
     preview: Option<Arc<Preview>>,
 }
 
@@ -72,7 +74,14 @@ impl TileCache {
         let progress = self.progress.get_or_insert_with(&job.id, fresh)?;
         let mut progress = lock(&progress);
         progress.follow(&job);
-        if progress.settled {
+        let estimate = job.estimate();
+        if let Some(estimate) = estimate.filter(|estimate| estimate.step > progress.estimated) {
+            progress.estimated = estimate.step;
+            let (width, height) = (estimate.width, estimate.height);
+            progress.preview = Some(Arc::new(Preview::new(width, height, &estimate.samples)));
+        }
+        // An estimate shows finer levels than those that have settled, until all have.
+        if progress.settled && (progress.estimated == 0 || job.newest_preview()? == 0) {
             let bytes = job.preview(job.newest_preview()?)?;
             progress.preview = Some(Arc::new(Preview::decode(&bytes)?));
             progress.settled = false;

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tessera/v1/model_service.proto.
  */
 export const file_tessera_v1_model_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch50ZXNzZXJhL3YxL21vZGVsX3NlcnZpY2UucHJvdG8SCnRlc3NlcmEudjEiwwEKBU1vZGVsEgwKBG5hbWUYASABKAkSDgoGc2hhMjU2GAIgASgJEg0KBXdpZHRoGAMgASgNEg4KBmhlaWdodBgEIAEoDRIVCg1zaXplX211bHRpcGxlGAUgASgNEhIKCm1heF9leHRlbnQYBiABKA0SJwoGbGV2ZWxzGAcgAygLMhcudGVzc2VyYS52MS5Nb2RlbC5MZXZlbBopCgVMZXZlbBIOCgZmYWN0b3IYASABKA0SEAoIY2hhbm5lbHMYAiABKA0iOgoRTGlzdE1vZGVsc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgNEhIKCnBhZ2VfdG9rZW4YAiABKAkiUAoSTGlzdE1vZGVsc1Jlc3BvbnNlEiEKBm1vZGVscxgBIAMoCzIRLnRlc3NlcmEudjEuTW9kZWwSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIh8KD0dldE1vZGVsUmVxdWVzdBIMCgRuYW1lGAEgASgJIjQKEEdldE1vZGVsUmVzcG9uc2USIAoFbW9kZWwYASABKAsyES50ZXNzZXJhLnYxLk1vZGVsMqIBCgxNb2RlbFNlcnZpY2USSwoKTGlzdE1vZGVscxIdLnRlc3NlcmEudjEuTGlzdE1vZGVsc1JlcXVlc3QaHi50ZXNzZXJhLnYxLkxpc3RNb2RlbHNSZXNwb25zZRJFCghHZXRNb2RlbBIbLnRlc3NlcmEudjEuR2V0TW9kZWxSZXF1ZXN0GhwudGVzc2VyYS52MS5HZXRNb2RlbFJlc3BvbnNlYgZwcm90bzM");
+  fileDesc("Ch50ZXNzZXJhL3YxL21vZGVsX3NlcnZpY2UucHJvdG8SCnRlc3NlcmEudjEisQMKBU1vZGVsEgwKBG5hbWUYASABKAkSDgoGc2hhMjU2GAIgASgJEg0KBXdpZHRoGAMgASgNEg4KBmhlaWdodBgEIAEoDRIVCg1zaXplX211bHRpcGxlGAUgASgNEhIKCm1heF9leHRlbnQYBiABKA0SJwoGbGV2ZWxzGAcgAygLMhcudGVzc2VyYS52MS5Nb2RlbC5MZXZlbBInCgZsYWJlbHMYCCADKAsyFy50ZXNzZXJhLnYxLk1vZGVsLkxhYmVsEicKBmdyb3VwcxgJIAMoCzIXLnRlc3NlcmEudjEuTW9kZWwuR3JvdXASJQoFc2l6ZXMYCiADKAsyFi50ZXNzZXJhLnYxLk1vZGVsLlNpemUaKQoFTGV2ZWwSDgoGZmFjdG9yGAEgASgNEhAKCGNoYW5uZWxzGAIgASgNGiUKBUxhYmVsEgwKBG5hbWUYASABKAkSDgoGdmFsdWVzGAIgAygJGiUKBUdyb3VwEgwKBG5hbWUYASABKAkSDgoGbGV2ZWxzGAIgAygNGiUKBFNpemUSDQoFd2lkdGgYASABKA0SDgoGaGVpZ2h0GAIgASgNIjoKEUxpc3RNb2RlbHNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoDRISCgpwYWdlX3Rva2VuGAIgASgJIlAKEkxpc3RNb2RlbHNSZXNwb25zZRIhCgZtb2RlbHMYASADKAsyES50ZXNzZXJhLnYxLk1vZGVsEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIfCg9HZXRNb2RlbFJlcXVlc3QSDAoEbmFtZRgBIAEoCSI0ChBHZXRNb2RlbFJlc3BvbnNlEiAKBW1vZGVsGAEgASgLMhEudGVzc2VyYS52MS5Nb2RlbDKiAQoMTW9kZWxTZXJ2aWNlEksKCkxpc3RNb2RlbHMSHS50ZXNzZXJhLnYxLkxpc3RNb2RlbHNSZXF1ZXN0Gh4udGVzc2VyYS52MS5MaXN0TW9kZWxzUmVzcG9uc2USRQoIR2V0TW9kZWwSGy50ZXNzZXJhLnYxLkdldE1vZGVsUmVxdWVzdBocLnRlc3NlcmEudjEuR2V0TW9kZWxSZXNwb25zZWIGcHJvdG8z");
 
 /**
  * A model.
@@ -35,14 +35,14 @@ export type Model = Message<"tessera.v1.Model"> & {
   sha256: string;
 
   /**
-   * Width it was trained for, in pixels.
+   * Width of pictures if not chosen otherwise, in pixels.
    *
    * @generated from field: uint32 width = 3;
    */
   width: number;
 
   /**
-   * Height it was trained for, in pixels.
+   * Height of pictures if not chosen otherwise, in pixels.
    *
    * @generated from field: uint32 height = 4;
    */
@@ -68,6 +68,27 @@ export type Model = Message<"tessera.v1.Model"> & {
    * @generated from field: repeated tessera.v1.Model.Level levels = 7;
    */
   levels: Model_Level[];
+
+  /**
+   * Attributes of a picture that can be asked for in `JobSpec.labels`.
+   *
+   * @generated from field: repeated tessera.v1.Model.Label labels = 8;
+   */
+  labels: Model_Label[];
+
+  /**
+   * Groups of levels in the order of their denoising.
+   *
+   * @generated from field: repeated tessera.v1.Model.Group groups = 9;
+   */
+  groups: Model_Group[];
+
+  /**
+   * Sizes it was trained for; the first is `width` and `height`.
+   *
+   * @generated from field: repeated tessera.v1.Model.Size sizes = 10;
+   */
+  sizes: Model_Size[];
 };
 
 /**
@@ -104,6 +125,90 @@ export type Model_Level = Message<"tessera.v1.Model.Level"> & {
  */
 export const Model_LevelSchema: GenMessage<Model_Level> = /*@__PURE__*/
   messageDesc(file_tessera_v1_model_service, 0, 0);
+
+/**
+ * An attribute of a picture.
+ *
+ * @generated from message tessera.v1.Model.Label
+ */
+export type Model_Label = Message<"tessera.v1.Model.Label"> & {
+  /**
+   * Its name, such as `time`.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Its values, such as `dusk`.
+   *
+   * @generated from field: repeated string values = 2;
+   */
+  values: string[];
+};
+
+/**
+ * Describes the message tessera.v1.Model.Label.
+ * Use `create(Model_LabelSchema)` to create a new message.
+ */
+export const Model_LabelSchema: GenMessage<Model_Label> = /*@__PURE__*/
+  messageDesc(file_tessera_v1_model_service, 0, 1);
+
+/**
+ * Levels that are denoised together, to their end, before the next group begins.
+ *
+ * @generated from message tessera.v1.Model.Group
+ */
+export type Model_Group = Message<"tessera.v1.Model.Group"> & {
+  /**
+   * Its name, such as `layout`.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Indices into `Model.levels`, increasing.
+   *
+   * @generated from field: repeated uint32 levels = 2;
+   */
+  levels: number[];
+};
+
+/**
+ * Describes the message tessera.v1.Model.Group.
+ * Use `create(Model_GroupSchema)` to create a new message.
+ */
+export const Model_GroupSchema: GenMessage<Model_Group> = /*@__PURE__*/
+  messageDesc(file_tessera_v1_model_service, 0, 2);
+
+/**
+ * Size of a picture in pixels.
+ *
+ * @generated from message tessera.v1.Model.Size
+ */
+export type Model_Size = Message<"tessera.v1.Model.Size"> & {
+  /**
+   * Width.
+   *
+   * @generated from field: uint32 width = 1;
+   */
+  width: number;
+
+  /**
+   * Height.
+   *
+   * @generated from field: uint32 height = 2;
+   */
+  height: number;
+};
+
+/**
+ * Describes the message tessera.v1.Model.Size.
+ * Use `create(Model_SizeSchema)` to create a new message.
+ */
+export const Model_SizeSchema: GenMessage<Model_Size> = /*@__PURE__*/
+  messageDesc(file_tessera_v1_model_service, 0, 3);
 
 /**
  * Request of ListModels.

@@ -1,4 +1,4 @@
-//! A picture from the library alone, on the CPU: `cargo run --release --no-default-features --example generate MODEL OUT`.
+//! A picture from the library alone, on the CPU: `cargo run --release -p tessera-library-example MODEL OUT`.
 
 use std::{env, path::PathBuf};
 
