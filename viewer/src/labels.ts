@@ -13,10 +13,15 @@ function readable(name: string): string {
   return name.replace(/[_-]+/g, " ");
 }
 
+/** A label's value for people. */
+function described(name: string, value: string): string {
+  return value === "none" ? `no ${readable(name)}` : readable(value);
+}
+
 /** A picture's labels as text that follows its other settings. */
 export function labelText(labels: Record<string, string>): string {
   return Object.entries(labels)
-    .map(([name, value]) => ` · ${readable(name)} ${readable(value)}`)
+    .map(([name, value]) => ` · ${value === "none" ? "" : `${readable(name)} `}${described(name, value)}`)
     .join("");
 }
 
@@ -85,7 +90,7 @@ export class Labels {
   }
 
   #summarise(): void {
-    const values = Object.values(this.spec().labels).map(readable);
+    const values = Object.entries(this.spec().labels).map(([name, value]) => described(name, value));
     const text = createElement("span", values.length ? values.join(", ") : "Labels");
     chosen.replaceChildren(text);
     chosen.setAttribute("aria-label", values.length ? `Labels: ${values.join(", ")}` : "Labels");
