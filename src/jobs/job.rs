@@ -21,7 +21,7 @@ use crate::{
     error::{Detail, Error, Expected, Kind, Resource, Result},
     jobs::{
         Quote, RETRY_AFTER, Shared, Timings,
-        admission::Size,
+        admission::{Cost, Size},
         files::{self, JobDirectory, Layout},
         observe,
         record::{Event, JobRequest, Record},
@@ -275,7 +275,12 @@ impl Job {
     pub(super) fn size(&self) -> Size {
         // Ids are numbers that grow with time; other names of directories come first.
         let arrival = u128::from_str_radix(&self.id, 16).unwrap_or(0);
-        Size { arrival, flops: self.quote.flops, memory: self.quote.memory_bytes }
+        let plan = &self.plan;
+        let steps = plan.schedule.steps().saturating_sub(plan.first_step);
+        let encoding = usize::from(self.request.source_sha256.is_some());
+        let slices = (encoding + steps + 1 + plan.tiling.tiles.len()) as u64;
+        let cost = Cost { flops: self.quote.flops, slices };
+        Size { arrival, cost, memory: self.quote.memory_bytes }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -1,7 +1,7 @@
 //! The engine thread: time-slices a few jobs, one step or tile at a time.
 //!
-//! The next slice goes to the job that has used the fewest FLOPs on the device, so jobs of any size share it evenly; a new job
-//! starts at the lowest count of the running ones. Small pictures of equal shapes take their denoising steps in a batch: one
+//! The next slice goes to the job that has used the least time on the device, so jobs of any size share it evenly; a new job
+//! starts at the lowest time of the running ones. Time is measured: a slice of a tiny job costs many times its FLOPs. Small pictures of equal shapes take their denoising steps in a batch: one
 //! evaluation of the network costs less than several and gives the same bits. The `committer` makes results durable and
 //! publishes them while the next slice computes. On an asynchronous device the next tile is submitted before the previous
 //! one is read back.
@@ -9,7 +9,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
@@ -50,8 +50,8 @@ struct ActiveJob<O: Backend> {
     before: Option<Vec<Latent>>,
     /// True for each tile that is decoded or sent to the committer.
     sent: Vec<bool>,
-    /// FLOPs that the job has used, from the initial value on.
-    served: u64,
+    /// Time that the job has used, from the initial value on.
+    served: Duration,
 }
 
 enum Work<O: Backend> {
@@ -168,6 +168,8 @@ struct Worker<'a, O: Backend> {
     active: Vec<ActiveJob<O>>,
     /// Read-back of the newest tile; it is finished after the next slice has begun, or when there is none.
     pending_readback: Option<Readback>,
+    /// Time of read-backs that was counted for their jobs, not for that of the slice in which they ended.
+    read_back: Duration,
 }
 
 /// The levels that settled with the last step and were not published before, coarsest first.
@@ -206,7 +208,8 @@ impl<'a, O: Backend> Worker<'a, O> {
         name: String,
         on: String,
     ) -> Self {
-        Self { shared, committer, ops, name, on, active: Vec::new(), pending_readback: None }
+        let (active, pending_readback, read_back) = (Vec::new(), None, Duration::ZERO);
+        Self { shared, committer, ops, name, on, active, pending_readback, read_back }
     }
 
     fn run(mut self) {
@@ -257,7 +260,8 @@ impl<'a, O: Backend> Worker<'a, O> {
     fn begin(&mut self, job: Arc<Job>) {
         match open(self.shared, &job, &self.on) {
             Ok((buffer, sampling)) => {
-                let served = self.active.iter().map(|active| active.served).min().unwrap_or(0);
+                let served = self.active.iter().map(|active| active.served).min();
+                let served = served.unwrap_or_default();
                 let buffer = Arc::new(Mutex::new(buffer));
                 let work = sampling.map_or(Work::Encode, Work::Denoise);
                 let mut sent = job.tiles_done();
@@ -304,11 +308,13 @@ impl<'a, O: Backend> Worker<'a, O> {
             let flops = first.job.quote.step_flops;
             peers.push(first);
             let jobs = peers.len() as u64;
+            let took = began.elapsed();
             self.shared.steps.add(jobs);
-            self.shared.speed.add(flops * jobs, began.elapsed());
-            self.shared.timings.step.observe(began.elapsed().as_secs_f64());
-            for active in peers {
-                self.complete(active, |worker, active| worker.after_step(active));
+            self.shared.speed.add(flops * jobs, took);
+            self.shared.timings.step.observe(took.as_secs_f64());
+            for mut active in peers {
+                active.served += took / jobs as u32;
+                self.complete(active, |worker, active| worker.after_step(active).map(drop));
             }
             return;
         }
@@ -326,7 +332,7 @@ impl<'a, O: Backend> Worker<'a, O> {
             if let Some(histogram) = histogram {
                 histogram.observe(began.elapsed().as_secs_f64());
             }
-            Ok(flops)
+            Ok(())
         });
     }
 
@@ -376,28 +382,27 @@ impl<'a, O: Backend> Worker<'a, O> {
         catch_unwind(AssertUnwindSafe(steps)).unwrap_or_else(|_| Err(panicked()))
     }
 
-    /// Runs `unit` for a job and handles its result: continue, finish or fail.
+    /// Runs `unit` for a job, counts its time, and handles its result: continue, finish or fail.
     fn complete(
         &mut self,
         mut active: ActiveJob<O>,
-        unit: impl FnOnce(&mut Self, &mut ActiveJob<O>) -> Result<u64>,
+        unit: impl FnOnce(&mut Self, &mut ActiveJob<O>) -> Result<()>,
     ) {
         let job = active.job.clone();
         let _span = active.span.clone().entered();
+        let (began, read_back) = (Instant::now(), self.read_back);
         // A panic fails this job, not the server.
         let done = catch_unwind(AssertUnwindSafe(|| unit(self, &mut active)));
+        active.served += began.elapsed().saturating_sub(self.read_back - read_back);
         match done.unwrap_or_else(|_| Err(panicked())) {
-            Ok(flops) => {
-                active.served += flops;
-                match active.sent.iter().all(|&sent| sent) {
-                    true => {
-                        self.finish_readback();
-                        let last = self.finished(&job);
-                        self.committer.send(WriteRequest { job, write: Write::End(last) });
-                    }
-                    false => self.active.push(active),
+            Ok(()) => match active.sent.iter().all(|&sent| sent) {
+                true => {
+                    self.finish_readback();
+                    let last = self.finished(&job);
+                    self.committer.send(WriteRequest { job, write: Write::End(last) });
                 }
-            }
+                false => self.active.push(active),
+            },
             Err(error) => self.committer.send(WriteRequest { job, write: Write::Fail(error) }),
         }
     }
@@ -465,10 +470,16 @@ impl<'a, O: Backend> Worker<'a, O> {
         let Some(Readback { job, buffer, index, pixels }) = self.pending_readback.take() else {
             return;
         };
+        let began = Instant::now();
         let (rect, bits) = (job.plan.tiling.tiles[index].rect, job.plan.spec.bits);
         let samples = pixels.wait().and_then(|values| tiles::samples(rect, &values, bits));
         let write = samples
             .map_or_else(Write::TileFailed, |samples| Write::Tile(Tile { buffer, index, samples }));
+        // The job of the current slice is not among them: its time is counted as a whole.
+        if let Some(other) = self.active.iter_mut().find(|active| Arc::ptr_eq(&active.job, &job)) {
+            other.served += began.elapsed();
+            self.read_back += began.elapsed();
+        }
         self.committer.send(WriteRequest { job, write });
     }
 

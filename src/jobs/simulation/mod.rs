@@ -32,6 +32,7 @@ use crate::{
     },
     jobs::{
         Job, Jobs, Models, Phase, Request, Settings, Shared,
+        admission::Cost,
         committer::{self, Settled, Tile, Write, WriteRequest},
         files::JobBuffer,
         record::{Event, Record},
@@ -117,7 +118,7 @@ struct Process {
     active: Vec<Active>,
     results: VecDeque<WriteRequest>,
     /// FLOPs of later jobs that took a slot before each queued job.
-    overtaken: BTreeMap<String, u64>,
+    overtaken: BTreeMap<String, Cost>,
 }
 
 struct World {
@@ -348,7 +349,7 @@ impl World {
         }
         let known = Known { request_id, viewport: Some(viewport), ..Known::default() };
         assert!(self.known.insert(job.id.clone(), known).is_none());
-        self.process.as_mut().unwrap().overtaken.insert(job.id.clone(), 0);
+        self.process.as_mut().unwrap().overtaken.insert(job.id.clone(), Cost::default());
     }
 
     fn cancel(&mut self) {
@@ -439,8 +440,9 @@ impl World {
             for older in waiting.iter().chain(later).filter(|job| job.size().arrival < size.arrival)
             {
                 let sum = process.overtaken.entry(older.id.clone()).or_default();
-                *sum += if entry.in_slot { size.flops } else { 0 };
-                assert!(*sum <= older.quote.flops, "{} is overtaken by {sum}", older.id);
+                *sum = if entry.in_slot { sum.plus(size.cost) } else { *sum };
+                let within = sum.is_within(older.size().cost);
+                assert!(within, "{} is overtaken by {sum:?}", older.id);
             }
         }
         for entry in admitted {
