@@ -14,19 +14,19 @@ PACKAGES = {
 }
 """The sub-package that holds the module of each command; `scenery` is a package of its own."""
 COMMANDS = {
-    "fit": "train a model on a folder of pictures, all in one",
-    "sprint": "train all networks within a number of seconds, on scenery drawn meanwhile",
-    "scenery": "make the procedural training pictures",
-    "prepare": "bring your own pictures into the form that is trained on",
+    "fit": "train a model on a folder of pictures, in one command",
+    "sprint": "train all networks within a number of seconds, on scenery drawn at the same time",
+    "scenery": "draw procedural landscapes to train on",
+    "prepare": "convert your own pictures into the form used for training",
     "autoencoder": "train encoder and decoder on pictures",
     "latents": "encode the pictures once, with statistics",
     "diffusion": "train the U-Net on latents",
-    "refine": "train the decoder on, against what the U-Net makes",
-    "export": "write one safetensors of everything",
-    "join": "put the pieces of a file together that sprint has written",
+    "refine": "train the decoder further, with an adversary, on what the U-Net generates",
+    "export": "write the trained networks to one safetensors file",
+    "join": "put together the pieces of a file that sprint has written",
     "reader": "train the network by which evaluate reads labels",
     "evaluate": "measure an exported model on held-out pictures",
-    "ablate": "measure what each part of the recipe is worth",
+    "ablate": "measure the effect of each part of the recipe",
     "fixtures": "write the test vectors that tie this package to the Rust crate",
 }
 PARALLEL = ("autoencoder", "diffusion", "refine")

@@ -74,7 +74,7 @@ def test_fifty_pictures_become_a_model_and_a_grid(tmp_path, capsys):
         assert {name.split(".")[0] for name in file.keys()} == {"encoder", "decoder", "unet", "latents"}
     assert Image.open(tmp_path / "my.png").width == 4 * 256
     record = json.loads((tmp_path / "my.run" / "run.json").read_text())
-    assert record["seed"] == 0 and record["code"]["tessera_train"] and record["budget"]["steps"] == 8
+    assert record["seed"] == 0 and record["code"]["tessera_train"] and record["budget"] == {"steps": 20}
     assert (tmp_path / "my.run" / "config.toml").read_text() == Config("tiny").texts[0]
     before = out.read_bytes()
     assert cli.main(words) == 0
@@ -84,7 +84,10 @@ def test_fifty_pictures_become_a_model_and_a_grid(tmp_path, capsys):
         named = Arch.from_json(file.metadata()["arch"])
     assert named.name == "winter-1.0" and replace(named, name=Config("tiny").arch.name) == Config("tiny").arch
     assert cli.main([*words, "--seed", "1"]) == 2
-    assert "was begun with seed 0, not 1" in capsys.readouterr().err
+    assert "was begun with seed 0, not seed 1" in capsys.readouterr().err
+    words[words.index("20")] = "30"
+    assert cli.main(words) == 2
+    assert "was begun with --steps 20, not --steps 30, and a run keeps its settings; choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,17 @@ def test_bad_arguments_are_named(tmp_path, capsys, words, message):
     pictures = write_files(tmp_path / "in", 2)
     assert cli.main(["fit", str(pictures), "--out", str(tmp_path / "o" / "m.safetensors"), *OPTIONS, *words]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("given", ["auto", "f32"])
+def test_the_reason_of_a_precision_is_printed_once(tmp_path, capsys, monkeypatch, given):
+    """For a network each, if it was measured; nothing for one that the user has given."""
+    monkeypatch.setattr("tessera_train.training.precision.bf16_works", lambda _: False)
+    words = [str(write_files(tmp_path / "in", 8)), "--out", str(tmp_path / "m.safetensors"), "--steps", "3"]
+    assert cli.main(["fit", *words, *OPTIONS, "--precision", given]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "f32" in line or "bf16" in line]
+    reason = "f32: bf16 convolutions do not work here"
+    assert said == ([f"AutoEncoder in {reason}", f"U-Net in {reason}"] if given == "auto" else [])
 
 
 def test_an_empty_folder_trains_nothing(tmp_path, capsys):

@@ -159,6 +159,22 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path, make, reason):
     assert said == [f"skipped {listed.strip()}"]
 
 
+def test_files_of_labels_are_passed_over(tmp_path, capsys):
+    """A JSON file of a picture's name, and the table of labels in the folder; one without a picture is listed."""
+    write_files(tmp_path / "in", 3, W, H)
+    for path in (tmp_path / "in").rglob("*.png"):
+        path.with_suffix(".json").write_text('{"time": "dusk"}')
+    (tmp_path / "in" / "stray.json").write_text("{}")
+    table = tmp_path / "in" / "labels.csv"
+    table.write_text("file,time\n0/0.png,dusk\n")
+    for i, labels in enumerate((["--labels", "json"], ["--labels", str(table)], [])):
+        words = ["prepare", str(tmp_path / "in"), "--out", str(tmp_path / str(i)), "--size", f"{W}x{H}", *labels]
+        assert cli.main(words) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
+        others = [] if str(table) in labels else ["skipped labels.csv: not named as a JPEG, PNG, TIFF or WebP"]
+        assert said == [*others, "skipped stray.json: not named as a JPEG, PNG, TIFF or WebP"]
+
+
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     """The reason names the limit."""
     monkeypatch.setattr("tessera_train.data.image_io.MAX_PIXELS", 5000)

@@ -22,6 +22,9 @@ MOST_LABELS, MOST_VALUES, LONGEST = 32, 255, 64
 FOLDER = "folder"
 """Name of the label that `--labels folders` makes of the names of the folders."""
 
+SOURCES = "folders (one label, folder: the name of the subfolder), json (a file next to each picture) or a CSV file"
+"""Help on `--labels`."""
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -101,15 +104,18 @@ def write(folder: Path, pictures: list[dict[str, str]]) -> None:
 
 class Source:
     """Where the labels of files come from: `folders` (the name of the folder right below the root), `json` (a file of the same
-    name with the suffix .json beside the picture) or a CSV file whose first column, `file`, holds paths below the root."""
+    name with the suffix .json beside the picture) or a CSV file (its `path`) whose first column, `file`, holds paths below the root."""
+
+    path: Path | None
 
     def __init__(self, kind: str, root: Path) -> None:
-        self.kind, self.root, self.table = kind, root, {}
+        self.kind, self.root, self.table, self.path = kind, root, {}, None
         if kind in ("folders", "json"):
             return
         path = Path(kind)
         if path.suffix.lower() != ".csv":
             raise ValueError(f"labels is {kind!r}, must be folders, json or a CSV file")
+        self.path = path
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             names = reader.fieldnames or []

@@ -25,7 +25,7 @@ from ..export.files import replace_file
 from ..scenery.dataset import parse_size
 from . import labels
 from .image_io import SUFFIXES, Unusable, read
-from .labels import Source
+from .labels import SOURCES, Source
 from .npy_writer import RowWriter, check_space
 
 VERSION = 1
@@ -35,9 +35,10 @@ LISTED = 20
 Skipped = list[tuple[str, str]]
 
 
-def listing(folder: Path) -> tuple[list[Path], Skipped]:
+def listing(folder: Path, table: Path | None = None) -> tuple[list[Path], Skipped]:
     """Files under `folder` that may be pictures by their suffix, sorted, and the others with the reason. Hidden files
-    and folders are passed over, links to folders are not followed."""
+    and folders are passed over, as are JSON files of a picture's name and the `table` of labels; links to folders are
+    not followed."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     files, skipped = [], []
@@ -47,9 +48,16 @@ def listing(folder: Path) -> tuple[list[Path], Skipped]:
             path = Path(place, name)
             if path.suffix.lower() in SUFFIXES and path.is_file():
                 files.append(path)
-            else:
+            elif not holds_labels(path, set(names), table):
                 skipped.append((shown(path, folder), "not named as a JPEG, PNG, TIFF or WebP"))
     return files, skipped
+
+
+def holds_labels(path: Path, beside: set[str], table: Path | None) -> bool:
+    """True for the `table` of labels and for `a.json` if `a.jpg` or another picture `a` is `beside` it."""
+    if path.suffix == ".json":
+        return any(Path(name).stem == path.stem and Path(name).suffix.lower() in SUFFIXES for name in beside)
+    return table is not None and path.resolve() == table.resolve()
 
 
 def shown(path: Path, folder: Path) -> str:
@@ -138,7 +146,7 @@ def prepare(
         raise ValueError(f"size is {width}x{height}, must be at least 1x1")
     if out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{out}: lies within {folder}, must be outside")
-    files, skipped = listing(folder)
+    files, skipped = listing(folder, source.path if source else None)
     plan = unique(folder, files, skipped, threads)
     found = [source.of(path) for _, path in plan] if source else None
     planned = [VERSION, width, height, [name for name, _ in plan], *([found] if found else [])]
@@ -217,7 +225,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder tree of JPEG, PNG, TIFF or WebP files")
     parser.add_argument("--out", type=Path, required=True, metavar="PICTURES", help="folder to write; an interrupted writing resumes")
     parser.add_argument("--size", default="2048x1024", metavar="WxH", help="width x height of every picture (default 2048x1024)")
-    parser.add_argument("--labels", metavar="SOURCE", help="folders (names of subfolders), json (a file beside each picture) or a CSV file")
+    parser.add_argument("--labels", metavar="SOURCE", help=SOURCES)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="files read at a time (default: one per core)")
 
 

@@ -1,4 +1,4 @@
-"""What each part of the recipe is worth: every ablation configuration trained with several seeds and one budget, measured as
+"""The effect of each part of the recipe: every ablation configuration trained with several seeds and one budget, measured as
 `evaluate` does, as a table in Markdown with mean and spread.
 
 The folder holds a run per configuration and seed, and `CONFIGURATION-SEED.json` once it is measured; such a run is not

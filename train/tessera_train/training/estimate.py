@@ -60,7 +60,7 @@ def measure(config: Config, files: list[Path], args: argparse.Namespace, device:
     rows = np.random.default_rng(0).integers(0, 256, (4, arch.height, arch.width, 3), np.uint8)
     pictures = Pictures(rows, "noise")
     task = autoencoder.Task(config, pictures, args.seed, device)
-    run, name = probe(task, args, device)
+    run, name = probe(task, args, device, "AutoEncoder")
     first = mean_step(run, task, device)
     ae = spectral.folded(task.model).eval()
     picture = pictures.whole(0, arch.width, arch.height).to(device)
@@ -72,14 +72,14 @@ def measure(config: Config, files: list[Path], args: argparse.Namespace, device:
         other_steps, unets, other, last = [], [], "f32", 0.0
         for group in range(len(arch.groups)):
             second = diffusion.Task(config, [noise], ae, args.seed, device, group)
-            run, other = probe(second, args, device)
+            run, other = probe(second, args, device, "U-Net" if group == len(arch.groups) - 1 else None)
             batch = second.batch(0, 0.0)
             other_steps.append(seconds(lambda: step(run, batch), device))
             unets.append(spectral.folded(second.model).eval())
         if refine:
             whole = Model(arch, ae, tuple(unets), noise, device)
             task = autoencoder.Task(config, pictures, args.seed, device, whole)
-            last = mean_step(probe(task, args, device)[0], task, device)
+            last = mean_step(probe(task, args, device, None)[0], task, device)
     return Speed(name, other, first, other_steps, encoding, reading(files, arch.width, arch.height), last)
 
 
@@ -94,10 +94,12 @@ def mean_step(run: loop.Loop, task: autoencoder.Task, device: torch.device) -> f
     return mean
 
 
-def probe(task: loop.Task, args: argparse.Namespace, device: torch.device) -> tuple[loop.Loop, str]:
-    """A loop that is never saved, and the precision that is the faster one for it."""
+def probe(task: loop.Task, args: argparse.Namespace, device: torch.device, network: str | None) -> tuple[loop.Loop, str]:
+    """A loop that is never saved, and the precision that is the faster one for it; says why for a `network` that is named."""
     run = loop.Loop(task, args, device)
-    run.choose_precision()
+    why = run.choose_precision()
+    if network and why:
+        print(f"{network} in {why}", flush=True)
     return run, "bf16" if run.dtype == torch.bfloat16 else "f32"
 
 

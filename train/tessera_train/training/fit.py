@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from ..data import latents, prepare, provenance
-from ..data.labels import Source
+from ..data.labels import SOURCES, Source
 from ..data.latents import Latents
 from ..data.pictures import Pictures
 from ..export.export import export
@@ -90,6 +90,10 @@ class Budget:
         """As the trainings' arguments; part 0 is the AutoEncoder, 1 and on the U-Nets, -1 the refinement."""
         return {"steps": self.steps and self.steps[part], "minutes": self.minutes and self.minutes[part]}
 
+    def total(self) -> dict[str, float | int]:
+        """As it was given."""
+        return {"steps": sum(self.steps)} if self.steps else {"minutes": round(sum(self.minutes), 6)}
+
     def refines(self) -> bool:
         """Whether the decoder is refined at all."""
         return bool((self.steps or self.minutes)[-1])
@@ -123,7 +127,7 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
         "config": hashlib.sha256("".join(config.texts).encode()).hexdigest(),
         "size": [config.arch.width, config.arch.height],
         "seed": args.seed,
-        "budget": budget.arguments(0) | {"of": "AutoEncoder"},
+        "budget": budget.total(),
         "device": device.type,
         "precision": args.precision,
         "labels": args.labels,
@@ -133,14 +137,15 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
         raise ValueError(f"{args.folder}: no JPEG, PNG, TIFF or WebP in it")
     known = provenance.read(run)
     if known is None:
-        print("measuring the speed of this machine", flush=True)
+        print("measuring the speed of this machine, which is not part of the budget", flush=True)
         speed = estimate.measure(config, files, args, device, budget.refines())
         replace_file(run / "config.toml", lambda file: file.write(config.texts[0].encode()))
         provenance.write(run, settings | {"threads": torch.get_num_threads(), "speed": speed.as_dict()})
     else:
         for name, value in settings.items():
             if known.get(name) != value:
-                raise ValueError(f"{run}: was begun with {name} {known.get(name)}, not {value}; choose another --out, or remove it")
+                other = "another configuration" if name == "config" else f"{spoken(name, known.get(name))}, not {spoken(name, value)}"
+                raise ValueError(f"{run}: was begun with {other}, and a run keeps its settings; choose another --out, or remove the folder")
         if known["code"] != provenance.code_version():
             print(f"{run} was begun by another version of the code; the result may differ from that of one run", flush=True)
         speed = estimate.Speed(**known["speed"])
@@ -156,6 +161,21 @@ def begin(run: Path, config: Config, args: argparse.Namespace, budget: Budget, d
     }
     print(f"{count} files of pictures, {config.arch.width}x{config.arch.height}, on {device}: {estimate.sentence(times)}", flush=True)
     return speed
+
+
+def spoken(name: str, value: object) -> str:
+    """A setting of a run for people, such as "--steps 30"."""
+    match name, value:
+        case "budget", {"steps": steps}:
+            return f"--steps {steps}"
+        case "budget", {"minutes": minutes}:
+            return f"--minutes {minutes:g}"
+        case "size", [width, height]:
+            return f"size {width}x{height}"
+        case _, None:
+            return f"no {name}"
+        case _:
+            return f"{name} {value}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -270,7 +290,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder tree of JPEG, PNG, TIFF or WebP files")
     parser.add_argument("--config", default="scenery", help=f"{', '.join(names())} or a TOML file (default: scenery)")
-    parser.add_argument("--labels", metavar="SOURCE", help="folders (names of subfolders), json (a file beside each picture) or a CSV file")
+    parser.add_argument("--labels", metavar="SOURCE", help=SOURCES)
     parser.add_argument("--size", metavar="WxH", help="of the model's pictures (default: the configuration's)")
     add_name_argument(parser)
-    loop.add_common_arguments(parser, "the model, a .safetensors file; the run folder lies beside it")
+    loop.add_common_arguments(parser, "the model to write, a .safetensors file; the run folder, NAME.run, is next to it")

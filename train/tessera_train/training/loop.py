@@ -117,11 +117,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_common_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """Those of them that `fit` has too; `out` explains --out."""
     parser.add_argument("--out", type=Path, required=True, help=out)
-    parser.add_argument("--minutes", type=float, help="budget in minutes of training, over all resumes")
+    parser.add_argument("--minutes", type=float, help="budget in minutes of training steps, over all resumes")
     parser.add_argument("--steps", type=int, help="budget in steps")
     parser.add_argument("--save-minutes", type=float, default=3.0, help="between checkpoints (default: 3)")
     parser.add_argument("--sample-minutes", type=float, default=5.0, help="between sample grids (default: 5)")
-    parser.add_argument("--precision", choices=("auto", "f32", "bf16"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "f32", "bf16"), default="auto", help="auto is the faster one of both by measurement (default: auto)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
     parser.add_argument("--seed", type=int, default=0)
@@ -359,8 +359,8 @@ class Loop:
             raise KeyboardInterrupt
         self.stop_signal = number
 
-    def choose_precision(self) -> str:
-        """Sets `dtype`, by trial steps that leave no trace; returns a line that says why."""
+    def choose_precision(self) -> str | None:
+        """Sets `dtype`, by trial steps that leave no trace; returns a line that says why, except for a precision that was given."""
         first, before = self.task.batch(0, 0.0), copy.deepcopy(self.model.state_dict())
         self.task.begin(0.0)
         self.dtype, why = precision.choose(self.args.precision, self.device, lambda dtype: self.forward_backward(first, dtype))
@@ -383,8 +383,8 @@ class Loop:
             provenance.write(self.args.out, {"arguments": arguments, "settings": dataclasses.asdict(self.task.recipe)})
         if self.first and self.args.tensorboard:
             self.board = board(self.args.out)
-        if self.dtype is None:
-            self.say(self.choose_precision())
+        if self.dtype is None and (why := self.choose_precision()):
+            self.say(why)
         if self.first and sys.stderr.isatty():
             total = self.args.minutes * 60 if self.args.minutes else self.args.steps
             self.bar = tqdm(total=round(total), unit="s" if self.args.minutes else "step", dynamic_ncols=True)

@@ -28,15 +28,15 @@ def bf16_works(device: torch.device) -> bool:
     return subprocess.run([sys.executable, "-c", PROBE], capture_output=True, check=False).returncode == 0
 
 
-def choose(wanted: str, device: torch.device, step: Callable[[torch.dtype], None]) -> tuple[torch.dtype, str]:
-    """The type to compute in and a line that says why. `wanted`: "f32", "bf16" or "auto", which times
-    `step(type)`, a whole training step, with both."""
+def choose(wanted: str, device: torch.device, step: Callable[[torch.dtype], None]) -> tuple[torch.dtype, str | None]:
+    """The type to compute in and, if it was chosen here, a line that says why. `wanted`: "f32", "bf16" or "auto", which
+    times `step(type)`, a whole training step, with both."""
     if wanted != "auto":
-        return {"f32": torch.float32, "bf16": torch.bfloat16}[wanted], f"{wanted}, as asked"
+        return {"f32": torch.float32, "bf16": torch.bfloat16}[wanted], None
     if not bf16_works(device):
         return torch.float32, "f32: bf16 convolutions do not work here"
     if device.type == "cuda":
-        return torch.bfloat16, "bf16"
+        return torch.bfloat16, "bf16: the GPU supports it"
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         step(dtype)

@@ -1,4 +1,4 @@
-"""Training of the decoder on: it learns from an adversary to give texture to what the U-Net makes."""
+"""Further training of the decoder, which learns from an adversary to give texture to what the U-Net generates."""
 
 from __future__ import annotations
 
