@@ -289,17 +289,17 @@ test("a server that wants a token is asked with one, which the tab keeps", async
   await writeFile(file, `anna ${hash}\n`);
   await serve(address, "--tokens", file);
   const page = await open(`${url}/`);
-  const dialog = page.getByRole("dialog", { name: "This server asks for a token" });
+  const dialog = page.getByRole("dialog", { name: "This server requires a token" });
   await dialog.waitFor();
   await page.screenshot({ path: path.join(shots, "10-token.png") });
   // The page loads again with each token; who waits only after the click may have missed it.
-  const goOn = () => Promise.all([page.waitForEvent("load"), page.getByRole("button", { name: "Go on" }).click()]);
+  const proceed = () => Promise.all([page.waitForEvent("load"), page.getByRole("button", { name: "Continue" }).click()]);
   await page.getByLabel("Bearer token").fill("close");
-  await goOn();
+  await proceed();
   // Another one is asked for.
   await dialog.waitFor();
   await page.getByLabel("Bearer token").fill("open sesame");
-  await goOn();
+  await proceed();
   await page.locator("#quote", { hasText: "memory" }).waitFor();
   assert.equal(await dialog.isVisible(), false);
   // Pictures and downloads come with the token as well.

@@ -117,7 +117,7 @@ export class Gallery {
   private async remove(job: Job, button: HTMLButtonElement): Promise<void> {
     if (!button.classList.contains("sure")) {
       button.classList.add("sure");
-      button.textContent = "Really?";
+      button.textContent = "Delete?";
       return;
     }
     try {
