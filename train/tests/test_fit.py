@@ -119,6 +119,13 @@ def test_the_reason_of_a_precision_is_printed_once(tmp_path, capsys, monkeypatch
     assert said == ([f"AutoEncoder in {reason}", f"U-Net in {reason}"] if given == "auto" else [])
 
 
+def test_a_single_picture_is_enough(tmp_path):
+    """Though there are fewer latents than the grid has samples, and none is held out."""
+    words = [str(write_files(tmp_path / "in", 1)), "--out", str(tmp_path / "m.safetensors"), "--steps", "3"]
+    assert cli.main(["fit", *words, *OPTIONS]) == 0
+    assert Image.open(tmp_path / "m.png").width == 4 * 256
+
+
 def test_an_empty_folder_trains_nothing(tmp_path, capsys):
     """And says so."""
     (tmp_path / "in").mkdir()

@@ -186,8 +186,9 @@ class Task:
     def evaluate(self, ema: nn.Module, picture: Path) -> dict[str, float]:
         """Loss on held-out latents with noise that is the same each time; the grid shows eight samples of the noise that is the
         same each time, then a part of the first at 100 %. Coarser levels are those of held-out pictures, finer ones the mean."""
-        held_out = range(self.latents.training, len(self.latents.levels[0]), 2)
-        chosen = [*held_out, *range(SAMPLES)][:SAMPLES]
+        count = len(self.latents.levels[0])
+        held_out = range(self.latents.training, count, 2)
+        chosen = [*held_out, *(i % count for i in range(SAMPLES))][:SAMPLES]
         known = self.latents.normalised(chosen)
         labels = torch.from_numpy(self.latents.labels[chosen]).to(self.device) if self.arch.labels else None
         coarser = [x.to(self.device) for x in known[self.its.levels[-1] + 1 :]]

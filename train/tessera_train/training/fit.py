@@ -173,7 +173,7 @@ def spoken(name: str, value: object) -> str:
         case "size", [width, height]:
             return f"size {width}x{height}"
         case _, None:
-            return f"no {name}"
+            return f"{name} none"
         case _:
             return f"{name} {value}"
 
