@@ -17,7 +17,7 @@ use tessera::{
     },
     graph::{Backend, GraphBuilder},
     ops::{
-        Conv2d, Domain, Factors, GroupNorm, Op, PixelNorm, Rect, Shape,
+        AddNoise, Conv2d, Domain, Factors, GroupNorm, Op, PixelNorm, Rect, Shape,
         testing::Random,
         weights::{Param, Weights},
     },
@@ -40,6 +40,7 @@ fn table() -> Vec<(&'static str, Op, Vec<Shape>)> {
     let (deep, coarse) = (Shape::new(1, 16, 32, 128), Shape::new(1, 4, 8, 192));
     let group = GroupNorm { name: "group_norm".into(), channels: 128, groups: 32, silu: true };
     let pixel = PixelNorm { name: "pixel_norm".into(), channels: 48, silu: true };
+    let noise = AddNoise { name: "add_noise".into(), channels: 48 };
     let window = Rect { x: 5, y: 3, width: 400, height: 200 };
     let shuffled = Shape::new(1, 512, 1024, 12);
     vec![
@@ -49,6 +50,7 @@ fn table() -> Vec<(&'static str, Op, Vec<Shape>)> {
         ("conv2d_1x1", conv(128, 96, 1), vec![latent]),
         ("group_norm", Op::GroupNorm(group), vec![latent]),
         ("pixel_norm", Op::PixelNorm(pixel), vec![fine]),
+        ("add_noise", Op::AddNoise(noise), vec![fine, fine.with_channels(1)]),
         ("silu", Op::Silu, vec![fine]),
         ("scale_shift", Op::ScaleShift(true), vec![latent, Shape::new(1, 1, 1, 256)]),
         ("weighted_add", Op::WeightedAdd(Factors::Fixed(0.6, 0.8)), vec![fine; 2]),

@@ -435,7 +435,7 @@ async fn lock_refuses_a_second_server_on_the_directory() {
     let dir = Dir::new();
     let _first = Server::start(dir.path(), &[]);
     let serve = ["serve", "--listen", "127.0.0.1:0", "--jobs", "."];
-    dir.run(&serve).ended(2, &["no other process uses"]);
+    dir.run(&serve).ended(2, &["no other server is using"]);
 }
 
 #[tokio::test]

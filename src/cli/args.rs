@@ -20,7 +20,7 @@ use crate::{
         plan::{MAX_TILE, MIN_TILE, Spec, Steps, TileSize},
     },
     error::{Detail, Error, Kind, Result},
-    image_in::{self, Photo, Picture},
+    image_in::{self, Photo},
     image_out::Bits,
     model::{arch::Arch, checkpoint::Checkpoint, sampler::Sampler},
 };
@@ -51,20 +51,6 @@ pub(super) fn open_model(path: Option<&PathBuf>) -> Result<Checkpoint> {
 /// Reads the picture at `path`.
 pub(super) fn read_picture(path: &Path) -> Result<Photo> {
     image_in::read(path, encode::LIMITS).map_err(|error| named_input(error, "picture", path))
-}
-
-/// Notices about a picture that is written with `bits`, after those of its reading.
-pub(super) fn reading_notices(
-    picture: &Picture,
-    mut notices: Vec<String>,
-    bits: Bits,
-) -> Vec<String> {
-    if picture.bits == 16 && bits == Bits::Eight {
-        notices.push(
-            "the picture has 16 bits a sample, 8 are written; --bits 16 writes 16".to_owned(),
-        );
-    }
-    notices
 }
 
 /// An error of reading the input file of `field`. A file that can't be opened is an invalid argument.

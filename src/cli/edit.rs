@@ -52,9 +52,10 @@ pub(super) fn run(
     output::check(&args.out)?;
     output::keeps(&args.out, args.model.model.iter().chain([&args.input]))?;
     let model = args.model.open()?;
-    let Photo { picture, attribution, notices } = args::read_picture(&args.input)?;
+    let photo = args::read_picture(&args.input)?;
+    let notices = photo.notices_with(args.sampling.decode.bits.per_sample());
+    let Photo { picture, attribution, .. } = photo;
     let sha256 = hash::sha256_file(&args.input)?;
-    let bits = args.sampling.decode.bits;
     let mut spec = Spec {
         width: picture.width as usize,
         height: picture.height as usize,
@@ -63,7 +64,7 @@ pub(super) fn run(
     };
     args.labels.apply(&model, &mut spec)?;
     let mut plan = Plan::new(spec, &model.arch)?;
-    plan.notices.extend(args::reading_notices(&picture, notices, bits));
+    plan.notices.extend(notices);
     let mut device = args.device.open(config, &model)?;
     let given = Some(Given { picture, sha256, attribution });
     generate::one(&model, &plan, given, &mut device, &args.out, config, progress, cancel)

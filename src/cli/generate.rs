@@ -197,7 +197,7 @@ pub(super) fn one(
         path.display(),
         spec.width,
         spec.height,
-        8 * spec.bits.sample_len(),
+        spec.bits.per_sample(),
         text::bytes(bytes),
         text::seconds(took)
     ))

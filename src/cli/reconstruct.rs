@@ -71,10 +71,11 @@ pub(super) fn run(
     output::check(&args.out)?;
     output::keeps(&args.out, args.model.model.iter().chain([&args.input]))?;
     let model = args.model.open()?;
-    let Photo { picture, attribution, notices } = args::read_picture(&args.input)?;
-    for message in args::reading_notices(&picture, notices, args.decode.bits) {
+    let photo = args::read_picture(&args.input)?;
+    for message in photo.notices_with(args.decode.bits.per_sample()) {
         progress.event(Event::Notice { message });
     }
+    let Photo { picture, attribution, .. } = photo;
     let (width, height) = (picture.width as usize, picture.height as usize);
     let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
     let mut device = args.device.open(config, &model)?;

@@ -171,7 +171,7 @@ fn request(args: &Args) -> Result<CreateJobRequest> {
             guidance: args.labels.guidance,
             sampler: sampler.into(),
             tile_size,
-            bits: 8 * sampling.decode.bits.sample_len() as u32,
+            bits: sampling.decode.bits.per_sample() as u32,
             strength: args.strength,
         }),
         request_id: args.request_id.clone().unwrap_or_default(),

@@ -50,6 +50,11 @@ impl Bits {
         }
     }
 
+    /// Bits of one sample.
+    pub const fn per_sample(self) -> usize {
+        8 * self.sample_len()
+    }
+
     /// Bytes of one RGB pixel.
     pub const fn pixel_len(self) -> usize {
         3 * self.sample_len()

@@ -258,7 +258,7 @@ impl Writer<'_> {
         index: &Index,
     ) -> TiffResult<()> {
         let (width, height) = self.pyramid.size(level);
-        let bits = 8 * self.source.bits().sample_len() as u16;
+        let bits = self.source.bits().per_sample() as u16;
         // Sides are those of the source, which are u32.
         directory.write_tag(Tag::ImageWidth, width as u32)?;
         directory.write_tag(Tag::ImageLength, height as u32)?;

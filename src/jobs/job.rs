@@ -209,11 +209,12 @@ impl Job {
         id: &str,
         model: Arc<Checkpoint>,
         request: JobRequest,
-        plan: Plan,
+        mut plan: Plan,
         quote: Quote,
         directory: JobDirectory,
         records: Vec<Record>,
     ) -> Self {
+        plan.notices.extend(request.notices.iter().cloned());
         let layout = match records.first().map(|record| &record.event) {
             Some(&Event::Queued { latent_values, .. }) if latent_values > 0 => {
                 Layout::with_latents(&plan, latent_values as usize)

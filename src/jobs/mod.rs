@@ -283,6 +283,10 @@ impl Jobs {
                 .as_ref()
                 .map(|source| source.attribution().clone())
                 .unwrap_or_default(),
+            notices: source
+                .as_ref()
+                .map(|source| source.notices(spec.bits).to_vec())
+                .unwrap_or_default(),
             viewport: viewport.map(|r| [r.x, r.y, r.width, r.height]),
         };
         let id = uuid::Uuid::now_v7().simple().to_string();

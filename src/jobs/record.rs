@@ -146,6 +146,9 @@ pub struct JobRequest {
     /// Author, rights, date and resolution of that picture.
     #[serde(default, skip_serializing_if = "Attribution::is_empty")]
     pub attribution: Attribution,
+    /// Notices about the reading of that picture.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<String>,
     /// Rectangle whose tiles are decoded first, until a client sets another one: column, row, width and height in pixels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub viewport: Option<[usize; 4]>,
@@ -211,7 +214,7 @@ impl From<&Spec> for StoredSpec {
                 TileSize::Pixels(side) => side,
                 TileSize::Whole => 0,
             },
-            bits: 8 * spec.bits.sample_len() as u8,
+            bits: spec.bits.per_sample() as u8,
             strength: spec.strength,
             labels: spec.labels.clone(),
             guidance: spec.guidance,

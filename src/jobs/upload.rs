@@ -9,6 +9,7 @@ use crate::{
     engine::plan::MAX_EXTENT,
     error::{Error, Expected, Kind, Result},
     image_in::{self, Limits, Photo},
+    image_out::Bits,
     jobs::files::{UNFINISHED, stored},
     store::hash,
 };
@@ -73,10 +74,13 @@ impl Receiving {
         let (file, path) = self.file.into_parts();
         let failed = |e| stored(Error::io("write", &path, e), self.bytes);
         file.sync_all().map_err(failed)?;
-        let Photo { picture, attribution, .. } = image_in::read(&path, LIMITS)?;
-        let size = (picture.width as usize, picture.height as usize);
+        let photo = image_in::read(&path, LIMITS)?;
+        let size = (photo.picture.width as usize, photo.picture.height as usize);
         let sha256 = hash::sha256_file(&path)?;
-        Ok(Upload { path: Arc::new(path), size, sha256, attribution })
+        let notices =
+            [Bits::Eight, Bits::Sixteen].map(|bits| (bits, photo.notices_with(bits.per_sample())));
+        let Photo { attribution, .. } = photo;
+        Ok(Upload { path: Arc::new(path), size, sha256, attribution, notices })
     }
 }
 
@@ -87,6 +91,8 @@ pub struct Upload {
     size: (usize, usize),
     sha256: String,
     attribution: Attribution,
+    /// Notices for each number of bits that may be written.
+    notices: [(Bits, Vec<String>); 2],
 }
 
 impl Upload {
@@ -103,6 +109,12 @@ impl Upload {
     /// SHA-256 of its file, in hexadecimal.
     pub fn sha256(&self) -> &str {
         &self.sha256
+    }
+
+    /// Notices about its reading, and about writing `bits` of it.
+    pub fn notices(&self, bits: Bits) -> &[String] {
+        let of = self.notices.iter().find(|(of, _)| *of == bits);
+        of.map_or(&[], |(_, notices)| notices)
     }
 
     /// Author, rights, date and resolution as its file states them.

@@ -158,7 +158,13 @@ impl<R: Read> Reader<R> {
         let header_len = u64::from_le_bytes(prefix);
         let limit = after_prefix.min(MAX_HEADER);
         if header_len > limit {
-            return Err(Error::model("header length", header_len, Expected::at_most(limit)));
+            let mut first = [0];
+            // A header is a JSON object without a space before it.
+            let is_header = source.read(&mut first).is_ok_and(|read| read == 0 || first == *b"{");
+            return Err(match is_header {
+                true => Error::model("header length", header_len, Expected::at_most(limit)),
+                false => Error::model("file", "in another format", "a safetensors file"),
+            });
         }
         let mut text = vec![0; header_len as usize];
         fill(&mut source, &mut text, "header")?;

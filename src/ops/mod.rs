@@ -166,7 +166,7 @@ pub struct AddNoise {
 /// assert_eq!(sum.reference(&inputs, &Default::default())?, [11.0, 22.0]);
 /// # Ok::<(), tessera::error::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, strum::IntoStaticStr)]
+#[derive(Clone, Debug, PartialEq, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Op {
     /// Convolution, x `[n, h, w, in]` -> `[n, h, w, out]`; kernel 1 is a linear layer over channels.

@@ -316,7 +316,7 @@ pub(super) fn spec_message(spec: &Spec, model: &Checkpoint, models: &Models) -> 
             TileSize::Pixels(side) => side as u32,
             TileSize::Whole => 0,
         },
-        bits: 8 * spec.bits.sample_len() as u32,
+        bits: spec.bits.per_sample() as u32,
         strength: spec.strength,
     }
 }

@@ -34,7 +34,7 @@ impl DirectoryLock {
             Err(TryLockError::WouldBlock) => Err(Error::invalid(
                 "directory",
                 directory.display(),
-                "a directory that no other process uses",
+                "a directory that no other server is using",
             )),
             Err(TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
         }

@@ -1,9 +1,13 @@
 //! Comparison of any interpreter with the fixtures: `make` builds one from a model's parameters.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::Deserialize;
 use serde_json::Value;
+use strum::VariantNames as _;
 use tessera::{
     graph::{Backend, GraphBuilder, testing::apply},
     model::{
@@ -18,8 +22,8 @@ use tessera::{
         unet,
     },
     ops::{
-        Conv2d, Domain, Factors, GroupNorm, Op, PixelNorm, Rect, Shape,
-        testing::relative_error,
+        AddNoise, Conv2d, Domain, Factors, GroupNorm, Op, PixelNorm, Rect, Shape,
+        testing::{relative_error, suite},
         weights::{Param, Weights},
     },
 };
@@ -113,6 +117,9 @@ fn op_call(name: &str, case: &Value) -> Op {
         "pixel_norm" => {
             Op::PixelNorm(PixelNorm { name: name(), channels: number("channels"), silu: silu() })
         }
+        "add_noise" => {
+            Op::AddNoise(AddNoise { name: name() + ".noise", channels: number("channels") })
+        }
         "silu" => Op::Silu,
         "scale_shift" => Op::ScaleShift(silu()),
         "weighted_add" => Op::WeightedAdd(Factors::Fixed(float("wa"), float("wb"))),
@@ -140,7 +147,13 @@ fn op_call(name: &str, case: &Value) -> Op {
 pub(crate) fn operators<O: Backend>(make: impl Fn(Arc<Weights>) -> O, tolerance: f64) {
     let fixture = Fixture::read("ops");
     let mut o = make(fixture.weights());
-    assert!(fixture.cases.len() >= 17);
+    let (fixtures, drawn): (BTreeSet<_>, BTreeSet<&str>) = (
+        fixture.cases.iter().map(|case| case["op"].as_str().unwrap()).collect(),
+        suite(1).cases.iter().map(|case| (&case.op).into()).collect(),
+    );
+    let all: BTreeSet<_> = Op::VARIANTS.iter().copied().collect();
+    assert_eq!(fixtures, all, "the operators with fixtures");
+    assert_eq!(drawn, all, "the operators with drawn cases");
     for case in &fixture.cases {
         let name = case["name"].as_str().unwrap();
         let inputs = upload(&mut o, &fixture.numbered(&format!("{name}/in")));

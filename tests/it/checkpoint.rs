@@ -201,7 +201,14 @@ fn lying_header_length_is_refused() {
         }
     }
     let error = safetensors::Reader::new(Endless, u64::MAX).unwrap_err();
-    assert_eq!(error.field(), Some("header length"));
+    assert_eq!(error.field(), Some("file"));
+}
+
+/// A file of another kind, here of pixels, is said to be one.
+#[test]
+fn another_kind_of_file_is_named_as_such() {
+    let error = safetensors::Reader::new(&[0x89; 4096][..], 4096).unwrap_err();
+    assert_eq!(error.to_string(), "file is in another format; expected a safetensors file");
 }
 
 #[test]

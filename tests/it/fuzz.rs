@@ -136,6 +136,7 @@ fn jobs() -> Vec<Vec<Vec<u8>>> {
         owner: String::new(),
         source_sha256: None,
         attribution: Default::default(),
+        notices: vec!["read".into()],
         viewport: None,
     };
     let queued = || Event::Queued { request: order.clone(), compute_us: 12, latent_values: 900 };

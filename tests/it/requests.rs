@@ -125,18 +125,29 @@ fn leaves(
 }
 
 /// Fields that accept every value.
-const ACCEPT_ALL: [&str; 6] =
-    ["seed", "after_sequence", "without_tile_data", "without_previews", "detach", "page_size"];
+const ACCEPT_ALL: [&str; 7] = [
+    "seed",
+    "after_sequence",
+    "without_tile_data",
+    "without_previews",
+    "estimates",
+    "detach",
+    "page_size",
+];
 
 /// A value of `field` that is not accepted.
 fn invalid(field: &FieldDescriptorProto) -> Vec<u8> {
     match field.r#type() {
         Type::Enum => varint(99),
         Type::Uint32 => varint(u64::from(u32::MAX)),
-        Type::Double => 2f64.to_le_bytes().to_vec(),
+        Type::Double => (-1f64).to_le_bytes().to_vec(),
         Type::String if field.name() == "request_id" => delimited("x".repeat(129).as_bytes()),
         Type::String => delimited(b"xx"),
         Type::Bytes => delimited(b"no picture"),
+        // An entry of a map with the key "xx" and no value.
+        Type::Message if field.type_name().ends_with("Entry") => {
+            delimited(&[&varint(1 << 3 | 2)[..], &delimited(b"xx")].concat())
+        }
         // Seconds that are fine, and -5 nanoseconds.
         Type::Message if field.type_name() == ".google.protobuf.Timestamp" => {
             let time = prost_types::Timestamp { seconds: 4_000_000_000, nanos: -5 };

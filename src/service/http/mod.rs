@@ -226,11 +226,10 @@ async fn edit(State(uploads): State<Uploads>, request: Request) -> HttpResult {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     // Browsers let pages of other hosts send texts and forms without a preflight request, but not pictures.
     if !kind.is_some_and(|kind| kind.starts_with("image/")) {
+        let expected = "image/jpeg, image/png, image/tiff or image/webp";
         let error = match kind {
-            Some(kind) => {
-                Error::invalid("content-type", kind, "image/jpeg, image/png or image/tiff")
-            }
-            None => Error::missing("content-type", "image/jpeg, image/png or image/tiff"),
+            Some(kind) => Error::invalid("content-type", kind, expected),
+            None => Error::missing("content-type", expected),
         };
         return Err(error.into());
     }

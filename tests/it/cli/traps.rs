@@ -7,11 +7,13 @@ use std::{
 };
 
 use serde_json::Value;
+use tessera::api;
 
 use super::small;
 use crate::common::{
     command::{Dir, events},
     fixture,
+    server::Server,
 };
 
 /// A directory with a picture of 64x48, `photo.png`.
@@ -261,4 +263,26 @@ fn a_picture_of_16_bits_that_is_written_with_8_is_a_notice() {
         assert!(ran.status.success(), "{ran}");
         assert_eq!(ran.stderr.contains("16 bits a sample"), says, "{ran}");
     }
+    // A server says so with the job, also after a restart.
+    let jobs = tempfile::tempdir().unwrap();
+    let server = Server::start(jobs.path(), &[]);
+    let dir = dir.with_server(&server.url);
+    for (bits, says) in [("8", true), ("16", false)] {
+        let words = ["submit", "--edit", "16.png", "--steps", "1", "--bits", bits];
+        let ran = dir.run(&words);
+        assert!(ran.status.success(), "{ran}");
+        assert_eq!(ran.stderr.contains("16 bits a sample"), says, "{ran}");
+    }
+    drop(server);
+    let server = Server::start(jobs.path(), &[]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let listed = runtime.block_on(async {
+        let request = api::ListJobsRequest::default();
+        server.client().await.list_jobs(request).await.unwrap().into_inner().jobs
+    });
+    let said = |job: &api::Job| {
+        let notices = &job.quote.as_ref().unwrap().notices;
+        notices.iter().any(|notice| notice.contains("16 bits a sample"))
+    };
+    assert_eq!(listed.iter().map(said).collect::<Vec<_>>(), [true, false]);
 }

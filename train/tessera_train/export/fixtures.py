@@ -113,6 +113,10 @@ def op_cases() -> list[tuple[str, dict, list[tuple[int, int, int, int]], nn.Modu
         pair = (pairs, 2 * shape[1], 1, 1)
         f = lambda x, p, s=silu: act(blocks.scale_shift(x, p), s)  # noqa: E731
         cases.append(("scale_shift", {"silu": silu}, [shape, pair], None, f))
+    for shape in [(1, 5, 7, 3), (2, 9, 1, 4), (1, 16, 1, 1)]:
+        layer = nn.ParameterDict({"noise": nn.Parameter(torch.zeros(shape[1]))})
+        f = lambda x, noise, m=layer: blocks.add_noise(x, noise, m["noise"])  # noqa: E731
+        cases.append(("add_noise", {"channels": shape[1]}, [shape, (shape[0], 1, *shape[2:])], layer, f))
     for wa, wb, shape in [(0.5, -1.25, (1, 5, 7, 3)), (1.0, 1.0, (2, 4, 1, 1))]:
         f = lambda a, b, wa=wa, wb=wb: wa * a + wb * b  # noqa: E731
         cases.append(("weighted_add", {"wa": wa, "wb": wb}, [shape, shape], None, f))

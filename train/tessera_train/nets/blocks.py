@@ -197,6 +197,11 @@ def nearest_up(x: Tensor) -> Tensor:
 RESAMPLE = {"nearest_up": nearest_up, "fir_up": fir_up, "fir_down": fir_down}
 
 
+def add_noise(x: Tensor, noise: Tensor, gain: Tensor) -> Tensor:
+    """x + gain noise with a gain per channel, x [N, C, H, W], noise [N, 1, H, W] (StyleGAN, Karras et al. 2019)."""
+    return x + gain.to(x.dtype).view(1, -1, 1, 1) * noise.to(x.dtype)
+
+
 def scale_shift(x: Tensor, pair: Tensor) -> Tensor:
     """x * (1 + scale) + shift, `pair` = (scale, shift) stacked along channels of an [N, 2C, 1, 1] tensor."""
     scale, shift = pair.chunk(2, 1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arch import Arch
-from .blocks import Block, PixelNorm, ScAttention, conv, fir_up, nearest_up, scale_shift
+from .blocks import Block, PixelNorm, ScAttention, add_noise, conv, fir_up, nearest_up, scale_shift
 from .place_noise import place_noise
 
 RGB_UP = {"nearest": nearest_up, "fir": fir_up}
@@ -53,7 +53,7 @@ class DecoderStage(nn.Module):
         if self.noise is not None:
             top, left = (at * self.finest // self.factor for at in (place.top, place.left))
             noise = place_noise(place.seeds, self.index, top, left, *h.shape[2:])
-            h = h + self.noise.to(h.dtype).view(1, -1, 1, 1) * noise.to(h.dtype)
+            h = add_noise(h, noise, self.noise)
         for block in self.blocks:
             h = block(h)
         if self.attention is not None:
