@@ -1,10 +1,10 @@
 //! The engine thread: time-slices a few jobs, one step or tile at a time.
 //!
-//! The next slice goes to the job that has used the least time on the device, so jobs of any size share it evenly; a new job
-//! starts at the lowest time of the running ones. Time is measured: a slice of a tiny job costs many times its FLOPs. Small pictures of equal shapes take their denoising steps in a batch: one
-//! evaluation of the network costs less than several and gives the same bits. The `committer` makes results durable and
-//! publishes them while the next slice computes. On an asynchronous device the next tile is submitted before the previous
-//! one is read back.
+//! The next slice goes to the job that has used the least time on the device, so jobs of any size share it evenly; a new
+//! job starts at the lowest time of the running ones. Time is measured: a slice of a tiny job costs many times its FLOPs.
+//! Small pictures of equal shapes take their denoising steps in a batch: one evaluation of the network costs less than
+//! several and gives the same bits. The `committer` makes results durable and publishes them while the next slice
+//! computes. On an asynchronous device the next tile is submitted before the previous one is read back.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
