@@ -6,7 +6,7 @@
 //!
 //! # fn main() -> tessera::error::Result<()> {
 //! let model = Checkpoint::open("tests/fixtures/net-a.safetensors".as_ref())?;
-//! let plan = Plan::new(Spec { steps: 4, ..Spec::new(&model.arch, 7) }, &model.arch)?;
+//! let plan = Plan::new(Spec { steps: 4.into(), ..Spec::new(&model.arch, 7) }, &model.arch)?;
 //! let mut ops = Cpu::new(model.weights.clone());
 //! let (folder, cancel) = (std::env::temp_dir(), Cancel::default());
 //! let mut observer = |event: Event| eprintln!("{event:?}");
