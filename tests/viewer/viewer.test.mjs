@@ -414,7 +414,7 @@ test("a model's labels are chosen by keyboard and on a phone, and what nobody ch
   await page.getByLabel("Sampler").focus();
   await page.keyboard.press("Tab");
   await page.keyboard.press("Enter");
-  const time = page.getByLabel("Time");
+  const time = page.getByLabel("Time", { exact: true });
   assert.deepEqual(await time.locator("option").allTextContents(), ["By the seed", "day", "dusk", "night"]);
   await page.keyboard.press("Tab");
   await page.keyboard.type("du");
@@ -436,7 +436,7 @@ test("a model's labels are chosen by keyboard and on a phone, and what nobody ch
   await phone.waitForTimeout(300);
   await phone.screenshot({ path: path.join(shots, "11-labels-phone.png") });
   assert.ok(await phone.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "nothing sticks out");
-  for (const name of ["Time", "Water"]) await phone.getByLabel(name).selectOption("");
+  for (const name of ["Time", "Water"]) await phone.getByLabel(name, { exact: true }).selectOption("");
   await phone.getByLabel("Seed", { exact: true }).fill("12");
   await phone.getByRole("button", { name: "Generate" }).click();
   await phone.locator("#about", { hasText: "Seed 12" }).waitFor();
