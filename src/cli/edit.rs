@@ -15,7 +15,7 @@ use crate::{
         plan::{Plan, STRENGTH, Spec},
     },
     error::Result,
-    image_in::Photo,
+    image_in::{Photo, depth_notice},
     store::hash,
 };
 
@@ -52,9 +52,8 @@ pub(super) fn run(
     output::check(&args.out)?;
     output::keeps(&args.out, args.model.model.iter().chain([&args.input]))?;
     let model = args.model.open()?;
-    let photo = args::read_picture(&args.input)?;
-    let notices = photo.notices_with(args.sampling.decode.bits.per_sample());
-    let Photo { picture, attribution, .. } = photo;
+    let Photo { picture, attribution, notices } = args::read_picture(&args.input)?;
+    let written = args.sampling.decode.bits.per_sample();
     let sha256 = hash::sha256_file(&args.input)?;
     let mut spec = Spec {
         width: picture.width as usize,
@@ -64,7 +63,7 @@ pub(super) fn run(
     };
     args.labels.apply(&model, &mut spec)?;
     let mut plan = Plan::new(spec, &model.arch)?;
-    plan.notices.extend(notices);
+    plan.notices.extend(notices.into_iter().chain(depth_notice(picture.bits, written)));
     let mut device = args.device.open(config, &model)?;
     let given = Some(Given { picture, sha256, attribution });
     generate::one(&model, &plan, given, &mut device, &args.out, config, progress, cancel)

@@ -17,7 +17,7 @@ use crate::{
         tiles::PixelBuffer,
     },
     error::Result,
-    image_in::Photo,
+    image_in::{Photo, depth_notice},
 };
 
 /// Encode a picture, decode it again and measure the difference
@@ -71,11 +71,11 @@ pub(super) fn run(
     output::check(&args.out)?;
     output::keeps(&args.out, args.model.model.iter().chain([&args.input]))?;
     let model = args.model.open()?;
-    let photo = args::read_picture(&args.input)?;
-    for message in photo.notices_with(args.decode.bits.per_sample()) {
+    let Photo { picture, attribution, notices } = args::read_picture(&args.input)?;
+    let depth = depth_notice(picture.bits, args.decode.bits.per_sample());
+    for message in notices.into_iter().chain(depth) {
         progress.event(Event::Notice { message });
     }
-    let Photo { picture, attribution, .. } = photo;
     let (width, height) = (picture.width as usize, picture.height as usize);
     let tiling = Tiling::new(&model.arch, width, height, args.decode.tile)?;
     let mut device = args.device.open(config, &model)?;

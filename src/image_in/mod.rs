@@ -97,16 +97,10 @@ pub struct Photo {
     pub notices: Vec<String>,
 }
 
-impl Photo {
-    /// The notices, with one if the picture has more bits a sample than the `written` ones of the picture to be made of it.
-    pub fn notices_with(&self, written: usize) -> Vec<String> {
-        let mut notices = self.notices.clone();
-        if self.picture.bits == 16 && written == 8 {
-            let text = "the picture has 16 bits a sample, 8 are written; bits 16 keeps them";
-            notices.push(text.to_owned());
-        }
-        notices
-    }
+/// The notice for a picture of `bits` bits a sample of which `written` are written; `None` if all are.
+pub fn depth_notice(bits: u8, written: usize) -> Option<String> {
+    let text = "the picture has 16 bits a sample, 8 are written; bits 16 keeps them";
+    (bits == 16 && written == 8).then(|| text.to_owned())
 }
 
 /// Memory beyond the pixels that decoders may take: tables, one strip or tile, text.

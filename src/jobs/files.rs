@@ -17,7 +17,7 @@ use crate::{
     },
     error::{Detail, Error, Kind, Result},
     image_out::Bits,
-    jobs::{RETRY_AFTER, job::Saved, record::Record},
+    jobs::{RETRY_AFTER, record::Record, state::Saved},
     model::sampler::{Latent, SamplerState},
     store::{self, Disk, Journal, disk::Arena},
 };

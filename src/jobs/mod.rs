@@ -23,6 +23,7 @@ pub mod record;
 mod recovery;
 #[cfg(test)]
 mod simulation;
+mod state;
 mod timings;
 mod upload;
 mod worker;
@@ -40,11 +41,12 @@ use std::{
 };
 
 pub use files::DISK;
-pub use job::{Estimate, Job, Pause, Phase, Snapshot};
+pub use job::{Estimate, Job};
 pub use models::{Models, is_model_name};
 pub use observe::{Ended, EndedLabels};
 pub use quote::{Quote, StepCounts};
 pub use recovery::{DamagedJob, recover};
+pub use state::{Pause, Phase, Snapshot};
 pub use timings::{Timings, seconds};
 pub use upload::{MAX_UPLOAD, Receiving, Upload};
 
@@ -283,10 +285,7 @@ impl Jobs {
                 .as_ref()
                 .map(|source| source.attribution().clone())
                 .unwrap_or_default(),
-            notices: source
-                .as_ref()
-                .map(|source| source.notices(spec.bits).to_vec())
-                .unwrap_or_default(),
+            notices: source.as_ref().map(|source| source.notices(spec.bits)).unwrap_or_default(),
             viewport: viewport.map(|r| [r.x, r.y, r.width, r.height]),
         };
         let id = uuid::Uuid::now_v7().simple().to_string();

@@ -8,7 +8,7 @@ use crate::{
     attribution::Attribution,
     engine::plan::MAX_EXTENT,
     error::{Error, Expected, Kind, Result},
-    image_in::{self, Limits, Photo},
+    image_in::{self, Limits, Photo, depth_notice},
     image_out::Bits,
     jobs::files::{UNFINISHED, stored},
     store::hash,
@@ -74,13 +74,10 @@ impl Receiving {
         let (file, path) = self.file.into_parts();
         let failed = |e| stored(Error::io("write", &path, e), self.bytes);
         file.sync_all().map_err(failed)?;
-        let photo = image_in::read(&path, LIMITS)?;
-        let size = (photo.picture.width as usize, photo.picture.height as usize);
+        let Photo { picture, attribution, notices } = image_in::read(&path, LIMITS)?;
+        let (size, bits) = ((picture.width as usize, picture.height as usize), picture.bits);
         let sha256 = hash::sha256_file(&path)?;
-        let notices =
-            [Bits::Eight, Bits::Sixteen].map(|bits| (bits, photo.notices_with(bits.per_sample())));
-        let Photo { attribution, .. } = photo;
-        Ok(Upload { path: Arc::new(path), size, sha256, attribution, notices })
+        Ok(Upload { path: Arc::new(path), size, bits, sha256, attribution, notices })
     }
 }
 
@@ -89,10 +86,12 @@ impl Receiving {
 pub struct Upload {
     path: Arc<TempPath>,
     size: (usize, usize),
+    /// Bits per sample in the file.
+    bits: u8,
     sha256: String,
     attribution: Attribution,
-    /// Notices for each number of bits that may be written.
-    notices: [(Bits, Vec<String>); 2],
+    /// Notices about its reading.
+    notices: Vec<String>,
 }
 
 impl Upload {
@@ -112,9 +111,9 @@ impl Upload {
     }
 
     /// Notices about its reading, and about writing `bits` of it.
-    pub fn notices(&self, bits: Bits) -> &[String] {
-        let of = self.notices.iter().find(|(of, _)| *of == bits);
-        of.map_or(&[], |(_, notices)| notices)
+    pub fn notices(&self, bits: Bits) -> Vec<String> {
+        let depth = depth_notice(self.bits, bits.per_sample());
+        self.notices.iter().cloned().chain(depth).collect()
     }
 
     /// Author, rights, date and resolution as its file states them.

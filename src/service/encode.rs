@@ -10,6 +10,7 @@ use std::{borrow::Cow, io::Cursor, sync::Arc};
 use image::{
     ExtendedColorType, ImageEncoder as _,
     codecs::{jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder},
+    imageops,
 };
 use quick_cache::{
     DefaultHashBuilder, OptionsBuilder, Weighter,
@@ -231,22 +232,16 @@ fn read(job: &Job, part: Content) -> Result<Loaded> {
 
 /// An estimate as PNG, reduced to be sent at once: it may be replaced before a slow watcher has read a second frame.
 fn estimate(estimate: &Estimate) -> Result<Vec<u8>> {
-    let (mut width, mut height) = (estimate.width as u32, estimate.height as u32);
-    let reduced = |width, height| {
-        let view = image::RgbImage::from_raw(
-            estimate.width as u32,
-            estimate.height as u32,
-            estimate.samples.clone(),
-        );
-        view.map(|view| image::imageops::thumbnail(&view, width, height).into_raw())
-    };
-    let mut samples = Cow::Borrowed(estimate.samples.as_slice());
-    while samples.len() > ESTIMATE_BYTES {
+    let size = (estimate.width as u32, estimate.height as u32);
+    let picture = image::RgbImage::from_raw(size.0, size.1, estimate.samples.clone());
+    let picture = picture.ok_or_else(|| Error::internal("an estimate has no samples"))?;
+    let (mut width, mut height) = size;
+    while 3 * width as usize * height as usize > ESTIMATE_BYTES {
         (width, height) = (width.div_ceil(2), height.div_ceil(2));
-        let smaller = reduced(width, height);
-        samples = Cow::Owned(smaller.ok_or_else(|| Error::internal("an estimate has no samples"))?);
     }
-    encode(&samples, width, height, Bits::Eight, ImageFormat::Png)
+    let reduced = (width, height) != size;
+    let picture = if reduced { imageops::thumbnail(&picture, width, height) } else { picture };
+    encode(&picture, width, height, Bits::Eight, ImageFormat::Png)
 }
 
 /// Encodes RGB samples in native byte order as a file of `format`.

@@ -202,8 +202,8 @@ impl Chain {
         (Input::Result(self.steps.len() - 1), shape)
     }
 
-    /// How much the chain enlarges relative rounding: attention over pixels is a mean of values, which may cancel. No other
-    /// operator of a chain does so.
+    /// Factor by which the chain amplifies relative rounding errors: the norm of the mean of absolute values over that of the
+    /// mean, for attention over pixels, whose mean may cancel; 1 for other chains.
     fn condition(&self) -> f64 {
         let Some((op @ Op::SpatialAttention, inputs)) = self.steps.first() else { return 1.0 };
         let mut inputs: Vec<_> = (inputs.iter())

@@ -1,4 +1,4 @@
-//! What is asked of a model of version 2 through a server: labels, guidance, and steps of each group of levels.
+//! Labels, guidance, steps per group of levels, and previews of the estimate, of a version 2 model on a server.
 
 use std::fs;
 
@@ -110,7 +110,7 @@ async fn labels_of_edited_pictures_are_in_the_query() {
     assert_eq!(get(&server, &format!("/{}/preview.png", "jobs/none")).0, 404);
 }
 
-/// What the model does not have is refused with the path of the field and what there is.
+/// Unknown labels, values and groups are refused with the path of the field and the list of valid names.
 #[tokio::test]
 async fn unknown_labels_and_groups_are_refused_by_field() {
     let jobs = tempfile::tempdir().unwrap();
