@@ -136,8 +136,8 @@ pub(super) struct PictureArgs {
 /// Sampling and decoding.
 #[derive(Debug, Args)]
 pub(super) struct SamplingArgs {
-    /// Seed of the noise; the same seed gives the same picture
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
+    /// Seed of the noise; the same seed gives the same picture. "random" draws one, which is printed
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = parse_seed, default_value = "0")]
     pub(super) seed: u64,
     /// Denoising steps, 1 to 1000; or those of each of the model's groups of levels, as in layout=30,detail=12
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "25")]
@@ -214,7 +214,7 @@ pub(super) struct LabelArgs {
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
     /// Strength of the labels, from 1 (none) to 20; 2 for a model with labels if not given
-    #[arg(long, allow_negative_numbers = true, value_name = "SCALE")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SCALE", value_parser = parse_number)]
     pub(super) guidance: Option<f64>,
 }
 
@@ -284,6 +284,21 @@ impl FromStr for Size {
             _ => Err(format!("{text:?} is not a width and a height in pixels, such as 2048x1024")),
         }
     }
+}
+
+/// Parses a seed, or draws one of at most ten digits for "random".
+fn parse_seed(text: &str) -> Result<u64, String> {
+    match text {
+        "random" => Ok(u64::from(fastrand::u32(..))),
+        _ => text.parse().map_err(|_| {
+            format!("{text:?} is not a whole number from 0 to {}, nor random", u64::MAX)
+        }),
+    }
+}
+
+/// Parses a number; its range is checked by the plan.
+pub(super) fn parse_number(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a number"))
 }
 
 /// Parses a number of pixels or "whole"; its range is checked by the plan.

@@ -29,7 +29,7 @@ pub(super) struct Args {
     #[arg(value_name = "OUT")]
     out: PathBuf,
     /// Amount of change: 0 only encodes and decodes the picture, 1 makes an unrelated one
-    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value_t = STRENGTH)]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", value_parser = args::parse_number, default_value_t = STRENGTH)]
     strength: f64,
     #[command(flatten)]
     sampling: SamplingArgs,

@@ -129,6 +129,9 @@ struct Step {
     name: String,
     step_flops: u64,
     step_peak_bytes: u64,
+    /// `[low, high]`: labels guide at low < sigma <= high.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance: Option<[f64; 2]>,
 }
 
 pub(super) fn run(args: &Args, progress: &mut Progress) -> Result<()> {
@@ -178,7 +181,12 @@ fn report(model: &Checkpoint, plan: Plan) -> Result<Report> {
     let step = |shape: GroupShape<'_>| {
         let (index, name) = (shape.index(), shape.group.name.clone());
         let cost = cost::unet_cost(arch, index, 1, &MEMORY, spec.width, spec.height)?;
-        Ok(Step { name, step_flops: cost.flops, step_peak_bytes: cost.peak_bytes })
+        Ok(Step {
+            name,
+            step_flops: cost.flops,
+            step_peak_bytes: cost.peak_bytes,
+            guidance: shape.group.guidance,
+        })
     };
     let groups = arch.group_shapes().map(step).collect::<Result<Vec<_>>>()?;
     let decode = plan::decode_cost(arch, &tiling)?;
@@ -256,6 +264,7 @@ fn write_table(out: &mut String, r: &Report) -> std::fmt::Result {
         let Level { channels, sigma_shift, .. } = level;
         writeln!(out, "  {l:>5}  {factor:>6}  {grid:>10}  {channels:>8}  {sigma_shift:>11.2}")?;
     }
+    writeln!(out, "  sigma shift: ln(sigma of the level) - ln(sigma of the step)")?;
     writeln!(out, "\n  network  parameters  sha256")?;
     let groups = r.groups.iter().map(|group| group.name.as_str());
     for name in ["encoder", "decoder"].into_iter().chain(groups) {
@@ -269,12 +278,15 @@ fn write_table(out: &mut String, r: &Report) -> std::fmt::Result {
         for Label { name, values } in &r.labels {
             writeln!(out, "  {name:<7}  {}", values.join(", "))?;
         }
+        if let Some([low, high]) = r.groups[0].guidance {
+            writeln!(out, "  guidance in steps with sigma above {low} and up to {high}")?;
+        }
     }
     writeln!(out, "\n  at {} x {}           work      memory", r.width, r.height)?;
     let mut row = |name: String, flops, bytes| {
         writeln!(out, "  {name:<18}{:>13}  {:>10}", text::flops(flops), text::bytes(bytes))
     };
-    for Step { name, step_flops, step_peak_bytes } in &r.groups {
+    for Step { name, step_flops, step_peak_bytes, .. } in &r.groups {
         let name = match r.groups.len() {
             1 => "denoising step".into(),
             _ => format!("{name} step"),

@@ -37,7 +37,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     edit: Option<PathBuf>,
     /// Amount of change, from 0 to 1 [default: 0.5]
-    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", requires = "edit")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", value_parser = args::parse_number, requires = "edit")]
     strength: Option<f64>,
     /// One of the server's models; its default if not given
     #[arg(long, value_name = "NAME")]

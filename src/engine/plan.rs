@@ -3,6 +3,8 @@
 //! A [`Plan`] can always be carried out: impossible sizes, step counts and tiles are refused when it is made, with the
 //! wrong value, its limit and the nearest valid value.
 
+use std::collections::BTreeMap;
+
 pub use crate::geometry::Rect;
 use crate::{
     error::{Error, Expected, Result},
@@ -13,7 +15,7 @@ use crate::{
         arch::{Arch, Label},
         cost, decoder, params,
         sampler::{Guidance, Sampler, latent_shapes},
-        schedule::Schedule,
+        schedule::{Evaluation, Schedule},
     },
     ops::Shape,
 };
@@ -372,15 +374,21 @@ impl Plan {
         let first_step = spec.first_step();
 
         let guidance = spec.labels_with_guidance();
-        let mut unet = Cost::default();
-        for (group, count) in schedule.evaluations(spec.sampler, first_step) {
-            let guided = guidance.as_ref().is_some_and(|guidance| guidance.scale_in(group) != 1.0);
-            let pictures = if guided { 2 } else { 1 };
-            let one = cost::unet_cost(arch, group, pictures, &MEMORY, width, height)?;
-            unet.flops += count as u64 * one.flops;
-            unet.packed_bytes += one.packed_bytes;
+        let (mut unet, mut packed) = (Cost::default(), vec![0; arch.groups.len()]);
+        // Evaluations by group and number of pyramids.
+        let mut counts = BTreeMap::new();
+        for Evaluation { group, sigma } in schedule.evaluations(spec.sampler, first_step) {
+            let shape = arch.group(group);
+            let guided = guidance.as_ref().is_some_and(|g| g.scale_at(shape, sigma) != 1.0);
+            *counts.entry((group, if guided { 2 } else { 1 })).or_insert(0_u64) += 1;
+        }
+        for ((group, pyramids), count) in counts {
+            let one = cost::unet_cost(arch, group, pyramids, &MEMORY, width, height)?;
+            unet.flops += count * one.flops;
+            packed[group] = one.packed_bytes.max(packed[group]);
             unet.peak_bytes = unet.peak_bytes.max(one.peak_bytes);
         }
+        unet.packed_bytes = packed.iter().sum();
         let encode = match spec.strength {
             Some(_) => cost::encoder_cost(arch, &MEMORY, width, height)?,
             None => Cost::default(),

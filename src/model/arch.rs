@@ -180,6 +180,17 @@ pub struct Group {
     pub unet: UNet,
     /// Noise levels; a shift for each of `levels`.
     pub noise: Noise,
+    /// The shared sigmas at which labels guide, as `[low, high]`: low < sigma <= high (Kynkäänniemi et al. 2024, arXiv
+    /// 2404.07724). `None`, as in documents without it: all sigmas.
+    #[serde(default)]
+    pub guidance: Option<[f64; 2]>,
+}
+
+impl Group {
+    /// True if labels guide at the shared sigma `sigma`.
+    pub fn guided_at(&self, sigma: f64) -> bool {
+        self.guidance.is_none_or(|[low, high]| low < sigma && sigma <= high)
+    }
 }
 
 /// An attribute of a picture that can be asked for, such as `time`, and its values.
@@ -263,7 +274,7 @@ impl From<Version1> for Arch {
             levels: document.levels,
             encoder: document.encoder,
             decoder: document.decoder,
-            groups: vec![Group { name: "unet".into(), levels, unet, noise }],
+            groups: vec![Group { name: "unet".into(), levels, unet, noise, guidance: None }],
             labels: Vec::new(),
             attention_ratio: document.attention_ratio,
         }
@@ -596,6 +607,11 @@ impl Arch {
         for &shift in &noise.shift {
             let ok = shift.is_finite() && shift.abs() <= 20.0;
             need(ok, &field("noise.shift"), &shift, "from -20 to 20")?;
+        }
+        if let Some([low, high]) = shape.group.guidance {
+            let ok = 0.0 <= low && low < high && high.is_finite();
+            let value = format!("[{low}, {high}]");
+            need(ok, &field("guidance"), &value, "[low, high] with 0 <= low < high")?;
         }
         Ok(())
     }

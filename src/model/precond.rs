@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     graph::Backend,
     model::{
-        arch::{Arch, Noise},
+        arch::{Arch, GroupShape, Noise},
         checkpoint::Checkpoint,
         sampler::{Latent, NoisyLatents},
         unet,
@@ -87,7 +87,7 @@ pub fn denoise<O: Backend>(
     for noisy in batch {
         let labels = noisy.guidance.map_or(&none, |guidance| &guidance.rows);
         rows.push(Row { noisy, labels: labels.clone() });
-        if scale(noisy) != 1.0 {
+        if scale(shape, noisy) != 1.0 {
             rows.push(Row { noisy, labels: none.clone() });
         }
     }
@@ -112,7 +112,7 @@ pub fn denoise<O: Backend>(
         };
         let mut data = denoised(row);
         row += 1;
-        let scale = scale(noisy);
+        let scale = scale(shape, noisy);
         if scale != 1.0 {
             for (with, without) in data.iter_mut().zip(denoised(row)) {
                 for (with, without) in with.iter_mut().zip(without) {
@@ -129,8 +129,8 @@ pub fn denoise<O: Backend>(
 }
 
 /// Scale of a pyramid's guidance.
-fn scale(noisy: &NoisyLatents<'_>) -> f64 {
-    noisy.guidance.map_or(1.0, |guidance| guidance.scale_in(noisy.group))
+fn scale(shape: GroupShape<'_>, noisy: &NoisyLatents<'_>) -> f64 {
+    noisy.guidance.map_or(1.0, |guidance| guidance.scale_at(shape, noisy.sigma))
 }
 
 /// The network's predictions for every row, by level of the group.

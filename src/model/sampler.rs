@@ -9,7 +9,11 @@ use strum::{EnumString, IntoStaticStr, VariantArray, VariantNames};
 
 use crate::{
     error::Result,
-    model::{arch::Arch, noise, schedule::Schedule},
+    model::{
+        arch::{Arch, GroupShape},
+        noise,
+        schedule::Schedule,
+    },
     ops::Shape,
 };
 
@@ -39,10 +43,11 @@ pub struct Guidance {
 }
 
 impl Guidance {
-    /// The scale in group `group`, 1 if there is nothing to be guided by. Guidance is for the first group, whose levels carry
-    /// the labels to the others.
-    pub fn scale_in(&self, group: usize) -> f64 {
-        if group == 0 && self.rows.iter().any(|&row| row > 0) { self.scale } else { 1.0 }
+    /// The scale in a group at the shared sigma `sigma`, 1 without guidance: no label is given, or sigma is not in the
+    /// group's interval. Guidance is for the first group, whose levels carry the labels to the others.
+    pub fn scale_at(&self, shape: GroupShape<'_>, sigma: f64) -> f64 {
+        let guided = shape.index() == 0 && shape.group.guided_at(sigma);
+        if guided && self.rows.iter().any(|&row| row > 0) { self.scale } else { 1.0 }
     }
 }
 

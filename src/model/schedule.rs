@@ -33,6 +33,15 @@ pub struct Schedule {
     groups: Vec<GroupSteps>,
 }
 
+/// One evaluation of the denoiser.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Index of the group whose network is evaluated.
+    pub group: usize,
+    /// Shared sigma.
+    pub sigma: f64,
+}
+
 /// The steps of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct GroupSteps {
@@ -134,17 +143,16 @@ impl Schedule {
         i < self.steps() && self.levels[self.moving(i)].iter().any(|level| level[i + 1] > 0.0)
     }
 
-    /// The steps from `first` on in which the denoiser of a group is evaluated, as (group, number of evaluations).
-    pub fn evaluations(&self, method: Sampler, first: usize) -> Vec<(usize, usize)> {
-        let count = |group: &GroupSteps| {
-            let steps = group.steps.start.max(first)..group.steps.end;
-            let active = steps.clone().filter(|&i| self.active(i)).count();
-            match method {
-                Sampler::Heun => active + steps.filter(|&i| self.active_after(i)).count(),
-                Sampler::Dpmpp | Sampler::Ddim => active,
-            }
+    /// The evaluations of the denoiser in the steps from `first` on, in their order.
+    pub fn evaluations(&self, method: Sampler, first: usize) -> Vec<Evaluation> {
+        let of_step = |i: usize| {
+            let group = self.group(i);
+            let second = method == Sampler::Heun && self.active_after(i);
+            let ends = [(i, self.active(i)), (i + 1, second)];
+            let made = ends.into_iter().filter(|(_, made)| *made);
+            made.map(move |(end, _)| Evaluation { group, sigma: self.sigma[end] })
         };
-        self.groups.iter().map(count).enumerate().collect()
+        (first..self.steps()).flat_map(of_step).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The engine's promises, over the interpreters: tiles equal the whole, seeds decide, cancelling works.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tessera::{
     engine::{
@@ -155,6 +155,7 @@ fn tiled_decode_equals_the_whole_bit_for_bit_in_bf16() {
         let cpu = |weights| Cpu::with_kernels(weights, kernels).unwrap();
         tiled_equals_whole("net-a", &[(656, 304), (149, 67), (16, 16)], cpu);
         tiled_equals_whole("net-b", &[(140, 76), (131, 70), (4, 4)], cpu);
+        tiled_equals_whole("net-g", &[(544, 288), (201, 111), (32, 32)], cpu);
     }
 }
 
@@ -162,9 +163,10 @@ fn tiled_decode_equals_the_whole_bit_for_bit_in_bf16() {
 #[test]
 fn bf16_picture_is_within_45_db_of_f32() {
     let Some(kernels) = Kernels::best(true) else { return eprintln!("this CPU has no bf16") };
-    for net in ["net-a", "net-c"] {
+    for net in ["net-a", "net-c", "net-g"] {
         let model = model(net);
         let spec = spec(&model, 5, TileSize::Pixels(64), Bits::Sixteen);
+        let spec = Spec { labels: model.labels(5, &BTreeMap::new()).unwrap(), ..spec };
         let mut cpu = Cpu::with_kernels(model.weights.clone(), kernels).unwrap();
         let found = generate_on(&mut cpu, &model, spec.clone());
         let wanted = generate(&model, spec);

@@ -16,7 +16,7 @@ use tessera::{
         sampler::{
             BatchItem, Denoise, Latent, NoisyLatents, Sampler, SamplerState, advance, latent_shapes,
         },
-        schedule::Schedule,
+        schedule::{Evaluation, Schedule},
     },
 };
 
@@ -28,7 +28,7 @@ use crate::common::{
 /// Halves the levels of the group; notes what it was asked.
 #[derive(Default)]
 struct Halves {
-    groups: Vec<usize>,
+    evaluations: Vec<Evaluation>,
     conditions: Vec<Vec<Latent>>,
 }
 
@@ -37,7 +37,7 @@ impl Denoise for Halves {
         let arch = model("net-g").arch;
         let one = |noisy: &NoisyLatents<'_>| -> Vec<Latent> {
             let range = arch.group(noisy.group).range();
-            self.groups.push(noisy.group);
+            self.evaluations.push(Evaluation { group: noisy.group, sigma: noisy.sigma });
             self.conditions.push(noisy.z[range.end..].to_vec());
             let half = |z: &Latent| {
                 let data = z.data.iter().map(|v| 0.5 * v).collect();
@@ -65,11 +65,14 @@ fn groups_are_denoised_one_after_the_other() {
         let mut layout = None;
         for step in 0..schedule.steps() {
             let member = BatchItem { state: &mut state, schedule: &schedule, guidance: None };
-            let asked = denoiser.groups.len();
+            let asked = denoiser.evaluations.len();
             advance(&mut denoiser, &mut [member], sampler).unwrap();
             let group = usize::from(step >= steps[0]);
-            assert!(denoiser.groups[asked..].iter().all(|&asked| asked == group), "{step}");
-            assert!(denoiser.groups.len() > asked || !schedule.active(step));
+            assert!(
+                denoiser.evaluations[asked..].iter().all(|asked| asked.group == group),
+                "{step}"
+            );
+            assert!(denoiser.evaluations.len() > asked || !schedule.active(step));
             match group {
                 0 => assert_eq!(state.z[0], begin[0], "{sampler:?} {step}"),
                 _ => {
@@ -81,9 +84,7 @@ fn groups_are_denoised_one_after_the_other() {
             }
         }
         assert_ne!(state.z[0], begin[0]);
-        let counted = |group| denoiser.groups.iter().filter(|&&asked| asked == group).count();
-        let stated = schedule.evaluations(sampler, 0);
-        assert_eq!(stated, [(0, counted(0)), (1, counted(1))], "{sampler:?}");
+        assert_eq!(schedule.evaluations(sampler, 0), denoiser.evaluations, "{sampler:?}");
     }
 }
 
@@ -189,6 +190,34 @@ fn guidance_and_groups_are_in_the_plan() {
     }
 }
 
+/// Labels guide where the model's interval of sigma says so, and the plan counts two pyramids there and one elsewhere.
+#[test]
+fn guidance_keeps_to_its_interval() {
+    let model = model("net-g");
+    let labels = model.labels(1, &BTreeMap::new()).unwrap();
+    let spec = Spec { steps: 9.into(), labels, ..Spec::new(&model.arch, 1) };
+    let picture = |interval: Option<[f64; 2]>, guidance: f64| {
+        let mut model = model.clone();
+        model.arch.groups[0].guidance = interval;
+        let spec = Spec { guidance, ..spec.clone() };
+        (Plan::new(spec.clone(), &model.arch).unwrap().flops, generate(&model, spec))
+    };
+    let (plain, everywhere) = (picture(None, 1.0), picture(None, 4.0));
+    assert!(picture(Some([0.0, 1e9]), 4.0) == everywhere);
+    assert!(picture(Some([1e8, 1e9]), 4.0) == plain);
+
+    let schedule = Plan::new(spec.clone(), &model.arch).unwrap().schedule;
+    let (high, low) = (schedule.sigma(1), schedule.sigma(3));
+    let part = picture(Some([low, high]), 4.0);
+    assert!(part.1 != plain.1 && part.1 != everywhere.1);
+    let mut first = schedule.evaluations(spec.sampler, 0);
+    first.retain(|evaluation| evaluation.group == 0);
+    let guided = first.iter().filter(|e| low < e.sigma && e.sigma <= high).count() as u64;
+    let [part, everywhere] = [part.0, everywhere.0].map(|flops| flops - plain.0);
+    assert_eq!(part * first.len() as u64, everywhere * guided);
+    assert!(guided > 0 && part < everywhere);
+}
+
 /// Previews of the estimate are planned to take at most 3 % of a picture's operations, at any size and number of steps.
 #[test]
 fn previews_of_the_estimate_are_planned_within_their_share() {
@@ -248,6 +277,7 @@ fn bad_documents_of_version_2_are_refused() {
         ("\"name\":\"water\"", "\"name\":\"time\"", "arch.labels.name"),
         ("\"embedding\":6", "\"embedding\":5", "arch.groups[1].unet.embedding"),
         ("\"sigma_max\":10.0", "\"sigma_max\":0.0", "arch.groups[1].noise.sigma_max"),
+        ("\"levels\":[0],", "\"guidance\":[2.0,1.0],\"levels\":[0],", "arch.groups[1].guidance"),
         ("\"rgb\":\"fir\"", "\"rgb\":\"cubic\"", "arch"),
         ("\"labels\":", "\"labelz\":", "arch"),
     ] {

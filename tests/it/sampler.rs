@@ -239,7 +239,7 @@ fn evaluations_are_as_stated() {
     for &method in Sampler::ALL {
         for steps in [1, 2, 7, 30] {
             let stated = Schedule::new(&noise(), steps).evaluations(method, 0);
-            assert_eq!(stated, [(0, run(method, steps, 1).1)], "{method:?} {steps}");
+            assert_eq!(stated.len(), run(method, steps, 1).1, "{method:?} {steps}");
         }
         let noise = Noise { shift: vec![-3.0, -5.0], ..noise() };
         let schedule = Schedule::new(&noise, 40);
@@ -247,7 +247,7 @@ fn evaluations_are_as_stated() {
         let state = SamplerState::start(&schedule, &SHAPES[..2], 1);
         let end = sample(&mut denoiser, &schedule, method, state, |_, _| Ok(()));
         assert!(end.unwrap().iter().all(|z| z.data.iter().all(|v| v.abs() < 5.0)));
-        assert_eq!(schedule.evaluations(method, 0), [(0, denoiser.calls)]);
+        assert_eq!(schedule.evaluations(method, 0).len(), denoiser.calls);
         assert!(denoiser.calls < 40 * 2 - 1);
     }
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tessera_train.data.labels import drawn, encoded
 from tessera_train.nets import sampler
-from tessera_train.nets.arch import Arch, Label
+from tessera_train.nets.arch import Arch, Label, unet_identity
 from tessera_train.nets.decoder import Decoder, Place
 from tessera_train.nets.place_noise import MASK, place_noise
 from tessera_train.nets.precond import Denoiser
@@ -115,20 +115,24 @@ def test_groups_are_sampled_in_order_and_keep_what_is_settled(arch):
     denoisers = [Denoiser(filled(UNet(arch, g), g).float()) for g in range(2)]
     labels = torch.tensor([[1, 2], [2, 0]])
     torch.manual_seed(3)
-    layout = sampler.sample_group(denoisers[0], arch, 0, [], labels, 2, 4, sampler.Guidance(2.0), arch.sizes[0])
+    layout = sampler.sample_group(denoisers[0], arch, 0, [], labels, 2, 4, 2.0, arch.sizes[0])
     torch.manual_seed(3)
-    z = sampler.latents(denoisers, arch, 2, [4, 3], labels, sampler.Guidance(2.0))
+    z = sampler.latents(denoisers, arch, 2, [4, 3], labels, 2.0)
     assert len(z) == 3 and all(torch.equal(a, b) for a, b in zip(z[1:], layout))
     assert [tuple(x.shape[1:]) for x in z] == [(4, 16, 32), (8, 4, 8), (16, 1, 1)]
 
 
 def test_guidance_extrapolates_within_its_interval(arch):
     """D_none + scale (D_labels - D_none) where sigma is in the interval, D_labels elsewhere."""
-    denoiser = Denoiser(filled(UNet(arch, 0)))
+    plain = Denoiser(filled(UNet(arch, 0)))
     z, labels, sigma = levels(arch, 2)[1:], torch.tensor([[1, 2], [2, 3]]), torch.full((2,), 1.5, dtype=torch.float64)
-    with_labels, without = denoiser(z, sigma, Context((), labels)), denoiser(z, sigma, Context())
-    for low, high, scale in ((1.0, 2.0, 3.0), (1.5, 2.0, 1.0), (0.0, 1.0, 1.0)):
-        found = sampler.guided(denoiser, Context((), labels), sampler.Guidance(3.0, low, high))(z, sigma)
+    with_labels, without = plain(z, sigma, Context((), labels)), plain(z, sigma, Context())
+    for interval, scale in (((1.0, 2.0), 3.0), ((1.5, 2.0), 1.0), ((0.0, 1.0), 1.0), (None, 3.0)):
+        first = dataclasses.replace(arch.groups[0], guidance=interval)
+        its = Arch.from_json(dataclasses.replace(arch, groups=(first, *arch.groups[1:])).to_json())
+        assert unet_identity(its, 0) == unet_identity(arch, 0)
+        denoiser = Denoiser(filled(UNet(its, 0)))
+        found = sampler.guided(denoiser, Context((), labels), 3.0)(z, sigma)
         for a, b, c in zip(found, with_labels, without):
             assert torch.allclose(a, c + scale * (b - c), atol=1e-9)
 

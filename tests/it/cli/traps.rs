@@ -53,6 +53,31 @@ fn an_output_that_is_an_input_is_refused_and_the_input_is_kept() {
     assert!(before == inputs.map(bytes));
 }
 
+/// A random seed is stated, and gives the same picture when it is given again.
+#[test]
+fn a_random_seed_is_stated() {
+    let dir = Dir::new();
+    let args = small(&["--seed", "random", "--out", "a.png", "--json"]);
+    let started = |args: &[&str]| events(&dir.succeeds(args)).remove(0);
+    let seed = started(&args)["seed_text"].as_str().unwrap().to_owned();
+    dir.succeeds(&small(&["--seed", &seed, "--out", "b.png"]));
+    let bytes = |name: &str| fs::read(dir.join(name)).unwrap();
+    assert!(bytes("a.png") == bytes("b.png"));
+    assert_ne!(seed, started(&args)["seed_text"].as_str().unwrap());
+}
+
+#[test]
+fn numbers_that_cannot_be_read_are_refused_with_what_is_expected() {
+    let dir = Dir::new();
+    for (flag, value, expected) in [
+        ("--seed", "-1", "not a whole number from 0 to 18446744073709551615, nor random"),
+        ("--seed", "1.5", "not a whole number"),
+        ("--guidance", "strong", "\"strong\" is not a number"),
+    ] {
+        dir.refused(&small(&[flag, value, "--out", "a.png"]), &[flag, expected]);
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_signal_that_is_ignored_at_the_start_stays_ignored() {

@@ -16,7 +16,6 @@ from ..nets.arch import Arch
 from ..nets.autoencoder import Autoencoder
 from ..nets.decoder import Place
 from ..nets.precond import Denoiser
-from ..nets.sampler import Guidance
 from ..nets.unet import UNet
 from .weights import exported
 
@@ -57,7 +56,7 @@ class Model:
         torch.manual_seed(seed)
         labels = None if labels is None else labels.to(self.device)
         denoisers = [Denoiser(unet) for unet in self.unets]
-        return self.latents.raw(sampler.latents(denoisers, self.arch, count, steps, labels, Guidance(scale), size))
+        return self.latents.raw(sampler.latents(denoisers, self.arch, count, steps, labels, scale, size))
 
     def draw_labels(self, count: int, seed: int) -> Tensor | None:
         """Labels int64 [count, labels] of random training pictures; None for a model without labels."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 VERSIONS = (1, 2)
@@ -100,12 +100,18 @@ class Noise:
 @dataclass(frozen=True)
 class Group:
     """Consecutive `levels` (indices into `Arch.levels`, finest first) that are denoised together by one U-Net. All coarser levels
-    are denoised before and condition it."""
+    are denoised before and condition it. `guidance`: (low, high), the shared sigmas low < sigma <= high at which labels guide
+    (Kynkaanniemi et al. 2024, arXiv 2404.07724), None for all; the network is the same for any of them."""
 
     name: str
     levels: tuple[int, ...]
     unet: UNet
     noise: Noise
+    guidance: tuple[float, float] | None = field(default=None, repr=False)
+
+    def guided_at(self, sigma: float) -> bool:
+        """True if labels guide at the shared `sigma`."""
+        return self.guidance is None or self.guidance[0] < sigma <= self.guidance[1]
 
 
 @dataclass(frozen=True)
@@ -298,6 +304,8 @@ class Arch:
             need(not shape.has_global, f"{name}.norm is pixel, the 1x1 level can't be in it")
         need(len(group.noise.shift) == len(group.levels), f"{prefix}noise.shift needs one number per level")
         need(group.noise.sigma_data == self.sigma_data, f"{prefix}noise.sigma_data differs from the first group's")
+        low, high = group.guidance or (0.0, 1.0)
+        need(0 <= low < high < math.inf, f"{prefix}guidance is {[low, high]}, must be [low, high] with 0 <= low < high")
         first = shape.condition[0].factor if shape.condition else 0
         need(not first or first >= shape.factor(0), f"{name}.unshuffle takes the first stage beyond the next coarser level")
 
@@ -327,6 +335,10 @@ def document(arch: Arch) -> dict[str, Any]:
     def noise(it: Noise) -> dict[str, Any]:
         return vars(it) | {"shift": list(it.shift)}
 
+    def group(it: Group) -> dict[str, Any]:
+        guidance = {} if it.guidance is None else {"guidance": list(it.guidance)}
+        return {"name": it.name, "levels": list(it.levels), "unet": unet(it.unet), "noise": noise(it.noise)} | guidance
+
     doc: dict[str, Any] = {"name": arch.name}
     doc |= {"sizes": [list(size) for size in arch.sizes]} if second else {"width": arch.width, "height": arch.height}
     doc["levels"] = [vars(level) for level in arch.levels]
@@ -335,9 +347,7 @@ def document(arch: Arch) -> dict[str, Any]:
     doc["decoder"] = {"shuffle": decoder.shuffle, "global_norm": decoder.global_norm, "stages": [stage(x, second) for x in decoder.stages]}
     if second:
         doc["decoder"]["rgb"] = decoder.rgb
-        doc["groups"] = [
-            {"name": g.name, "levels": list(g.levels), "unet": unet(g.unet), "noise": noise(g.noise)} for g in arch.groups
-        ]
+        doc["groups"] = [group(g) for g in arch.groups]
         doc["labels"] = [{"name": label.name, "values": list(label.values)} for label in arch.labels]
     else:
         doc |= {"unet": unet(arch.groups[0].unet), "noise": noise(arch.groups[0].noise)}
@@ -353,6 +363,13 @@ def from_document(doc: dict[str, Any]) -> Arch:
     def noise(it: dict[str, Any]) -> Noise:
         return Noise(**{**it, "shift": tuple(it["shift"])})
 
+    def group(it: dict[str, Any]) -> Group:
+        parts = {"levels": tuple(it["levels"]), "unet": unet(it["unet"]), "noise": noise(it["noise"])}
+        if it.get("guidance") is not None:
+            low, high = it["guidance"]
+            parts["guidance"] = (float(low), float(high))
+        return Group(**{**it, **parts})
+
     try:
         its = dict(doc)
         version = its.get("version", 1)
@@ -367,9 +384,7 @@ def from_document(doc: dict[str, Any]) -> Arch:
             its["groups"] = (joint(len(its["levels"]), unet(its.pop("unet")), noise(its.pop("noise"))),)
         else:
             its["sizes"] = tuple((width, height) for width, height in its["sizes"])
-            its["groups"] = tuple(
-                Group(**{**g, "levels": tuple(g["levels"]), "unet": unet(g["unet"]), "noise": noise(g["noise"])}) for g in its["groups"]
-            )
+            its["groups"] = tuple(group(g) for g in its["groups"])
             its["labels"] = tuple(Label(x["name"], tuple(x["values"])) for x in its.get("labels", ()))
         return Arch(**its)
     except (KeyError, TypeError) as error:

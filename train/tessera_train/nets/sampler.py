@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,16 +15,6 @@ from .unet import Context
 
 Denoise = Callable[[list[Tensor], Tensor], list[Tensor]]
 """Noisy normalised latents of a group and the shared sigma [N] to denoised ones."""
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance (Ho and Salimans 2022) by `scale` while the shared sigma is in (`low`, `high`] (Kynkaanniemi et al.
-    2024, arXiv 2404.07724); 1 is no guidance."""
-
-    scale: float = 1.0
-    low: float = 0.0
-    high: float = math.inf
 
 
 def schedule(noise: Noise, steps: int, start: float | None = None) -> list[float]:
@@ -64,17 +54,19 @@ def heun(denoise: Denoise, noise: Noise, z: list[Tensor], sigmas: list[float]) -
     return z
 
 
-def guided(denoiser: Denoiser, context: Context, guidance: Guidance) -> Denoise:
-    """The denoiser in its context, guided away from the one without labels. Both evaluations are one batch."""
+def guided(denoiser: Denoiser, context: Context, guidance: float) -> Denoise:
+    """The denoiser in its context; by classifier-free guidance (Ho and Salimans 2022) of scale `guidance`, 1 for none, at the
+    group's sigmas for it. Both evaluations are one batch."""
+    group = denoiser.unet.shape.group
 
     def denoise(z: list[Tensor], sigma: Tensor) -> list[Tensor]:
-        if guidance.scale == 1 or context.labels is None or not guidance.low < float(sigma[0]) <= guidance.high:
+        if guidance == 1 or context.labels is None or not group.guided_at(float(sigma[0])):
             return denoiser(z, sigma, context)
         n = len(sigma)
         labels = torch.cat([context.labels, torch.zeros_like(context.labels)])
         both = replace(context, labels=labels, condition=tuple(torch.cat([x, x]) for x in context.condition))
         denoised = denoiser([torch.cat([x, x]) for x in z], torch.cat([sigma, sigma]), both)
-        return [torch.lerp(d[n:], d[:n], guidance.scale) for d in denoised]
+        return [torch.lerp(d[n:], d[:n], guidance) for d in denoised]
 
     return denoise
 
@@ -94,7 +86,7 @@ def sample_group(
     labels: Tensor | None,
     count: int,
     steps: int,
-    guidance: Guidance,
+    guidance: float,
     size: tuple[int, int],
 ) -> list[Tensor]:
     """Normalised latents of a group for the `coarser` levels' (finest first; none for the first group)."""
@@ -110,15 +102,15 @@ def latents(
     count: int,
     steps: int | Sequence[int],
     labels: Tensor | None = None,
-    guidance: Guidance = Guidance(),
+    guidance: float = 1.0,
     size: tuple[int, int] | None = None,
 ) -> list[Tensor]:
     """`count` samples: normalised latents of `size` (the default one if None), finest first; `steps` for every group, or a
-    number for each. Guidance is for the first group: what it settles carries the labels to the others."""
+    number for each. Guidance, by its scale, is for the first group: what it settles carries the labels to the others."""
     per_group = [steps] * len(denoisers) if isinstance(steps, int) else list(steps)
     z: list[Tensor] = []
     for group, denoiser in enumerate(denoisers):
-        its = guidance if group == 0 else Guidance()
+        its = guidance if group == 0 else 1.0
         z = sample_group(denoiser, arch, group, z, labels, count, per_group[group], its, size or arch.sizes[0]) + z
     return z
 
@@ -131,6 +123,6 @@ def redrawn(denoisers: Sequence[Denoiser], z: list[Tensor], sigma: float, steps:
         its = denoiser.unet.shape.group
         start_sigma = min(sigma, its.noise.sigma_max)
         noisy = [z[i] + s * torch.randn_like(z[i]) for i, s in zip(its.levels, level_sigmas(its.noise, start_sigma))]
-        denoise = guided(denoiser, Context(tuple(out)), Guidance())
+        denoise = guided(denoiser, Context(tuple(out)), 1.0)
         out = heun(denoise, its.noise, noisy, schedule(its.noise, steps, start_sigma)) + out
     return out

@@ -193,7 +193,7 @@ class Task:
         labels = torch.from_numpy(self.latents.labels[chosen]).to(self.device) if self.arch.labels else None
         coarser = [x.to(self.device) for x in known[self.its.levels[-1] + 1 :]]
         size = self.arch.sizes[0]
-        settings = (SAMPLES, self.recipe.sample_steps, sampler.Guidance(), size)
+        settings = (SAMPLES, self.recipe.sample_steps, 1.0, size)
         z = sampler.sample_group(Denoiser(ema), self.arch, self.group, coarser, labels, *settings) + coarser
         finer = [torch.zeros_like(x, device=self.device) for x in known[: self.its.levels[0]]]
         save_samples(picture, self.autoencoder.decoder, self.latents.raw(finer + z))
