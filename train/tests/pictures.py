@@ -1,10 +1,7 @@
-"""Pictures for the tests, and a disk that is full."""
+"""Pictures for the tests."""
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +30,3 @@ def write_files(folder: Path, count: int = 6, width: int = 320, height: int = 16
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path)
     return folder
-
-
-def limited(bytes_per_file: int, *words: str) -> subprocess.CompletedProcess:
-    """The command in a process that can write no file larger than that: the errors of a full disk."""
-    return subprocess.run(
-        [sys.executable, "-m", "tessera_train", *words],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_per_file, bytes_per_file)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )

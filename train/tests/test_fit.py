@@ -6,14 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from pictures import write_files
 from PIL import Image
+from processes import Command, Kill
 from safetensors import safe_open
 from tessera_train import __main__ as cli
 from tessera_train.nets.arch import Arch
@@ -24,38 +22,21 @@ from tessera_train.training.fit import Budget, Settings
 OPTIONS = ["--config", "tiny", "--device", "cpu", "--precision", "f32", "--threads", "1"]
 
 
-def command(pictures: Path, out: Path, steps: int, *more: str) -> list[str]:
-    """A whole fit in a process of its own."""
-    words = [str(pictures), "--out", str(out), "--steps", str(steps), *OPTIONS, *more]
-    return [sys.executable, "-m", "tessera_train", "fit", *words]
-
-
-def kill_when(words: list[str], reached: Callable[[], bool]) -> None:
-    """Starts the command and sends SIGKILL as soon as `reached()` is true."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not reached() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-
-
-def step_of(run: Path) -> int:
-    """Of the run's checkpoint, which may be replaced at this moment."""
-    return loop.used(run)[0]
-
-
 def test_killed_three_times_it_ends_with_the_same_bytes(tmp_path):
-    """SIGKILL while the AutoEncoder and its adversary train, while the U-Net trains and while the decoder is refined."""
+    """SIGKILL while the AutoEncoder and its adversary train, while a checkpoint of the U-Net is written and while the decoder and
+    its adversary are refined; the bytes are those of an undisturbed `python -m tessera_train`."""
     pictures = write_files(tmp_path / "in", 8)
     whole, parts = tmp_path / "whole" / "m.safetensors", tmp_path / "parts" / "m.safetensors"
-    subprocess.run(command(pictures, whole, 40), check=True, capture_output=True)
-    words, run = command(pictures, parts, 40, "--save-minutes", "0"), parts.with_suffix(".run")
-    kill_when(words, lambda: step_of(run / "autoencoder") >= 9)
-    kill_when(words, lambda: step_of(run / "diffusion") >= 2)
-    kill_when(words, lambda: step_of(run / "refine") >= 3)
-    assert not parts.exists()
-    subprocess.run(words, check=True, capture_output=True)
+    words = ["fit", str(pictures), "--steps", "30", "--size", "64x32", *OPTIONS, "--out"]
+    subprocess.run([sys.executable, "-m", "tessera_train", *words, str(whole)], check=True, capture_output=True)
+    run, words = parts.with_suffix(".run"), [*words, str(parts), "--save-minutes", "0"]
+    steps = {"autoencoder": 12, "diffusion": 15, "refine": 3}
+    for kill in (Kill(run / "autoencoder", 10), Kill(run / "diffusion", 3, writing=True), Kill(run / "refine", 3)):
+        assert Command(words, kill).ended().returncode == -signal.SIGKILL
+        assert loop.used(kill.run)[0] == kill.step - 1 < steps[kill.run.name]
+        assert len(list(run.rglob(".*.tmp"))) == kill.writing and not parts.exists()
+    assert Command(words).ended().returncode == 0
+    assert {name: loop.used(run / name)[0] for name in steps} == steps
     assert parts.read_bytes() == whole.read_bytes()
     assert parts.with_suffix(".png").read_bytes() == whole.with_suffix(".png").read_bytes()
     assert not [path for path in tmp_path.rglob(".*.tmp")]

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pictures import limited, smooth, write_files
+from pictures import smooth, write_files
 from PIL import Image, ImageCms
+from processes import Command
 from tessera_train import __main__ as cli
 from tessera_train.data import prepare as command
 from tessera_train.data.image_io import Unusable, read
@@ -261,7 +262,7 @@ def test_a_full_disk_is_an_error_after_which_the_command_continues(tmp_path):
     """Nothing has a final name; with space, the result is that of a run without the accident."""
     write_files(tmp_path / "in", 6, W, H)
     words = ("prepare", str(tmp_path / "in"), "--size", f"{W}x{H}", "--out")
-    full = limited(3 * W * H * 3, *words, str(tmp_path / "out"))
+    full = Command([*words, str(tmp_path / "out")], bytes_per_file=3 * W * H * 3).ended()
     assert full.returncode == 2 and "with more space the same command continues" in full.stderr and "Traceback" not in full.stderr
     assert not (tmp_path / "out" / "pictures.npy").exists() and not (tmp_path / "out" / "pictures.json").exists()
     assert cli.main([*words, str(tmp_path / "out")]) == 0

@@ -158,6 +158,20 @@ def test_the_adversary_learns_and_weighs_as_ldm_does():
     assert torch.allclose(again, wanted / (own + 1e-4), rtol=1e-3)
 
 
+def test_the_adversary_remembers_pictures_in_either_precision():
+    """Half of a batch comes from the buffer once that is full, also where convolutions are in bf16."""
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        adversary, last = Adversary(8, 1, 1.0, torch.device("cpu"), replay=4), torch.ones(3, requires_grad=True)
+        for k in range(2):
+            out = torch.full((4, 3, 64, 64), 0.25 * k) * last.view(1, 3, 1, 1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                adversary.generator_loss(torch.rand(4, 3, 64, 64), out, out.mean(), last)
+                mixed = adversary.replayed(out.detach())
+                adversary.backward()
+            assert mixed.dtype == out.dtype and mixed[:, 0, 0, 0].tolist() == ([0.0] * 4 if k == 0 else [0.0, 0.0, 0.25, 0.25])
+
+
 def test_a_discriminator_sees_its_level_of_the_pyramid():
     """A change that halving removes is seen by the first alone, one of the mean by the last alone."""
     torch.manual_seed(0)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import limited, write_array
+from pictures import write_array
+from processes import Command
 from running import same, train
 from tessera_train import __main__ as cli
 from tessera_train.data.pictures import Pictures
@@ -62,12 +63,12 @@ def test_a_full_disk_stops_and_keeps_the_last_checkpoint(tmp_path):
     pictures, run = write_array(tmp_path / "pictures"), tmp_path / "run"
     words = ["autoencoder", "--pictures", str(pictures), "--out", str(run), "--config", "tiny", "--precision", "f32"]
     words += ["--threads", "1", "--save-minutes", "0", "--steps"]
-    full = limited(1 << 20, *words, "2")
+    full = Command([*words, "2"], bytes_per_file=1 << 20).ended()
     assert full.returncode == 2 and "step 1 can't be written, there is none" in full.stderr and "Traceback" not in full.stderr
     assert not (run / loop.CHECKPOINT).exists()
     assert cli.main([*words, "2"]) == 0
     before = (run / loop.CHECKPOINT).read_bytes()
-    full = limited(1 << 20, *words, "4")
+    full = Command([*words, "4"], bytes_per_file=1 << 20).ended()
     assert full.returncode == 2 and "step 3 can't be written, the one from before is kept" in full.stderr
     assert (run / loop.CHECKPOINT).read_bytes() == before
     assert not list(run.glob(".*.tmp"))

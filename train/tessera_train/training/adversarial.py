@@ -102,7 +102,7 @@ class Adversary:
             self.buffer += list(out.to(torch.float16))[: self.replay - len(self.buffer)]
             return out
         places = torch.randperm(self.replay)[:half].tolist()
-        old = torch.stack([self.buffer[i] for i in places]).to(out) if places else out[:0]
+        old = torch.stack([self.buffer[i].to(out) for i in places]) if places else out[:0]  # autocast on the CPU stacks no f16
         for i, window in zip(places, out[:half].to(torch.float16)):
             self.buffer[i] = window
         return torch.cat([old, out[half:]])
