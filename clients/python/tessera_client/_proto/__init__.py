@@ -1,0 +1,1 @@
+"""Messages and stubs of `proto/tessera/v1`, written by `generate.py`."""
