@@ -59,7 +59,7 @@ def protoc() -> None:
         for path in sorted((Path(folder) / "tessera" / "v1").iterdir()):
             text = path.read_text(encoding="utf-8")
             text = text.replace("from tessera.v1 import", "from tessera_client._proto import")
-            text = text.replace("'tessera.v1.", "'tessera_client._proto.")
+            text = re.sub(r"'tessera\.v1\.(\w+_pb2)'", r"'tessera_client._proto.\1'", text)
             (PACKAGE / "_proto" / path.name).write_text(text, encoding="utf-8")
 
 

@@ -295,9 +295,9 @@ def add_JobServiceServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'tessera_client._proto.JobService', rpc_method_handlers)
+            'tessera.v1.JobService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('tessera_client._proto.JobService', rpc_method_handlers)
+    server.add_registered_method_handlers('tessera.v1.JobService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.

@@ -80,9 +80,9 @@ def add_ModelServiceServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'tessera_client._proto.ModelService', rpc_method_handlers)
+            'tessera.v1.ModelService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('tessera_client._proto.ModelService', rpc_method_handlers)
+    server.add_registered_method_handlers('tessera.v1.ModelService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
