@@ -39,7 +39,8 @@ class View:
         self._tiles = np.zeros(shape, np.uint8)
         self._done = 0
         self._preview: Preview | None = None
-        self._state = f"queued, about {info.quote.compute_time.total_seconds():.0f} s"
+        self._finished = False
+        self._state = f"queued, about {max(1, round(info.quote.compute_time.total_seconds()))} s of computing"
 
     def add(self, event: events.Event) -> None:
         """Takes account of an event."""
@@ -71,7 +72,7 @@ class View:
         self._preview = None
         pixels = _png.reduced(_png.eight_bits(picture.pixels), _png.SHOWN)
         self._tiles = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
-        self._state = "finished"
+        self._finished = True
 
     def text(self) -> str:
         """The line of text."""
@@ -79,7 +80,8 @@ class View:
         labels = (f"{name} {value}" for name, value in sorted(spec.labels.items()))
         size = f"{spec.width} × {spec.height}"
         seconds = f"{time.monotonic() - self._began:.0f} s"
-        return " · ".join([self._info.name, f"seed {spec.seed}", size, *labels, self._state, seconds])
+        state = [f"finished in {seconds}"] if self._finished else [self._state, seconds]
+        return " · ".join([f"seed {spec.seed}", size, *labels, *state])
 
     def html(self) -> str:
         """Both layers and the line."""
@@ -94,7 +96,7 @@ class View:
         width = min(spec.width, _png.SHOWN)
         box = f"position:relative;aspect-ratio:{spec.width}/{spec.height};background:#8882;overflow:hidden"
         return (
-            f'<figure style="margin:0;max-width:{width}px"><div style="{box}">{"".join(layers)}</div>'
+            f'<figure title="{html.escape(self._info.name)}" style="margin:0;max-width:{width}px"><div style="{box}">{"".join(layers)}</div>'
             f'<figcaption style="font-size:smaller;opacity:.8">{html.escape(self.text())}</figcaption></figure>'
         )
 
@@ -109,7 +111,7 @@ class Screen:
             raise ImportError("show needs IPython: pip install 'tessera-client[jupyter]'") from error
         self._view = View(info)
         self._shown = time.monotonic()
-        self._handle: Any = display(self._content(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        self._handle: Any = display(self._content(), raw=True, display_id=True)
 
     def __enter__(self) -> Self:
         return self
