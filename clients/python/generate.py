@@ -40,20 +40,28 @@ WORDS = {
 }
 
 
-def protoc() -> None:
+def files(names: list[str]) -> list[str]:
+    """Paths of proto files below `proto/`."""
+    return [f"tessera/v1/{name}.proto" for name in names]
+
+
+def messages() -> None:
     """Compiles the proto files; the modules import each other from the package that they are in."""
     common = importlib.resources.files("grpc_tools") / "_proto"
     scripts = sysconfig.get_path("scripts")
     environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}
     with tempfile.TemporaryDirectory() as folder:
+        protoc = [sys.executable, "-m", "grpc_tools.protoc"]
+        # Without its sources, so that no comment of theirs is copied.
+        compiled = Path(folder) / "compiled"
+        command = [*protoc, f"-I{PROTO}", f"-I{common}", "--include_imports", f"--descriptor_set_out={compiled}"]
+        subprocess.run([*command, *files(MESSAGES)], check=True)
         for names, plugins in ((MESSAGES, ["python", "mypy"]), (SERVICES, ["grpc_python", "mypy_grpc"])):
-            command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", f"-I{common}"]
-            command += [
-                f"--{plugin}_out=quiet:{folder}" if "mypy" in plugin else f"--{plugin}_out={folder}"
-                for plugin in plugins
-            ]
-            command += [f"tessera/v1/{name}.proto" for name in names]
-            subprocess.run(command, check=True, env=environment)
+            command = [*protoc, f"--descriptor_set_in={compiled}"]
+            for plugin in plugins:
+                quiet = "quiet:" if plugin.startswith("mypy") else ""
+                command.append(f"--{plugin}_out={quiet}{folder}")
+            subprocess.run([*command, *files(names)], check=True, env=environment)
         for old in (PACKAGE / "_proto").glob("*_pb2*.py*"):
             old.unlink()
         for path in sorted((Path(folder) / "tessera" / "v1").iterdir()):
@@ -76,7 +84,7 @@ def blocking(text: str) -> str:
 
 def main() -> None:
     """Writes all."""
-    protoc()
+    messages()
     path = PACKAGE / "_sync.py"
     path.write_text(blocking((PACKAGE / "_async.py").read_text(encoding="utf-8")), encoding="utf-8")
     for command in (["check", "--select", "I,F401", "--fix", "--quiet"], ["format", "--quiet"]):

@@ -95,8 +95,9 @@ class View:
         # A small picture is not enlarged.
         width = min(spec.width, _png.SHOWN)
         box = f"position:relative;aspect-ratio:{spec.width}/{spec.height};background:#8882;overflow:hidden"
+        name = html.escape(self._info.name)
         return (
-            f'<figure title="{html.escape(self._info.name)}" style="margin:0;max-width:{width}px"><div style="{box}">{"".join(layers)}</div>'
+            f'<figure title="{name}" style="margin:0;max-width:{width}px"><div style="{box}">{"".join(layers)}</div>'
             f'<figcaption style="font-size:smaller;opacity:.8">{html.escape(self.text())}</figcaption></figure>'
         )
 

@@ -22,8 +22,9 @@ from tessera_client._connect import Address
 from tessera_client._proto import job_service_pb2 as api
 from tessera_client._proto.image_pb2 import IMAGE_FORMAT_RAW, Rect, Tile
 from tessera_client._proto.job_service_pb2_grpc import JobServiceServicer, add_JobServiceServicer_to_server
+from tessera_client._retry import Backoff
 
-QUICK = Retry(attempts=4, first=0.001, most=0.002, give_up=0.1)
+QUICK = Retry(attempts=4, first=0.001, most=0.002)
 SIDE, COLUMNS = 64, 3
 PIXELS = np.random.default_rng(1).integers(0, 256, (SIDE, COLUMNS * SIDE, 3), np.uint8)
 
@@ -168,14 +169,38 @@ def test_a_watch_gives_up_without_progress_and_says_since_when():
         yield
 
     service = Watched(broken, away)
-    with serving(service) as url, Client(url, retry=QUICK) as client:
+    impatient = Retry(first=0.001, most=0.002, give_up=0.05)
+    with serving(service) as url, Client(url, retry=impatient) as client:
         watch = client.job("a").watch()
         assert next(watch).sequence == 1
         with pytest.raises(errors.UnavailableError) as caught:
             next(watch)
     assert "away" in str(caught.value)
-    assert caught.value.__notes__ == ["jobs/a: no progress for 0.1 s"]
-    assert len(service.opened) > 10
+    assert caught.value.__notes__ == ["jobs/a: no progress for 0.05 s"]
+    assert service.opened[0] == 0
+    assert set(service.opened[1:]) == {1}
+
+
+def test_backoff_doubles_with_jitter_and_counts_disconnected_time_only(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("tessera_client._retry.time.monotonic", lambda: now)
+    backoff = Backoff(Retry(first=1.0, most=4.0, give_up=20.0))
+    for most in (1.0, 2.0, 4.0, 4.0):
+        pause = backoff.pause()
+        assert pause is not None
+        assert most / 2 <= pause <= most
+        now += 2.0
+        backoff.answered()
+        now += 100.0
+    assert backoff.pause(at_least=11.0) == 11.0
+    now += 11.5
+    assert backoff.pause(at_least=9.0) == 0.5
+    now += 0.5
+    assert backoff.pause() is None
+    backoff.reset()
+    assert backoff.pause() is not None
+    drawn = {Backoff(Retry()).pause() for _ in range(20)}
+    assert len(drawn) > 10
 
 
 def test_an_omitted_event_is_an_error():

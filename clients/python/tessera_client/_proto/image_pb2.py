@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tessera/v1/image.proto\x12\ntessera.v1\";\n\x04Rect\x12\t\n\x01x\x18\x01 \x01(\r\x12\t\n\x01y\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\"\x99\x01\n\x04Tile\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\r\x12\x0b\n\x03row\x18\x02 \x01(\r\x12\x1e\n\x04rect\x18\x03 \x01(\x0b\x32\x10.tessera.v1.Rect\x12\'\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x17.tessera.v1.ImageFormat\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x06 \x01(\r\x12\r\n\x05level\x18\x07 \x01(\r\"n\n\x07Preview\x12\r\n\x05level\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\'\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x17.tessera.v1.ImageFormat\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c*\x85\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x01\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x03\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tessera/v1/image.proto\x12\ntessera.v1\"P\n\x04Rect\x12\x0c\n\x01x\x18\x01 \x01(\rR\x01x\x12\x0c\n\x01y\x18\x02 \x01(\rR\x01y\x12\x14\n\x05width\x18\x03 \x01(\rR\x05width\x12\x16\n\x06height\x18\x04 \x01(\rR\x06height\"\xc9\x01\n\x04Tile\x12\x16\n\x06\x63olumn\x18\x01 \x01(\rR\x06\x63olumn\x12\x10\n\x03row\x18\x02 \x01(\rR\x03row\x12$\n\x04rect\x18\x03 \x01(\x0b\x32\x10.tessera.v1.RectR\x04rect\x12/\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x17.tessera.v1.ImageFormatR\x06\x66ormat\x12\x12\n\x04\x64\x61ta\x18\x05 \x01(\x0cR\x04\x64\x61ta\x12\x16\n\x06\x63rc32c\x18\x06 \x01(\rR\x06\x63rc32c\x12\x14\n\x05level\x18\x07 \x01(\rR\x05level\"\x92\x01\n\x07Preview\x12\x14\n\x05level\x18\x01 \x01(\rR\x05level\x12\x14\n\x05width\x18\x02 \x01(\rR\x05width\x12\x16\n\x06height\x18\x03 \x01(\rR\x06height\x12/\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x17.tessera.v1.ImageFormatR\x06\x66ormat\x12\x12\n\x04\x64\x61ta\x18\x05 \x01(\x0cR\x04\x64\x61ta*\x85\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x01\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x03\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tessera_client._proto.image_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEFORMAT']._serialized_start=368
-  _globals['_IMAGEFORMAT']._serialized_end=501
+  _globals['_IMAGEFORMAT']._serialized_start=474
+  _globals['_IMAGEFORMAT']._serialized_end=607
   _globals['_RECT']._serialized_start=38
-  _globals['_RECT']._serialized_end=97
-  _globals['_TILE']._serialized_start=100
-  _globals['_TILE']._serialized_end=253
-  _globals['_PREVIEW']._serialized_start=255
-  _globals['_PREVIEW']._serialized_end=365
+  _globals['_RECT']._serialized_end=118
+  _globals['_TILE']._serialized_start=121
+  _globals['_TILE']._serialized_end=322
+  _globals['_PREVIEW']._serialized_start=325
+  _globals['_PREVIEW']._serialized_end=471
 # @@protoc_insertion_point(module_scope)

@@ -26,18 +26,7 @@ if _version_not_supported:
 
 
 class JobServiceStub(object):
-    """Makes pictures and streams their tiles as they are decoded.
-
-    Errors have google.rpc details. ErrorInfo has the domain `tessera`, the kind of the error as reason, and its fields as
-    metadata: `field`, `value`, `expected`; `resource`, `needed`, `limit`; `resource`, `name`. In addition there are BadRequest
-    for INVALID_ARGUMENT, with the path of the field from the request (`spec.width`), QuotaFailure for RESOURCE_EXHAUSTED,
-    ResourceInfo for NOT_FOUND, PreconditionFailure for FAILED_PRECONDITION and DATA_LOSS, and RetryInfo if a later attempt may
-    succeed.
-    A message that is not protobuf is INVALID_ARGUMENT without BadRequest, a message above 64 KiB RESOURCE_EXHAUSTED.
-
-    On a server with tokens, a job belongs to the client that created it. For other clients it does not exist (NOT_FOUND), except
-    for those marked `admin` in the server's file of tokens.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
         """Constructor.
@@ -113,114 +102,82 @@ class JobServiceStub(object):
 
 
 class JobServiceServicer(object):
-    """Makes pictures and streams their tiles as they are decoded.
-
-    Errors have google.rpc details. ErrorInfo has the domain `tessera`, the kind of the error as reason, and its fields as
-    metadata: `field`, `value`, `expected`; `resource`, `needed`, `limit`; `resource`, `name`. In addition there are BadRequest
-    for INVALID_ARGUMENT, with the path of the field from the request (`spec.width`), QuotaFailure for RESOURCE_EXHAUSTED,
-    ResourceInfo for NOT_FOUND, PreconditionFailure for FAILED_PRECONDITION and DATA_LOSS, and RetryInfo if a later attempt may
-    succeed.
-    A message that is not protobuf is INVALID_ARGUMENT without BadRequest, a message above 64 KiB RESOURCE_EXHAUSTED.
-
-    On a server with tokens, a job belongs to the client that created it. For other clients it does not exist (NOT_FOUND), except
-    for those marked `admin` in the server's file of tokens.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     def CreateJob(self, request, context):
-        """Creates a job. The response is sent when the job is durable; WatchJob streams its progress.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """Returns a job.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Lists the jobs that the caller may see, oldest first.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDamagedJobs(self, request, context):
-        """Lists directories of jobs that the server could not read when it started. It leaves them as they are. On a server with
-        tokens the list is empty except for clients marked `admin`.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Cancels a job durably; the device stops working on it within one denoising step or one tile. An ended job is unchanged.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Cancels a job if necessary and deletes it with its pixels, durably. Its `request_id` may then be used for a new job.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Streams every event of a job after a sequence number, past events first, and ends after the last one. A client that
-        reconnects with the last number it received misses no event and no tile. RESOURCE_EXHAUSTED with RetryInfo if the server
-        has as many open streams as its memory for them allows.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EditPicture(self, request_iterator, context):
-        """Creates a job that edits an uploaded picture: it is encoded, noise is added, and it is denoised (SDEdit, Meng et al.
-        2022). The first message has `job`, the following ones the picture's file. The response is sent when the job is durable;
-        WatchJob streams its progress. Over HTTP: POST /jobs. RESOURCE_EXHAUSTED with RetryInfo, at once, if too many uploads are
-        in progress; DEADLINE_EXCEEDED if the client sends too slowly.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """CreateJob and WatchJob in one call. The job is cancelled when the client disconnects, unless `detach` is set.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTile(self, request, context):
-        """Returns a decoded tile. FAILED_PRECONDITION before it is decoded; DATA_LOSS if its stored samples do not have their
-        checksum, with RetryInfo if the server decodes it again.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPreview(self, request, context):
-        """Returns the newest preview and requests later ones. FAILED_PRECONDITION while there is none.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def QuoteJob(self, request, context):
-        """Returns the cost of a job without creating it, with the numbers that CreateJob uses for admission.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetViewport(self, request, context):
-        """Sets the visible part of the picture, durably: its tiles are decoded first. May be called while the job runs; an ended
-        job is unchanged.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -302,18 +259,7 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService(object):
-    """Makes pictures and streams their tiles as they are decoded.
-
-    Errors have google.rpc details. ErrorInfo has the domain `tessera`, the kind of the error as reason, and its fields as
-    metadata: `field`, `value`, `expected`; `resource`, `needed`, `limit`; `resource`, `name`. In addition there are BadRequest
-    for INVALID_ARGUMENT, with the path of the field from the request (`spec.width`), QuotaFailure for RESOURCE_EXHAUSTED,
-    ResourceInfo for NOT_FOUND, PreconditionFailure for FAILED_PRECONDITION and DATA_LOSS, and RetryInfo if a later attempt may
-    succeed.
-    A message that is not protobuf is INVALID_ARGUMENT without BadRequest, a message above 64 KiB RESOURCE_EXHAUSTED.
-
-    On a server with tokens, a job belongs to the client that created it. For other clients it does not exist (NOT_FOUND), except
-    for those marked `admin` in the server's file of tokens.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     @staticmethod
     def CreateJob(request,

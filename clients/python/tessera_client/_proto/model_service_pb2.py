@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etessera/v1/model_service.proto\x12\ntessera.v1\"\xb1\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x15\n\rsize_multiple\x18\x05 \x01(\r\x12\x12\n\nmax_extent\x18\x06 \x01(\r\x12\'\n\x06levels\x18\x07 \x03(\x0b\x32\x17.tessera.v1.Model.Level\x12\'\n\x06labels\x18\x08 \x03(\x0b\x32\x17.tessera.v1.Model.Label\x12\'\n\x06groups\x18\t \x03(\x0b\x32\x17.tessera.v1.Model.Group\x12%\n\x05sizes\x18\n \x03(\x0b\x32\x16.tessera.v1.Model.Size\x1a)\n\x05Level\x12\x0e\n\x06\x66\x61\x63tor\x18\x01 \x01(\r\x12\x10\n\x08\x63hannels\x18\x02 \x01(\r\x1a%\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\x1a%\n\x05Group\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06levels\x18\x02 \x03(\r\x1a%\n\x04Size\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.tessera.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.tessera.v1.Model2\xa2\x01\n\x0cModelService\x12K\n\nListModels\x12\x1d.tessera.v1.ListModelsRequest\x1a\x1e.tessera.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.tessera.v1.GetModelRequest\x1a\x1c.tessera.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etessera/v1/model_service.proto\x12\ntessera.v1\"\xc3\x04\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x14\n\x05width\x18\x03 \x01(\rR\x05width\x12\x16\n\x06height\x18\x04 \x01(\rR\x06height\x12#\n\rsize_multiple\x18\x05 \x01(\rR\x0csizeMultiple\x12\x1d\n\nmax_extent\x18\x06 \x01(\rR\tmaxExtent\x12/\n\x06levels\x18\x07 \x03(\x0b\x32\x17.tessera.v1.Model.LevelR\x06levels\x12/\n\x06labels\x18\x08 \x03(\x0b\x32\x17.tessera.v1.Model.LabelR\x06labels\x12/\n\x06groups\x18\t \x03(\x0b\x32\x17.tessera.v1.Model.GroupR\x06groups\x12,\n\x05sizes\x18\n \x03(\x0b\x32\x16.tessera.v1.Model.SizeR\x05sizes\x1a;\n\x05Level\x12\x16\n\x06\x66\x61\x63tor\x18\x01 \x01(\rR\x06\x66\x61\x63tor\x12\x1a\n\x08\x63hannels\x18\x02 \x01(\rR\x08\x63hannels\x1a\x33\n\x05Label\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06values\x18\x02 \x03(\tR\x06values\x1a\x33\n\x05Group\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06levels\x18\x02 \x03(\rR\x06levels\x1a\x34\n\x04Size\x12\x14\n\x05width\x18\x01 \x01(\rR\x05width\x12\x16\n\x06height\x18\x02 \x01(\rR\x06height\"O\n\x11ListModelsRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\rR\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"g\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x11.tessera.v1.ModelR\x06models\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"%\n\x0fGetModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\";\n\x10GetModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x11.tessera.v1.ModelR\x05model2\xa2\x01\n\x0cModelService\x12K\n\nListModels\x12\x1d.tessera.v1.ListModelsRequest\x1a\x1e.tessera.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.tessera.v1.GetModelRequest\x1a\x1c.tessera.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,23 +32,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tessera_client._proto.model
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL']._serialized_start=47
-  _globals['_MODEL']._serialized_end=480
-  _globals['_MODEL_LEVEL']._serialized_start=322
-  _globals['_MODEL_LEVEL']._serialized_end=363
-  _globals['_MODEL_LABEL']._serialized_start=365
-  _globals['_MODEL_LABEL']._serialized_end=402
-  _globals['_MODEL_GROUP']._serialized_start=404
-  _globals['_MODEL_GROUP']._serialized_end=441
-  _globals['_MODEL_SIZE']._serialized_start=443
-  _globals['_MODEL_SIZE']._serialized_end=480
-  _globals['_LISTMODELSREQUEST']._serialized_start=482
-  _globals['_LISTMODELSREQUEST']._serialized_end=540
-  _globals['_LISTMODELSRESPONSE']._serialized_start=542
-  _globals['_LISTMODELSRESPONSE']._serialized_end=622
-  _globals['_GETMODELREQUEST']._serialized_start=624
-  _globals['_GETMODELREQUEST']._serialized_end=655
-  _globals['_GETMODELRESPONSE']._serialized_start=657
-  _globals['_GETMODELRESPONSE']._serialized_end=709
-  _globals['_MODELSERVICE']._serialized_start=712
-  _globals['_MODELSERVICE']._serialized_end=874
+  _globals['_MODEL']._serialized_end=626
+  _globals['_MODEL_LEVEL']._serialized_start=407
+  _globals['_MODEL_LEVEL']._serialized_end=466
+  _globals['_MODEL_LABEL']._serialized_start=468
+  _globals['_MODEL_LABEL']._serialized_end=519
+  _globals['_MODEL_GROUP']._serialized_start=521
+  _globals['_MODEL_GROUP']._serialized_end=572
+  _globals['_MODEL_SIZE']._serialized_start=574
+  _globals['_MODEL_SIZE']._serialized_end=626
+  _globals['_LISTMODELSREQUEST']._serialized_start=628
+  _globals['_LISTMODELSREQUEST']._serialized_end=707
+  _globals['_LISTMODELSRESPONSE']._serialized_start=709
+  _globals['_LISTMODELSRESPONSE']._serialized_end=812
+  _globals['_GETMODELREQUEST']._serialized_start=814
+  _globals['_GETMODELREQUEST']._serialized_end=851
+  _globals['_GETMODELRESPONSE']._serialized_start=853
+  _globals['_GETMODELRESPONSE']._serialized_end=912
+  _globals['_MODELSERVICE']._serialized_start=915
+  _globals['_MODELSERVICE']._serialized_end=1077
 # @@protoc_insertion_point(module_scope)

@@ -26,8 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Lists the models of a server.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
         """Constructor.
@@ -48,19 +47,16 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """Lists the models of a server.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     def ListModels(self, request, context):
-        """Lists the models, the default first.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Returns a model.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -87,8 +83,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Lists the models of a server.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     @staticmethod
     def ListModels(request,
