@@ -58,7 +58,7 @@ class Killer:
         """Returns after the last kill."""
         for number in KILLS:
             with self._changed:
-                assert self._changed.wait_for(lambda number=number: self.count >= number, 120)
+                assert self._changed.wait_for(lambda number=number: self.count >= number, 300)
                 self._server.kill()
                 self.in_flight.append(TILES - self.count)
             self._server.start()
