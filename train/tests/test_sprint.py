@@ -71,9 +71,9 @@ def test_a_sprint_leaves_a_model_that_samples(tmp_path, config, capsys):
 
 def test_a_sprint_from_a_model_keeps_its_encoder(tmp_path):
     """From a model's file the encoder and the latents' statistics stay as they are, the decoder and the U-Net learn."""
-    assert sprint.run(arguments(tmp_path / "a", "--config", "tiny")) == 0
+    assert sprint.run(arguments(tmp_path / "a", "--config", "tiny", "--seconds", "24")) == 0
     _, before, _ = model(tmp_path / "a")
-    assert sprint.run(arguments(tmp_path / "b", "--config", "tiny", "--from", str(tmp_path / "a" / "model.safetensors"))) == 0
+    assert sprint.run(arguments(tmp_path / "b", "--config", "tiny", "--seconds", "24", "--from", str(tmp_path / "a" / "model.safetensors"))) == 0
     _, after, _ = model(tmp_path / "b")
     for name, x in before.items():
         same = torch.equal(x, after[name])

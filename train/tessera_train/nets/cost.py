@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -36,8 +37,9 @@ class Part:
     gflop: float
 
 
-def parts(arch: Arch) -> list[Part]:
-    """Encoder, decoder and the U-Net of each group; nothing is computed."""
+@cache
+def parts(arch: Arch) -> tuple[Part, ...]:
+    """Encoder, decoder and the U-Net of each group; nothing is computed. Counting takes half a second, so it is done once."""
     with torch.device("meta"):
         encoder, decoder = Encoder(arch), Decoder(arch)
         unets = [UNet(arch, group) for group in range(len(arch.groups))]
@@ -53,7 +55,7 @@ def parts(arch: Arch) -> list[Part]:
         first, last = group.levels[0], group.levels[-1] + 1
         name = "U-Net" if len(unets) == 1 else f"U-Net of {group.name}"
         found.append(Part(name, millions(unet), gflop(lambda: unet(z[first:last], c_noise, Context(tuple(z[last:]))))))
-    return found
+    return tuple(found)
 
 
 def describe(arch: Arch) -> str:
