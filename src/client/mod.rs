@@ -218,7 +218,9 @@ impl Client {
         let mut jobs = Vec::new();
         let mut page_token = String::new();
         loop {
-            let request = ListJobsRequest { page_size: PAGE, page_token: page_token.clone() };
+            let token = page_token.clone();
+            let request =
+                ListJobsRequest { page_size: PAGE, page_token: token, ..Default::default() };
             let answer = self.calls.clone().list_jobs(with_timeout(request)).await;
             let page = answer.map_err(|status| self.error(&status))?.into_inner();
             jobs.extend(page.jobs);

@@ -98,6 +98,15 @@ pub struct Settings {
     pub active: usize,
 }
 
+/// Order of a list of jobs, by the time of their creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// From the first to the last.
+    OldestFirst,
+    /// From the last to the first.
+    NewestFirst,
+}
+
 /// A request for a job.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -402,13 +411,29 @@ impl Jobs {
         job.ok_or_else(|| Error::not_found(Resource::Job, id))
     }
 
-    /// At most `most` jobs of one client or of all, with ids after `after`, oldest first.
-    pub fn list(&self, owner: Option<&str>, after: &str, most: usize) -> Vec<Arc<Job>> {
+    /// At most `most` jobs of one client or of all, those that follow the job with the id `after` in `order`; empty: from
+    /// the first.
+    pub fn list(
+        &self,
+        owner: Option<&str>,
+        order: Order,
+        after: &str,
+        most: usize,
+    ) -> Vec<Arc<Job>> {
         let table = self.shared.table();
-        let later = table.jobs.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
-        let later = later.map(|(_, job)| job);
-        let asked = later.filter(|job| owner.is_none_or(|owner| job.request.owner == owner));
-        asked.take(most).cloned().collect()
+        let unbounded = Bound::Unbounded;
+        let begin = if after.is_empty() { unbounded } else { Bound::Excluded(after) };
+        let asked = |job: &&Arc<Job>| owner.is_none_or(|owner| job.request.owner == owner);
+        match order {
+            Order::OldestFirst => {
+                let jobs = table.jobs.range::<str, _>((begin, unbounded)).map(|(_, job)| job);
+                jobs.filter(asked).take(most).cloned().collect()
+            }
+            Order::NewestFirst => {
+                let jobs = table.jobs.range::<str, _>((unbounded, begin)).map(|(_, job)| job);
+                jobs.rev().filter(asked).take(most).cloned().collect()
+            }
+        }
     }
 
     /// Directories of jobs that could not be read at the start; they are left as they are.

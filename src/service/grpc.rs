@@ -13,7 +13,7 @@ use crate::{
         model_service_server::ModelService,
     },
     error::{Error, Result},
-    jobs::{Job, Jobs},
+    jobs::{Job, Jobs, Order},
     service::{
         access::Caller,
         blocking::blocking,
@@ -173,7 +173,7 @@ impl JobService for GrpcService {
         request: Request<api::ListJobsRequest>,
     ) -> Answer<api::ListJobsResponse> {
         let caller = Caller::of(request.extensions());
-        let api::ListJobsRequest { page_size, page_token } = request.into_inner();
+        let api::ListJobsRequest { page_size, page_token, order_by } = request.into_inner();
         let size = match page_size as usize {
             0 => PAGE,
             size => size.min(MAX_PAGE),
@@ -183,7 +183,16 @@ impl JobService for GrpcService {
             let error = Error::invalid("page_token", format!("{page_token:?}"), expected);
             return Err(refused::<api::ListJobsRequest>(error));
         }
-        let jobs = self.jobs.list(caller.scope(), &page_token, size);
+        let order = match order_by.as_str() {
+            "" | "create_time" => Order::OldestFirst,
+            "create_time desc" => Order::NewestFirst,
+            _ => {
+                let expected = "create_time or create_time desc";
+                let error = Error::invalid("order_by", format!("{order_by:?}"), expected);
+                return Err(refused::<api::ListJobsRequest>(error));
+            }
+        };
+        let jobs = self.jobs.list(caller.scope(), order, &page_token, size);
         let next_page_token = match jobs.last() {
             Some(last) if jobs.len() == size => last.id.clone(),
             _ => String::new(),

@@ -201,7 +201,7 @@ async fn delete_removes_the_job_and_its_files() {
 }
 
 #[tokio::test]
-async fn list_jobs_pages_oldest_first() {
+async fn list_jobs_pages_in_both_orders() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
     let mut client = server.client().await;
@@ -209,18 +209,28 @@ async fn list_jobs_pages_oldest_first() {
     for seed in 0..5 {
         made.push(create(&mut client, spec(seed, 32, 32, 1)).await.unwrap().name);
     }
-    let (mut listed, mut page_token) = (Vec::new(), String::new());
-    loop {
-        let request = api::ListJobsRequest { page_size: 2, page_token };
-        let page = client.list_jobs(request).await.unwrap().into_inner();
-        assert!(page.jobs.len() <= 2);
-        listed.extend(page.jobs.into_iter().map(|job| job.name));
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
+    let newest_first: Vec<_> = made.iter().rev().cloned().collect();
+    for (order_by, expected) in
+        [("", &made), ("create_time", &made), ("create_time desc", &newest_first)]
+    {
+        let (mut listed, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let order_by = order_by.to_owned();
+            let request = api::ListJobsRequest { page_size: 2, page_token, order_by };
+            let page = client.list_jobs(request).await.unwrap().into_inner();
+            assert!(page.jobs.len() <= 2);
+            listed.extend(page.jobs.into_iter().map(|job| job.name));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
         }
+        assert_eq!(&listed, expected, "{order_by:?}");
     }
-    assert_eq!(listed, made);
+    let request = api::ListJobsRequest { order_by: "seed".into(), ..Default::default() };
+    let status = client.list_jobs(request).await.unwrap_err();
+    let details = status.get_details_bad_request().unwrap();
+    assert_eq!(details.field_violations[0].field, "order_by");
 }
 
 #[tokio::test]
@@ -638,7 +648,7 @@ async fn jobs_belong_to_the_client_that_created_them() {
         // One a page: those of others leave no gaps.
         let (mut listed, mut page_token) = (Vec::new(), String::new());
         for _ in 0..=visible.len() {
-            let request = api::ListJobsRequest { page_size: 1, page_token };
+            let request = api::ListJobsRequest { page_size: 1, page_token, ..Default::default() };
             let page = with(token).list_jobs(request).await.unwrap().into_inner();
             listed.extend(page.jobs.into_iter().map(|job| job.name));
             page_token = page.next_page_token;

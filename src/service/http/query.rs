@@ -17,6 +17,7 @@ use crate::{
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct JobQuery {
+    model: String,
     seed: u64,
     width: u32,
     height: u32,
@@ -55,7 +56,7 @@ pub(super) fn parse(uri: &Uri) -> Result<CreateJobRequest> {
             .with_source(rejection)
     })?;
     let spec = JobSpec {
-        model: String::new(),
+        model: query.model,
         seed: query.seed,
         width: query.width,
         height: query.height,
@@ -121,9 +122,11 @@ mod tests {
     #[test]
     fn query_fields_are_parsed_and_wrong_ones_named() {
         let parse = |query: &str| parse(&format!("/jobs?{query}").parse().unwrap());
-        let query = "strength=0.25&seed=7&steps=9&sampler=heun&bits=16&request_id=a%20b";
+        let query =
+            "model=models/net-a&strength=0.25&seed=7&steps=9&sampler=heun&bits=16&request_id=a%20b";
         let order = parse(query).unwrap();
         let spec = order.spec.unwrap_or_default();
+        assert_eq!(spec.model, "models/net-a");
         assert_eq!((spec.strength, spec.seed, spec.steps, spec.bits), (Some(0.25), 7, 9, 16));
         assert_eq!((spec.sampler(), order.request_id.as_str()), (Sampler::Heun, "a b"));
         let query =
