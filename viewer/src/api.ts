@@ -1,6 +1,8 @@
 // The server, over gRPC-Web at the page's own address.
 import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
+import { missed, reached } from "./connection";
+import { showAlert } from "./dom";
 import { JobService } from "./gen/tessera/v1/job_service_pb";
 import { ModelService } from "./gen/tessera/v1/model_service_pb";
 
@@ -30,7 +32,18 @@ const authorize: Interceptor = (next) => (request) => {
   return next(request);
 };
 
-const transport = createGrpcWebTransport({ baseUrl: base, interceptors: [authorize] });
+const observe: Interceptor = (next) => async (request) => {
+  try {
+    const answer = await next(request);
+    reached();
+    return answer;
+  } catch (error) {
+    if (isAway(error)) missed();
+    throw error;
+  }
+};
+
+const transport = createGrpcWebTransport({ baseUrl: base, interceptors: [observe, authorize] });
 
 export const jobs = createClient(JobService, transport);
 export const models = createClient(ModelService, transport);
@@ -38,6 +51,27 @@ export const models = createClient(ModelService, transport);
 /** Id of a job's resource name. */
 export function idOf(name: string): string {
   return name.replace(/^jobs\//, "");
+}
+
+/** Address of a file of a job's picture. */
+export function fileUrl(id: string, file: string): string {
+  return `${base}/jobs/${id}/${file}`;
+}
+
+/** Fetches from the server over plain HTTP, with the token. */
+export function fetchFile(url: string, init: RequestInit = {}): Promise<Response> {
+  return fetch(url, { ...init, headers: { ...headers(), ...init.headers } });
+}
+
+/** True if the server could not be reached. */
+export function isAway(error: unknown): boolean {
+  return [Code.Unavailable, Code.Unknown].includes(ConnectError.from(error).code);
+}
+
+/** Shows an error, unless it is that the server does not answer, which the page shows by itself (connection.ts). */
+export function report(error: unknown): void {
+  if (isAway(error)) missed();
+  else showAlert(errorMessage(error));
 }
 
 /** True if a later attempt may succeed. */

@@ -1,5 +1,6 @@
 // The controls for the labels of a model: a menu for each label, and the guidance.
-import { createElement, element } from "./dom";
+import { closeOutside, createElement, element } from "./dom";
+import { capital, described, readable } from "./format";
 import { type JobSpec } from "./gen/tessera/v1/job_service_pb";
 import { type Model } from "./gen/tessera/v1/model_service_pb";
 
@@ -8,35 +9,12 @@ const chosen = element("labels-chosen");
 const list = element("label-list");
 const guidance = element<HTMLInputElement>("guidance");
 
-/** A name of a model for people: `late_dusk` as `late dusk`. */
-function readable(name: string): string {
-  return name.replace(/[_-]+/g, " ");
-}
-
-/** A label's value for people. */
-function described(name: string, value: string): string {
-  return value === "none" ? `no ${readable(name)}` : readable(value);
-}
-
-/** A picture's labels as text that follows its other settings. */
-export function labelText(labels: Record<string, string>): string {
-  return Object.entries(labels)
-    .map(([name, value]) => ` · ${value === "none" ? "" : `${readable(name)} `}${described(name, value)}`)
-    .join("");
-}
-
 export class Labels {
   #menus = new Map<string, HTMLSelectElement>();
 
   constructor() {
     box.addEventListener("input", () => this.#summarise());
-    // The panel covers the picture: it closes when something else is used.
-    document.addEventListener("pointerdown", ({ target }) => {
-      if (!box.contains(target as Node)) this.close();
-    });
-    box.addEventListener("focusout", ({ relatedTarget }) => {
-      if (relatedTarget && !box.contains(relatedTarget as Node)) this.close();
-    });
+    closeOutside(box);
   }
 
   /** True if the model has labels. */
@@ -44,8 +22,9 @@ export class Labels {
     return this.#menus.size > 0;
   }
 
-  /** Makes the controls of a model; there are none if it has no labels. */
+  /** Makes the controls of a model; there are none if it has no labels. Values that it has too are kept. */
   offer(model: Model): void {
+    const before = this.spec().labels;
     this.#menus.clear();
     list.replaceChildren();
     for (const { name, values } of model.labels) {
@@ -56,8 +35,8 @@ export class Labels {
         option.value = value;
         menu.append(option);
       }
-      const text = readable(name);
-      const label = createElement("label", text.charAt(0).toUpperCase() + text.slice(1));
+      if (values.includes(before[name] ?? "")) menu.value = before[name] ?? "";
+      const label = createElement("label", capital(readable(name)));
       label.htmlFor = menu.id;
       const field = createElement("div");
       field.className = "field";

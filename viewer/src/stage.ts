@@ -1,49 +1,30 @@
-// The picture: OpenSeadragon with the server's Deep Zoom tiles, which change while the picture is computed.
-//
-// Each shown tile has the time of its request. If its pixels have changed since, it is fetched again and replaced without
-// flicker; final tiles are not fetched again.
+// The picture: OpenSeadragon with the server's Deep Zoom tiles, which are replaced without flicker while it is computed; a
+// second picture to compare it with.
 import OpenSeadragon from "openseadragon";
-import { base, headers } from "./api";
-import { debounced, pause } from "./dom";
+import { debounced } from "./dom";
+import { type Extent, type Rect, Tiles } from "./tiles";
 
-const SIDE = 256;
-
-export interface Rect {
-  x: number;
-  y: number;
-  width: number;
-  height: number;
-}
-
-/** The shown picture. */
-interface Picture {
-  id: string;
-  width: number;
-  height: number;
-  /** Columns and rows of the decoder's tiles, and their sides. */
-  columns: number;
-  rows: number;
-  tileWidth: number;
-  tileHeight: number;
-  lastLevel: number;
-  /** Time at which each of the decoder's tiles was done; 0: pending. */
-  done: Float64Array;
-  /** Time of the last change of the preview. */
-  settled: number;
-  /** Time at which each shown tile was requested. */
-  shown: Map<string, number>;
-}
+/** Visible part of the picture in units of its width and height; may reach beyond it. */
+export type Part = Rect;
 
 export class Stage {
-  /** Called when the viewport may have changed. */
+  /** Called when the viewport has come to rest. */
   onview: () => void = () => {};
+  /** Called with each frame in which the viewport changes. */
+  onmove: () => void = () => {};
+  /** Called when pixels of the picture may have changed. */
+  onpixels: () => void = () => {};
   private readonly viewer: OpenSeadragon.Viewer;
-  private picture: Picture | null = null;
-  private moment = 1;
+  private picture: Tiles | null = null;
   private refreshing = false;
   private again = false;
   private readonly soon = debounced(120, () => void this.refresh());
   private waiting: HTMLElement | null = null;
+  /** True while all of the picture is shown, which stays so when the stage changes its size. */
+  private whole = true;
+  private other: Tiles | null = null;
+  private otherItem: OpenSeadragon.TiledImage | null = null;
+  private boundary = 0.5;
 
   constructor(element: HTMLElement) {
     // OpenSeadragon writes a style into the page, which the page's policy forbids, unless it finds one of this name. This
@@ -70,9 +51,14 @@ export class Stage {
     this.viewer.addHandler("canvas-key", (event) => (event.preventDefaultAction = true));
     const view = () => this.onview();
     for (const event of ["animation-finish", "open", "resize"] as const) this.viewer.addHandler(event, view);
-    const invalidated = (event: OpenSeadragon.TileInvalidatedEvent) => this.replace(event);
+    const invalidated = (event: OpenSeadragon.TileInvalidatedEvent) => this.picture?.replace(event);
     this.viewer.addHandler("tile-invalidated", invalidated as never);
-    this.viewer.addHandler("open", () => this.placeWaiting());
+    this.viewer.addHandler("open", () => this.opened());
+    this.viewer.addHandler("after-resize", () => {
+      // Afterwards OpenSeadragon sets a zoom of its own.
+      if (this.whole) queueMicrotask(() => this.viewer.viewport?.goHome(true));
+    });
+    this.viewer.addHandler("viewport-change", () => this.moved());
     const { canvas } = this.viewer as unknown as { canvas: HTMLElement };
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", element.getAttribute("aria-label") ?? "Picture");
@@ -80,48 +66,17 @@ export class Stage {
   }
 
   /** Shows a job's picture without any decoded tiles. */
-  open(id: string, width: number, height: number, columns: number, rows: number, tileSize: number): void {
-    const lastLevel = Math.ceil(Math.log2(Math.max(width, height, 1)));
-    const picture: Picture = {
-      id, width, height, columns, rows, lastLevel,
-      tileWidth: tileSize || width,
-      tileHeight: tileSize || height,
-      done: new Float64Array(columns * rows),
-      settled: 0,
-      shown: new Map(),
-    };
-    this.picture = picture;
-    this.waiting = null;
-    this.viewer.clearOverlays();
-    const fits = Math.ceil(Math.log2(Math.max(width, height) / SIDE));
-    const source = new OpenSeadragon.TileSource({
-      width, height,
-      tileSize: SIDE,
-      tileOverlap: 0,
-      minLevel: lastLevel - Math.max(fits, 0),
-      maxLevel: lastLevel,
-    } as never);
-    Object.assign(source, {
-      getTileUrl: (level: number, x: number, y: number) => `${base}/jobs/${id}/image_files/${level}/${x}_${y}.png`,
-      hasTransparency: () => false,
-      downloadTileStart: (job: OpenSeadragon.ImageJob) => {
-        const context = job as unknown as Download;
-        const { level, x, y } = context.tile;
-        context.userData.stop = new AbortController();
-        this.fetch(picture, level, x, y, context.userData.stop.signal).then(
-          (pixels) => context.finish(pixels, null, "context2d"),
-          (error: unknown) => context.fail(String(error), null),
-        );
-      },
-      downloadTileAbort: (job: OpenSeadragon.ImageJob) => (job as unknown as Download).userData.stop?.abort(),
-    });
-    this.viewer.open(source as never);
+  open(id: string, extent: Extent): void {
+    this.close();
+    this.picture = new Tiles(id, extent);
+    this.whole = true;
+    this.viewer.open(this.picture.source() as never);
   }
 
   /** Records a decoded tile. `show`: it was decoded just now and is highlighted. */
   tileDone(column: number, row: number, rect: Rect, show: boolean): void {
     if (!this.picture) return;
-    this.picture.done[row * this.picture.columns + column] = ++this.moment;
+    this.picture.tileDone(column, row);
     if (show) this.pointOut(rect);
     this.soon();
   }
@@ -129,13 +84,12 @@ export class Stage {
   /** Records a new preview. */
   previewChanged(): void {
     if (!this.picture) return;
-    this.picture.settled = ++this.moment;
-    this.waiting?.remove();
-    this.waiting = null;
+    this.picture.previewChanged();
+    this.rest();
     this.soon();
   }
 
-  /** Shows the outline of the picture until a level has settled. */
+  /** Shows the outline of the picture until there is a preview. */
   wait(): void {
     if (this.waiting || this.picture?.settled) return;
     this.waiting = document.createElement("div");
@@ -143,32 +97,39 @@ export class Stage {
     this.placeWaiting();
   }
 
-  /** Records the end of the job. */
+  /** Removes the outline. */
   rest(): void {
     this.waiting?.remove();
     this.waiting = null;
   }
 
-  private placeWaiting(): void {
-    if (this.waiting && this.picture && this.viewer.isOpen() && !this.waiting.parentElement) {
-      const { width, height } = this.picture;
-      this.viewer.addOverlay(this.waiting, new OpenSeadragon.Rect(0, 0, 1, height / width));
-    }
-  }
-
-  /** Visible part of the picture; null: all of it. */
+  /** Visible part of the picture in pixels; null: all of it. */
   view(): Rect | null {
-    const item = this.viewer.world.getItemAt(0);
-    if (!this.picture || !item) return null;
-    const { width, height } = this.picture;
-    const seen = item.viewportToImageRectangle(this.viewer.viewport.getBounds(false));
+    const part = this.part();
+    if (!this.picture || !part) return null;
+    const { width, height } = this.picture.extent;
     const clamp = (value: number, most: number) => Math.min(Math.max(value, 0), most);
-    const x = Math.floor(clamp(seen.x, width - 1));
-    const y = Math.floor(clamp(seen.y, height - 1));
-    const right = Math.ceil(clamp(seen.x + seen.width, width));
-    const bottom = Math.ceil(clamp(seen.y + seen.height, height));
+    const x = Math.floor(clamp(part.x * width, width - 1));
+    const y = Math.floor(clamp(part.y * height, height - 1));
+    const right = Math.ceil(clamp((part.x + part.width) * width, width));
+    const bottom = Math.ceil(clamp((part.y + part.height) * height, height));
     if (right <= x || bottom <= y || (right - x === width && bottom - y === height)) return null;
     return { x, y, width: right - x, height: bottom - y };
+  }
+
+  /** Visible part of the picture, at this moment of an animation if `current`. */
+  part(current = false): Part | null {
+    const item = this.viewer.world.getItemAt(0);
+    if (!this.picture || !item) return null;
+    const { width, height } = this.picture.extent;
+    const seen = item.viewportToImageRectangle(this.viewer.viewport.getBounds(current));
+    return { x: seen.x / width, y: seen.y / height, width: seen.width / width, height: seen.height / height };
+  }
+
+  /** Pixels of the screen for each pixel of the picture; 0: no picture is shown. */
+  get scale(): number {
+    const item = this.viewer.world.getItemAt(0);
+    return item ? item.viewportToImageZoom(this.viewer.viewport.getZoom(true)) : 0;
   }
 
   zoom(factor: number): void {
@@ -184,12 +145,56 @@ export class Stage {
     viewport.applyConstraints();
   }
 
+  /** Moves the point (x, y), in units of the picture's width and height, to the centre. */
+  centre(x: number, y: number): void {
+    if (!this.picture) return;
+    const { width, height } = this.picture.extent;
+    this.viewer.viewport.panTo(new OpenSeadragon.Point(x, (y * height) / width));
+    this.viewer.viewport.applyConstraints();
+  }
+
+  /** Shows all of the picture. */
   fit(): void {
     this.viewer.viewport?.goHome();
   }
 
+  /** Shows a pixel of the picture as a pixel of the screen. */
+  actual(): void {
+    const item = this.viewer.world.getItemAt(0);
+    if (!item) return;
+    this.viewer.viewport.zoomTo(item.imageToViewportZoom(1));
+    this.viewer.viewport.applyConstraints();
+  }
+
+  /** The whole picture, small. */
+  async overview(): Promise<ImageBitmap | null> {
+    return (await this.picture?.overview()) ?? null;
+  }
+
+  /** Shows another, finished picture on the right of the boundary. */
+  compare(id: string, extent: Extent): void {
+    this.endComparison();
+    this.other = new Tiles(id, extent);
+    if (this.viewer.isOpen()) this.addOther();
+  }
+
+  endComparison(): void {
+    if (this.other) this.other.closed = true;
+    if (this.otherItem) this.viewer.world.removeItem(this.otherItem);
+    this.other = null;
+    this.otherItem = null;
+  }
+
+  /** Moves the boundary of the two pictures to `part` of the stage's width. */
+  divide(part: number): void {
+    this.boundary = part;
+    this.clip();
+  }
+
   /** Removes the picture. */
   close(): void {
+    this.endComparison();
+    if (this.picture) this.picture.closed = true;
     this.picture = null;
     this.rest();
     this.viewer.clearOverlays();
@@ -198,55 +203,64 @@ export class Stage {
 
   /** True if everything shown is final and up to date; for tests. */
   sharp(): boolean {
-    const picture = this.picture;
     const item = this.viewer.world.getItemAt(0);
-    if (!picture || !item || this.refreshing || !item.getFullyLoaded()) return false;
-    return picture.done.every((moment) => moment > 0) && ![...picture.shown.keys()].some((key) => this.stale(picture, key));
+    if (!this.picture || !item || this.refreshing || !item.getFullyLoaded()) return false;
+    if (this.other && !this.otherItem?.getFullyLoaded()) return false;
+    return this.picture.final;
   }
 
-  private async fetch(picture: Picture, level: number, x: number, y: number, signal?: AbortSignal): Promise<CanvasRenderingContext2D> {
-    let asked = this.moment;
-    const get = () => {
-      asked = this.moment;
-      return fetch(`${base}/jobs/${picture.id}/image_files/${level}/${x}_${y}.png`, { headers: headers(), signal });
-    };
-    let answer = await get().catch(() => null);
-    // Retried: the server may become available again.
-    while (!answer && !signal?.aborted && picture === this.picture) {
-      await pause(1000);
-      answer = await get().catch(() => null);
-    }
-    if (!answer) throw new Error("not wanted any more");
-    if (!answer.ok) throw new Error(`tile ${level}/${x}_${y}: ${answer.status}`);
-    const bitmap = await createImageBitmap(await answer.blob());
-    // What OpenSeadragon draws from as it is: nothing is left for it to convert, and to wait for.
-    const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
-    const pixels = canvas.getContext("2d");
-    if (!pixels) throw new Error("the browser has no canvas");
-    pixels.drawImage(bitmap, 0, 0);
-    bitmap.close();
-    picture.shown.set(`${level}/${x}/${y}`, asked);
-    return pixels;
+  private opened(): void {
+    this.viewer.viewport.goHome(true);
+    this.placeWaiting();
+    if (this.other) this.addOther();
+    this.onpixels();
   }
 
-  /** True if the pixels of a tile have changed since its request. */
-  private stale(picture: Picture, key: string): boolean {
-    const [level = 0, x = 0, y = 0] = key.split("/").map(Number);
-    const shown = picture.shown.get(key) ?? 0;
-    const scale = 2 ** (picture.lastLevel - level);
-    const first = { x: x * SIDE * scale, y: y * SIDE * scale };
-    const last = {
-      x: Math.min((x + 1) * SIDE * scale, picture.width) - 1,
-      y: Math.min((y + 1) * SIDE * scale, picture.height) - 1,
-    };
-    for (let row = Math.floor(first.y / picture.tileHeight); row <= last.y / picture.tileHeight; row++) {
-      for (let column = Math.floor(first.x / picture.tileWidth); column <= last.x / picture.tileWidth; column++) {
-        const done = picture.done[row * picture.columns + column] ?? 0;
-        if (done > shown || (picture.settled > shown && (done === 0 || done > shown))) return true;
-      }
+  private moved(): void {
+    const { viewport } = this.viewer;
+    const home = viewport.getHomeBounds();
+    const bounds = viewport.getBounds(false);
+    const near = (a: number, b: number) => Math.abs(a - b) < 0.002 * Math.max(home.width, home.height);
+    this.whole = near(bounds.x, home.x) && near(bounds.y, home.y) && near(bounds.width, home.width);
+    this.clip();
+    this.onmove();
+  }
+
+  private addOther(): void {
+    const { other } = this;
+    if (!other) return;
+    this.viewer.addTiledImage({
+      tileSource: other.source() as never,
+      x: 0, y: 0, width: 1,
+      success: (event: Event) => {
+        const { item } = event as unknown as { item: OpenSeadragon.TiledImage };
+        if (other !== this.other) this.viewer.world.removeItem(item);
+        else {
+          this.otherItem = item;
+          this.clip();
+        }
+      },
+    } as never);
+  }
+
+  /** Leaves of the second picture what is on the right of the boundary. */
+  private clip(): void {
+    const { otherItem: item, other } = this;
+    if (!item || !other) return;
+    const { width, height } = other.extent;
+    const across = this.viewer.viewport.getContainerSize().x * this.boundary;
+    const point = this.viewer.viewport.pointFromPixel(new OpenSeadragon.Point(across, 0), true);
+    const { x } = item.viewportToImageCoordinates(point);
+    const left = Math.min(Math.max(x, 0), width - 0.01);
+    item.setOpacity(x < width ? 1 : 0);
+    item.setClip(new OpenSeadragon.Rect(left, 0, width - left, height));
+  }
+
+  private placeWaiting(): void {
+    if (this.waiting && this.picture && this.viewer.isOpen() && !this.waiting.parentElement) {
+      const { width, height } = this.picture.extent;
+      this.viewer.addOverlay(this.waiting, new OpenSeadragon.Rect(0, 0, 1, height / width));
     }
-    return false;
   }
 
   /** Fetches loaded tiles again that have changed. One pass at a time. */
@@ -262,34 +276,10 @@ export class Stage {
       if (item) await (item as unknown as Invalidated).requestInvalidate(false);
     } finally {
       this.refreshing = false;
-      const { picture } = this;
-      const left = picture && [...picture.shown.keys()].some((key) => this.stale(picture, key));
-      if (this.again || left) this.soon();
+      if (this.again || this.picture?.anyStale) this.soon();
       this.again = false;
+      this.onpixels();
     }
-  }
-
-  /** Called by OpenSeadragon to refresh a tile. */
-  private async replace(event: OpenSeadragon.TileInvalidatedEvent): Promise<void> {
-    const { picture } = this;
-    const { level, x, y } = event.tile as unknown as { level: number; x: number; y: number };
-    const key = `${level}/${x}/${y}`;
-    if (!picture || !this.isOf(picture, event) || !this.stale(picture, key)) return;
-    const before = picture.shown.get(key);
-    try {
-      const pixels = await this.fetch(picture, level, x, y);
-      if (await event.outdated()) throw new Error("outdated");
-      await event.setData(pixels, "context2d");
-    } catch {
-      // The tile stays stale and is requested again.
-      if (before === undefined) picture.shown.delete(key);
-      else picture.shown.set(key, before);
-    }
-  }
-
-  private isOf(picture: Picture, event: OpenSeadragon.TileInvalidatedEvent): boolean {
-    const url = (event.tile as unknown as { getUrl(): string }).getUrl();
-    return url.startsWith(`${base}/jobs/${picture.id}/`);
   }
 
   /** Highlights a new tile. */
@@ -304,14 +294,6 @@ export class Stage {
     this.viewer.addOverlay(frame, place);
     frame.addEventListener("animationend", () => this.viewer.removeOverlay(frame));
   }
-}
-
-/** The used part of OpenSeadragon's image jobs. */
-interface Download {
-  tile: { level: number; x: number; y: number };
-  userData: { stop?: AbortController };
-  finish(data: CanvasRenderingContext2D, request: null, type: string): void;
-  fail(message: string, request: null): void;
 }
 
 interface Invalidated {
