@@ -26,7 +26,7 @@ use tessera::{
     },
     engine::device::{Choice, Precision},
     image_out::Format,
-    jobs::{Jobs, Models, Order, Phase, Settings},
+    jobs::{self, Jobs, Models, Phase, Settings},
     ops::testing::Random,
     store::journal,
 };
@@ -55,7 +55,7 @@ fn open(directory: &Path) -> Jobs {
 fn finish(directory: &Path) -> BTreeMap<u64, Vec<u8>> {
     let jobs = open(directory);
     let mut files = BTreeMap::new();
-    for job in jobs.list(None, Order::OldestFirst, "", 10_000) {
+    for job in jobs.list(None, jobs::Order::OldestFirst, "", 10_000) {
         let began = std::time::Instant::now();
         while !job.snapshot().phase.is_last() {
             assert!(began.elapsed() < Duration::from_secs(120), "{} does not end", job.id);

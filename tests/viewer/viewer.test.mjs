@@ -1,93 +1,18 @@
 // The viewer in a browser, against the built server: a picture is started, watched, looked at closely, and downloaded.
 // `npm ci && npm test`; chromium and target/release/tessera must be there. Screenshots go to target/viewer.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { createServer, request as ask } from "node:http";
-import { tmpdir } from "node:os";
 import path from "node:path";
-import { after, before, test } from "node:test";
-import { fileURLToPath } from "node:url";
-import { chromium } from "playwright-core";
+import { test } from "node:test";
+import { kill, open, order, restart, root, serve, setUp, sharp, shots, site, status } from "./harness.mjs";
 
-const root = fileURLToPath(new URL("../../", import.meta.url));
-const shots = path.join(root, "target/viewer");
-const program = process.env.TESSERA ?? path.join(root, "target/release/tessera");
-const patience = Number(process.env.PATIENCE ?? 90_000);
-
-let jobs, browser;
-let server, url;
-
-/** Starts the server on `address` with more `flags`; resolves with its URL when it listens. */
-async function serve(address, ...flags) {
-  server = spawn(program, ["serve", "--listen", address, "--jobs", jobs, "--device", "cpu", ...flags], {
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  let said = "";
-  for await (const piece of server.stdout) {
-    said += piece;
-    const found = /listening on (\S+)\n/.exec(said);
-    if (found) return found[1];
-  }
-  throw new Error(`the server said ${said}`);
-}
-
-async function kill() {
-  const gone = new Promise((resolve) => server.once("exit", resolve));
-  server.kill("SIGKILL");
-  await gone;
-}
-
-before(async () => {
-  await mkdir(shots, { recursive: true });
-  jobs = await mkdtemp(path.join(tmpdir(), "tessera-viewer-"));
-  url = await serve("127.0.0.1:0");
-  browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: [
-      "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-      "--disable-component-update", "--disable-sync",
-    ],
-  });
-});
-
-after(async () => {
-  await browser?.close();
-  if (server?.exitCode === null) await kill();
-  if (jobs) await rm(jobs, { recursive: true, force: true });
-});
-
-/** A page that fails the test on errors of scripts and on requests to addresses that do not begin with `home`. */
-async function open(address, width = 1280, height = 800, home = url) {
-  const context = await browser.newContext({ viewport: { width, height }, acceptDownloads: true });
-  context.setDefaultTimeout(patience);
-  const page = await context.newPage();
-  page.problems = [];
-  page.on("pageerror", (error) => page.problems.push(String(error)));
-  page.on("console", (message) => {
-    if (message.type() === "error") page.problems.push(message.text());
-  });
-  page.on("request", (request) => {
-    const other = !request.url().startsWith(`${home}/`) && !/^(blob|data):/.test(request.url());
-    if (other) page.problems.push(`asks ${request.url()}`);
-  });
-  // For work on the viewer without building the server again.
-  if (process.env.VIEWER_DIST) {
-    for (const [name, file] of [["", "index.html"], ["viewer.js", "viewer.js"], ["viewer.css", "viewer.css"]]) {
-      await page.route(`${home}/${name}`, async (route) => {
-        const response = await route.fetch();
-        await route.fulfill({ response, body: await readFile(path.join(root, "viewer/dist", file), "utf8") });
-      });
-    }
-  }
-  await page.goto(address);
-  return page;
-}
+setUp();
 
 /** A proxy that offers the server under `prefix` and nothing else; resolves with its address and how to end it. */
 async function proxy(prefix) {
-  const { hostname, port } = new URL(url);
+  const { hostname, port } = new URL(site.url);
   const front = createServer((request, response) => {
     if (!request.url.startsWith(`${prefix}/`)) {
       response.writeHead(404).end();
@@ -111,16 +36,6 @@ async function proxy(prefix) {
   return { home: `http://127.0.0.1:${front.address().port}${prefix}`, end };
 }
 
-const status = (page) => page.locator("#status");
-const sharp = (page) => page.waitForFunction(() => window.tessera.sharp());
-
-async function order(page, { seed, size, steps }) {
-  await page.getByLabel("Seed", { exact: true }).fill(String(seed));
-  await page.getByLabel("Size").selectOption(size);
-  await page.getByLabel("Steps").fill(String(steps));
-  await page.getByRole("button", { name: "Generate" }).click();
-}
-
 /** Colour of the middle of the picture on the screen, as the page's canvas has it. */
 function pixel(page, x, y) {
   return page.evaluate(([x, y]) => {
@@ -131,7 +46,7 @@ function pixel(page, x, y) {
 }
 
 test("a picture is started, settles, sharpens, and is downloaded", async () => {
-  const page = await open(`${url}/`);
+  const page = await open(`${site.url}/`);
   await page.getByText("Choose a seed and press Generate.").waitFor();
   const sizes = await page.getByLabel("Size").locator("option").allTextContents();
   assert.ok(sizes.includes("512 × 256") && sizes.includes("2048 × 1024"), String(sizes));
@@ -154,7 +69,7 @@ test("a picture is started, settles, sharpens, and is downloaded", async () => {
 
   // What is on the screen is the picture.
   const id = page.url().split("/").pop();
-  const answer = await page.request.get(`${url}/jobs/${id}/image_files/9/0_0.png`);
+  const answer = await page.request.get(`${site.url}/jobs/${id}/image_files/9/0_0.png`);
   assert.match(answer.headers()["cache-control"], /immutable/);
   const [, , , alpha] = await pixel(page, 640, 400);
   assert.equal(alpha, 255);
@@ -174,7 +89,7 @@ test("a picture is started, settles, sharpens, and is downloaded", async () => {
 });
 
 test("a picture of one's own is edited, and what is no picture is told", async () => {
-  const page = await open(`${url}/`);
+  const page = await open(`${site.url}/`);
   // What is typed while the page still asks for the newest picture is not overwritten by that one's numbers.
   await page.route(/ListJobs$/, async (route) => {
     await new Promise((resolve) => setTimeout(resolve, 500));
@@ -182,7 +97,7 @@ test("a picture of one's own is edited, and what is no picture is told", async (
   });
   // A page without a picture in its address asks for the newest.
   await page.goto("about:blank");
-  await page.goto(`${url}/`);
+  await page.goto(`${site.url}/`);
   await page.getByLabel("Size").locator("option").first().waitFor({ state: "attached" });
   await page.getByLabel("Seed", { exact: true }).fill("31");
   await page.getByLabel("Steps").fill("4");
@@ -216,7 +131,7 @@ test("a picture of one's own is edited, and what is no picture is told", async (
 });
 
 test("what is looked at comes first, and a picture can be followed from its address and cancelled", async () => {
-  const page = await open(`${url}/#`);
+  const page = await open(`${site.url}/#`);
   await order(page, { seed: 11, size: "2048x1024", steps: 30 });
   await page.getByRole("button", { name: "Cancel" }).waitFor();
   // Close to the lower right corner.
@@ -235,7 +150,7 @@ test("what is looked at comes first, and a picture can be followed from its addr
   await page.screenshot({ path: path.join(shots, "2-denoising.png") });
   const id = page.url().split("/").pop();
   // Somebody else looks at the same picture.
-  const other = await open(`${url}/#jobs/${id}`);
+  const other = await open(`${site.url}/#jobs/${id}`);
   await other.getByRole("status").filter({ hasText: /tile|Finished/ }).waitFor();
   await sharp(other);
   await other.waitForTimeout(1200);
@@ -261,10 +176,10 @@ test("what is looked at comes first, and a picture can be followed from its addr
 });
 
 test("a server that dies and comes back is only waited for", async () => {
-  const page = await open(`${url}/#`);
+  const page = await open(`${site.url}/#`);
   await order(page, { seed: 21, size: "512x256", steps: 60 });
   await page.getByRole("status").filter({ hasText: /step [1-9]/ }).waitFor();
-  const address = new URL(url).host;
+  const address = new URL(site.url).host;
   await kill();
   await page.getByText("The server does not answer.").waitFor();
   await page.screenshot({ path: path.join(shots, "7-away.png") });
@@ -277,17 +192,17 @@ test("a server that dies and comes back is only waited for", async () => {
 
 test("a server that wants a token is asked with one, which the tab keeps", async (t) => {
   await kill();
-  const address = new URL(url).host;
+  const address = new URL(site.url).host;
   // The tests that follow ask a server without tokens, whatever becomes of this one.
   t.after(async () => {
     await kill();
     await serve(address);
   });
-  const file = path.join(jobs, "tokens");
+  const file = path.join(site.jobs, "tokens");
   const hash = createHash("sha256").update("open sesame").digest("hex");
   await writeFile(file, `anna ${hash}\n`);
   await serve(address, "--tokens", file);
-  const page = await open(`${url}/`);
+  const page = await open(`${site.url}/`);
   const dialog = page.getByRole("dialog", { name: "This server requires a token" });
   await dialog.waitFor();
   await page.screenshot({ path: path.join(shots, "10-token.png") });
@@ -317,7 +232,7 @@ test("a server that wants a token is asked with one, which the tab keeps", async
 });
 
 test("it fits a phone, works by keyboard, and says what is wrong in words", async () => {
-  const page = await open(`${url}/`, 390, 800);
+  const page = await open(`${site.url}/`, 390, 800);
   await page.locator("#about", { hasText: "Seed" }).waitFor();
   await sharp(page);
   await page.waitForTimeout(800);
@@ -352,7 +267,7 @@ test("it fits a phone, works by keyboard, and says what is wrong in words", asyn
 
 test("dialogs fit phones: everything is inside, and the button can be pressed", async () => {
   for (const [width, height] of [[390, 844], [320, 568]]) {
-    const page = await open(`${url}/`, width, height);
+    const page = await open(`${site.url}/`, width, height);
     await page.getByLabel("Size").locator("option").first().waitFor({ state: "attached" });
     const outside = (id) => page.evaluate((id) => {
       const dialog = document.getElementById(id);
@@ -408,11 +323,8 @@ test("behind a proxy that offers it under a path, the viewer asks for nothing ou
 });
 
 test("a model's labels are chosen by keyboard and on a phone, and what nobody chose is left to the seed", async () => {
-  await kill();
-  await rm(jobs, { recursive: true, force: true });
-  jobs = await mkdtemp(path.join(tmpdir(), "tessera-viewer-"));
-  url = await serve("127.0.0.1:0", "--model", path.join(root, "tests/fixtures/net-g.safetensors"));
-  const page = await open(`${url}/`);
+  await restart("--model", path.join(root, "tests/fixtures/net-g.safetensors"));
+  const page = await open(`${site.url}/`);
   const summary = page.locator("#labels summary");
   await page.getByLabel("Steps").focus();
   await page.keyboard.press("Tab");
@@ -425,7 +337,7 @@ test("a model's labels are chosen by keyboard and on a phone, and what nobody ch
   await page.screenshot({ path: path.join(shots, "10-labels.png") });
   await page.keyboard.press("Escape");
   assert.equal(await time.isVisible(), false);
-  await page.getByRole("button", { name: "Generate" }).click();
+  await page.getByRole("button", { name: "Generate", exact: true }).click();
   await page.locator("#about", { hasText: "time dusk" }).waitFor();
   await page.getByRole("status").filter({ hasText: "Finished" }).waitFor();
   // Opened anew, the picture brings its labels along.
@@ -433,7 +345,7 @@ test("a model's labels are chosen by keyboard and on a phone, and what nobody ch
   await summary.filter({ hasText: "dusk" }).waitFor();
   await page.context().close();
 
-  const phone = await open(`${url}/`, 320, 640);
+  const phone = await open(`${site.url}/`, 320, 640);
   await phone.getByRole("button", { name: "Settings" }).click();
   await phone.locator("#labels summary").filter({ hasText: "dusk" }).click();
   await phone.waitForTimeout(300);
@@ -441,7 +353,7 @@ test("a model's labels are chosen by keyboard and on a phone, and what nobody ch
   assert.ok(await phone.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "nothing sticks out");
   for (const name of ["Time", "Water"]) await phone.getByLabel(name, { exact: true }).selectOption("");
   await phone.getByLabel("Seed", { exact: true }).fill("12");
-  await phone.getByRole("button", { name: "Generate" }).click();
+  await phone.getByRole("button", { name: "Generate", exact: true }).click();
   await phone.locator("#about", { hasText: "Seed 12" }).waitFor();
   await phone.reload();
   await phone.locator("#about", { hasText: "Seed 12" }).waitFor();

@@ -151,7 +151,7 @@ export class Form {
   }
 
   get valid(): boolean {
-    return form.checkValidity();
+    return form.matches(":valid");
   }
 
   /** Shows what is wrong with a field; true if nothing is. */

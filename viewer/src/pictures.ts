@@ -1,7 +1,7 @@
 // The server's pictures, newest first: fetched by pages, kept up to date by asking for the newest ones.
 import { Code, ConnectError } from "@connectrpc/connect";
 import { idOf, jobs } from "./api";
-import { isEdit, isEnded, labelText, SAMPLERS, seconds, STATES } from "./format";
+import { isEdit, isEnded, labelText, SAMPLERS, STATES } from "./format";
 import { type Job } from "./gen/tessera/v1/job_service_pb";
 
 /** Pictures that are asked for again and again. */
@@ -10,6 +10,9 @@ const NEWEST = 100;
 const PAGE = 1000;
 /** Running pictures among the older ones that are asked for at a time. */
 const RUNNING = 8;
+
+/** Least length of a word that is looked for in ids. */
+const ID_LETTERS = 6;
 
 export type Order = "newest" | "oldest" | "seed" | "largest" | "state";
 
@@ -30,7 +33,7 @@ function entry(job: Job): Entry {
   const { seed = 0n, width = 0, height = 0, sampler = 0, labels = {}, model = "", bits = 8 } = job.spec ?? {};
   const words = [
     `seed ${seed}`, `${width}x${height}`, `${width} × ${height}`, STATES[job.state], SAMPLERS[sampler], labelText(labels),
-    isEdit(job.spec) ? "edited" : "", bits > 8 ? `${bits} bits` : "", model, job.owner, idOf(job.name),
+    isEdit(job.spec) ? "edited" : "", bits > 8 ? `${bits} bits` : "", model, job.owner,
   ];
   return { id: idOf(job.name), job, text: words.join(" ").toLowerCase() };
 }
@@ -48,10 +51,9 @@ export class Pictures {
     const { jobs: page, nextPageToken } = await fetchPage(NEWEST);
     const newest = page.map(entry);
     const fresh = new Set(newest.map(({ id }) => id));
-    const last = newest.at(-1);
-    const since = nextPageToken && last ? seconds(last.job.createTime) : -Infinity;
-    // Known ones that are as new but not in the page have been deleted.
-    const older = this.entries.filter(({ id, job }) => !fresh.has(id) && seconds(job.createTime) < since);
+    // What is known and follows the page is older; anything before that is not in the page has been deleted.
+    const end = nextPageToken ? this.entries.findLastIndex(({ id }) => fresh.has(id)) + 1 : this.entries.length;
+    const older = this.entries.slice(end);
     this.entries = [...newest, ...older];
     if (!this.#begun) {
       this.#begun = true;
@@ -87,7 +89,9 @@ export class Pictures {
   /** Those that have all words of `search`, in order. */
   select(search: string, order: Order): Entry[] {
     const words = search.toLowerCase().replace(/(\d)\s*×\s*(\d)/g, "$1x$2").split(/\s+/).filter(Boolean);
-    const found = this.entries.filter(({ text }) => words.every((word) => text.includes(word)));
+    // Short words are in many ids by chance.
+    const has = ({ id, text }: Entry) => words.every((word) => text.includes(word) || (word.length >= ID_LETTERS && id.includes(word)));
+    const found = this.entries.filter(has);
     const pixels = ({ job: { spec } }: Entry) => (spec?.width ?? 0) * (spec?.height ?? 0);
     const seed = ({ job: { spec } }: Entry) => spec?.seed ?? 0n;
     switch (order) {

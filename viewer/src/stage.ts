@@ -4,6 +4,9 @@ import OpenSeadragon from "openseadragon";
 import { debounced } from "./dom";
 import { type Extent, type Rect, Tiles } from "./tiles";
 
+/** Least zoom, in units of that which shows all of the picture. */
+const LEAST = 0.7;
+
 /** Visible part of the picture in units of its width and height; may reach beyond it. */
 export type Part = Rect;
 
@@ -42,7 +45,7 @@ export class Stage {
       blendTime: 0.15,
       imageLoaderLimit: 4,
       maxZoomPixelRatio: 4,
-      minZoomImageRatio: 0.7,
+      minZoomImageRatio: LEAST,
       visibilityRatio: 0.75,
       viewportMargins: { left: 20, top: 20, right: 20, bottom: 20 },
       timeout: 600_000,
@@ -56,7 +59,7 @@ export class Stage {
     this.viewer.addHandler("open", () => this.opened());
     this.viewer.addHandler("after-resize", () => {
       // Afterwards OpenSeadragon sets a zoom of its own.
-      if (this.whole) queueMicrotask(() => this.viewer.viewport?.goHome(true));
+      if (this.whole) queueMicrotask(() => this.begin());
     });
     this.viewer.addHandler("viewport-change", () => this.moved());
     const { canvas } = this.viewer as unknown as { canvas: HTMLElement };
@@ -210,10 +213,19 @@ export class Stage {
   }
 
   private opened(): void {
-    this.viewer.viewport.goHome(true);
+    this.begin();
     this.placeWaiting();
     if (this.other) this.addOther();
     this.onpixels();
+  }
+
+  /** Shows all of the picture, at once. A small one may also be shown at 100 %. */
+  private begin(): void {
+    const { viewport } = this.viewer;
+    const item = this.viewer.world.getItemAt(0);
+    if (!item) return;
+    (viewport as unknown as Limits).minZoomLevel = Math.min(LEAST * viewport.getHomeZoom(), item.imageToViewportZoom(1));
+    viewport.goHome(true);
   }
 
   private moved(): void {
@@ -294,6 +306,10 @@ export class Stage {
     this.viewer.addOverlay(frame, place);
     frame.addEventListener("animationend", () => this.viewer.removeOverlay(frame));
   }
+}
+
+interface Limits {
+  minZoomLevel: number;
 }
 
 interface Invalidated {

@@ -21,7 +21,8 @@ function stored(): Theme | null {
 function show(): void {
   const choice = stored();
   const theme = choice ?? preferred();
-  document.documentElement.dataset.theme = theme;
+  if (choice) document.documentElement.dataset.theme = choice;
+  else delete document.documentElement.dataset.theme;
   button.setAttribute("aria-pressed", String(theme === "light"));
   const header = document.querySelector("header");
   const meta = document.querySelector("meta[name=theme-color]");
