@@ -98,7 +98,7 @@ export type JobSpec = Message<"tessera.v1.JobSpec"> & {
 
   /**
    * Guidance by the labels, from 1 (none) to 20. Above 1 a step of the first group of levels is two evaluations of its
-   * network. Absent: 2 for a model with labels.
+   * network, in the model's interval of noise levels if it has one. Absent: 2 for a model with labels.
    *
    * @generated from field: optional double guidance = 11;
    */
