@@ -107,6 +107,7 @@ test("the list is beside the picture; it sorts, searches, selects, downloads and
   const [zoom, panel] = await Promise.all(["#full", "#jobs"].map((id) => page.locator(id).boundingBox()));
   assert.ok(zoom.x + zoom.width <= panel.x, "the list does not cover the buttons of the picture");
   await page.waitForFunction(() => window.tessera.view() === null);
+  assert.equal(await page.evaluate(() => document.activeElement.id), "search");
   // An edit is marked as such.
   assert.match((await names(page))[0], /^Seed 82edited 0\.35$/);
   await page.screenshot({ path: path.join(shots, "21-list.png") });

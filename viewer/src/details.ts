@@ -35,7 +35,7 @@ function rows(shown: Shown): [string, string][][] {
   return [
     [
       ["State", capital(STATES[state])],
-      ["Error", shown.error],
+      ["Error", capital(shown.error)],
       ["Ordered", moment(job.createTime)],
       [shown.ended ? "Took" : "Running for", clock(progress.elapsed)],
       ["Device", device],

@@ -34,7 +34,7 @@ function timeText({ state, ended, progress: { elapsed, left } }: Shown): string 
 
 /** Settings of the picture, or the error of a failed one. */
 function aboutText({ job, state, error }: Shown): string {
-  if (state === JobState.FAILED) return error;
+  if (state === JobState.FAILED) return `${capital(error)}.`;
   const { seed = 0n, width = 0, height = 0, steps = 1, sampler = 0, bits = 8, strength, labels = {} } = job.spec ?? {};
   const parts = [
     `Seed ${seed}`,

@@ -9,6 +9,7 @@ import { download } from "./download";
 import { Editor } from "./editor";
 import { renderFooter, renderTime } from "./footer";
 import { createJob, Form, type Settings } from "./form";
+import { capital } from "./format";
 import { Gallery } from "./gallery";
 import { type JobEvent, type JobSpec, JobState } from "./gen/tessera/v1/job_service_pb";
 import { listen } from "./keys";
@@ -158,7 +159,7 @@ async function explainEnd(of: Shown): Promise<void> {
   if (of !== shown || preview) return;
   const { spec } = job;
   const again = spec && spec.strength === undefined ? () => void order(() => [spec]) : undefined;
-  if (state === JobState.FAILED) notice.show("This picture has failed.", of.error, "Try again", again);
+  if (state === JobState.FAILED) notice.show("This picture has failed.", `${capital(of.error)}.`, "Try again", again);
   else notice.show("Cancelled before there was anything to see.", "", "Generate again", again);
 }
 
@@ -275,6 +276,11 @@ async function step(older: boolean): Promise<void> {
 
 // ---- Wiring
 
+function toggleList(): void {
+  showPanel(openPanel() === "jobs" ? null : "jobs");
+  if (openPanel() === "jobs") element("search").focus();
+}
+
 function toggleFull(): void {
   if (document.fullscreenElement) void document.exitFullscreen();
   else void element("view").requestFullscreen().catch(() => showAlert("The browser has no full screen here.", true));
@@ -337,7 +343,7 @@ listen(
     { keys: ["PageUp"], shown: "Page ↑", text: "newer picture", act: () => void step(false) },
     { keys: ["PageDown"], shown: "Page ↓", text: "older picture", act: () => void step(true) },
     { keys: ["f"], text: "full screen", act: toggleFull },
-    { keys: ["g"], text: "list of pictures", act: () => showPanel(openPanel() === "jobs" ? null : "jobs") },
+    { keys: ["g"], text: "list of pictures", act: toggleList },
     { keys: ["i"], text: "details", act: () => shown && showPanel(openPanel() === "details" ? null : "details") },
     { keys: ["c"], text: "compare", act: () => shown?.state === JobState.FINISHED && void comparison.toggle(shown) },
     { keys: ["e"], text: "edit", act: () => editor.open(shown, true) },

@@ -216,6 +216,8 @@ export class Stage {
     this.begin();
     this.placeWaiting();
     if (this.other) this.addOther();
+    // The viewport may be that of the picture before, which is no change of it.
+    this.moved();
     this.onpixels();
   }
 
