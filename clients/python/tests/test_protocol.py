@@ -233,10 +233,11 @@ def test_a_damaged_tile_is_asked_for_again(changes):
 )
 def test_a_tile_that_is_not_of_the_picture_is_refused(changes):
     def wrong(after, context):
-        yield event(1)
-        sent = event(2)
-        sent.event.tile.MergeFrom(Tile(**changes))
-        yield sent
+        for n in range(after + 1, 6):
+            sent = event(n)
+            if n == 2:
+                sent.event.tile.MergeFrom(Tile(**changes))
+            yield sent
 
     with serving(Watched(wrong)) as url, Client(url, retry=QUICK) as client:
         with pytest.raises(errors.InternalError, match="tile in column"):
