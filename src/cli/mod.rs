@@ -10,6 +10,7 @@ mod edit;
 mod fetch;
 mod generate;
 mod inspect;
+mod install;
 #[cfg(feature = "service")]
 mod jobs;
 mod latents;
@@ -65,6 +66,8 @@ enum Command {
     Decode(latents::DecodeArgs),
     Inspect(inspect::Args),
     Devices(devices::Args),
+    Completions(install::CompletionsArgs),
+    Manual(install::ManualArgs),
     #[cfg(feature = "service")]
     #[command(flatten)]
     Service(service::Command),
@@ -81,6 +84,7 @@ impl Command {
             Self::Decode(args) => args.progress.json,
             Self::Inspect(args) => args.progress.json,
             Self::Devices(args) => args.progress.json,
+            Self::Completions(_) | Self::Manual(_) => false,
             #[cfg(feature = "service")]
             Self::Service(command) => command.progress().json,
         }
@@ -150,6 +154,8 @@ fn run(command: &Command, progress: &mut Progress) -> Result<()> {
         Command::Decode(args) => latents::decode(args, &config, progress, &cancel),
         Command::Inspect(args) => inspect::run(args, progress),
         Command::Devices(args) => devices::run(args, progress),
+        Command::Completions(args) => install::completions(args, progress),
+        Command::Manual(args) => install::manual(args, progress),
         #[cfg(feature = "service")]
         Command::Service(command) => command.run(&config, progress, &token),
     }

@@ -142,7 +142,12 @@ impl Progress {
         if self.is_json() {
             return Ok(());
         }
-        match std::io::stdout().lock().write_all(visible(text).as_bytes()) {
+        self.raw(visible(text).as_bytes())
+    }
+
+    /// Writes bytes to standard output as they are.
+    pub(super) fn raw(&self, bytes: &[u8]) -> Result<()> {
+        match std::io::stdout().lock().write_all(bytes) {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
                 Err(Error::io("write to", "standard output", e))
             }

@@ -32,6 +32,41 @@ fn small<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&SMALL[..], more].concat()
 }
 
+/// Every shell's completions know the commands and their flags.
+#[test]
+fn completions_name_commands_and_flags() {
+    let dir = Dir::new();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = dir.succeeds(&["completions", shell]);
+        for word in ["tessera", "generate", "serve", "guidance"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    dir.refused(&["completions", "tcl"], &["tcl", "bash"]);
+}
+
+/// A page for the program and one for each command; nothing is written into a folder that is not there.
+#[test]
+fn manual_has_a_page_for_every_command() {
+    let dir = Dir::new();
+    std::fs::create_dir(dir.join("man")).unwrap();
+    let stdout = dir.succeeds(&["manual", "man"]);
+    let help = dir.succeeds(&["--help"]);
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let listed = listed.map_while(|line| line.split_whitespace().next());
+    let commands: Vec<_> = listed.filter(|command| *command != "help").collect();
+    assert!(commands.len() > 10 && stdout.contains(&format!("{} pages", commands.len() + 1)));
+    for command in commands {
+        let page = dir.join("man").join(format!("tessera-{command}.1"));
+        let page = std::fs::read_to_string(page).unwrap_or_else(|e| panic!("{command}: {e}"));
+        assert!(page.contains(".SH OPTIONS"), "{command}");
+    }
+    assert!(
+        std::fs::read_to_string(dir.join("man/tessera.1")).unwrap().contains("tessera\\-generate")
+    );
+    dir.fails(&["manual", "nowhere"], 2, &["nowhere", "existing directory"]);
+}
+
 #[test]
 fn generate_writes_the_size_asked_for_and_prints_it() {
     let dir = Dir::new();
