@@ -132,7 +132,7 @@ test("a picture of one's own is edited, and what is no picture is told", async (
 
 test("what is looked at comes first, and a picture can be followed from its address and cancelled", async () => {
   const page = await open(`${site.url}/#`);
-  await order(page, { seed: 11, size: "2048x1024", steps: 30 });
+  await order(page, { seed: 11, size: "2048x1024", steps: 300 });
   await page.getByRole("button", { name: "Cancel" }).waitFor();
   // Close to the lower right corner.
   await page.waitForFunction(() => document.querySelector("#stage canvas"));
@@ -164,7 +164,7 @@ test("what is looked at comes first, and a picture can be followed from its addr
   assert.deepEqual(other.problems, []);
   await other.context().close();
 
-  await order(page, { seed: 12, size: "4096x2048", steps: 6 });
+  await order(page, { seed: 12, size: "8192x4096", steps: 6 });
   await page.locator("#about", { hasText: "Seed 12" }).waitFor();
   await page.getByRole("status").filter({ hasText: /tile ([7-9]|[12]\d)/ }).waitFor();
   await page.waitForTimeout(300);
@@ -177,7 +177,7 @@ test("what is looked at comes first, and a picture can be followed from its addr
 
 test("a server that dies and comes back is only waited for", async () => {
   const page = await open(`${site.url}/#`);
-  await order(page, { seed: 21, size: "512x256", steps: 60 });
+  await order(page, { seed: 21, size: "512x256", steps: 1000 });
   await page.getByRole("status").filter({ hasText: /step [1-9]/ }).waitFor();
   const address = new URL(site.url).host;
   await kill();

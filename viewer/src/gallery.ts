@@ -312,12 +312,17 @@ export class Gallery {
   async #delete(ids: string[]): Promise<void> {
     const index = this.#entries.findIndex(({ id }) => id === ids[0]);
     const focused = element("jobs").contains(document.activeElement);
+    // Closed before its pixels are gone, so that none of its tiles is asked for in vain.
+    if (ids.includes(this.current() ?? "")) {
+      const closed = new Promise((resolve) => window.addEventListener("hashchange", resolve, { once: true }));
+      location.hash = "";
+      await closed;
+    }
     try {
       for (const id of ids) {
         await jobs.deleteJob({ name: `jobs/${id}` });
         this.#pictures.remove(id);
         this.#selected.delete(id);
-        if (id === this.current()) location.hash = "";
       }
     } catch (error) {
       report(error);
