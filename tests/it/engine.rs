@@ -166,7 +166,10 @@ fn bf16_picture_is_within_45_db_of_f32() {
     for net in ["net-a", "net-c", "net-g"] {
         let model = model(net);
         let spec = spec(&model, 5, TileSize::Pixels(64), Bits::Sixteen);
-        let spec = Spec { labels: model.labels(5, &BTreeMap::new()).unwrap(), ..spec };
+        let labels = model.labels(5, &BTreeMap::new()).unwrap();
+        let [width, height] = [spec.width, spec.height]
+            .map(|side| side.next_multiple_of(model.arch.coarsest_factor()));
+        let spec = Spec { labels, width, height, ..spec };
         let mut cpu = Cpu::with_kernels(model.weights.clone(), kernels).unwrap();
         let found = generate_on(&mut cpu, &model, spec.clone());
         let wanted = generate(&model, spec);
