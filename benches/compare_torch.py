@@ -243,6 +243,8 @@ def networks(path: Path) -> tuple[Arch, nn.Module, nn.Module]:
     """Architecture, U-Net and decoder of a checkpoint, in f32 and channels_last."""
     with safe_open(path, "pt") as file:
         arch, nets = Arch.from_json(file.metadata()["arch"]), []
+        if arch.version != 1:
+            raise SystemExit(f"model: {path} is of version {arch.version}, this comparison reads version 1")
         for prefix, net in (("unet.", UNet(arch)), ("decoder.", Decoder(arch))):
             names = [name for name in file.keys() if name.startswith(prefix)]
             net.load_state_dict({name.removeprefix(prefix): file.get_tensor(name).float() for name in names})

@@ -21,6 +21,7 @@ mod observe;
 mod quote;
 pub mod record;
 mod recovery;
+mod shared;
 #[cfg(test)]
 mod simulation;
 mod state;
@@ -29,13 +30,9 @@ mod upload;
 mod worker;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     path::PathBuf,
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     thread::JoinHandle,
     time::{Duration, SystemTime},
 };
@@ -58,21 +55,17 @@ use crate::{
     error::{Error, Expected, Resource, Result},
     image_out::{self, Bits, Format, Metadata, PixelSource},
     model::{arch::Arch, checkpoint::Checkpoint},
-    store::{self, DirectoryLock, Disk},
+    store::{self, DirectoryLock},
 };
-use admission::{Admitted, Limits, Queue};
 use files::{JobDirectory, Layout};
-use quote::Speed;
 use record::{Event, JobRequest, Record, StoredSpec, to_ms};
+use shared::Shared;
 
 /// Most characters of a `request_id`.
 pub const MAX_REQUEST_ID: usize = 128;
 
 /// Suggested delay before a client calls a full or stopping server again.
 pub const RETRY_AFTER: Duration = Duration::from_secs(5);
-
-/// Delay before a paused job is queued again, in milliseconds.
-const RESUME_AFTER_MS: u64 = 1000;
 
 /// The error of calls to a server that is shutting down.
 pub fn shutting_down() -> Error {
@@ -167,46 +160,6 @@ fn plan(spec: Spec, arch: &Arch) -> Result<Plan> {
 pub struct Jobs {
     shared: Arc<Shared>,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
-}
-
-/// State shared by the engine threads and the callers.
-#[derive(Debug)]
-struct Shared {
-    settings: Settings,
-    models: Models,
-    /// The directory, which this process alone uses.
-    disk: Arc<dyn Disk>,
-    /// Directories of jobs that could not be read at the start.
-    damaged: Vec<DamagedJob>,
-    /// Jobs and queue. Locked briefly: never while computing or waiting for a disk.
-    table: Mutex<Table>,
-    /// Directories of creations that failed and could not be taken back yet.
-    failed: Mutex<Vec<JobDirectory>>,
-    /// Notified when a job is queued or has a deadline or a pause, and when the queue closes.
-    changed: Condvar,
-    speed: Speed,
-    steps: StepCounts,
-    timings: Timings,
-    /// True if every device responds.
-    healthy: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    /// Jobs by id; ids sort by creation time.
-    jobs: BTreeMap<String, Arc<Job>>,
-    /// Job ids by owner and `request_id`.
-    requests: HashMap<(String, String), String>,
-    /// Queued jobs, and finished ones with damaged tiles.
-    waiting: Queue<Arc<Job>>,
-    /// Paused jobs, and the times in milliseconds since 1970 at which they are queued again.
-    paused: Vec<(u64, Arc<Job>)>,
-    /// Deadlines in milliseconds since 1970 of jobs that may not have ended, with their ids.
-    deadlines: BTreeSet<(u64, String)>,
-    /// Queue entries reserved for jobs that are being created.
-    reserved: usize,
-    /// True after [`Jobs::close`]: no new jobs and no new time slices.
-    closed: bool,
 }
 
 impl Jobs {
@@ -544,161 +497,6 @@ impl Jobs {
                 tracing::error!("an engine's thread panicked");
             }
         }
-    }
-}
-
-impl Shared {
-    /// Reads the jobs of the directory, which is on `disk`; unfinished ones are queued.
-    fn open(settings: Settings, models: Models, disk: Arc<dyn Disk>) -> Result<Arc<Self>> {
-        let (jobs, damaged) = recovery::read_jobs(&disk, &settings.directory, &models)?;
-        let mut table = Table { jobs, ..Table::default() };
-        for (id, job) in &table.jobs {
-            if !job.request.request_id.is_empty() {
-                table.requests.insert(job.request.key(), id.clone());
-            }
-            if !job.snapshot().phase.is_last() {
-                table.waiting.push(job.clone(), job.size());
-                table.deadlines.extend(job.request.deadline_ms.map(|at| (at, id.clone())));
-            }
-        }
-        let shared = Arc::new(Self {
-            settings,
-            models,
-            disk,
-            damaged,
-            table: Mutex::new(table),
-            failed: Mutex::default(),
-            changed: Condvar::new(),
-            speed: Speed::default(),
-            steps: StepCounts::default(),
-            timings: Timings::default(),
-            healthy: AtomicBool::new(true),
-        });
-        shared.table().jobs.values().for_each(|job| job.belongs_to(&shared));
-        Ok(shared)
-    }
-
-    fn table(&self) -> MutexGuard<'_, Table> {
-        // Each change of the table is one insertion or removal, so it is consistent after a panic elsewhere.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Jobs to run in addition to the `active` ones. Blocks if there is nothing to do. `None`: the queue is closed.
-    fn next(&self, active: &[Arc<Job>]) -> Option<Vec<Arc<Job>>> {
-        let mut table = self.table();
-        loop {
-            if table.closed {
-                return None;
-            }
-            let admitted: Vec<_> =
-                self.admit(&mut table, active).into_iter().map(|admitted| admitted.item).collect();
-            if !(admitted.is_empty() && active.is_empty()) {
-                return Some(admitted);
-            }
-            table = self.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Removes jobs from the queue that may begin beside the `active` ones.
-    fn admit(&self, table: &mut Table, active: &[Arc<Job>]) -> Vec<Admitted<Arc<Job>>> {
-        let running: Vec<_> = active.iter().map(|job| job.size()).collect();
-        let Settings { active: slots, memory, .. } = self.settings;
-        let admitted = table.waiting.admit(&running, Limits { slots, memory });
-        for Admitted { item: job, in_slot } in &admitted {
-            tracing::debug!(id = %job.id, in_slot, "job admitted");
-            job.hold();
-        }
-        admitted
-    }
-
-    /// Ends the job durably by `last`, if it has not ended.
-    ///
-    /// # Errors
-    /// Those of [`Job::publish`]; the job is unchanged then.
-    fn end(&self, job: &Job, last: Event) -> Result<()> {
-        if job.publish(vec![last])? {
-            job.cancel.cancel();
-            self.table().waiting.remove(|waiting| waiting.id == job.id);
-        }
-        Ok(())
-    }
-
-    /// Queues a paused job again after [`RESUME_AFTER_MS`].
-    fn resume_later(&self, job: Arc<Job>) {
-        let at = to_ms(SystemTime::now()).saturating_add(RESUME_AFTER_MS);
-        self.table().paused.push((at, job));
-        self.changed.notify_all();
-    }
-
-    /// Queues a finished job whose damaged tiles are to be decoded again. A running job decodes them while it runs.
-    fn repair(&self, id: &str) {
-        let mut table = self.table();
-        let Some(job) = table.jobs.get(id).cloned() else { return };
-        let queued = table.waiting.iter().any(|waiting| waiting.id == id);
-        if !queued && !job.is_held() && job.needs_repair() {
-            table.waiting.push(job.clone(), job.size());
-            drop(table);
-            self.changed.notify_all();
-        }
-    }
-
-    /// Ends the jobs whose deadline has passed at `now_ms`, and queues the paused ones again that are due.
-    fn look_after(&self, now_ms: u64) {
-        let mut table = self.table();
-        let (due, later) =
-            std::mem::take(&mut table.paused).into_iter().partition(|&(at, _)| at <= now_ms);
-        table.paused = later;
-        for (_, job) in due {
-            let goes_on = !job.snapshot().phase.is_last() || job.needs_repair();
-            if goes_on && table.jobs.contains_key(&job.id) {
-                table.waiting.push(job.clone(), job.size());
-                self.changed.notify_all();
-            }
-        }
-        let still = table.deadlines.split_off(&(now_ms + 1, String::new()));
-        let passed = std::mem::replace(&mut table.deadlines, still);
-        let passed: Vec<_> =
-            passed.into_iter().filter_map(|(_, id)| table.jobs.get(&id).cloned()).collect();
-        drop(table);
-        for job in passed {
-            let error = Error::expired("the job", None);
-            let last = Event::Failed { kind: error.kind(), message: error.report().to_string() };
-            if let Err(error) = self.end(&job, last) {
-                tracing::error!("job {}: its deadline has passed: {}", job.id, error.report());
-                let again = now_ms.saturating_add(RESUME_AFTER_MS);
-                self.table().deadlines.insert((again, job.id.clone()));
-            }
-        }
-    }
-
-    /// Calls [`Self::look_after`] whenever something is due, until the queue is closed.
-    fn look_after_all(&self) {
-        loop {
-            let now = to_ms(SystemTime::now());
-            self.look_after(now);
-            let table = self.table();
-            if table.closed {
-                return;
-            }
-            let paused = table.paused.iter().map(|&(at, _)| at).min();
-            let deadline = table.deadlines.first().map(|&(at, _)| at);
-            let wait = |lock| match paused.into_iter().chain(deadline).min() {
-                Some(at) => {
-                    // The clock may be set meanwhile.
-                    let most =
-                        Duration::from_millis(at.saturating_sub(now).clamp(1, RESUME_AFTER_MS));
-                    drop(self.changed.wait_timeout(lock, most));
-                }
-                None => drop(self.changed.wait(lock)),
-            };
-            wait(table);
-        }
-    }
-
-    /// Records that a device does not respond.
-    fn device_failed(&self, error: &Error) {
-        tracing::error!("device: {}", error.report());
-        self.healthy.store(false, Ordering::Relaxed);
     }
 }
 

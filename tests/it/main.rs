@@ -1,4 +1,4 @@
-//! The integration tests that need neither a GPU (`tests/gpu`) nor a server that is killed (`tests/faults.rs`), one module a
+//! The integration tests that need neither a GPU (`tests/gpu`) nor a server that is killed (`tests/faults`), one module a
 //! subject; `tests/common` holds their helpers. A test's name begins with its subject and says what it promises.
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod access;
 mod checkpoint;
 mod cli;
 mod client;
@@ -21,6 +22,7 @@ mod http;
 mod labels;
 mod layering;
 mod network;
+mod observation;
 mod parity;
 mod pictures_in;
 mod recorded;

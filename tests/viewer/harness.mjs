@@ -72,7 +72,7 @@ export async function open(address, width = 1280, height = 800, home = site.url,
   page.problems = [];
   page.on("pageerror", (error) => page.problems.push(String(error)));
   page.on("console", (message) => {
-    if (message.type() === "error") page.problems.push(message.text());
+    if (message.type() === "error") page.problems.push(`${message.text()} ${message.location().url}`);
   });
   page.on("request", (request) => {
     const other = !request.url().startsWith(`${home}/`) && !/^(blob|data):/.test(request.url());

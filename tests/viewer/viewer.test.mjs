@@ -132,7 +132,7 @@ test("a picture of one's own is edited, and what is no picture is told", async (
 
 test("what is looked at comes first, and a picture can be followed from its address and cancelled", async () => {
   const page = await open(`${site.url}/#`);
-  await order(page, { seed: 11, size: "2048x1024", steps: 300 });
+  await order(page, { seed: 11, size: "2048x1024", steps: 700 });
   await page.getByRole("button", { name: "Cancel" }).waitFor();
   // Close to the lower right corner.
   await page.waitForFunction(() => document.querySelector("#stage canvas"));

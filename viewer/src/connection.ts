@@ -1,8 +1,8 @@
-// Whether the server answers. While it does not, a notice says so and the server is asked again; the notice goes when any call
-// succeeds.
+// State of the connection to the server. After a failed call a notice is shown and the server is polled; the next call that
+// succeeds removes the notice.
 import { showAlert } from "./dom";
 
-/** Longest time between two questions, in milliseconds. */
+/** Longest interval between two polls, in milliseconds. */
 const LONGEST = 8000;
 
 let away: (() => void) | null = null;
@@ -10,20 +10,20 @@ let timer = 0;
 let probe: () => Promise<unknown> = () => Promise.resolve();
 let returned: () => void = () => {};
 
-/** Sets the call that asks whether the server answers, and what is done when it answers again. */
+/** Sets the call that polls the server, and a callback for when it answers again. */
 export function watchConnection(ask: () => Promise<unknown>, onReturn: () => void): void {
   probe = ask;
   returned = onReturn;
 }
 
-/** Records that the server did not answer. */
+/** Records a call without an answer. */
 export function missed(): void {
   if (away) return;
   away = showAlert("The server does not answer. Trying again.", true);
   askAgain(500);
 }
 
-/** Records that the server answered. */
+/** Records a call with an answer. */
 export function reached(): void {
   if (!away) return;
   clearTimeout(timer);

@@ -194,7 +194,7 @@ export class Form {
       const { quote: found } = await jobs.quoteJob({ spec: this.settings });
       if (mine !== this.#asked || !found) return;
       const pictures = Number(count.value);
-            quote.textContent = `Next: ${about(seconds(found.computeTime) * pictures)} · ${bytes(Number(found.memoryBytes))} of memory`;
+      quote.textContent = `Next: ${about(seconds(found.computeTime) * pictures)} · ${bytes(Number(found.memoryBytes))} of memory`;
       const notices = found.notices.map((notice) => `${capital(notice)}.`);
       quote.title = ["Estimate of the next picture's time and memory", ...notices].join("\n");
       quote.classList.toggle("noted", notices.length > 0);

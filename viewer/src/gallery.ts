@@ -1,5 +1,5 @@
 // List of the server's pictures: sorted, searched, and several selected at once. Only the rows that can be seen exist.
-import { fetchFile, fileUrl, jobs, report, token } from "./api";
+import { fetchFile, fileUrl, jobs, report } from "./api";
 import { comparable } from "./compare";
 import { confirmed, createElement, debounced, element } from "./dom";
 import { downloadAll } from "./download";
@@ -36,6 +36,8 @@ interface Row {
   thumb: HTMLImageElement;
   /** State and progress that the thumbnail shows. */
   shows: string;
+  /** Aborts the download of a thumbnail. */
+  stop: AbortController;
 }
 
 export class Gallery {
@@ -198,7 +200,7 @@ export class Gallery {
     confirmed(remove, "Really?", () => void this.#delete([id]));
     item.append(check, link, remove);
     item.addEventListener("focusin", () => this.#activate(id));
-    return { element: item, link, check, remove, name, facts, thumb, shows: "" };
+    return { element: item, link, check, remove, name, facts, thumb, shows: "", stop: new AbortController() };
   }
 
   #fill(row: Row, { id, job }: Entry, index: number): void {
@@ -222,7 +224,7 @@ export class Gallery {
     for (const { id, job } of this.#entries) {
       const row = this.#rows.get(id);
       const shows = [job.state, job.stepsDone, job.tilesDone].join();
-      if (!row || row.shows === shows) continue;
+      if (!row || row.shows === shows || row.stop.signal.aborted) continue;
       row.shows = shows;
       const { width = 1, height = 1 } = job.spec ?? {};
       const last = Math.ceil(Math.log2(Math.max(width, height)));
@@ -318,6 +320,7 @@ export class Gallery {
       location.hash = "";
       await closed;
     }
+    for (const id of ids) this.#rows.get(id)?.stop.abort();
     try {
       for (const id of ids) {
         await jobs.deleteJob({ name: `jobs/${id}` });
@@ -348,13 +351,10 @@ function stateOf(job: Job): string {
 async function showThumb(row: Row, source: string): Promise<void> {
   const next = createElement("img", "", "thumb");
   next.alt = "";
-  if (token()) {
-    // Images do not send the token.
-    const answer = await fetchFile(source).catch(() => null);
-    if (!answer?.ok) return;
-    next.src = URL.createObjectURL(await answer.blob());
-  } else next.src = source;
   try {
+    const answer = await fetchFile(source, { signal: row.stop.signal });
+    if (!answer.ok) return;
+    next.src = URL.createObjectURL(await answer.blob());
     await next.decode();
   } catch {
     return;

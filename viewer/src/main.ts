@@ -367,7 +367,8 @@ async function start(): Promise<void> {
     if (!found.length) showAlert("The server has no model.");
     if (!location.hash) {
       const { jobs: newest } = await fetchPage(1);
-      if (newest[0]) history.replaceState(null, "", `#${newest[0].name}`);
+      // A picture may have been ordered meanwhile.
+      if (newest[0] && !location.hash) history.replaceState(null, "", `#${newest[0].name}`);
     }
     started = true;
   } catch (error) {

@@ -74,7 +74,7 @@ export class Overview {
     const [left, top] = [clamp(part.x * width, width), clamp(part.y * height, height)];
     const right = clamp((part.x + part.width) * width, width);
     const bottom = clamp((part.y + part.height) * height, height);
-    // What is not seen is dimmed.
+    // Dims the area outside the viewport.
     pen.fillStyle = "#0006";
     pen.beginPath();
     pen.rect(0, 0, width, height);

@@ -1,4 +1,4 @@
-// A text in place of a picture: nothing has been ordered yet, or why there is none.
+// Message on the empty stage: no job yet, or the reason why a job has no picture.
 import { element } from "./dom";
 
 const box = element("hint");

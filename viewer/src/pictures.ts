@@ -51,7 +51,7 @@ export class Pictures {
     const { jobs: page, nextPageToken } = await fetchPage(NEWEST);
     const newest = page.map(entry);
     const fresh = new Set(newest.map(({ id }) => id));
-    // What is known and follows the page is older; anything before that is not in the page has been deleted.
+    // Known jobs that are older than the page's last one are kept; a newer one that is missing from the page was deleted.
     const end = nextPageToken ? this.entries.findLastIndex(({ id }) => fresh.has(id)) + 1 : this.entries.length;
     const older = this.entries.slice(end);
     this.entries = [...newest, ...older];

@@ -143,7 +143,7 @@ export class Tiles {
     if (!answer) throw new Error("not wanted any more");
     if (!answer.ok) throw new Error(`tile ${level}/${x}_${y}: ${answer.status}`);
     const bitmap = await createImageBitmap(await answer.blob());
-    // What OpenSeadragon draws from as it is: nothing is left for it to convert, and to wait for.
+    // OpenSeadragon draws from a canvas context without a conversion, which would be asynchronous.
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
     const pixels = canvas.getContext("2d");

@@ -52,13 +52,22 @@ class Server:
         self._process.terminate()
         assert self._process.wait() == 0
 
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Stops it; after a failure of the test it is killed, in whatever state it is."""
+        if error is None:
+            self.stop()
+        else:
+            self.kill()
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that all tests share."""
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.stop()
+    with Server(tmp_path_factory.mktemp("server")) as server:
+        yield server
 
 
 @pytest.fixture

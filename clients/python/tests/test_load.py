@@ -91,24 +91,20 @@ async def watch_async(url: str, seeds: range, killer: Killer) -> list[Received]:
 def undisturbed(folder: Path) -> Iterator[np.ndarray]:
     """The pictures of a server that is left alone, by their seeds."""
     folder.mkdir()
-    server = Server(folder)
-    with Client(server.url) as client:
+    with Server(folder) as server, Client(server.url) as client:
         jobs = [client.generate(seed=seed, **SPEC) for seed in range(BLOCKING + ASYNC)]
         for job in jobs:
             yield job.picture().pixels
-    server.stop()
 
 
 def test_no_tile_is_lost_or_repeated_when_the_server_is_killed(tmp_path: Path):
-    server = Server(tmp_path)
-    killer = Killer(server)
-    with ThreadPoolExecutor() as pool:
+    with Server(tmp_path) as server, ThreadPoolExecutor() as pool:
+        killer = Killer(server)
         killing = pool.submit(killer.run)
         blocking = [pool.submit(watch, server.url, seed, killer) for seed in range(BLOCKING)]
         results = asyncio.run(watch_async(server.url, range(BLOCKING, BLOCKING + ASYNC), killer))
         results = [future.result() for future in blocking] + results
         killing.result()
-    server.stop()
     assert killer.count == TILES
     assert len(killer.in_flight) == len(KILLS)
     assert min(killer.in_flight) >= IN_FLIGHT
