@@ -22,7 +22,7 @@ COMMANDS = {
     "latents": "encode the pictures once, with statistics",
     "diffusion": "train the U-Net on latents",
     "refine": "train the decoder further, with an adversary, on what the U-Net generates",
-    "export": "write the trained networks to one safetensors file",
+    "export": "write the trained networks to one safetensors file, or as ONNX graphs",
     "join": "put together the pieces of a file that sprint has written",
     "reader": "train the network by which evaluate reads labels",
     "evaluate": "measure an exported model on held-out pictures",

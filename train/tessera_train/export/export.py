@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..nets.arch import Arch, autoencoder_identity, unet_identity
 from ..nets.autoencoder import Autoencoder
 from ..nets.unet import UNet
 from ..training.config import Config, add_name_argument
+from . import onnx_graphs
 from .files import save_safetensors
 from .weights import load_ema, read_ema, trained_section
 
@@ -97,22 +99,58 @@ def write(out: Path, arch: Arch, tensors: Mapping[str, Tensor], trained: Mapping
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--autoencoder", type=Path, required=True, help="run folder of the autoencoder command, or an exported file")
+    parser.add_argument("--autoencoder", type=Path, help="run folder of the autoencoder command, or an exported file")
     parser.add_argument(
-        "--diffusion", type=Path, required=True, nargs="+", help="run folders of the diffusion command, or exported files: one a group"
+        "--diffusion", type=Path, nargs="+", help="run folders of the diffusion command, or exported files: one a group"
     )
-    parser.add_argument("--latents", type=Path, required=True, help="folder that the latents command has written")
+    parser.add_argument("--latents", type=Path, help="folder that the latents command has written")
     parser.add_argument("--config", default="scenery", help="scenery, tiny or a TOML file (default: scenery)")
     add_name_argument(parser)
     parser.add_argument("--blend", nargs=2, metavar=("AUTOENCODER", "SHARE"), help="mix in this share, 0 to 1, of another run's weights")
-    parser.add_argument("--out", type=Path, required=True, help="the safetensors file")
+    parser.add_argument("--out", type=Path, help="the safetensors file")
+    parser.add_argument("--onnx", type=Path, metavar="DIR", help="new folder for the networks as ONNX graphs, with or without --out")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="for --onnx, an exported file instead of trainings")
 
 
 def run(args: argparse.Namespace) -> None:
     """The command."""
+    if args.onnx is not None:
+        onnx_graphs.check(args.onnx)
+    trainings = {name: getattr(args, name) for name in ("autoencoder", "diffusion", "latents")}
+    if args.model is not None:
+        unused = [name for name, value in (trainings | {"blend": args.blend, "name": args.name, "out": args.out}).items() if value]
+        if unused:
+            raise ValueError(f"{unused[0]}: is given, must not be with --model, which is a whole model")
+        if args.onnx is None:
+            raise ValueError("onnx: is missing, must be given with --model")
+        write_graphs(args.model, args.onnx)
+        return
+    missing = [name for name, value in trainings.items() if value is None]
+    if missing:
+        raise ValueError(f"{missing[0]}: is missing, must be given (or --model FILE, with --onnx DIR)")
+    if args.out is None and args.onnx is None:
+        raise ValueError("out: is missing, must be given without --onnx")
+    if args.out is not None:
+        from_trainings(args, args.out)
+        print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+        if args.onnx is not None:
+            write_graphs(args.out, args.onnx)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        from_trainings(args, Path(folder) / "model.safetensors")
+        write_graphs(Path(folder) / "model.safetensors", args.onnx)
+
+
+def write_graphs(model: Path, folder: Path) -> None:
+    """Writes the ONNX graphs of an exported file and prints them."""
+    for path in onnx_graphs.write(model, folder):
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+def from_trainings(args: argparse.Namespace, out: Path) -> None:
+    """Writes the safetensors file of the runs that the arguments name."""
     try:
         blend = args.blend and Blend(Path(args.blend[0]), float(args.blend[1]))
     except ValueError as error:
         raise ValueError(f"blend: the share is {args.blend[1]!r}, must be a number") from error
-    export(Config(args.config, model=args.name), args.autoencoder, args.diffusion, Latents.open(args.latents), args.out, blend)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+    export(Config(args.config, model=args.name), args.autoencoder, args.diffusion, Latents.open(args.latents), out, blend)

@@ -33,17 +33,20 @@ class Model:
 
     @staticmethod
     def open(file: Path, device: torch.device) -> Model:
-        """Reads the exported file."""
+        """Reads the exported file. ValueError if its tensors are not those of its architecture."""
         tensors, arch, _ = exported(file)
         tensors = {name: x.float() for name, x in tensors.items()}
         autoencoder, unets = Autoencoder(arch), [UNet(arch, group) for group in range(len(arch.groups))]
-        autoencoder.load_state_dict({n: x for n, x in tensors.items() if n.startswith(("encoder.", "decoder."))})
-        for group, unet in enumerate(unets):
-            prefix = arch.prefix(group)
-            unet.load_state_dict({n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)})
+        try:
+            autoencoder.load_state_dict({n: x for n, x in tensors.items() if n.startswith(("encoder.", "decoder."))})
+            for group, unet in enumerate(unets):
+                prefix = arch.prefix(group)
+                unet.load_state_dict({n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)})
+            mean, std = ([tensors[f"latents.{i}.{key}"] for i in range(len(arch.levels))] for key in ("mean", "std"))
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{file}: the tensors are not those of its architecture") from error
         for net in (autoencoder, *unets):
             net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        mean, std = ([tensors[f"latents.{i}.{key}"] for i in range(len(arch.levels))] for key in ("mean", "std"))
         rows = tensors["labels.rows"].numpy().astype(np.int64) if "labels.rows" in tensors else np.zeros((0, len(arch.labels)), np.int64)
         return Model(arch, autoencoder, tuple(unets), Latents(arch, [], 0, mean, std, rows), device)
 

@@ -412,7 +412,10 @@ def norm_groups(channels: int) -> int:
     return next(g for g in range(most, 0, -1) if channels % g == 0)
 
 
-def spatial_share(ratio: str, pixels: int, channels: int) -> float:
-    """Share of spatial attention in SC attention for the fixed ratios that mix: N/(N+C), or with logarithms of 1+N and 1+C."""
-    n, c = (float(pixels), float(channels)) if ratio == "linear" else (math.log1p(pixels), math.log1p(channels))
+def spatial_share(ratio: str, pixels: Any, channels: int) -> Any:
+    """Share of spatial attention in SC attention for the fixed ratios that mix: N/(N+C), or with logarithms of 1+N and 1+C. A
+    number for a number of `pixels`, a scalar tensor for a scalar tensor."""
+    n, c = pixels, channels
+    if ratio == "log":
+        n, c = (math.log1p(pixels) if isinstance(pixels, int) else pixels.log1p()), math.log1p(channels)
     return n / (n + c)

@@ -27,6 +27,20 @@ def conv(cin: int, cout: int, kernel: int = 3, zero: bool = False) -> nn.Conv2d:
     return layer
 
 
+def apply(function: type[torch.autograd.Function], *inputs: Tensor) -> Tensor:
+    """`function` of `inputs`; while a network is exported to ONNX without its gradient, which the exporter does not know."""
+    if torch.onnx.is_in_onnx_export():
+        return function.forward(Unsaved(), *inputs)
+    return function.apply(*inputs)
+
+
+class Unsaved:
+    """The context of a `forward` of which no gradient is asked."""
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Saves nothing."""
+
+
 def at_least_f32(x: Tensor) -> Tensor:
     """`x` in f32, or in f64 if it is that already (the fixtures are computed in f64)."""
     return x if x.dtype == torch.float64 else x.float()
@@ -63,7 +77,7 @@ class PixelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return PixelNormFunction.apply(x, self.weight)
+        return apply(PixelNormFunction, x, self.weight)
 
 
 def pixel_sum(x: Tensor) -> Tensor:
@@ -133,7 +147,7 @@ def make_norm(kind: str, channels: int) -> nn.Module:
 def fir_down_plain(x: Tensor) -> Tensor:
     """`fir_down` without its gradient."""
     # Made on the device: numbers of the host would make it wait for a GPU.
-    k, c = torch.full((4,), 3 / 8, device=x.device, dtype=x.dtype), x.shape[1]
+    k, c = torch.full((4,), 3 / 8, device=x.device, dtype=x.dtype), int(x.shape[1])
     k[::3] = 1 / 8
     return F.conv2d(x, (k[:, None] * k[None, :]).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
 
@@ -180,13 +194,13 @@ class FirUpZero(torch.autograd.Function):
 
 def fir_down(x: Tensor) -> Tensor:
     """FIR [1,3,3,1]/8 per axis and every second pixel: y[i] = (x[2i-1] + 3x[2i] + 3x[2i+1] + x[2i+2]) / 8, zero-padded."""
-    return FirDown.apply(x)
+    return apply(FirDown, x)
 
 
 def fir_up(x: Tensor) -> Tensor:
     """FIR [1,3,3,1]/4 per axis: y[2i] = (x[i-1] + 3x[i]) / 4, y[2i+1] = (3x[i] + x[i+1]) / 4. Edges are repeated: with
     zeros the stream of latents would lose a quarter of its value there, a rim that one sees in the picture."""
-    return FirUpZero.apply(F.pad(x, (1, 1, 1, 1), mode="replicate"))[:, :, 2:-2, 2:-2]
+    return apply(FirUpZero, F.pad(x, (1, 1, 1, 1), mode="replicate"))[:, :, 2:-2, 2:-2]
 
 
 def nearest_up(x: Tensor) -> Tensor:
@@ -262,9 +276,17 @@ def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.squeeze(1).transpose(1, 2)
 
 
+def pixel_count(x: Tensor) -> int | Tensor:
+    """Pixels of `x` [n, c, pixels]. While a network is exported to ONNX, an f32 scalar that the graph counts for itself: a number
+    would be a constant of the graph, wrong at every other size."""
+    return torch.ones_like(x[0, 0]).sum() if torch.onnx.is_in_onnx_export() else x.shape[2]
+
+
 def channel_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax over channels of (q k^T / sqrt N), applied to v; all [n, c, pixels], N pixels."""
-    weight = torch.softmax((at_least_f32(q) @ at_least_f32(k).transpose(1, 2)) / math.sqrt(q.shape[2]), -1)
+    pixels = pixel_count(q)
+    root = pixels.sqrt() if isinstance(pixels, Tensor) else math.sqrt(pixels)
+    weight = torch.softmax((at_least_f32(q) @ at_least_f32(k).transpose(1, 2)) / root, -1)
     return weight.to(v.dtype) @ v
 
 
@@ -290,6 +312,6 @@ class ScAttention(nn.Module):
         q, k, v = (f(h).flatten(2) for f in (self.q, self.k, self.v))
         mixed = spatial_attention(q, k, v)
         if self.kind != "spatial":
-            share = torch.sigmoid(self.ratio) if self.kind == "learned" else spatial_share(self.kind, height * width, c)
+            share = torch.sigmoid(self.ratio) if self.kind == "learned" else spatial_share(self.kind, pixel_count(q), c)
             mixed = share * mixed + (1 - share) * channel_attention(q, k, v)
         return (x + self.out(mixed.reshape(n, c, height, width))) * SQRT_HALF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,26 @@ class Place:
     top: int = 0
     left: int = 0
 
+    def noise(self, stage: DecoderStage, rows: int, columns: int) -> Tensor:
+        """Noise [N, 1, rows, columns] of a stage: that of this place on the stage's grid."""
+        top, left = (at * stage.finest // stage.factor for at in (self.top, self.left))
+        return place_noise(self.seeds, stage.index, top, left, rows, columns)
+
+
+@dataclass(frozen=True)
+class GivenNoise:
+    """Noise that was made elsewhere: [N, 1, h, w] of each stage that takes some, by the index of the stage."""
+
+    of_stage: Mapping[int, Tensor]
+
+    def noise(self, stage: DecoderStage, rows: int, columns: int) -> Tensor:
+        """Noise of a stage, which must have `rows` and `columns`."""
+        return self.of_stage[stage.index]
+
+
+NoiseSource = Place | GivenNoise
+"""The decoder's noise."""
+
 
 class DecoderStage(nn.Module):
     """One resolution: entered by `up` (except the coarsest), joined by its latent through `frgb` and by noise, left by `trgb`."""
@@ -44,16 +65,14 @@ class DecoderStage(nn.Module):
         self.attention = ScAttention(stage.channels, arch.attention_ratio) if stage.attention else None
         self.trgb = conv(stage.channels, 3, 1)
 
-    def forward(self, h: Tensor, r: Tensor | None, z: Tensor | None, place: Place) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, r: Tensor | None, z: Tensor | None, place: NoiseSource) -> tuple[Tensor, Tensor]:
         """Features and RGB stream (None at the coarsest stage) of the next coarser stage to those of this one."""
         if self.up is not None:
             h = self.up(h)
         if self.frgb is not None:
             h = h + self.frgb(z)
         if self.noise is not None:
-            top, left = (at * self.finest // self.factor for at in (place.top, place.left))
-            noise = place_noise(place.seeds, self.index, top, left, *h.shape[2:])
-            h = add_noise(h, noise, self.noise)
+            h = add_noise(h, place.noise(self, *h.shape[2:]), self.noise)
         for block in self.blocks:
             h = block(h)
         if self.attention is not None:
@@ -76,7 +95,7 @@ class Decoder(nn.Module):
         self.out = conv(stages[0].channels, 3 * shuffle**2)
         self.first_local = sum(shuffle << i < arch.levels[0].factor for i in range(len(stages)))
 
-    def streams(self, z: list[Tensor], place: Place | None = None) -> tuple[Tensor, list[Tensor]]:
+    def streams(self, z: list[Tensor], place: NoiseSource | None = None) -> tuple[Tensor, list[Tensor]]:
         """The global stage: features [N, C, h, w] at the finest latent's grid, and the RGB stream [N, 3, ., .] of every stage
         from the coarsest to there."""
         place = place or still(z[0])
@@ -90,12 +109,12 @@ class Decoder(nn.Module):
             streams.append(r)
         return h, streams
 
-    def global_stage(self, z: list[Tensor], place: Place | None = None) -> tuple[Tensor, Tensor]:
+    def global_stage(self, z: list[Tensor], place: NoiseSource | None = None) -> tuple[Tensor, Tensor]:
         """Features and RGB stream at the finest latent's grid."""
         h, streams = self.streams(z, place)
         return h, streams[-1]
 
-    def local_stage(self, h: Tensor, r: Tensor, place: Place | None = None) -> Tensor:
+    def local_stage(self, h: Tensor, r: Tensor, place: NoiseSource | None = None) -> Tensor:
         """A window of the global stage's output to pixels; exact except within the receptive field of cut edges."""
         place = place or still(h)
         for i in range(self.first_local - 1, -1, -1):
@@ -105,7 +124,20 @@ class Decoder(nn.Module):
             r = RGB_UP[self.arch.decoder.rgb](r)
         return r + F.pixel_shuffle(self.out(F.silu(self.norm(h))), shuffle)
 
-    def forward(self, z: list[Tensor], place: Place | None = None) -> Tensor:
+    def halo(self) -> int:
+        """Pixels of the finest latent's grid that a window of the local stage needs beyond the pixels that are wanted: the radius of
+        its receptive field, rounded up."""
+        enlarged = {"nearest": lambda radius: 2 * radius, "fir": lambda radius: 2 * radius + 1}[self.arch.decoder.rgb]
+        h = r = 0
+        for stage in reversed(self.stages[: self.first_local]):
+            h = 2 * h + 2 * (1 + len(stage.blocks))  # a block has two convolutions, and enlarges before the first
+            r = max(enlarged(r), h)
+        shuffle = self.arch.decoder.shuffle
+        for _ in range(shuffle.bit_length() - 1):
+            r = enlarged(r)
+        return -(-max(r, (h + 1) * shuffle) // self.arch.levels[0].factor)
+
+    def forward(self, z: list[Tensor], place: NoiseSource | None = None) -> Tensor:
         """The whole picture; without `place` the noise of seed 0."""
         return self.local_stage(*self.global_stage(z, place), place)
 
