@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     progress::{Progress, ProgressArgs},
     server::ServerArgs,
+    text,
 };
 use crate::{
     api::{DamagedJob, Job, JobState},
@@ -190,7 +191,7 @@ fn table(jobs: &[Job], now: SystemTime) -> String {
             format!("{} x {}", row.width, row.height),
             row.seed.to_string(),
             progress_of(job.state(), &row),
-            age(Duration::try_from_secs_f64(row.age).unwrap_or_default()),
+            text::age(Duration::try_from_secs_f64(row.age).unwrap_or_default()),
             sanitize(row.owner),
             sanitize(if row.paused.is_empty() { row.error } else { row.paused }),
         ]);
@@ -219,17 +220,6 @@ fn progress_of(state: JobState, row: &Row<'_>) -> String {
         format!("tile {} of {}", row.tiles_done, row.tiles)
     } else {
         format!("step {} of {}", row.steps_done, row.steps)
-    }
-}
-
-/// An age: `12 s`, `3 min`, `5 h`, `2 d`.
-fn age(age: Duration) -> String {
-    let seconds = age.as_secs();
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min", seconds / 60),
-        3600..86400 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86400),
     }
 }
 

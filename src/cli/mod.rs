@@ -18,6 +18,10 @@ mod latents;
 mod memory;
 mod output;
 mod progress;
+#[cfg(feature = "service")]
+mod prune;
+#[cfg(feature = "service")]
+mod quantity;
 mod reconstruct;
 #[cfg(feature = "service")]
 mod serve;

@@ -1,6 +1,6 @@
 //! `tessera serve`: runs the service.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use serde::Serialize;
@@ -10,11 +10,12 @@ use super::{
     args::{self, DeviceArgs},
     memory,
     progress::{Progress, ProgressArgs},
+    quantity,
 };
 use crate::{
     config::Config,
     error::Result,
-    jobs::{self, Jobs, Models},
+    jobs::{self, Jobs, Models, Retention},
     service::{self, Tls},
     telemetry,
 };
@@ -37,6 +38,13 @@ pub(super) struct Args {
     /// Jobs that share the device at one time
     #[arg(long, value_name = "N", default_value_t = 4)]
     active: usize,
+    /// Remove jobs that ended longer ago, in s, m, h, d or w, as in 30d; all are kept if not given
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
+    prune_older_than: Option<Duration>,
+    /// Remove the jobs that ended first until the files of all jobs have at most this many bytes, with K, M, G, T or Ki, Mi,
+    /// Gi, Ti, as in 50G
+    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
+    keep_bytes: Option<u64>,
     /// Most connections at one time; more are closed at once
     #[arg(long, value_name = "N", default_value_t = service::CONNECTIONS, value_parser = parse_connections)]
     connections: usize,
@@ -145,6 +153,7 @@ pub(super) fn run(
         memory: args.memory << 20,
         queue: args.queue,
         active: args.active,
+        retention: Retention { older_than: args.prune_older_than, keep_bytes: args.keep_bytes },
     };
     let service = service::Settings {
         listen: args.listen,

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     fetch, jobs,
     progress::{Progress, ProgressArgs},
-    serve, submit, watch,
+    prune, serve, submit, watch,
 };
 use crate::{config::Config, error::Result, telemetry};
 
@@ -19,6 +19,7 @@ pub(super) enum Command {
     Jobs(jobs::ListArgs),
     Cancel(jobs::CancelArgs),
     Delete(jobs::DeleteArgs),
+    Prune(prune::Args),
 }
 
 impl Command {
@@ -32,6 +33,7 @@ impl Command {
             Self::Jobs(args) => &args.progress,
             Self::Cancel(args) => &args.progress,
             Self::Delete(args) => &args.progress,
+            Self::Prune(args) => &args.progress,
         }
     }
 
@@ -65,6 +67,7 @@ impl Command {
             Self::Jobs(args) => jobs::list(args, progress, cancel),
             Self::Cancel(args) => jobs::cancel(args, progress, cancel),
             Self::Delete(args) => jobs::delete(args, progress, cancel),
+            Self::Prune(args) => prune::run(args, progress, cancel),
         }
     }
 }

@@ -42,6 +42,24 @@ pub(super) fn seconds(time: Duration) -> String {
     }
 }
 
+/// An age: `12 s`, `3 min`, `5 h`, `2 d`.
+#[cfg(feature = "service")]
+pub(super) fn age(age: Duration) -> String {
+    let seconds = age.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86400),
+    }
+}
+
+/// "job" or "jobs", as `count` asks for.
+#[cfg(feature = "service")]
+pub(super) fn jobs(count: usize) -> &'static str {
+    if count == 1 { "job" } else { "jobs" }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,6 +25,15 @@ use crate::{
 /// Prefix of files and directories that are being created or removed.
 pub const UNFINISHED: &str = ".";
 
+/// End of the name of a directory that is being removed.
+const REMOVED: &str = ".removed";
+
+/// True for the name of a job's directory that is being created or removed.
+pub(super) fn is_unfinished(name: &str) -> bool {
+    let id = |name: &str| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    name.strip_prefix(UNFINISHED).is_some_and(|name| name.ends_with(REMOVED) || id(name))
+}
+
 /// Bytes of a page; the parts of the arena are aligned to pages.
 const PAGE: usize = 4096;
 
@@ -131,7 +140,7 @@ impl JobDirectory {
 
     /// Path of the directory once the job is deleted.
     fn deleted(&self) -> PathBuf {
-        self.unfinished(".removed")
+        self.unfinished(REMOVED)
     }
 
     fn sync_parent(&self) -> io::Result<()> {
@@ -279,6 +288,12 @@ impl JobDirectory {
             }
             _ => {}
         }
+    }
+
+    /// Bytes of its files; those that can't be read count nothing.
+    pub(super) fn bytes(&self) -> u64 {
+        let entries = self.disk.list(&self.path).unwrap_or_default();
+        entries.iter().filter_map(|entry| self.disk.len(&self.path.join(&entry.name)).ok()).sum()
     }
 
     /// Removes files that an interrupted write has left.

@@ -56,6 +56,8 @@ pub struct Job {
     estimates_wanted: AtomicBool,
     /// The newest preview of the denoised estimate, while the job is denoised.
     estimate: Mutex<Option<Arc<Estimate>>>,
+    /// Bytes of its files once it has ended, if they were counted since they last grew.
+    bytes: Mutex<Option<u64>>,
     /// The jobs that it belongs to; empty for a job without a server.
     owner: OnceLock<Weak<Shared>>,
 }
@@ -128,6 +130,7 @@ impl Job {
             previews_wanted: AtomicBool::new(false),
             estimates_wanted: AtomicBool::new(false),
             estimate: Mutex::new(None),
+            bytes: Mutex::new(None),
             owner: OnceLock::new(),
         }
     }
@@ -408,6 +411,22 @@ impl Job {
         Ok(())
     }
 
+    /// Bytes of its files.
+    pub(super) fn bytes(&self) -> u64 {
+        let ended = self.state().phase.is_last();
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        match *bytes {
+            Some(bytes) => bytes,
+            None if ended => *bytes.insert(self.directory.bytes()),
+            None => self.directory.bytes(),
+        }
+    }
+
+    /// Called when a file was added to those of an ended job.
+    pub(super) fn has_grown(&self) {
+        *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// True if no event can follow: the job has ended or is deleted.
     pub(super) fn is_over(&self) -> bool {
         self.state().is_over()
@@ -466,6 +485,11 @@ impl Job {
         self.newest.send_replace(state.records.len() as u64);
         drop(state);
         events.iter().for_each(|event| observe::log(self, event));
+        if events.iter().any(Event::is_last)
+            && let Some(shared) = self.owner.get().and_then(Weak::upgrade)
+        {
+            shared.ended();
+        }
         Ok(true)
     }
 

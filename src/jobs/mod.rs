@@ -18,6 +18,7 @@ pub mod files;
 mod job;
 mod models;
 mod observe;
+mod prune;
 mod quote;
 pub mod record;
 mod recovery;
@@ -40,7 +41,8 @@ use std::{
 pub use files::DISK;
 pub use job::{Estimate, Job};
 pub use models::{Models, is_model_name};
-pub use observe::{Ended, EndedLabels};
+pub use observe::{Ended, EndedLabels, PrunedCount, PrunedLabels};
+pub use prune::{Kept, PruneReason, Pruned, Retention, prune};
 pub use quote::{Quote, StepCounts};
 pub use recovery::{DamagedJob, recover};
 pub use state::{Pause, Phase, Snapshot};
@@ -89,6 +91,8 @@ pub struct Settings {
     pub queue: usize,
     /// Slots of a device: jobs that it time-slices.
     pub active: usize,
+    /// Ended jobs that are kept; the others are deleted.
+    pub retention: Retention,
 }
 
 /// Order of a list of jobs, by the time of their creation.
@@ -193,6 +197,13 @@ impl Jobs {
             .name("deadlines".to_owned())
             .spawn(move || caretaker.look_after_all());
         threads.push(spawned.map_err(|e| Error::io("start", "the thread of deadlines", e))?);
+        if !shared.settings.retention.keeps_all() {
+            let pruner = shared.clone();
+            let spawned = std::thread::Builder::new()
+                .name("prune".to_owned())
+                .spawn(move || pruner.prune_all());
+            threads.push(spawned.map_err(|e| Error::io("start", "the thread of removals", e))?);
+        }
         Ok(Self { shared, threads: Arc::new(Mutex::new(threads)) })
     }
 
@@ -264,6 +275,8 @@ impl Jobs {
                 }
                 table.jobs.insert(id, job.clone());
                 table.waiting.push(job.clone(), job.size());
+                // Its files take space.
+                table.prune_due = true;
                 drop(table);
                 self.shared.changed.notify_all();
                 Ok(job)
@@ -447,15 +460,7 @@ impl Jobs {
     /// # Errors
     /// [`Kind::NotFound`](crate::error::Kind); [`Kind::Io`](crate::error::Kind): the call can be repeated.
     pub fn delete(&self, id: &str) -> Result<()> {
-        let job = self.get(id)?;
-        job.delete()?;
-        let mut table = self.shared.table();
-        table.jobs.remove(id);
-        if table.requests.get(&job.request.key()).is_some_and(|known| known == id) {
-            table.requests.remove(&job.request.key());
-        }
-        table.waiting.remove(|waiting| waiting.id == id);
-        Ok(())
+        self.shared.delete(id)
     }
 
     /// Path of the finished picture as a file of `format`; the file is written at the first call.
@@ -477,6 +482,7 @@ impl Jobs {
             let needed = job.quote.disk_bytes - job.layout.bytes();
             image_out::write(&path, &Pixels { job, checked }, &metadata)
                 .map_err(|error| files::stored(error, needed))?;
+            job.has_grown();
         }
         Ok(path)
     }

@@ -7,7 +7,7 @@ use prometheus_client::{
 
 use crate::{
     error::Kind,
-    jobs::{Job, record::Event},
+    jobs::{Job, Pruned, Timings, record::Event},
 };
 
 /// Numbers of ended jobs by their result.
@@ -20,6 +20,24 @@ pub struct EndedLabels {
     state: &'static str,
     /// Kind of the error of a failed job, else empty.
     reason: &'static str,
+}
+
+/// Numbers of removed jobs by the reason of the removal.
+pub type PrunedCount = Family<PrunedLabels, Counter>;
+
+/// Labels of [`PrunedCount`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PrunedLabels {
+    /// `age` or `bytes`.
+    reason: &'static str,
+}
+
+/// Counts and logs a removed job.
+pub(super) fn pruned(timings: &Timings, pruned: &Pruned) {
+    let Pruned { id, age, bytes, reason } = pruned;
+    let (age, reason) = (age.as_secs(), reason.name());
+    timings.pruned.get_or_create(&PrunedLabels { reason }).inc();
+    tracing::info!(id, reason, age, bytes, "job pruned");
 }
 
 /// Counts an event of `job` that is durable.

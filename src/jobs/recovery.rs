@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Expected, Kind, Result},
     jobs::{
         Job, Models,
-        files::{JobDirectory, UNFINISHED},
+        files::{self, JobDirectory, UNFINISHED},
         quote::quote,
         record::{Event, Record},
         upload,
@@ -34,20 +34,8 @@ pub(super) type Found = (BTreeMap<String, Arc<Job>>, Vec<DamagedJob>);
 /// read are logged and left alone.
 pub(super) fn read_jobs(disk: &Arc<dyn Disk>, root: &Path, models: &Models) -> Result<Found> {
     let (mut jobs, mut damaged) = (BTreeMap::new(), Vec::new());
-    // Changes of a process that was killed may be in the system's memory only.
-    disk.sync_directory(root).map_err(|e| Error::io("sync", root, e))?;
-    for Entry { name, is_directory } in disk.list(root).map_err(|e| Error::io("read", root, e))? {
-        let leftover = match is_directory {
-            true => name.starts_with(UNFINISHED),
-            false => upload::is_name(&name),
-        };
-        if leftover {
-            let path = root.join(&name);
-            disk.remove(&path).map_err(|e| Error::io("remove", path, e))?;
-        }
-        if leftover || !is_directory {
-            continue;
-        }
+    sweep(disk, root)?;
+    for name in directories(disk, root)? {
         let directory = JobDirectory::new(disk.clone(), root, &name);
         match read_job(directory.clone(), &name, models) {
             Ok(job) => {
@@ -65,6 +53,33 @@ pub(super) fn read_jobs(disk: &Arc<dyn Disk>, root: &Path, models: &Models) -> R
         }
     }
     Ok((jobs, damaged))
+}
+
+/// Deletes what interrupted creations, removals and uploads have left in a directory of jobs.
+pub(super) fn sweep(disk: &Arc<dyn Disk>, root: &Path) -> Result<()> {
+    // Changes of a process that was killed may be in the system's memory only.
+    disk.sync_directory(root).map_err(|e| Error::io("sync", root, e))?;
+    for Entry { name, is_directory } in list(disk, root)? {
+        let leftover = match is_directory {
+            true => files::is_unfinished(&name),
+            false => upload::is_name(&name),
+        };
+        if leftover {
+            let path = root.join(&name);
+            disk.remove(&path).map_err(|e| Error::io("remove", path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Names of the directories of jobs below `root`: the ids of the jobs.
+pub(super) fn directories(disk: &Arc<dyn Disk>, root: &Path) -> Result<Vec<String>> {
+    let is_job = |entry: &Entry| entry.is_directory && !entry.name.starts_with(UNFINISHED);
+    Ok(list(disk, root)?.into_iter().filter(is_job).map(|entry| entry.name).collect())
+}
+
+fn list(disk: &Arc<dyn Disk>, root: &Path) -> Result<Vec<Entry>> {
+    disk.list(root).map_err(|e| Error::io("read", root, e))
 }
 
 fn read_job(directory: JobDirectory, id: &str, models: &Models) -> Result<Job> {

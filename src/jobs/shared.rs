@@ -21,7 +21,7 @@ use super::{
     timings::Timings,
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, Resource, Result},
     store::Disk,
 };
 
@@ -66,6 +66,8 @@ pub(super) struct Table {
     pub(super) reserved: usize,
     /// True after [`Jobs::close`]: no new jobs and no new time slices.
     pub(super) closed: bool,
+    /// True if a job was created or has ended since the last removal of ended jobs.
+    pub(super) prune_due: bool,
 }
 
 impl Shared {
@@ -148,6 +150,40 @@ impl Shared {
         Ok(())
     }
 
+    /// Deletes a job; see [`Jobs::delete`](super::Jobs::delete).
+    ///
+    /// # Errors
+    /// Those of [`Jobs::delete`](super::Jobs::delete).
+    pub(super) fn delete(&self, id: &str) -> Result<()> {
+        let job = self.table().jobs.get(id).cloned();
+        let job = job.ok_or_else(|| Error::not_found(Resource::Job, id))?;
+        job.delete()?;
+        let mut table = self.table();
+        table.jobs.remove(id);
+        if table.requests.get(&job.request.key()).is_some_and(|known| known == id) {
+            table.requests.remove(&job.request.key());
+        }
+        table.waiting.remove(|waiting| waiting.id == id);
+        Ok(())
+    }
+
+    /// Called when a job has ended.
+    pub(super) fn ended(&self) {
+        if !self.settings.retention.keeps_all() {
+            self.table().prune_due = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until something changes, at most for `most`.
+    pub(super) fn wait<'a>(
+        &self,
+        table: MutexGuard<'a, Table>,
+        most: Duration,
+    ) -> MutexGuard<'a, Table> {
+        self.changed.wait_timeout(table, most).unwrap_or_else(PoisonError::into_inner).0
+    }
+
     /// Queues a paused job again after [`RESUME_AFTER_MS`].
     pub(super) fn resume_later(&self, job: Arc<Job>) {
         let at = to_ms(SystemTime::now()).saturating_add(RESUME_AFTER_MS);
@@ -212,7 +248,7 @@ impl Shared {
                     // The clock may be set meanwhile.
                     let most =
                         Duration::from_millis(at.saturating_sub(now).clamp(1, RESUME_AFTER_MS));
-                    drop(self.changed.wait_timeout(lock, most));
+                    drop(self.wait(lock, most));
                 }
                 None => drop(self.changed.wait(lock)),
             };

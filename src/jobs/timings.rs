@@ -2,7 +2,7 @@
 
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-use crate::jobs::Ended;
+use crate::jobs::{Ended, PrunedCount};
 
 /// Durations of the parts of jobs, and numbers of ended jobs. Cloning shares them.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct Timings {
     pub fsync: Histogram,
     /// Numbers of ended jobs since the start.
     pub ended: Ended,
+    /// Numbers of ended jobs that were removed since the start.
+    pub pruned: PrunedCount,
 }
 
 impl Default for Timings {
@@ -30,6 +32,7 @@ impl Default for Timings {
             commit: seconds(),
             fsync: seconds(),
             ended: Ended::default(),
+            pruned: PrunedCount::default(),
         }
     }
 }

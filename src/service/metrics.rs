@@ -73,6 +73,8 @@ impl Metrics {
         registry.register_with_unit("request", help, Unit::Seconds, requests.clone());
         let help = "Jobs that have ended since the start, by state and kind of error";
         registry.register("jobs_ended", help, timings.ended);
+        let help = "Ended jobs that were removed since the start, by reason";
+        registry.register("jobs_pruned", help, timings.pruned);
         let build = [("version", env!("CARGO_PKG_VERSION")), ("features", FEATURES)];
         let help = "Version and features of the program";
         registry.register("build", help, Info::new(build.to_vec()));

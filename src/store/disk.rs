@@ -30,6 +30,12 @@ pub trait Disk: Debug + Send + Sync {
     /// Those of the disk.
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>>;
 
+    /// Length of a file in bytes.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    fn len(&self, path: &Path) -> io::Result<u64>;
+
     /// Renames a file or directory; an existing file is replaced.
     ///
     /// # Errors
@@ -172,6 +178,10 @@ impl Disk for DirectoryLock {
             Ok(Entry { name, is_directory: entry.file_type()?.is_dir() })
         };
         fs::read_dir(path)?.map(entry).collect()
+    }
+
+    fn len(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::symlink_metadata(path)?.len())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -28,7 +29,27 @@ impl DirectoryLock {
         fs::create_dir_all(directory).map_err(|e| Error::io("create", directory, e))?;
         let path = directory.join(NAME);
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(|e| Error::io("create", &path, e))?;
+        Self::lock(directory, file.map_err(|e| Error::io("create", &path, e))?)
+    }
+
+    /// Locks a directory that was locked before; nothing is created.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`](crate::error::Kind) when it was never locked, or another process holds the lock;
+    /// [`Kind::Io`](crate::error::Kind) when it can't be written to.
+    pub fn acquire_existing(directory: &Path) -> Result<Self> {
+        let path = directory.join(NAME);
+        let file = OpenOptions::new().write(true).open(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                let expected = "a directory that a server has used";
+                Error::invalid("directory", directory.display(), expected)
+            }
+            _ => Error::io("open", &path, e),
+        })?;
+        Self::lock(directory, file)
+    }
+
+    fn lock(directory: &Path, file: File) -> Result<Self> {
         match file.try_lock() {
             Ok(()) => Ok(Self { directory: directory.to_owned(), _file: file }),
             Err(TryLockError::WouldBlock) => Err(Error::invalid(
@@ -36,7 +57,7 @@ impl DirectoryLock {
                 directory.display(),
                 "a directory that no other server is using",
             )),
-            Err(TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
+            Err(TryLockError::Error(e)) => Err(Error::io("lock", directory.join(NAME), e)),
         }
     }
 
@@ -54,10 +75,15 @@ mod tests {
     fn directory_lock_is_exclusive() -> Result<()> {
         let dir = tempfile::tempdir().map_err(|e| Error::io("temp", "", e))?;
         let inner = dir.path().join("a/b");
+        let refused = |lock: Result<DirectoryLock>| {
+            assert_eq!(lock.err().as_ref().and_then(Error::field), Some("directory"));
+        };
+        refused(DirectoryLock::acquire_existing(&inner));
+        assert!(!inner.exists());
         let held = DirectoryLock::acquire(&inner)?;
-        let second = DirectoryLock::acquire(&inner).err();
-        assert_eq!(second.as_ref().and_then(Error::field), Some("directory"));
+        refused(DirectoryLock::acquire(&inner));
+        refused(DirectoryLock::acquire_existing(&inner));
         drop(held);
-        DirectoryLock::acquire(&inner).map(drop)
+        DirectoryLock::acquire_existing(&inner).map(drop)
     }
 }

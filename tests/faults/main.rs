@@ -7,6 +7,7 @@ mod common;
 
 mod calls;
 mod disk;
+mod prune;
 
 use std::{
     collections::BTreeMap,
@@ -45,6 +46,7 @@ fn open(directory: &Path) -> Jobs {
         memory: 1 << 32,
         queue: 100,
         active: 4,
+        retention: jobs::Retention::default(),
     };
     Jobs::open(settings, Models::new(vec![Arc::new(model("net-a"))]).unwrap()).unwrap()
 }
@@ -266,7 +268,10 @@ async fn damaged_files_fail_their_own_job_and_no_other() {
     // The journal has a torn tail.
     edit(&path(3).join("journal"), &|bytes| bytes.extend([7; 21]));
     // What a crash left of a job that was being made.
-    fs::create_dir(dir.path().join(".half")).unwrap();
+    let half = dir.path().join(format!(".{}", "7".repeat(32)));
+    fs::create_dir(&half).unwrap();
+    // A directory of somebody else.
+    fs::create_dir(dir.path().join(".config")).unwrap();
 
     let server = Server::start(dir.path(), &[]);
     let mut client = server.client().await;
@@ -288,7 +293,8 @@ async fn damaged_files_fail_their_own_job_and_no_other() {
     let request = api::GetJobRequest { name: names[2].clone() };
     assert_eq!(client.get_job(request).await.unwrap_err().code(), Code::NotFound);
     assert!(path(2).join("journal").exists(), "what can't be read is left alone");
-    assert!(!dir.path().join(".half").exists());
+    assert!(!half.exists());
+    assert!(dir.path().join(".config").exists(), "only directories of jobs are removed");
 }
 
 /// The path of a job's directory.

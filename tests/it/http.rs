@@ -16,7 +16,7 @@ use tessera::{
         plan::{Spec, TileSize},
     },
     image_out::Bits,
-    jobs::{self, Job, Jobs, Models, Phase, Settings},
+    jobs::{self, Job, Jobs, Models, Phase, Retention, Settings},
     service::http,
 };
 use tower::ServiceExt as _;
@@ -42,6 +42,7 @@ impl Site {
             memory: 1 << 30,
             queue: 100,
             active: 2,
+            retention: Retention::default(),
         };
         let jobs = Jobs::open(settings, Models::new(vec![Arc::new(model)]).unwrap()).unwrap();
         Self { router: http::router(jobs.clone()), jobs, _directory: directory }

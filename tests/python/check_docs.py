@@ -271,8 +271,14 @@ def missing(usage: str, arguments: list[str]) -> str | None:
     """What the usage wants and the arguments lack; `--help` hides that from the parser."""
     line = next(line for line in usage.split("\n") if line.startswith("Usage:"))
     with_value = set(re.findall(r"(--[\w-]+) <", usage))
+    given_flags = {argument.split("=")[0] for argument in arguments}
+    group = r"<((?:--[\w-]+(?: <[^>]+>)?\|?)+)>"
+    for flags in re.findall(group, line):
+        if given_flags.isdisjoint(re.findall(r"--[\w-]+", flags)):
+            return f"one of {flags} is missing"
+    line = re.sub(group, "", line)
     for flag in re.findall(r"(--[\w-]+) <[^>]+>", line):
-        if not any(argument.split("=")[0] == flag for argument in arguments):
+        if flag not in given_flags:
             return f"{flag} is missing"
     places = re.findall(r"<[^>]+>", re.sub(r"--[\w-]+ <[^>]+>", "", line))
     given, value = [], False

@@ -278,6 +278,10 @@ impl Disk for SimulatedDisk {
         Ok(now.iter().map(entry).collect())
     }
 
+    fn len(&self, path: &Path) -> io::Result<u64> {
+        self.read(path).map(|bytes| bytes.len() as u64)
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state();
         state.alive()?;

@@ -1,6 +1,6 @@
 //! A seeded simulation of the jobs: scheduler, journals and watchers in one thread, over a simulated disk and clock.
 //!
-//! The jobs are those of the program: admission, deadlines, creation, cancellation, deletion, the committer, recovery and the
+//! The jobs are those of the program: admission, deadlines, creation, cancellation, deletion, pruning, the committer, recovery and the
 //! files' formats. Only the networks are replaced: steps and tiles are numbers that follow from the seed. A schedule is a
 //! sequence of random calls, slices and commits; the disk may crash at each operation and tear, reorder or refuse what it is
 //! given ([`disk`]).
@@ -31,16 +31,17 @@ use crate::{
         plan::{Plan, Rect, Spec, TileSize},
     },
     jobs::{
-        Job, Jobs, Models, Phase, Request, Settings, Shared,
+        Job, Jobs, Models, Phase, Pruned, Request, Retention, Settings, Shared,
         admission::Cost,
         committer::{self, Settled, Tile, Write, WriteRequest},
         files::JobBuffer,
-        record::{Event, Record},
+        prune::prune_on,
+        record::{Event, Record, to_ms},
         worker,
     },
     model::{checkpoint::Checkpoint, sampler::SamplerState},
     ops::testing::Random,
-    store::Disk as _,
+    store::Disk,
 };
 
 /// Random actions of a schedule.
@@ -143,6 +144,7 @@ fn settings() -> Settings {
         memory: 1 << 40,
         queue: 6,
         active: 1,
+        retention: Retention::default(),
     }
 }
 
@@ -178,6 +180,9 @@ impl World {
             let crash = (self.crashes > 0).then(|| self.random.bits() % 300);
             self.crashes = self.crashes.saturating_sub(1);
             self.disk.set_faults(crash, if crash.is_some() { self.failing } else { 0 });
+            if self.below(8) == 0 {
+                self.prune_without_server();
+            }
             let shared = Shared::open(settings(), MODELS.clone(), Arc::new(self.disk.clone()));
             if self.disk.has_crashed() {
                 drop(shared);
@@ -281,7 +286,8 @@ impl World {
         match self.below(100) {
             0..12 => self.create(),
             12..15 => self.cancel(),
-            15..19 => self.delete(),
+            15..18 => self.delete(),
+            18 => self.prune(),
             19..22 => self.set_viewport(),
             22..32 => self.watch(),
             32..36 => self.pass_time(),
@@ -370,6 +376,67 @@ impl World {
         if deleted {
             assert!(self.jobs().get(&job.id).is_err());
         }
+    }
+
+    /// A random limit of the bytes of all jobs.
+    fn retention(&mut self) -> Retention {
+        Retention { older_than: None, keep_bytes: Some(self.below(400_000) as u64) }
+    }
+
+    /// The server removes ended jobs.
+    fn prune(&mut self) {
+        let retention = self.retention();
+        let shared = self.jobs().shared.clone();
+        let before = self.all();
+        let running: Vec<_> = before.iter().filter(|job| !job.snapshot().phase.is_last()).collect();
+        let pruned = shared.prune(retention, to_ms(SystemTime::now()));
+        for Pruned { id, .. } in &pruned {
+            let deleted = self.jobs().get(id).is_err() && !self.disk.has_crashed();
+            let known = self.known.get_mut(id).unwrap();
+            (known.deleted, known.maybe_deleted) = (deleted, true);
+        }
+        if self.disk.has_crashed() {
+            return;
+        }
+        let now = self.all();
+        for job in running {
+            assert!(now.iter().any(|kept| kept.id == job.id), "{} was pruned", job.id);
+        }
+        let failed = pruned.iter().any(|pruned| self.jobs().get(&pruned.id).is_ok());
+        let ended = now.iter().any(|job| job.snapshot().phase.is_last());
+        let bytes: u64 = now.iter().map(|job| job.directory.bytes()).sum();
+        assert!(failed || !ended || Some(bytes) <= retention.keep_bytes, "{bytes} bytes are left");
+    }
+
+    /// Between two processes the command removes ended jobs.
+    fn prune_without_server(&mut self) {
+        let retention = self.retention();
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let prune = |dry_run| {
+            let mut pruned = Vec::new();
+            let mut seen = |job: Pruned| {
+                pruned.push(job.id);
+                Ok(())
+            };
+            // After an error some are left.
+            let _ = prune_on(&disk, Path::new(ROOT), retention, dry_run, &mut seen);
+            pruned
+        };
+        let chosen = prune(true);
+        for id in &chosen {
+            if let Ok(bytes) = self.disk.read(&journal(id)) {
+                let (records, _) = crate::store::journal::scan(&bytes).unwrap();
+                let last = Record::from_bytes(records.last().unwrap()).unwrap();
+                assert!(last.event.is_last(), "{id} is chosen and has not ended");
+            }
+        }
+        let pruned = prune(false);
+        for id in chosen.iter().chain(&pruned) {
+            let known = self.known.entry(id.clone()).or_default();
+            known.maybe_deleted = true;
+            known.deleted |= pruned.contains(id);
+        }
+        assert!(self.disk.has_crashed() || self.failing > 0 || chosen == pruned);
     }
 
     fn set_viewport(&mut self) {
