@@ -27,6 +27,7 @@
 //! | `cli` | the command `tessera`: `cli`, `telemetry` |
 //! | `gpu` | the GPU backend: `exec::gpu`, `engine::device::Device::Gpu` |
 //! | `default-model` | the embedded model: [`Checkpoint::default_model`](model::checkpoint::Checkpoint::default_model) |
+//! | `zstd` | TIFF files in Zstandard: `image_out::Compression::Zstd` |
 //! | `otlp` (off by default) | traces for an OpenTelemetry collector |
 //!
 //! # The layers

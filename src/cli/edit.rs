@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{
     args::{self, DeviceArgs, LabelArgs, ModelArgs, SamplingArgs},
     generate::{self, Given},
-    output,
+    output::{FileArgs, Output},
     progress::{Progress, ProgressArgs},
 };
 use crate::{
@@ -25,9 +25,11 @@ pub(super) struct Args {
     /// Picture to read: JPEG, PNG, TIFF or WebP, 8 or 16 bit
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// Picture to write: .tiff or .png
+    /// Picture to write: .tiff or .png; - for standard output
     #[arg(value_name = "OUT")]
     out: PathBuf,
+    #[command(flatten)]
+    form: FileArgs,
     /// Amount of change: 0 only encodes and decodes the picture, 1 makes an unrelated one
     #[arg(long, allow_negative_numbers = true, value_name = "SHARE", value_parser = args::parse_number, default_value_t = STRENGTH)]
     strength: f64,
@@ -49,8 +51,8 @@ pub(super) fn run(
     progress: &mut Progress,
     cancel: &Cancel,
 ) -> Result<()> {
-    output::check(&args.out)?;
-    output::keeps(&args.out, args.model.model.iter().chain([&args.input]))?;
+    let inputs = args.model.model.iter().chain([&args.input]);
+    let out = Output::new(&args.out, &args.form, inputs, progress)?;
     let model = args.model.open()?;
     let Photo { picture, attribution, notices } = args::read_picture(&args.input)?;
     let written = args.sampling.decode.bits.per_sample();
@@ -66,5 +68,5 @@ pub(super) fn run(
     plan.notices.extend(notices.into_iter().chain(depth_notice(picture.bits, written)));
     let mut device = args.device.open(config, &model)?;
     let given = Some(Given { picture, sha256, attribution });
-    generate::one(&model, &plan, given, &mut device, &args.out, config, progress, cancel)
+    generate::one(&model, &plan, given, &mut device, &out, config, progress, cancel)
 }

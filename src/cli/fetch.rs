@@ -9,13 +9,13 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    output,
+    output::{self, FileArgs, Output},
     progress::{Progress, ProgressArgs, path_text},
     server::{EventPrinter, RetryArgs, ServerArgs},
     text,
 };
 use crate::{
-    client::{self, sanitize},
+    client::{self, FetchOptions, sanitize},
     config::Config,
     error::Result,
 };
@@ -26,9 +26,11 @@ pub(super) struct Args {
     /// Name of the job, as printed by "submit"
     #[arg(value_name = "JOB")]
     job: String,
-    /// Picture to write, .tiff or .png
+    /// Picture to write, .tiff or .png; - for standard output
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    form: FileArgs,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -54,30 +56,32 @@ pub(super) fn run(
     cancel: &CancellationToken,
 ) -> Result<()> {
     let began = Instant::now();
-    output::check(&args.out)?;
+    let out = Output::new(&args.out, &args.form, [], progress)?;
     let name = client::full_name(&args.job);
     let job = client::run(cancel, async {
         let client = args.server.connect_lazy(args.retry.retry())?;
         let job = client.get(&name).await?;
         let mut printer = EventPrinter::new(&job, progress);
         let mut show = |event: &crate::api::JobEvent| printer.show(event, progress);
-        client.fetch(&name, &args.out, config.created, &mut show).await?;
+        let options = FetchOptions { created: config.created, compression: out.compression() };
+        client.fetch(&name, out.path(), options, &mut show).await?;
         Ok(job)
     })?;
     progress.leave();
-    let bytes = output::length(&args.out)?;
+    let bytes = output::length(out.path())?;
     let took = began.elapsed();
     let seconds = took.as_secs_f64();
-    progress.json(&Fetched { job: &name, out: &args.out, bytes, seconds });
+    progress.json(&Fetched { job: &name, out: out.name(), bytes, seconds });
     let spec = job.spec.unwrap_or_default();
-    progress.result(&format!(
-        "{}  {}  {} x {}  {} bit  {}  {}\n",
-        args.out.display(),
+    let line = format!(
+        "{}  {}  {} x {}  {} bit  {}  {}",
+        out.name().display(),
         sanitize(&name),
         spec.width,
         spec.height,
         spec.bits,
         text::bytes(bytes),
         text::seconds(took)
-    ))
+    );
+    out.finish(progress, &line)
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{
     args::{DeviceArgs, LabelArgs, ModelArgs, PictureArgs, Size},
-    output,
+    output::{self, FileArgs, Output},
     progress::{Progress, ProgressArgs, path_text},
     text,
 };
@@ -43,9 +43,11 @@ pub(super) struct Args {
     /// Number of pictures, with consecutive seeds from --seed on
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1)]
     count: u64,
-    /// Picture to write, .tiff or .png; tessera-SEED.tiff if not given
+    /// Picture to write, .tiff or .png; - for standard output; tessera-SEED.tiff if not given
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    form: FileArgs,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -98,11 +100,10 @@ pub(super) fn run(
     progress: &mut Progress,
     cancel: &Cancel,
 ) -> Result<()> {
-    let jobs = jobs(args)?;
-    for (_, path) in &jobs {
-        output::check(path)?;
-        output::keeps(path, &args.model.model)?;
-    }
+    let jobs = jobs(args)?.into_iter().map(|(seed, path)| {
+        Ok((seed, Output::new(&path, &args.form, &args.model.model, progress)?))
+    });
+    let jobs: Vec<_> = jobs.collect::<Result<_>>()?;
     let model = args.model.open()?;
     let mut spec = args.picture.sampling.spec(&model.arch)?;
     if let Some(Size { width, height }) = args.picture.size {
@@ -111,10 +112,10 @@ pub(super) fn run(
     args.labels.apply(&model, &mut spec)?;
     let mut plan = Plan::new(spec, &model.arch)?;
     let mut device = args.device.open(config, &model)?;
-    for (seed, path) in &jobs {
+    for (seed, out) in &jobs {
         plan.spec.seed = *seed;
         args.labels.apply(&model, &mut plan.spec)?;
-        one(&model, &plan, None, &mut device, path, config, progress, cancel)?;
+        one(&model, &plan, None, &mut device, out, config, progress, cancel)?;
         // Notices are shown with the first picture only.
         plan.notices.clear();
     }
@@ -129,14 +130,14 @@ pub(super) struct Given {
     pub(super) attribution: Attribution,
 }
 
-/// Makes one picture from `plan.spec.seed` and the source picture, if any, and writes it to `path`.
+/// Makes one picture from `plan.spec.seed` and the source picture, if any, and writes it to `out`.
 #[allow(clippy::too_many_arguments, reason = "all of them differ between the callers")]
 pub(super) fn one(
     model: &Checkpoint,
     plan: &Plan,
     given: Option<Given>,
     device: &mut Device,
-    path: &Path,
+    out: &Output,
     config: &Config,
     progress: &mut Progress,
     cancel: &Cancel,
@@ -162,7 +163,7 @@ pub(super) fn one(
         arena_bytes: plan.picture_bytes,
         peak_bytes: plan.peak_bytes,
         flops: plan.flops,
-        out: path,
+        out: out.name(),
     });
     progress.line(&format!(
         "{}  {} x {}  seed {}  {} {} steps  on {on}",
@@ -173,7 +174,7 @@ pub(super) fn one(
         spec.sampler.name(),
         spec.steps.total(),
     ));
-    let scratch = &output::directory(path);
+    let scratch = &out.directory();
     let (picture, source) =
         given.map(|given| (given.picture, (given.sha256, given.attribution))).unzip();
     let canvas = with_ops!(device, ops => {
@@ -182,25 +183,26 @@ pub(super) fn one(
     progress.stage("write");
     let source = source.as_ref().map(|(sha256, attribution)| (sha256.as_str(), attribution));
     let metadata = provenance::generated(model, &name, spec, source);
-    let bytes = output::write(path, &canvas, metadata, config, cancel)?;
+    let bytes = out.write(&canvas, metadata, config, cancel)?;
     progress.leave();
     let took = began.elapsed();
     progress.json(&Finished {
         seed: spec.seed,
         seed_text: spec.seed.to_string(),
-        out: path,
+        out: out.name(),
         bytes,
         seconds: took.as_secs_f64(),
     });
-    progress.result(&format!(
-        "{}  {} x {}  {} bit  {}  {}\n",
-        path.display(),
+    let line = format!(
+        "{}  {} x {}  {} bit  {}  {}",
+        out.name().display(),
         spec.width,
         spec.height,
         spec.bits.per_sample(),
         text::bytes(bytes),
         text::seconds(took)
-    ))
+    );
+    out.finish(progress, &line)
 }
 
 fn canvas<O: Backend>(
@@ -229,6 +231,9 @@ fn jobs(args: &Args) -> Result<Vec<(u64, PathBuf)>> {
         let (seed, count) = (args.picture.sampling.seed, args.count);
         let expected = Expected::at_most(u64::MAX - (count - 1));
         return Err(Error::invalid("seed", format!("{seed} with count {count}"), expected));
+    }
+    if args.count > 1 && args.out.as_deref().is_some_and(output::is_stdout) {
+        return Err(Error::invalid("count", args.count, "1 for standard output"));
     }
     let seeds = (0..args.count).map(|i| args.picture.sampling.seed + i);
     Ok(match &args.out {

@@ -31,7 +31,7 @@ pub(super) struct ManualArgs {
 pub(super) fn completions(args: &CompletionsArgs, progress: &Progress) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "tessera", &mut script);
-    progress.raw(&script)
+    progress.raw(&script).map(drop)
 }
 
 pub(super) fn manual(args: &ManualArgs, progress: &Progress) -> Result<()> {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{
     args::{self, DecodeFlags, DeviceArgs, ModelArgs},
-    output,
+    output::{self, FileArgs, Output},
     progress::{Progress, ProgressArgs, path_text},
     text,
 };
@@ -46,9 +46,11 @@ pub(super) struct DecodeArgs {
     /// Latents to read
     #[arg(value_name = "LATENTS.safetensors")]
     input: PathBuf,
-    /// Picture to write: .tiff or .png
+    /// Picture to write: .tiff or .png; - for standard output
     #[arg(value_name = "OUT")]
     out: PathBuf,
+    #[command(flatten)]
+    form: FileArgs,
     /// Seed of the decoder's noise, for models that have it
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -111,7 +113,8 @@ pub(super) fn encode(
     cancel.check()?;
     LatentFile { width, height, latents }.write(&args.out, &model)?;
     let bytes = output::length(&args.out)?;
-    done(progress, &args.out, width, height, bytes, began)
+    let line = done(progress, &args.out, width, height, bytes, began);
+    progress.result(&format!("{line}\n"))
 }
 
 pub(super) fn decode(
@@ -121,8 +124,8 @@ pub(super) fn decode(
     cancel: &Cancel,
 ) -> Result<()> {
     let began = Instant::now();
-    output::check(&args.out)?;
-    output::keeps(&args.out, args.model.model.iter().chain([&args.input]))?;
+    let inputs = args.model.model.iter().chain([&args.input]);
+    let out = Output::new(&args.out, &args.form, inputs, progress)?;
     let model = args.model.open()?;
     let LatentFile { width, height, latents } = LatentFile::read(&args.input, &model)
         .map_err(|error| args::named_input(error, "latents", &args.input))?;
@@ -137,8 +140,7 @@ pub(super) fn decode(
         device: &on,
     });
     progress.line(&format!("{}  {width} x {height}  on {on}", args.input.display()));
-    let canvas =
-        PixelBuffer::create(&output::directory(&args.out), width, height, args.decode.bits)?;
+    let canvas = PixelBuffer::create(&out.directory(), width, height, args.decode.bits)?;
     let arch = &model.arch;
     let canvas = with_ops!(&mut device, ops => {
         engine::decode(ops, arch, (&latents, args.seed), &tiling, canvas, progress, cancel)
@@ -146,11 +148,12 @@ pub(super) fn decode(
     progress.stage("write");
     let description = format!("decoded by {}", model.arch.name);
     let metadata = provenance::decoded(&model, &name, (width, height), description);
-    let bytes = output::write(&args.out, &canvas, metadata, config, cancel)?;
-    done(progress, &args.out, width, height, bytes, began)
+    let bytes = out.write(&canvas, metadata, config, cancel)?;
+    let line = done(progress, out.name(), width, height, bytes, began);
+    out.finish(progress, &line)
 }
 
-/// Ends the progress and prints the result.
+/// Ends the progress and returns the result for people.
 fn done(
     progress: &mut Progress,
     out: &Path,
@@ -158,14 +161,14 @@ fn done(
     height: usize,
     bytes: u64,
     began: Instant,
-) -> Result<()> {
+) -> String {
     progress.leave();
     let took = began.elapsed();
     progress.json(&Finished { out, bytes, seconds: took.as_secs_f64() });
-    progress.result(&format!(
-        "{}  {width} x {height}  {}  {}\n",
+    format!(
+        "{}  {width} x {height}  {}  {}",
         out.display(),
         text::bytes(bytes),
         text::seconds(took)
-    ))
+    )
 }

@@ -142,16 +142,16 @@ impl Progress {
         if self.is_json() {
             return Ok(());
         }
-        self.raw(visible(text).as_bytes())
+        self.raw(visible(text).as_bytes()).map(drop)
     }
 
-    /// Writes bytes to standard output as they are.
-    pub(super) fn raw(&self, bytes: &[u8]) -> Result<()> {
-        match std::io::stdout().lock().write_all(bytes) {
-            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(Error::io("write to", "standard output", e))
-            }
-            _ => Ok(()),
+    /// Writes bytes to standard output as they are. False: its reader has closed it, which is no error.
+    pub(super) fn raw(&self, bytes: &[u8]) -> Result<bool> {
+        let mut out = std::io::stdout().lock();
+        match out.write_all(bytes).and_then(|()| out.flush()) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+            Err(e) => Err(Error::io("write to", "standard output", e)),
         }
     }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     args::{self, DecodeFlags, DeviceArgs, ModelArgs},
-    output,
+    output::{FileArgs, Output},
     progress::{Progress, ProgressArgs, path_text},
     text,
 };
@@ -26,9 +26,11 @@ pub(super) struct Args {
     /// Picture to read: JPEG, PNG, TIFF or WebP, 8 or 16 bit
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// Picture to write: .tiff or .png
+    /// Picture to write: .tiff or .png; - for standard output
     #[arg(value_name = "OUT")]
     out: PathBuf,
+    #[command(flatten)]
+    form: FileArgs,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -68,8 +70,8 @@ pub(super) fn run(
     cancel: &Cancel,
 ) -> Result<()> {
     let began = Instant::now();
-    output::check(&args.out)?;
-    output::keeps(&args.out, args.model.model.iter().chain([&args.input]))?;
+    let inputs = args.model.model.iter().chain([&args.input]);
+    let out = Output::new(&args.out, &args.form, inputs, progress)?;
     let model = args.model.open()?;
     let Photo { picture, attribution, notices } = args::read_picture(&args.input)?;
     let depth = depth_notice(picture.bits, args.decode.bits.per_sample());
@@ -89,8 +91,7 @@ pub(super) fn run(
         device: &on,
     });
     progress.line(&format!("{}  {width} x {height}  on {on}", args.input.display()));
-    let canvas =
-        PixelBuffer::create(&output::directory(&args.out), width, height, args.decode.bits)?;
+    let canvas = PixelBuffer::create(&out.directory(), width, height, args.decode.bits)?;
     let (arch, original) = (&model.arch, picture.clone());
     progress.stage("encode");
     let canvas = with_ops!(&mut device, ops => {
@@ -101,19 +102,20 @@ pub(super) fn run(
     let description = format!("reconstruction by {}", model.arch.name);
     let mut metadata = provenance::decoded(&model, &name, (width, height), description);
     metadata.attribute(&attribution);
-    let bytes = output::write(&args.out, &canvas, metadata, config, cancel)?;
+    let bytes = out.write(&canvas, metadata, config, cancel)?;
     progress.leave();
     let took = began.elapsed();
     progress.json(&Finished {
-        out: &args.out,
+        out: out.name(),
         bytes,
         psnr: psnr.is_finite().then_some(psnr),
         seconds: took.as_secs_f64(),
     });
-    progress.result(&format!(
-        "{}  {width} x {height}  PSNR {psnr:.2} dB  {}  {}\n",
-        args.out.display(),
+    let line = format!(
+        "{}  {width} x {height}  PSNR {psnr:.2} dB  {}  {}",
+        out.name().display(),
         text::bytes(bytes),
         text::seconds(took)
-    ))
+    );
+    out.finish(progress, &line)
 }

@@ -25,16 +25,25 @@ use crate::{
         job_event::{Event, Finished},
     },
     error::{Error, Expected, Kind, Result},
-    image_out::{self, CLASSIC_LIMIT, Format, Metadata},
+    image_out::{self, Compression, Format, Metadata, TiffOptions},
     store,
 };
 
 /// Longest receipt and description in bytes; typical ones have a few hundred.
 const MAX_METADATA: usize = 1 << 18;
 
+/// Form of a fetched file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FetchOptions {
+    /// Creation time that the file states.
+    pub created: Option<SystemTime>,
+    /// Compression of a TIFF.
+    pub compression: Compression,
+}
+
 impl Client {
     /// Writes the picture of the job `name` to `out`, a TIFF or PNG by its extension, waiting for the end of the job. The file
-    /// states the creation time `created`. Every event is passed to `seen`.
+    /// has the form of `options`. Every event is passed to `seen`.
     ///
     /// The file has the same bytes as one generated locally with the same seed, model and kind of device.
     ///
@@ -46,7 +55,7 @@ impl Client {
         &self,
         name: &str,
         out: &Path,
-        created: Option<SystemTime>,
+        options: FetchOptions,
         seen: &mut dyn FnMut(&JobEvent),
     ) -> Result<()> {
         let format = Format::of(out)?;
@@ -54,7 +63,9 @@ impl Client {
         let job = self.with_retries(u32::MAX, || self.try_get(name)).await?;
         let layout = Layout::of(&job)?;
         let incoming = Arc::new(Incoming::new(directory(out), layout)?);
-        let mut writer = Writer::start(incoming.clone(), out.to_owned(), format)?;
+        let FetchOptions { created, compression } = options;
+        let options = TiffOptions { compression, ..TiffOptions::default() };
+        let mut writer = Writer::start(incoming.clone(), out.to_owned(), format, options)?;
         let options = StreamOptions {
             tile_format: ImageFormat::Raw.into(),
             without_previews: true,
@@ -140,17 +151,19 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(incoming: Arc<Incoming>, out: PathBuf, format: Format) -> Result<Self> {
+    fn start(
+        incoming: Arc<Incoming>,
+        out: PathBuf,
+        format: Format,
+        options: TiffOptions,
+    ) -> Result<Self> {
         let (done, ended) = oneshot::channel();
         let source = incoming.clone();
         let write = move || {
             let written = match format {
-                Format::Tiff => image_out::write_tiff_with(
-                    &out,
-                    source.as_ref(),
-                    || source.metadata(),
-                    CLASSIC_LIMIT,
-                ),
+                Format::Tiff => {
+                    image_out::write_tiff_with(&out, source.as_ref(), || source.metadata(), options)
+                }
                 // A PNG has its text before its pixels.
                 Format::Png => source
                     .metadata()

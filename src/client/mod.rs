@@ -28,6 +28,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
+pub use fetch::FetchOptions;
 pub use retry::Retry;
 pub use run::run;
 pub use watch::{Watch, job_failure};

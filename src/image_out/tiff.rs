@@ -1,5 +1,4 @@
-//! Tiled multi-resolution TIFF: Deflate with horizontal predictor, the overviews as further
-//! directories.
+//! Tiled multi-resolution TIFF: compressed without loss, the overviews as further directories.
 //!
 //! One pass over the tiles of the picture in Z-order (Morton 1966): each tile is compressed, and every four are
 //! combined to one of the level above at once. So the pixels are read once, memory holds only the tiles of one path up
@@ -10,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use flate2::{Compression, write::ZlibEncoder};
+use flate2::write::ZlibEncoder;
 use rayon::prelude::*;
 use tiff::{
     Directory, TiffError, TiffResult,
@@ -24,7 +23,7 @@ use tiff::{
 };
 
 use super::{
-    Bits, Metadata, PixelSource, check_size,
+    Bits, Compression, Metadata, PixelSource, check_size,
     metadata::ascii,
     pyramid::{self, ROW, Sample, Tile},
     srgb_profile,
@@ -49,12 +48,29 @@ const REDUCED: u32 = 1;
 const PARALLEL_LEVEL: usize = 3;
 
 /// zlib's own default: beyond it the files hardly shrink.
-const DEFLATE_LEVEL: Compression = Compression::new(6);
+const DEFLATE_LEVEL: flate2::Compression = flate2::Compression::new(6);
+
+/// The library's own default.
+#[cfg(feature = "zstd")]
+const ZSTD_LEVEL: i32 = zstd::DEFAULT_COMPRESSION_LEVEL;
+
+/// Form of a TIFF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TiffOptions {
+    /// Compression of the tiles.
+    pub compression: Compression,
+    /// The file is a classic TIFF if it could not exceed so many bytes even uncompressed, and BigTIFF otherwise. It should
+    /// be [`CLASSIC_LIMIT`].
+    pub classic_limit: u64,
+}
+
+impl Default for TiffOptions {
+    fn default() -> Self {
+        Self { compression: Compression::default(), classic_limit: CLASSIC_LIMIT }
+    }
+}
 
 /// Writes `source` as a tiled multi-resolution TIFF to `path`, replacing an existing file.
-///
-/// The file is a classic TIFF if it could not exceed `classic_limit` bytes even uncompressed, and BigTIFF otherwise.
-/// `classic_limit` should be [`CLASSIC_LIMIT`].
 ///
 /// # Errors
 ///
@@ -63,9 +79,9 @@ pub fn write_tiff(
     path: &Path,
     source: &dyn PixelSource,
     metadata: &Metadata,
-    classic_limit: u64,
+    options: TiffOptions,
 ) -> Result<()> {
-    write_tiff_with(path, source, || Ok(metadata.clone()), classic_limit)
+    write_tiff_with(path, source, || Ok(metadata.clone()), options)
 }
 
 /// As [`write_tiff`]; `metadata` is called when all pixels are in the file.
@@ -77,12 +93,13 @@ pub fn write_tiff_with(
     path: &Path,
     source: &dyn PixelSource,
     metadata: impl FnOnce() -> Result<Metadata>,
-    classic_limit: u64,
+    options: TiffOptions,
 ) -> Result<()> {
     check_size(source, i32::MAX as u32)?;
     let mut file = AtomicFile::create(path)?;
     let (width, height) = (source.width() as usize, source.height() as usize);
-    let writer = Writer { source, pyramid: Pyramid { width, height } };
+    let TiffOptions { compression, classic_limit } = options;
+    let writer = Writer { source, pyramid: Pyramid { width, height }, compression };
     let big = writer.longest_file() > classic_limit.min(CLASSIC_LIMIT);
     let written = match (source.bits(), big) {
         (Bits::Eight, false) => writer.write::<u8, TiffKindStandard>(&mut file, metadata),
@@ -140,6 +157,7 @@ struct Index {
 struct Writer<'a> {
     source: &'a dyn PixelSource,
     pyramid: Pyramid,
+    compression: Compression,
 }
 
 impl Writer<'_> {
@@ -154,8 +172,8 @@ impl Writer<'_> {
         columns * rows
     }
 
-    /// Upper bound of the file's length: all tiles, each a little longer than raw (Deflate's stored
-    /// blocks), its offset and length, and the directories.
+    /// Upper bound of the file's length: all tiles, each a little longer than raw (stored blocks of
+    /// Deflate and Zstandard), its offset and length, and the directories.
     fn longest_file(&self) -> u64 {
         let raw = (TILE * ROW * self.source.bits().sample_len()) as u64;
         let tiles: u64 = self.levels().map(|level| self.tiles(level) as u64).sum();
@@ -216,7 +234,7 @@ impl Writer<'_> {
         }
         let tile = pyramid::combine(&children, self.pyramid, position)?;
         drop(children);
-        sink(pack(position, &tile)?)?;
+        sink(self.pack(position, &tile)?)?;
         Ok(tile)
     }
 
@@ -233,8 +251,30 @@ impl Writer<'_> {
             let tile = pyramid::combine(&children, self.pyramid, position)?;
             (tile, packed.into_iter().flatten().collect())
         };
-        packed.push(pack(position, &tile)?);
+        packed.push(self.pack(position, &tile)?);
         Ok((tile, packed))
+    }
+
+    /// Compresses a tile.
+    fn pack<T: Sample>(&self, position: TilePosition, tile: &Tile<T>) -> Result<Packed> {
+        let raw: &[u8] = bytemuck::cast_slice(tile);
+        let packed = match self.compression {
+            Compression::None => Ok(raw.to_vec()),
+            Compression::Deflate => {
+                let differences = differences(tile);
+                let raw: &[u8] = bytemuck::cast_slice(&differences);
+                let mut encoder =
+                    ZlibEncoder::new(Vec::with_capacity(raw.len() / 2), DEFLATE_LEVEL);
+                encoder.write_all(raw).and_then(|()| encoder.finish())
+            }
+            #[cfg(feature = "zstd")]
+            Compression::Zstd => {
+                zstd::bulk::compress(bytemuck::cast_slice(&differences(tile)), ZSTD_LEVEL)
+            }
+        };
+        packed
+            .map(|bytes| Packed { position, bytes })
+            .map_err(|error| Error::internal("compressing a tile").with_source(error))
     }
 
     /// The tiles below `position` that exist: one, two or four.
@@ -263,12 +303,18 @@ impl Writer<'_> {
         directory.write_tag(Tag::ImageWidth, width as u32)?;
         directory.write_tag(Tag::ImageLength, height as u32)?;
         directory.write_tag(Tag::BitsPerSample, [bits; 3])?;
-        directory.write_tag(Tag::Compression, CompressionMethod::Deflate)?;
+        let (method, predictor) = match self.compression {
+            Compression::Deflate => (CompressionMethod::Deflate, Predictor::Horizontal),
+            #[cfg(feature = "zstd")]
+            Compression::Zstd => (CompressionMethod::ZSTD, Predictor::Horizontal),
+            Compression::None => (CompressionMethod::None, Predictor::None),
+        };
+        directory.write_tag(Tag::Compression, method)?;
         directory.write_tag(Tag::PhotometricInterpretation, PhotometricInterpretation::RGB)?;
         directory.write_tag(Tag::SamplesPerPixel, 3_u16)?;
         directory.write_tag(Tag::PlanarConfiguration, PlanarConfiguration::Chunky)?;
         directory.write_tag(Tag::SampleFormat, &[SampleFormat::Uint; 3][..])?;
-        directory.write_tag(Tag::Predictor, Predictor::Horizontal)?;
+        directory.write_tag(Tag::Predictor, predictor)?;
         directory.write_tag(Tag::TileWidth, TILE as u16)?;
         directory.write_tag(Tag::TileLength, TILE as u16)?;
         for (tag, values) in
@@ -335,19 +381,13 @@ fn align<W: Write + Seek, K: TiffKind>(
     if len % 2 == 1 { directory.write_data(0_u8).map(drop) } else { Ok(()) }
 }
 
-/// Compresses a tile: horizontal differences (TIFF 6.0, section 14), then Deflate.
-fn pack<T: Sample>(position: TilePosition, tile: &Tile<T>) -> Result<Packed> {
+/// The samples of a tile as horizontal differences (TIFF 6.0, section 14).
+fn differences<T: Sample>(tile: &Tile<T>) -> Tile<T> {
     let mut differences = tile.clone();
     for row in differences.chunks_exact_mut(ROW) {
         for i in (3..ROW).rev() {
             row[i] = row[i].difference(row[i - 3]);
         }
     }
-    let raw: &[u8] = bytemuck::cast_slice(&differences);
-    let mut encoder = ZlibEncoder::new(Vec::with_capacity(raw.len() / 2), DEFLATE_LEVEL);
-    encoder
-        .write_all(raw)
-        .and_then(|()| encoder.finish())
-        .map(|bytes| Packed { position, bytes })
-        .map_err(|error| Error::internal("compressing a tile").with_source(error))
+    differences
 }

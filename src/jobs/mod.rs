@@ -470,10 +470,7 @@ impl Jobs {
     /// full; [`Kind::Damaged`](crate::error::Kind) for a damaged tile (see [`Job::read_tile`]); [`Kind::Io`](crate::error::Kind).
     pub fn picture(&self, job: &Job, format: Format) -> Result<PathBuf> {
         job.need_finished()?;
-        let path = job.picture_file(match format {
-            Format::Tiff => "tiff",
-            Format::Png => "png",
-        });
+        let path = job.picture_file(format.name());
         if !path.exists() {
             let (description, receipt) = job.receipt().unwrap_or_default();
             let receipt = serde_json::from_str(&receipt).unwrap_or_default();

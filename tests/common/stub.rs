@@ -17,7 +17,7 @@ use tessera::{
         job_event::{self, Event},
         job_service_server::{JobService, JobServiceServer},
     },
-    image_out::{self, Bits, CLASSIC_LIMIT, Metadata, RawPixels},
+    image_out::{self, Bits, Metadata, RawPixels, TiffOptions},
 };
 use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
 use tonic::{Code, Request, Response, Status, service::Routes};
@@ -117,7 +117,7 @@ impl Made {
         if name.ends_with(".png") {
             image_out::write_png(&path, &source, &self.metadata).unwrap();
         } else {
-            image_out::write_tiff(&path, &source, &self.metadata, CLASSIC_LIMIT).unwrap();
+            image_out::write_tiff(&path, &source, &self.metadata, TiffOptions::default()).unwrap();
         }
         fs::read(path).unwrap()
     }

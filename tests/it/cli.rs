@@ -1,5 +1,6 @@
 //! The command line as a user meets it: results, progress, exit codes, and what every bad input is told.
 
+mod stdout;
 mod traps;
 
 use std::{

@@ -18,7 +18,7 @@ use tessera::{
         JobEvent, StreamOptions,
         job_event::{self, Event},
     },
-    client::{Client, Retry, Settings},
+    client::{Client, FetchOptions, Retry, Settings},
     error::{Error, Kind},
     image_out::Bits,
 };
@@ -48,7 +48,7 @@ async fn fails(stub: Arc<Stub>, name: &str, out: &str) -> Error {
     fs::write(&path, "before").unwrap();
     let client = client(stub.serve().await).await;
     let mut seen = |_: &JobEvent| {};
-    let work = client.fetch(name, &path, None, &mut seen);
+    let work = client.fetch(name, &path, FetchOptions::default(), &mut seen);
     let ended = tokio::time::timeout(Duration::from_secs(20), work).await;
     let error = ended.unwrap_or_else(|_| panic!("{name} is not given up")).unwrap_err();
     assert_eq!(names(dir.path()), [out], "{error}");
@@ -70,7 +70,9 @@ async fn fetch_over_cut_streams_and_a_damaged_tile_gives_the_same_bytes() {
         let path = dir.path().join(out);
         let mut seen = Vec::new();
         client
-            .fetch("one", &path, None, &mut |event: &JobEvent| seen.push(event.sequence))
+            .fetch("one", &path, FetchOptions::default(), &mut |event: &JobEvent| {
+                seen.push(event.sequence)
+            })
             .await
             .unwrap();
         assert!(fs::read(&path).unwrap() == made.file(out), "{out} differs");
@@ -95,7 +97,9 @@ async fn fetch_over_broken_connections_gives_the_same_bytes() {
     let mut seen = Vec::new();
     let client = client(proxy.address).await;
     client
-        .fetch(NAME, &path, None, &mut |event: &JobEvent| seen.push(event.sequence))
+        .fetch(NAME, &path, FetchOptions::default(), &mut |event: &JobEvent| {
+            seen.push(event.sequence)
+        })
         .await
         .unwrap();
     assert!(fs::read(&path).unwrap() == made.file("a.tiff"));
@@ -164,7 +168,10 @@ async fn retry_ends_after_the_time_limit() {
     for (refusal, cut) in [(Some(Code::Unavailable), usize::MAX), (None, 0)] {
         let stub = Arc::new(Stub { refusal, cut, ..Stub::new(&made, made.events()) });
         let client = patient(stub.clone().serve().await, give_up).await;
-        let error = client.fetch(NAME, &path, None, &mut |_: &JobEvent| {}).await.unwrap_err();
+        let error = client
+            .fetch(NAME, &path, FetchOptions::default(), &mut |_: &JobEvent| {})
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);
         assert_eq!(error.detail().fields()["limit_seconds"], 0.2);
         let watches = stub.watches.lock().unwrap().clone();
@@ -200,7 +207,7 @@ async fn fetch_that_is_dropped_leaves_no_file() {
     let mut count = 0;
     let path = dir.path().join("a.tiff");
     let mut seen = |_: &JobEvent| count += 1;
-    let work = client.fetch(NAME, &path, None, &mut seen);
+    let work = client.fetch(NAME, &path, FetchOptions::default(), &mut seen);
     assert!(tokio::time::timeout(Duration::from_millis(500), work).await.is_err());
     assert_eq!(count, 12);
     assert_eq!(names(dir.path()), [""; 0]);
@@ -232,7 +239,10 @@ async fn address_of_a_server_keeps_its_path() {
         for client in
             [Client::connect(&settings).await.unwrap(), Client::connect_lazy(&settings).unwrap()]
         {
-            client.fetch(NAME, &path, None, &mut |_: &JobEvent| {}).await.unwrap();
+            client
+                .fetch(NAME, &path, FetchOptions::default(), &mut |_: &JobEvent| {})
+                .await
+                .unwrap();
             assert!(fs::read(&path).unwrap() == made.file("a.png"));
         }
     }

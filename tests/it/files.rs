@@ -10,9 +10,13 @@ use std::{
 
 use serde_json::{Map, Value, json};
 use tessera::{
+    engine::encode::LIMITS,
     error::{Detail, Error, Kind, Result},
     geometry::Rect,
-    image_out::{self, Bits, CLASSIC_LIMIT, Metadata, PixelSource, RawPixels},
+    image_in,
+    image_out::{
+        self, Bits, CLASSIC_LIMIT, Compression, Metadata, PixelSource, RawPixels, TiffOptions,
+    },
     store::{self, BackingFile},
 };
 use tiff::{
@@ -137,11 +141,16 @@ fn tiff_levels_read_back_every_pixel() -> Outcome {
     let directory = tempfile::tempdir()?;
     for (width, height) in SIZES {
         for bits in [Bits::Eight, Bits::Sixteen] {
-            for limit in [CLASSIC_LIMIT, 0] {
-                let name = format!("{width}x{height}, {bits:?}, classic limit {limit}");
+            let forms = [CLASSIC_LIMIT, 0].into_iter().flat_map(|classic_limit| {
+                [Compression::Deflate, Compression::None]
+                    .map(|compression| TiffOptions { compression, classic_limit })
+            });
+            for options in forms {
+                let limit = options.classic_limit;
+                let name = format!("{width}x{height}, {bits:?}, {options:?}");
                 let mut expected = Picture::new(width, height, bits);
                 let path = directory.path().join("picture.tiff");
-                image_out::write_tiff(&path, &expected.source()?, &metadata(), limit)?;
+                image_out::write_tiff(&path, &expected.source()?, &metadata(), options)?;
 
                 let version = fs::read(&path)?[2];
                 assert_eq!(version, if limit == 0 { 43 } else { 42 }, "{name}");
@@ -161,6 +170,28 @@ fn tiff_levels_read_back_every_pixel() -> Outcome {
                     expected = expected.overview();
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// The largest level; `tests/python/check_tiff.py` reads the others.
+#[test]
+fn tiff_in_zstd_has_the_pixels_of_one_in_deflate() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    for (width, height) in SIZES {
+        for bits in [Bits::Eight, Bits::Sixteen] {
+            let picture = Picture::new(width, height, bits);
+            let [none, zstd, deflate] =
+                [Compression::None, Compression::Zstd, Compression::Deflate].map(|compression| {
+                    let path = directory.path().join(compression.name()).with_extension("tiff");
+                    image_out::write_with(&path, &picture.source()?, &metadata(), compression)?;
+                    let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+                    Ok::<_, Error>((bytes.len(), image_in::read(&path, LIMITS)?))
+                });
+            let ((none, _), (zstd, read), (_, expected)) = (none?, zstd?, deflate?);
+            assert!(zstd < none, "{width}x{height}, {bits:?}: {zstd} of {none} bytes");
+            assert!(read == expected, "{width}x{height}, {bits:?}");
         }
     }
     Ok(())
@@ -442,17 +473,24 @@ fn disk_full_is_an_error() -> Outcome {
 fn samples_for_other_readers_are_written() -> Outcome {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("files");
     fs::create_dir_all(&directory)?;
-    for (name, (width, height), bits, limit) in [
-        ("tiny-8", (1, 1), Bits::Eight, CLASSIC_LIMIT),
-        ("odd-8", (1001, 599), Bits::Eight, CLASSIC_LIMIT),
-        ("odd-16", (777, 1025), Bits::Sixteen, CLASSIC_LIMIT),
-        ("big-8", (513, 300), Bits::Eight, 0),
-        ("big-16", (2049, 256), Bits::Sixteen, 0),
-        ("wide-8", (2048, 1024), Bits::Eight, CLASSIC_LIMIT),
+    let classic = TiffOptions::default();
+    let big = TiffOptions { classic_limit: 0, ..classic };
+    let packed = |compression| TiffOptions { compression, ..classic };
+    for (name, (width, height), bits, options) in [
+        ("tiny-8", (1, 1), Bits::Eight, classic),
+        ("odd-8", (1001, 599), Bits::Eight, classic),
+        ("odd-16", (777, 1025), Bits::Sixteen, classic),
+        ("big-8", (513, 300), Bits::Eight, big),
+        ("big-16", (2049, 256), Bits::Sixteen, big),
+        ("wide-8", (2048, 1024), Bits::Eight, classic),
+        ("zstd-8", (777, 513), Bits::Eight, packed(Compression::Zstd)),
+        ("zstd-16", (300, 257), Bits::Sixteen, packed(Compression::Zstd)),
+        ("none-8", (777, 513), Bits::Eight, packed(Compression::None)),
+        ("none-16", (300, 257), Bits::Sixteen, packed(Compression::None)),
     ] {
         let picture = Picture::new(width, height, bits);
         let tiff = directory.join(name).with_extension("tiff");
-        image_out::write_tiff(&tiff, &picture.source()?, &metadata(), limit)?;
+        image_out::write_tiff(&tiff, &picture.source()?, &metadata(), options)?;
         image_out::write(&tiff.with_extension("png"), &picture.source()?, &metadata())?;
     }
     Ok(())

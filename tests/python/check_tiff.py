@@ -5,7 +5,8 @@
 Each file (each `.tiff` of a directory) is opened in tifffile, libvips, GDAL, OpenSlide and Pillow.
 All must see the same number of levels of the same sizes, and the same pixels at every level. If a
 PNG of the same name lies beside it, level 0 must equal it too. Tags, colour profile and receipt
-are read as well. Exit code 1 and a line for each difference.
+are read as well. Files in Zstandard are not opened in libvips, whose Python package has no decoder
+of it. Exit code 1 and a line for each difference.
 """
 
 import io
@@ -106,8 +107,12 @@ def check_metadata(path):
                 yield f"level {number}: NewSubfileType is {page.subfiletype}"
             if not page.is_tiled or page.tile != (256, 256):
                 yield f"level {number}: tiles of {page.tile}"
-            if page.predictor != tifffile.PREDICTOR.HORIZONTAL:
+            packed = page.compression != tifffile.COMPRESSION.NONE
+            expected = tifffile.PREDICTOR.HORIZONTAL if packed else tifffile.PREDICTOR.NONE
+            if page.predictor != expected:
                 yield f"level {number}: predictor {page.predictor}"
+            if page.compression != first.compression:
+                yield f"level {number}: {page.compression}, level 0: {first.compression}"
         if not first.tags["Software"].value.startswith("Tessera "):
             yield f"Software is {first.tags['Software'].value!r}"
         if "DateTime" in first.tags:  # only where SOURCE_DATE_EPOCH gave one
@@ -128,6 +133,11 @@ def check_metadata(path):
         yield "the XMP packet has no receipt"
 
 
+def compression(path):
+    with tifffile.TiffFile(path) as file:
+        return file.pages[0].compression
+
+
 def check(path):
     """All differences found in one file, a line each."""
     expected = with_tifffile(path)
@@ -136,7 +146,8 @@ def check(path):
     halves = [(-(-width // 2), -(-height // 2)) for width, height in sizes]
     if sizes[1:] != halves[:-1] or max(sizes[-1]) > 256:
         yield f"level sizes {sizes} are not halves of each other down to 256"
-    yield from compare("libvips", with_libvips(path), expected)
+    if compression(path) != tifffile.COMPRESSION.ZSTD:
+        yield from compare("libvips", with_libvips(path), expected)
     yield from compare("GDAL", with_gdal(path), expected)
     rounded = [(level.astype(np.uint32) + 128) // 257 for level in expected]
     eight_bits = expected if bits == 8 else [level.astype(np.uint8) for level in rounded]

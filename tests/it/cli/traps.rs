@@ -243,6 +243,7 @@ fn help_fits_a_terminal_and_an_address_has_an_example() {
         "serve",
         "submit",
         "fetch",
+        "prune",
     ] {
         let help = dir.succeeds(&[command, "--help"]);
         let widest = help.lines().map(|line| line.chars().count()).max();
