@@ -1,8 +1,8 @@
-//! Denoising: from a seed to the latents of a plan, with an event for every step and every level that settles.
+//! Denoising: the first state of a plan, its steps, and the scale of latents.
 
 use crate::{
     engine::{
-        Cancel, Event, Observer,
+        Cancel,
         encode::{check_finite, encode},
         plan::Plan,
     },
@@ -40,8 +40,9 @@ impl<O: Backend> Denoise for Denoiser<'_, O> {
 /// same shapes and the same sampler.
 ///
 /// # Errors
-/// Those of [`step`], for the first member that fails; none has changed then.
-pub fn step_together<O: Backend>(
+/// [`crate::error::Kind::Cancelled`]; [`crate::error::Kind::InvalidModel`] when the weights overflow; the backend's. No
+/// member has changed then.
+pub(super) fn step<O: Backend>(
     ops: &mut O,
     model: &Checkpoint,
     members: &mut [(&Plan, &mut SamplerState)],
@@ -60,28 +61,6 @@ pub fn step_together<O: Backend>(
     sampler::advance(&mut Denoiser { ops, model, cancel }, &mut members, sampler)
 }
 
-/// Takes the next step of `sampling` along `plan`; returns its events.
-///
-/// # Errors
-/// [`crate::error::Kind::Cancelled`]; [`crate::error::Kind::InvalidModel`] when the weights overflow; the backend's.
-/// `sampling` has not changed then.
-pub fn step<O: Backend>(
-    ops: &mut O,
-    model: &Checkpoint,
-    plan: &Plan,
-    sampling: &mut SamplerState,
-    cancel: &Cancel,
-) -> Result<Vec<Event>> {
-    step_together(ops, model, &mut [(plan, sampling)], cancel)?;
-    let (schedule, step) = (&plan.schedule, sampling.step);
-    let sigma = schedule.reached(step);
-    let settled = sampling.z.iter().enumerate().rev().filter_map(|(level, latent)| {
-        let (rows, columns) = (latent.shape.h, latent.shape.w);
-        (schedule.settled(level) == step).then_some(Event::Settled { level, step, rows, columns })
-    });
-    Ok(std::iter::once(Event::Step { step, of: schedule.steps(), sigma }).chain(settled).collect())
-}
-
 /// The initial state of `plan`: noise alone.
 pub fn begin(plan: &Plan) -> SamplerState {
     SamplerState::start(&plan.schedule, &plan.latents, plan.spec.seed)
@@ -91,7 +70,7 @@ pub fn begin(plan: &Plan) -> SamplerState {
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidImage`] when the picture is not of the plan's size; those of [`encode`].
-pub fn begin_from<O: Backend>(
+pub(super) fn begin_from<O: Backend>(
     ops: &mut O,
     model: &Checkpoint,
     plan: &Plan,
@@ -105,27 +84,6 @@ pub fn begin_from<O: Backend>(
     }
     let latents = normalise(model, encode(ops, &model.arch, picture)?);
     Ok(SamplerState::edit(&plan.schedule, latents, plan.first_step, plan.spec.seed))
-}
-
-/// Runs `sampling` to the end of `plan`'s schedule; returns the normalised latents, finest first.
-///
-/// # Errors
-/// Those of [`step`].
-pub fn denoise<O: Backend>(
-    ops: &mut O,
-    model: &Checkpoint,
-    plan: &Plan,
-    mut sampling: SamplerState,
-    observer: &mut dyn Observer,
-    cancel: &Cancel,
-) -> Result<Vec<Latent>> {
-    observer.event(Event::Denoising { of: plan.schedule.steps() });
-    while sampling.step < plan.schedule.steps() {
-        for event in step(ops, model, plan, &mut sampling, cancel)? {
-            observer.event(event);
-        }
-    }
-    Ok(sampling.z)
 }
 
 /// Normalised latents -> the decoder's input: z / sigma_data * std + mean, per channel.

@@ -10,6 +10,7 @@ pub mod encode;
 pub mod latents;
 pub mod plan;
 pub mod provenance;
+pub mod run;
 pub mod tiles;
 
 use std::{
@@ -24,15 +25,12 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
-    graph::Backend,
+    graph::{Backend, Download},
     image_in::Picture,
-    model::{
-        arch::Arch,
-        checkpoint::Checkpoint,
-        sampler::{Latent, SamplerState},
-    },
+    model::{arch::Arch, checkpoint::Checkpoint, sampler::Latent},
 };
 use plan::{Plan, Rect, Tiling};
+use run::{Outcome, Run, Task};
 use tiles::{PixelBuffer, TileDecoder};
 
 /// Progress of an image.
@@ -149,7 +147,8 @@ pub fn generate<O: Backend>(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<PixelBuffer> {
-    make(ops, model, plan, |_| Ok(denoise::begin(plan)), scratch, observer, cancel)
+    let task = Task { model, plan, cancel };
+    complete(ops, task, Run::new(plan), scratch, observer)
 }
 
 /// Generates a variation of `picture` (SDEdit): encodes it, adds the noise of the plan's strength, and continues as
@@ -166,29 +165,32 @@ pub fn edit<O: Backend>(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<PixelBuffer> {
-    let begin = |ops: &mut O| denoise::begin_from(ops, model, plan, picture);
-    make(ops, model, plan, begin, scratch, observer, cancel)
+    let task = Task { model, plan, cancel };
+    complete(ops, task, Run::edit(plan, || Ok(picture)), scratch, observer)
 }
 
-fn make<O: Backend>(
+/// Advances `run` to its end.
+fn complete<O: Backend>(
     ops: &mut O,
-    model: &Checkpoint,
-    plan: &Plan,
-    begin: impl FnOnce(&mut O) -> Result<SamplerState>,
+    task: Task<'_>,
+    mut run: Run<O>,
     scratch: &Path,
     observer: &mut dyn Observer,
-    cancel: &Cancel,
 ) -> Result<PixelBuffer> {
+    let Task { plan, cancel, .. } = task;
     // A full disk must be an error before the arithmetic, which may take hours.
     let canvas = PixelBuffer::create(scratch, plan.spec.width, plan.spec.height, plan.spec.bits)?;
     for message in &plan.notices {
         observer.event(Event::Notice { message: message.clone() });
     }
-    let sampling = begin(ops)?;
-    let normalised = denoise::denoise(ops, model, plan, sampling, observer, cancel)?;
-    let latents = denoise::denormalise(model, normalised);
-    let seed = plan.spec.seed;
-    decode(ops, &model.arch, (&latents, seed), &plan.tiling, canvas, observer, cancel)
+    run.denoise(ops, task, observer)?;
+    observer.event(Event::Decoding { of: plan.tiling.tiles.len() });
+    run.advance(ops, task, Run::<O>::first_left)?;
+    let begin = |ops: &mut O| match run.advance(ops, task, Run::<O>::first_left)? {
+        Outcome::Tile { index, pixels } => Ok(Some((index, pixels))),
+        _ => Ok(None),
+    };
+    collect(ops, &plan.tiling, begin, canvas, observer, cancel)
 }
 
 /// Encodes `picture` and decodes it again onto `canvas`, which `tiling` covers; sides that are no multiple of the
@@ -219,24 +221,44 @@ pub fn decode<O: Backend>(
     arch: &Arch,
     (latents, seed): (&[Latent], u64),
     tiling: &Tiling,
-    mut canvas: PixelBuffer,
+    canvas: PixelBuffer,
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<PixelBuffer> {
     cancel.check()?;
     observer.event(Event::Decoding { of: tiling.tiles.len() });
     let decoder = TileDecoder::new(ops, arch, latents, seed)?;
+    let mut left = tiling.tiles.iter().enumerate();
+    let begin = |ops: &mut O| {
+        let next = left.next();
+        next.map(|(index, tile)| Ok((index, decoder.begin(ops, arch, tile)?))).transpose()
+    };
+    collect(ops, tiling, begin, canvas, observer, cancel)
+}
+
+/// Puts the tiles that `begin` begins onto `canvas`, until it returns none.
+fn collect<O: Backend>(
+    ops: &mut O,
+    tiling: &Tiling,
+    mut begin: impl FnMut(&mut O) -> Result<Option<(usize, Download)>>,
+    mut canvas: PixelBuffer,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<PixelBuffer> {
     let (mut before, mut done) = (None, 0);
-    for next in tiling.tiles.iter().map(Some).chain([None]) {
+    loop {
         cancel.check()?;
-        let begun = next.map(|tile| Ok((tile, decoder.begin(ops, arch, tile)?))).transpose()?;
+        let begun = begin(ops)?;
+        let ended = begun.is_none();
         // The previous tile is copied back while the device computes this one.
-        if let Some((tile, pixels)) = std::mem::replace(&mut before, begun) {
-            let samples = tiles::samples(tile.rect, &pixels.wait()?, canvas.bits())?;
-            canvas.put(tile.rect, &samples)?;
+        if let Some((index, pixels)) = std::mem::replace(&mut before, begun) {
+            let rect = tiling.tiles[index].rect;
+            canvas.put(rect, &tiles::samples(rect, &pixels.wait()?, canvas.bits())?)?;
             done += 1;
-            observer.event(Event::Tile { tile: done, of: tiling.tiles.len(), rect: tile.rect });
+            observer.event(Event::Tile { tile: done, of: tiling.tiles.len(), rect });
+        }
+        if ended {
+            return Ok(canvas);
         }
     }
-    Ok(canvas)
 }

@@ -1,7 +1,7 @@
 //! One job: its state, its events and its pixels.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
@@ -16,6 +16,7 @@ use crate::{
     engine::{
         Cancel,
         plan::{Plan, Rect, Tile},
+        run::Task,
     },
     error::{Detail, Error, Expected, Kind, Resource, Result},
     jobs::{
@@ -54,13 +55,16 @@ pub struct Job {
     previews_wanted: AtomicBool,
     /// True once a client has asked for previews of the denoised estimate.
     estimates_wanted: AtomicBool,
-    /// The newest preview of the denoised estimate, while the job is denoised.
-    estimate: Mutex<Option<Arc<Estimate>>>,
     /// Bytes of its files once it has ended, if they were counted since they last grew.
     bytes: Mutex<Option<u64>>,
+    /// The newest previews of the denoised estimate, while the job is denoised, the newest last.
+    estimates: Mutex<VecDeque<Arc<Estimate>>>,
     /// The jobs that it belongs to; empty for a job without a server.
     owner: OnceLock<Weak<Shared>>,
 }
+
+/// Previews of the denoised estimate that a job keeps, for watchers that are late.
+const ESTIMATES: usize = 4;
 
 /// A preview of the picture that the denoiser expects, from the levels of a group and coarser ones. It is not stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,8 +133,8 @@ impl Job {
             newest: watch::Sender::new(newest),
             previews_wanted: AtomicBool::new(false),
             estimates_wanted: AtomicBool::new(false),
-            estimate: Mutex::new(None),
             bytes: Mutex::new(None),
+            estimates: Mutex::default(),
             owner: OnceLock::new(),
         }
     }
@@ -355,17 +359,26 @@ impl Job {
 
     /// The newest preview of the denoised estimate; none before the first one and once the finest level has settled.
     pub fn estimate(&self) -> Option<Arc<Estimate>> {
-        self.lock_estimate().clone()
+        self.lock_estimates().back().cloned()
     }
 
-    /// Replaces the preview of the denoised estimate.
-    pub(super) fn set_estimate(&self, estimate: Option<Estimate>) {
-        *self.lock_estimate() = estimate.map(Arc::new);
+    /// The preview of the denoised estimate after `step`, if it is one of the newest [`ESTIMATES`].
+    pub fn estimate_at(&self, step: usize) -> Option<Arc<Estimate>> {
+        self.lock_estimates().iter().find(|estimate| estimate.step == step).cloned()
     }
 
-    fn lock_estimate(&self) -> MutexGuard<'_, Option<Arc<Estimate>>> {
-        // It is replaced as a whole.
-        self.estimate.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Adds the preview of the denoised estimate after the newest step.
+    pub(super) fn add_estimate(&self, estimate: Estimate) {
+        let mut estimates = self.lock_estimates();
+        if estimates.len() == ESTIMATES {
+            estimates.pop_front();
+        }
+        estimates.push_back(Arc::new(estimate));
+    }
+
+    fn lock_estimates(&self) -> MutexGuard<'_, VecDeque<Arc<Estimate>>> {
+        // It is consistent between any two calls.
+        self.estimates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The finest level that has settled.
@@ -477,7 +490,7 @@ impl Job {
             state.close_journal();
         }
         if state.phase.is_last() || state.preview == Some(0) {
-            self.set_estimate(None);
+            self.lock_estimates().clear();
         }
         let size = bytes.iter().map(Vec::len).sum::<usize>() as u64;
         appended.map_err(|error| files::stored(error, size))?;
@@ -550,6 +563,11 @@ impl Job {
     /// True for each decoded tile.
     pub(super) fn tiles_done(&self) -> Vec<bool> {
         self.state().tiles.iter().map(Option::is_some).collect()
+    }
+
+    /// The picture, as the engine computes it.
+    pub(super) fn task(&self) -> Task<'_> {
+        Task { model: &self.model, plan: &self.plan, cancel: &self.cancel }
     }
 
     /// Deletes the job durably; its files are removed now, or when the device releases the job. After an error the job

@@ -12,12 +12,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use tracing::field::Empty;
+
 use crate::{
     engine::{
         Cancel, denoise,
         device::Device,
         provenance,
-        tiles::{self, TileDecoder},
+        run::{Outcome, Run, Unit},
+        tiles,
     },
     error::{Error, Result},
     exec::memory::MEMORY,
@@ -43,32 +46,21 @@ struct ActiveJob<O: Backend> {
     span: tracing::Span,
     /// Written by the committer only; read here only before the first write request.
     buffer: Arc<Mutex<JobBuffer>>,
-    work: Work<O>,
+    run: Run<O>,
     /// Steps between previews of the estimate, for each group of levels; empty until a client asks for them.
     periods: Vec<usize>,
     /// The latents before the present step, if a preview of the estimate is due after it.
     before: Option<Vec<Latent>>,
-    /// True for each tile that is decoded or sent to the committer.
-    sent: Vec<bool>,
     /// Time that the job has used, from the initial value on.
     served: Duration,
-}
-
-enum Work<O: Backend> {
-    /// The source picture is not encoded yet.
-    Encode,
-    Denoise(SamplerState),
-    Decode(TileDecoder<O>),
 }
 
 impl<O: Backend> ActiveJob<O> {
     /// Number of the next denoising step, from 1.
     fn next_step(&self) -> Option<usize> {
-        match &self.work {
-            Work::Denoise(sampling) => {
-                Some(sampling.step + 1).filter(|&step| step <= self.job.plan.schedule.steps())
-            }
-            Work::Encode | Work::Decode(_) => None,
+        match self.run.next(self.job.task()) {
+            Some(Unit::Step(step)) => Some(step),
+            _ => None,
         }
     }
 
@@ -76,15 +68,16 @@ impl<O: Backend> ActiveJob<O> {
     fn keep_for_estimate(&mut self) -> Result<()> {
         self.before = None;
         let job = &self.job;
-        let Work::Denoise(sampling) = &self.work else { return Ok(()) };
-        if !job.estimates_wanted() || !job.plan.schedule.active(sampling.step) {
+        let (Some(step), Some(sampling)) = (self.next_step(), self.run.sampling()) else {
+            return Ok(());
+        };
+        if !job.estimates_wanted() || !job.plan.schedule.active(step - 1) {
             return Ok(());
         }
         if self.periods.is_empty() {
             self.periods = job.plan.estimate_periods(&job.model.arch)?;
         }
-        let period = self.periods[job.plan.schedule.group(sampling.step)];
-        if (sampling.step + 1).is_multiple_of(period) {
+        if step.is_multiple_of(self.periods[job.plan.schedule.group(step - 1)]) {
             self.before = Some(sampling.z.clone());
         }
         Ok(())
@@ -263,9 +256,12 @@ impl<'a, O: Backend> Worker<'a, O> {
                 let served = self.active.iter().map(|active| active.served).min();
                 let served = served.unwrap_or_default();
                 let buffer = Arc::new(Mutex::new(buffer));
-                let work = sampling.map_or(Work::Encode, Work::Denoise);
-                let mut sent = job.tiles_done();
-                job.take_damaged().into_iter().for_each(|index| sent[index] = false);
+                let source = job.directory.source();
+                let mut run = match sampling {
+                    Some(sampling) => Run::resume(sampling, job.tiles_done()),
+                    None => Run::edit(&job.plan, move || upload::read(&source)),
+                };
+                run.repeat_tiles(job.take_damaged());
                 let spec = &job.plan.spec;
                 let span = tracing::info_span!(
                     "job",
@@ -275,16 +271,7 @@ impl<'a, O: Backend> Worker<'a, O> {
                     device = %self.on
                 );
                 let (periods, before) = (Vec::new(), None);
-                self.active.push(ActiveJob {
-                    job,
-                    span,
-                    buffer,
-                    work,
-                    periods,
-                    before,
-                    sent,
-                    served,
-                });
+                self.active.push(ActiveJob { job, span, buffer, run, periods, before, served });
             }
             Err(error) => self.committer.send(WriteRequest { job, write: Write::Fail(error) }),
         }
@@ -322,10 +309,10 @@ impl<'a, O: Backend> Worker<'a, O> {
         self.active.append(&mut peers);
         self.complete(first, |worker, active| {
             let timings = &worker.shared.timings;
-            let histogram = match &active.work {
-                Work::Denoise(_) if active.next_step().is_some() => Some(&timings.step),
-                Work::Decode(_) => Some(&timings.tile),
-                Work::Encode | Work::Denoise(_) => None,
+            let histogram = match active.run.next(active.job.task()) {
+                Some(Unit::Step(_)) => Some(&timings.step),
+                Some(Unit::Tile) => Some(&timings.tile),
+                Some(Unit::Encode | Unit::GlobalStage) | None => None,
             };
             let flops = worker.run_unit(active)?;
             worker.shared.speed.add(flops, began.elapsed());
@@ -371,14 +358,11 @@ impl<'a, O: Backend> Worker<'a, O> {
             })
             .collect();
         let mut members: Vec<_> = (std::iter::once(first).chain(peers))
-            .filter_map(|ActiveJob { job, work, .. }| match work {
-                Work::Denoise(sampling) => Some((&job.plan, sampling)),
-                Work::Encode | Work::Decode(_) => None,
-            })
+            .map(|ActiveJob { job, run, .. }| (job.task(), run))
             .collect();
         // A job that is cancelled meanwhile ends after this step without affecting its peers.
         let cancel = Cancel::default();
-        let steps = || denoise::step_together(ops, &model, &mut members, &cancel);
+        let steps = || Run::advance_batch(ops, &mut members, &cancel);
         catch_unwind(AssertUnwindSafe(steps)).unwrap_or_else(|_| Err(panicked()))
     }
 
@@ -395,64 +379,63 @@ impl<'a, O: Backend> Worker<'a, O> {
         let done = catch_unwind(AssertUnwindSafe(|| unit(self, &mut active)));
         active.served += began.elapsed().saturating_sub(self.read_back - read_back);
         match done.unwrap_or_else(|_| Err(panicked())) {
-            Ok(()) => match active.sent.iter().all(|&sent| sent) {
-                true => {
+            Ok(()) => match active.run.next(job.task()) {
+                None => {
                     self.finish_readback();
                     let last = self.finished(&job);
                     self.committer.send(WriteRequest { job, write: Write::End(last) });
                 }
-                false => self.active.push(active),
+                Some(_) => self.active.push(active),
             },
             Err(error) => self.committer.send(WriteRequest { job, write: Write::Fail(error) }),
         }
     }
 
-    /// Computes one step or tile and returns its FLOPs.
+    /// Computes the job's next unit and returns its FLOPs.
     fn run_unit(&mut self, active: &mut ActiveJob<O>) -> Result<u64> {
         active.job.check()?;
-        if !matches!(active.work, Work::Decode(_)) {
+        active.keep_for_estimate()?;
+        let ActiveJob { job, buffer, run, .. } = active;
+        let Some(unit) = run.next(job.task()) else { return Ok(0) };
+        if unit == Unit::Tile {
+            run.repeat_tiles(job.take_damaged());
+        } else {
             self.finish_readback();
         }
-        let more = active.next_step().is_some();
-        active.keep_for_estimate()?;
-        let ActiveJob { job, buffer, work, sent, .. } = active;
-        let (model, plan) = (&job.model, &job.plan);
-        let (arch, ops) = (&model.arch, &mut self.ops[self.shared.models.index_of(model)]);
-        match work {
-            Work::Encode => {
-                let _span = tracing::info_span!("encode").entered();
-                let picture = upload::read(&job.directory.source())?;
-                *work = Work::Denoise(denoise::begin_from(ops, model, plan, picture)?);
-                Ok(job.quote.encode_flops)
-            }
-            Work::Denoise(sampling) if more => {
-                let _span = tracing::info_span!("step", step = sampling.step + 1).entered();
-                denoise::step(ops, model, plan, sampling, &job.cancel)?;
+        let span = match unit {
+            Unit::Encode => tracing::info_span!("encode"),
+            Unit::Step(step) => tracing::info_span!("step", step),
+            Unit::GlobalStage => tracing::info_span!("global_stage"),
+            Unit::Tile => tracing::info_span!("tile", column = Empty, row = Empty),
+        }
+        .entered();
+        // The levels that settle with the last step, before its latents are decoded.
+        let levels = match (unit, run.sampling()) {
+            (Unit::GlobalStage, Some(sampling)) => settled(job, sampling),
+            _ => Vec::new(),
+        };
+        let ops = &mut self.ops[self.shared.models.index_of(&job.model)];
+        let pick = |begun: &[bool]| {
+            let index = job.next_tile(begun)?;
+            let tile = &job.plan.tiling.tiles[index];
+            span.record("column", tile.column).record("row", tile.row);
+            Some(index)
+        };
+        match run.advance(ops, job.task(), pick)? {
+            Outcome::Encoded => Ok(job.quote.encode_flops),
+            Outcome::Step => {
                 self.shared.steps.add(1);
                 self.after_step(active)
             }
-            Work::Denoise(sampling) => {
-                let _span = tracing::info_span!("global_stage").entered();
-                let latents = denoise::denormalise(model, sampling.z.clone());
-                let decoder = TileDecoder::new(ops, arch, &latents, plan.spec.seed)?;
-                let levels = settled(job, sampling);
-                if !levels.is_empty() {
+            Outcome::GlobalStage => {
+                if let (false, Some(decoder)) = (levels.is_empty(), run.decoder()) {
                     let picture = Some(decoder.preview(ops)?);
                     let write = Write::Settled(Settled { levels, picture });
                     self.committer.send(WriteRequest { job: job.clone(), write });
                 }
-                *work = Work::Decode(decoder);
                 Ok(job.quote.global_flops)
             }
-            Work::Decode(decoder) => {
-                job.take_damaged().into_iter().for_each(|index| sent[index] = false);
-                // No tile is left if only the last record was lost.
-                let Some(index) = job.next_tile(sent) else { return Ok(0) };
-                let tile = &plan.tiling.tiles[index];
-                let (column, row) = (tile.column, tile.row);
-                let _span = tracing::info_span!("tile", column, row).entered();
-                let pixels = decoder.begin(ops, arch, tile)?;
-                sent[index] = true;
+            Outcome::Tile { index, pixels } => {
                 let (job, buffer) = (job.clone(), buffer.clone());
                 let (flops, is_ready) = (job.quote.tile_flops, pixels.is_ready());
                 self.finish_readback();
@@ -462,6 +445,7 @@ impl<'a, O: Backend> Worker<'a, O> {
                 }
                 Ok(flops)
             }
+            Outcome::Complete => Ok(0),
         }
     }
 
@@ -485,13 +469,12 @@ impl<'a, O: Backend> Worker<'a, O> {
 
     /// Sends a step to the committer, with a preview if levels have settled; returns the step's FLOPs.
     fn after_step(&mut self, active: &mut ActiveJob<O>) -> Result<u64> {
-        let ActiveJob { job, buffer, work: Work::Denoise(sampling), before, .. } = active else {
-            return Err(Error::internal("a decoding job took a denoising step"));
-        };
+        let ActiveJob { job, buffer, run, before, .. } = active;
+        let sampling = run.sampling().ok_or_else(|| Error::internal("a step without latents"))?;
         let ops = &mut self.ops[self.shared.models.index_of(&job.model)];
         let estimated = before.take();
         if let Some(before) = &estimated {
-            job.set_estimate(Some(estimate(ops, job, before, sampling)?));
+            job.add_estimate(estimate(ops, job, before, sampling)?);
         }
         let last = sampling.step == job.plan.schedule.steps();
         // Levels that settle with the last step are published with the global stage, which computes their preview.

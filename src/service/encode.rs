@@ -210,9 +210,8 @@ fn read(job: &Job, part: Content) -> Result<Loaded> {
         Content::Tile { index, format } => (index, format),
         Content::Preview { level } => return Ok(Loaded { data: job.preview(level)?, crc32c: 0 }),
         Content::Estimate { step } => {
-            let found = job.estimate().filter(|estimate| estimate.step == step);
-            let pending = || Error::not_ready(Resource::Preview, &job.id, "replaced", "available");
-            let found = found.ok_or_else(pending)?;
+            let replaced = || Error::not_ready(Resource::Preview, &job.id, "replaced", "available");
+            let found = job.estimate_at(step).ok_or_else(replaced)?;
             return Ok(Loaded { data: estimate(&found)?, crc32c: 0 });
         }
     };

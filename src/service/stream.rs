@@ -156,7 +156,7 @@ impl Watcher {
             Event::Step { step, of, sigma, .. } => {
                 let (number, of) = (step as u32, of as u32);
                 let done = job_event::Step { step: number, of, sigma, estimate: None };
-                let estimate = job.estimate().filter(|e| self.view.estimates && e.step == step);
+                let estimate = job.estimate_at(step).filter(|_| self.view.estimates);
                 if let Some(estimate) = estimate {
                     let level = estimate.level;
                     drop(estimate);

@@ -4,16 +4,14 @@ use std::sync::Arc;
 
 use tessera::{
     engine::{
-        self, Cancel, Event, denoise,
+        self, Cancel, Event,
         plan::{Plan, Spec, TileSize},
+        run::{Run, Task, Unit},
     },
     exec::cpu::Cpu,
     graph::Backend,
     image_out::Bits,
-    model::{
-        checkpoint::Checkpoint,
-        sampler::{Sampler, SamplerState},
-    },
+    model::{checkpoint::Checkpoint, sampler::Sampler},
     ops::weights::Weights,
 };
 
@@ -55,23 +53,24 @@ pub(crate) fn together_equals_alone<O: Backend>(make: impl Fn(Arc<Weights>) -> O
                 Plan::new(Spec { sampler: method, steps: steps.into(), ..size }, arch).unwrap()
             };
             let plans = [(1, 3), (2, 3), (3, 5)].map(plan);
-            let start =
-                |plan: &Plan| SamplerState::start(&plan.schedule, &plan.latents, plan.spec.seed);
-            let mut alone: Vec<_> = plans.iter().map(start).collect();
-            let mut together = alone.clone();
+            let tasks = plans.each_ref().map(|plan| Task { model: &model, plan, cancel: &cancel });
+            let [mut alone, mut together] = [0; 2].map(|_| tasks.map(|task| Run::new(task.plan)));
+            let none = |_: &[bool]| None;
             // The second is a step ahead, so the three end at different times.
-            for samplings in [&mut alone, &mut together] {
-                denoise::step(&mut ops, &model, &plans[1], &mut samplings[1], &cancel).unwrap();
+            for runs in [&mut alone, &mut together] {
+                runs[1].advance(&mut ops, tasks[1], none).unwrap();
             }
             for _ in 0..5 {
-                let on_way =
-                    |(plan, at): &(&Plan, &mut SamplerState)| at.step < plan.schedule.steps();
-                for (plan, at) in plans.iter().zip(&mut alone).filter(on_way) {
-                    denoise::step(&mut ops, &model, plan, at, &cancel).unwrap();
+                for (&task, run) in tasks.iter().zip(&mut alone) {
+                    if let Some(Unit::Step(_)) = run.next(task) {
+                        run.advance(&mut ops, task, none).unwrap();
+                    }
                 }
-                let mut members: Vec<_> = plans.iter().zip(&mut together).filter(on_way).collect();
-                denoise::step_together(&mut ops, &model, &mut members, &cancel).unwrap();
-                assert_eq!(together, alone, "{net} {method:?}");
+                let mut members: Vec<_> = tasks.into_iter().zip(&mut together).collect();
+                Run::advance_batch(&mut ops, &mut members, &cancel).unwrap();
+                for (together, alone) in together.iter().zip(&alone) {
+                    assert_eq!(together.sampling(), alone.sampling(), "{net} {method:?}");
+                }
             }
         }
     }

@@ -17,6 +17,7 @@ use tessera::{
     engine::{
         self, Cancel, Event, denoise,
         plan::{Plan, Spec, TileSize, Tiling},
+        run::{Run, Task},
         tiles::PixelBuffer,
     },
     exec::cpu::Cpu,
@@ -88,17 +89,18 @@ impl Record {
         let spec = self.spec(model);
         let plan = Plan::new(spec.clone(), &model.arch).unwrap();
         let (mut silent, cancel) = (|_: Event| {}, Cancel::default());
-        let begin = match self.strength {
-            None => denoise::begin(&plan),
+        let mut run = match self.strength {
+            None => Run::new(&plan),
             Some(_) => {
                 let mut random = Random::new(self.seed + 1000);
                 let samples = random.values(3 * self.width * self.height, 0.1, 0.6);
                 let (width, height) = (self.width as u32, self.height as u32);
                 let picture = Picture { width, height, bits: 8, samples };
-                denoise::begin_from(ops, model, &plan, picture).unwrap()
+                Run::edit(&plan, || Ok(picture))
             }
         };
-        let latents = denoise::denoise(ops, model, &plan, begin, &mut silent, &cancel).unwrap();
+        let task = Task { model, plan: &plan, cancel: &cancel };
+        let latents = run.denoise(ops, task, &mut silent).unwrap().to_vec();
         let latents = denoise::denormalise(model, latents);
         let mut hash = Sha256::new();
         for value in latents.iter().flat_map(|latent| &latent.data) {

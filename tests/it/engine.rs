@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tessera::{
     engine::{
-        self, Cancel, Event, denoise, encode,
+        self, Cancel, Event, encode,
         latents::LatentFile,
         plan::{Plan, Rect, Spec, TileSize, Tiling},
+        run::{Run, Task},
         tiles::{self, PixelBuffer, TileDecoder, samples},
     },
     error::{Error, Kind, Result},
@@ -220,11 +221,11 @@ fn latents_of_cpu_and_reference_agree() {
     let (mut silent, cancel) = (|_: Event| {}, Cancel::default());
     let mut cpu = Cpu::new(model.weights.clone());
     let mut reference = Reference::new(model.weights.clone());
-    let begin = || denoise::begin(&plan);
-    let a = denoise::denoise(&mut cpu, &model, &plan, begin(), &mut silent, &cancel).unwrap();
-    let b = denoise::denoise(&mut reference, &model, &plan, begin(), &mut silent, &cancel);
-    let b = b.unwrap();
-    for (a, b) in a.iter().zip(&b) {
+    let task = Task { model: &model, plan: &plan, cancel: &cancel };
+    let (mut a, mut b) = (Run::new(&plan), Run::new(&plan));
+    let a = a.denoise(&mut cpu, task, &mut silent).unwrap();
+    let b = b.denoise(&mut reference, task, &mut silent).unwrap();
+    for (a, b) in a.iter().zip(b) {
         let square = |v: f64| v * v;
         let error: f64 = a.data.iter().zip(&b.data).map(|(a, b)| square(f64::from(a - b))).sum();
         let norm: f64 = b.data.iter().map(|&b| square(f64::from(b))).sum();

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tessera::{
     engine::{
-        Cancel, Event, denoise,
+        Cancel, Event,
         plan::{Plan, Spec, TileSize},
+        run::{Run, Task},
     },
     error::{Kind, Result},
     exec::{cpu::Cpu, memory::MEMORY},
@@ -249,16 +250,15 @@ fn a_copied_state_continues_in_every_group() {
     let plan = Plan::new(spec, &model.arch).unwrap();
     let (mut cpu, cancel) = (Cpu::new(model.weights.clone()), Cancel::default());
     let mut silent = |_: Event| {};
-    let begin = denoise::begin(&plan);
-    let whole =
-        denoise::denoise(&mut cpu, &model, &plan, begin.clone(), &mut silent, &cancel).unwrap();
-    let mut state = begin;
-    for _ in 0..plan.schedule.steps() {
-        denoise::step(&mut cpu, &model, &plan, &mut state, &cancel).unwrap();
+    let task = Task { model: &model, plan: &plan, cancel: &cancel };
+    let whole = Run::new(&plan).denoise(&mut cpu, task, &mut silent).unwrap().to_vec();
+    let mut run = Run::new(&plan);
+    for step in 1..=plan.schedule.steps() {
+        run.advance(&mut cpu, task, |_| None).unwrap();
         let mut other = Cpu::new(model.weights.clone());
-        let copy = state.clone();
-        let end = denoise::denoise(&mut other, &model, &plan, copy, &mut silent, &cancel).unwrap();
-        assert!(end == whole, "from step {}", state.step);
+        let mut copy = Run::resume(run.sampling().unwrap().clone(), vec![false; 1]);
+        let end = copy.denoise(&mut other, task, &mut silent).unwrap();
+        assert!(end == whole, "from step {step}");
     }
 }
 

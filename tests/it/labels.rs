@@ -165,7 +165,7 @@ async fn estimates_show_the_layout_to_those_who_ask() {
     let mut client = server.client().await;
     let asked = JobSpec {
         group_steps: [("layout".to_owned(), 120), ("detail".to_owned(), 60)].into(),
-        ..spec(4, 192, 128, 0)
+        ..spec(4, 384, 256, 0)
     };
     let mut follow = async |estimates| -> Vec<JobEvent> {
         let request = api::GenerateRequest {
