@@ -133,12 +133,13 @@ impl Device {
         }
     }
 
-    /// The choice that opens this device again.
-    pub fn choice(&self) -> Choice {
+    /// The same device with the weights of another model: a GPU is opened once, whatever the number of models.
+    #[must_use]
+    pub fn with_weights(&self, weights: Arc<Weights>) -> Self {
         match self {
-            Self::Cpu(_) => Choice::Cpu,
+            Self::Cpu(cpu) => Self::Cpu(cpu.with_weights(weights)),
             #[cfg(feature = "gpu")]
-            Self::Gpu(gpu) => Choice::Gpu(Some(gpu.adapter().index)),
+            Self::Gpu(gpu) => Self::Gpu(Box::new(gpu.with_weights(weights))),
         }
     }
 

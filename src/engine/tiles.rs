@@ -12,7 +12,7 @@ use crate::{
         plan::{Rect, Tile},
     },
     error::{Error, Result},
-    graph::{Backend, Download, GraphBuilder},
+    graph::{Backend, Download, Input},
     image_out::{Bits, PixelSource, RawPixels},
     model::{
         arch::Arch,
@@ -69,17 +69,13 @@ impl<O: Backend> TileDecoder<O> {
             width: tile.rect.width,
             height: tile.rect.height,
         };
-        let mut g = GraphBuilder::new();
-        let features = g.input(ops.shape(&self.features))?;
-        let rgb = g.input(ops.shape(&self.rgb))?;
-        let (h, r) = (g.crop(features, tile.window)?, g.crop(rgb, tile.window)?);
-        let decoded = decoder::local_stage(&mut g, arch, h, r)?;
-        // The halo is cropped on the device: only the tile's own pixels are copied back.
-        let own = g.crop(decoded, own)?;
-        let mut inputs = vec![self.features.clone(), self.rgb.clone()];
-        inputs.extend(upload_noise(ops, arch, Part::Local, self.seed, tile.window)?);
-        let [own] = results(ops.run(&g.finish([own]), inputs)?)?;
-        ops.download_later(&own)
+        let graph = decoder::tile_graph(arch, tile.window.height, tile.window.width, own)?;
+        let noise = decoder::noise_inputs(arch, Part::Local, self.seed, tile.window);
+        let stage = [&self.features, &self.rgb].map(|x| Input::Window(x, tile.window));
+        let noise = noise.iter().map(|(shape, values)| Input::Host(*shape, values));
+        let inputs: Vec<_> = stage.into_iter().chain(noise).collect();
+        let [own] = results(ops.evaluate(&graph, &inputs)?)?;
+        Ok(own)
     }
 
     /// A preview, rows of 8-bit RGB, on the finest latent's grid, without the detail of the local stage.

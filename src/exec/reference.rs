@@ -54,7 +54,7 @@ impl Backend for Reference {
     }
 
     fn run(&mut self, graph: &Graph, inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
-        check_inputs(graph, &inputs.iter().map(|input| input.shape).collect::<Vec<_>>())?;
+        check_inputs(graph, inputs.iter().map(|input| input.shape))?;
         let mut inputs = inputs.into_iter();
         let unfused = Fused::new(graph, Fusion::NONE);
         let mut values: Vec<Option<Tensor>> = Vec::with_capacity(graph.nodes().len());

@@ -1,9 +1,9 @@
 //! The trait of the backends.
 
-use super::Graph;
+use super::{Graph, GraphBuilder};
 use crate::{
     error::{Error, Result},
-    ops::{Shape, need},
+    ops::{Rect, Shape, need},
 };
 
 /// A device with the weights of a model, which runs graphs.
@@ -47,16 +47,68 @@ pub trait Backend: Send {
     /// [`crate::error::Kind::InvalidArgument`] if number or shapes of the inputs are not the graph's;
     /// [`crate::error::Kind::InvalidModel`] for a parameter that is missing or has another shape.
     fn run(&mut self, graph: &Graph, inputs: Vec<Self::Tensor>) -> Result<Vec<Self::Tensor>>;
+
+    /// Runs `graph` on `inputs` and begins to copy its results to the host, for graphs that are run again and again: a
+    /// backend may keep what it has prepared for a graph, within a bound of memory.
+    ///
+    /// # Errors
+    /// Those of [`Backend::run`] and [`Backend::download_later`].
+    fn evaluate(
+        &mut self,
+        graph: &Graph,
+        inputs: &[Input<'_, Self::Tensor>],
+    ) -> Result<Vec<Download>> {
+        check_inputs(graph, inputs.iter().map(|input| input.shape(self)))?;
+        let tensors = inputs.iter().map(|input| match *input {
+            Input::Host(shape, data) => self.upload(shape, data),
+            Input::Window(x, window) => {
+                let mut g = GraphBuilder::new();
+                let whole = g.input(self.shape(x))?;
+                let cropped = g.crop(whole, window)?;
+                let mut results = self.run(&g.finish([cropped]), vec![x.clone()])?;
+                results.pop().ok_or_else(|| Error::internal("a graph has no result"))
+            }
+        });
+        let tensors = tensors.collect::<Result<_>>()?;
+        let results = self.run(graph, tensors)?;
+        results.iter().map(|result| self.download_later(result)).collect()
+    }
+}
+
+/// An input of [`Backend::evaluate`].
+#[derive(Debug)]
+pub enum Input<'a, T> {
+    /// Values on the host of a tensor of this shape, f32, NHWC.
+    Host(Shape, &'a [f32]),
+    /// A window of a tensor on the device, in pixels of all its pictures.
+    Window(&'a T, Rect),
+}
+
+impl<T> Input<'_, T> {
+    /// Shape of the tensor or window.
+    pub fn shape<B: Backend<Tensor = T> + ?Sized>(&self, backend: &B) -> Shape {
+        match *self {
+            Self::Host(shape, _) => shape,
+            Self::Window(x, Rect { width, height, .. }) => {
+                Shape { h: height, w: width, ..backend.shape(x) }
+            }
+        }
+    }
 }
 
 /// Checks that tensors of the shapes `found` are inputs of `graph`.
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if number or shapes differ.
-pub(crate) fn check_inputs(graph: &Graph, found: &[Shape]) -> Result<()> {
-    let wanted: Vec<_> = graph.inputs().iter().map(|&input| graph.shape(input)).collect();
-    need(found == wanted, || {
-        Error::invalid("inputs of the graph", format!("{found:?}"), format!("{wanted:?}"))
+pub(crate) fn check_inputs(
+    graph: &Graph,
+    found: impl Iterator<Item = Shape> + Clone,
+) -> Result<()> {
+    let wanted = graph.inputs().iter().map(|&input| graph.shape(input));
+    need(wanted.clone().eq(found.clone()), || {
+        let list = |shapes: Vec<Shape>| format!("{shapes:?}");
+        let [found, wanted] = [list(found.collect()), list(wanted.collect())];
+        Error::invalid("inputs of the graph", found, wanted)
     })
 }
 

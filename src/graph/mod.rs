@@ -30,7 +30,7 @@ pub mod testing;
 
 pub(crate) use self::backend::{check_inputs, check_upload};
 pub use self::{
-    backend::{Backend, Download},
+    backend::{Backend, Download, Input},
     cost::{BackendMemory, Cost},
     fuse::{Fused, Fusion, Load, Place},
 };

@@ -537,14 +537,12 @@ impl PixelSource for Pixels<'_> {
     }
 }
 
-/// Opens a device once for the weights of each model. [`Choice::Auto`] is resolved once.
+/// Opens a device, as one backend for each model.
 fn open_for_all(choice: Choice, settings: &Settings, models: &Models) -> Result<Vec<Device>> {
     let Settings { precision, gpu_cache, .. } = settings;
-    let mut devices: Vec<Device> = Vec::new();
-    for model in models.all() {
-        let choice = devices.first().map_or(choice, Device::choice);
-        let weights = model.weights.clone();
-        devices.push(Device::open(choice, *precision, gpu_cache.as_deref(), weights)?);
-    }
-    Ok(devices)
+    let weights = models.first().weights.clone();
+    let first = Device::open(choice, *precision, gpu_cache.as_deref(), weights)?;
+    let others: Vec<_> =
+        models.all().skip(1).map(|model| first.with_weights(model.weights.clone())).collect();
+    Ok(std::iter::once(first).chain(others).collect())
 }

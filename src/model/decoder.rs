@@ -220,15 +220,38 @@ fn coarse_stages(
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if the window is empty.
 pub fn local_graph(arch: &Arch, n: usize, rows: usize, columns: usize) -> Result<Graph> {
+    let mut g = GraphBuilder::new();
+    let picture = window_stage(&mut g, arch, n, rows, columns)?;
+    Ok(g.finish([picture]))
+}
+
+/// A tile as a graph: [`local_graph`] of one picture for a window of `rows` x `columns`, of which the rectangle `own` is
+/// the result, in pixels from the window's first one. The halo is cropped on the device.
+///
+/// # Errors
+/// As [`local_graph`]; [`crate::error::Kind::InvalidArgument`] if `own` is not in the window.
+pub fn tile_graph(arch: &Arch, rows: usize, columns: usize, own: Rect) -> Result<Graph> {
+    let mut g = GraphBuilder::new();
+    let picture = window_stage(&mut g, arch, 1, rows, columns)?;
+    let own = g.crop(picture, own)?;
+    Ok(g.finish([own]))
+}
+
+/// Adds the inputs and the local stage of [`local_graph`] to `g`.
+fn window_stage(
+    g: &mut GraphBuilder,
+    arch: &Arch,
+    n: usize,
+    rows: usize,
+    columns: usize,
+) -> Result<Value> {
     let stages = &arch.decoder.stages;
     let width = stages.get(local_stages(arch)).map(|stage| stage.channels).ok_or_else(|| {
         Error::model("decoder.stages", stages.len(), "a stage at the finest latent level")
     })?;
-    let mut g = GraphBuilder::new();
     let h = g.input(Shape::new(n, rows, columns, width))?;
     let r = g.input(Shape::new(n, rows, columns, 3))?;
-    let picture = local_stage(&mut g, arch, h, r)?;
-    Ok(g.finish([picture]))
+    local_stage(g, arch, h, r)
 }
 
 /// Adds the local stage of [`local_graph`] to `g`: features and RGB stream -> pixels.

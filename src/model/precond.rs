@@ -3,7 +3,7 @@
 
 use crate::{
     error::{Error, Result},
-    graph::Backend,
+    graph::{Backend, Download, Input},
     model::{
         arch::{Arch, GroupShape, Noise},
         checkpoint::Checkpoint,
@@ -152,30 +152,28 @@ fn evaluate<O: Backend>(
             row.noisy.z[level].data.iter().map(|&v| (c_in * f64::from(v)) as f32).collect()
         };
         let data: Vec<_> = rows.iter().zip(&preconds).map(scaled).collect();
-        inputs.push(o.upload(batched(level), &data.concat())?);
+        inputs.push((batched(level), data.concat()));
     }
     let pictures = shapes[0].n;
     let c_noise: Vec<f64> =
         preconds.iter().flat_map(|precond| vec![precond.c_noise; pictures]).collect();
-    let (features_shape, features) = unet::features(shape, &c_noise);
-    inputs.push(o.upload(features_shape, &features)?);
+    inputs.push(unet::features(shape, &c_noise));
     if !arch.labels.is_empty() {
         let labels: Vec<_> =
             rows.iter().flat_map(|row| vec![row.labels.clone(); pictures]).collect();
-        let (labels_shape, labels) = unet::label_embeddings(arch, shape, weights, &labels)?;
-        inputs.push(o.upload(labels_shape, &labels)?);
+        inputs.push(unet::label_embeddings(arch, shape, weights, &labels)?);
     }
     if shape.group.unet.coordinates {
         let (finest, unshuffle) = (batched(shape.range().start), shape.group.unet.unshuffle);
         let grid = Shape { h: finest.h / unshuffle, w: finest.w / unshuffle, ..finest };
-        let (grid, coordinates) = unet::coordinates(grid);
-        inputs.push(o.upload(grid, &coordinates)?);
+        inputs.push(unet::coordinates(grid));
     }
     for level in shape.range().end..shapes.len() {
         let data: Vec<_> = rows.iter().map(|row| row.noisy.z[level].data.as_slice()).collect();
-        inputs.push(o.upload(batched(level), &data.concat())?);
+        inputs.push((batched(level), data.concat()));
     }
     let batch: Vec<_> = (0..shapes.len()).map(batched).collect();
-    let predictions = o.run(&unet::graph(arch, shape.index(), &batch)?, inputs)?;
-    predictions.iter().map(|prediction| o.download(prediction)).collect()
+    let inputs: Vec<_> = inputs.iter().map(|(shape, data)| Input::Host(*shape, data)).collect();
+    let predictions = o.evaluate(&unet::graph(arch, shape.index(), &batch)?, &inputs)?;
+    predictions.into_iter().map(Download::wait).collect()
 }

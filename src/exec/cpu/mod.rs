@@ -196,6 +196,12 @@ impl Cpu {
         Ok(Self { kernels, config, ..Self::new(weights) })
     }
 
+    /// A backend like this one with the parameters `weights`; both recycle the same memory.
+    #[must_use]
+    pub fn with_weights(&self, weights: Arc<Weights>) -> Self {
+        Self { weights, layers: HashMap::new(), pool: self.pool.clone(), ..*self }
+    }
+
     /// Uses `variant` for all convolutions that the layer allows it for.
     #[must_use]
     pub fn with_convolutions(self, variant: ConvVariant) -> Self {
@@ -274,7 +280,7 @@ impl Backend for Cpu {
     }
 
     fn run(&mut self, graph: &Graph, inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
-        check_inputs(graph, &inputs.iter().map(|input| input.shape).collect::<Vec<_>>())?;
+        check_inputs(graph, inputs.iter().map(|input| input.shape))?;
         let fused = Fused::new(graph, self.fusion);
         // Entering the pool of threads once costs less than once per operator.
         rayon::scope(|_| Run::new(self, &fused, inputs).finish())

@@ -63,6 +63,8 @@ struct Idle {
     by_size: BTreeMap<u64, Vec<(wgpu::Buffer, u64)>>,
     /// Number of submissions.
     age: u64,
+    /// Bytes of all buffers that the pool has created.
+    created: u64,
 }
 
 /// Recycles the buffers of dropped tensors.
@@ -79,35 +81,29 @@ impl Pool {
     /// A block of at least `bytes`; `what` names it in errors. The contents are arbitrary.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Device`] when it is larger than the device takes or its memory is exhausted.
+    /// [`crate::error::Kind::Device`] when the device's memory is exhausted.
     pub(super) fn block(&self, device: &Device, bytes: u64, what: &str) -> Result<Block> {
-        check_size(device, bytes, what)?;
         let size = size_class(bytes).min(device.max_tensor_bytes() & !3);
         if let Some(buffer) = self.take(size) {
             return Ok(Block { buffer, pool: self.clone() });
         }
-        let create = || {
-            device.caught(|d| {
-                d.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some(what),
-                    size,
-                    usage: wgpu::BufferUsages::STORAGE
-                        | wgpu::BufferUsages::COPY_SRC
-                        | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
+        let buffer = device.caught(|d| {
+            d.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(what),
+                size,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
             })
-        };
-        let buffer = match create() {
-            Ok(buffer) => buffer,
-            Err(_) => {
-                // Retry without idle buffers, once the work that still reads them is done.
-                self.clear();
-                device.wait(None)?;
-                create()?
-            }
-        };
+        })?;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).created += size;
         Ok(Block { buffer, pool: self.clone() })
+    }
+
+    /// Bytes of all buffers that it has created.
+    pub(super) fn created(&self) -> u64 {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).created
     }
 
     fn take(&self, size: u64) -> Option<wgpu::Buffer> {
@@ -116,7 +112,7 @@ impl Pool {
     }
 
     /// Frees all idle buffers.
-    fn clear(&self) {
+    pub(super) fn clear(&self) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).by_size.clear();
     }
 

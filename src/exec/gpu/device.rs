@@ -3,7 +3,10 @@
 use std::{
     borrow::Cow,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use crate::error::{Error, Kind, Result};
@@ -223,6 +226,8 @@ pub(super) struct Device {
     pub(super) matrix: Option<usize>,
     /// Written by the callbacks of `device` from any thread, read by [`Device::check`].
     faults: Arc<Mutex<Faults>>,
+    /// Number of objects made by [`Device::caught`].
+    pub(super) created: AtomicU64,
 }
 
 impl Device {
@@ -288,7 +293,18 @@ impl Device {
             let mut faults = sink.lock().unwrap_or_else(PoisonError::into_inner);
             faults.lost.get_or_insert(format!("{reason:?} {message}").trim().to_owned());
         });
-        Ok(Self { info, device, queue, limits, subgroup_size, subgroup_max_size, matrix, faults })
+        let created = AtomicU64::new(0);
+        Ok(Self {
+            info,
+            device,
+            queue,
+            limits,
+            subgroup_size,
+            subgroup_max_size,
+            matrix,
+            faults,
+            created,
+        })
     }
 
     /// Largest tensor in bytes.
@@ -322,6 +338,7 @@ impl Device {
     /// [`crate::error::Kind::Device`].
     pub(super) fn caught<T>(&self, make: impl FnOnce(&wgpu::Device) -> T) -> Result<T> {
         self.check()?;
+        self.created.fetch_add(1, Relaxed);
         let filters = [
             wgpu::ErrorFilter::Internal,
             wgpu::ErrorFilter::Validation,

@@ -8,7 +8,8 @@
 //!
 //! [`Gpu`] records dispatches and submits them in batches of bounded size, at the latest when a result is downloaded.
 //! A convolution applies upsampling as it loads and adds the other term of a weighted sum as it stores ([`FUSION`]).
-//! Memory of dropped tensors is recycled; parameters are uploaded on first use, in the layout of their kernel.
+//! Memory of dropped tensors is recycled; parameters are uploaded on first use, in the layout of their kernel. Graphs
+//! that are run again and again (`program.rs`) are prepared once, so that a denoising step only encodes and submits.
 
 mod attention;
 mod buffers;
@@ -18,6 +19,7 @@ mod device;
 mod matrix;
 mod pipelines;
 mod pointwise;
+mod program;
 mod queue;
 mod reduce;
 mod resample;
@@ -25,7 +27,11 @@ mod run;
 mod tune;
 mod winograd;
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+};
 
 pub use self::{
     buffers::Tensor,
@@ -36,8 +42,8 @@ pub use self::{
 use crate::{
     error::Result,
     exec,
-    graph::{Backend, Download, Fused, Fusion, Graph, check_inputs, check_upload},
-    ops::{Shape, weights::Weights},
+    graph::{Backend, Download, Fused, Fusion, Graph, Input, check_inputs, check_upload},
+    ops::{Shape, crop, weights::Weights},
 };
 
 /// All operators that have a shader, in alphabetical order.
@@ -74,14 +80,15 @@ pub const FUSION: Fusion = Fusion { norms: false, ..Fusion::ALL };
 /// Invocations per workgroup of kernels with one invocation per item.
 const WORKGROUP: usize = 64;
 
-/// The GPU backend on one adapter, with a model's weights.
+/// The GPU backend on one adapter, with a model's weights. [`Gpu::with_weights`] makes one for another model on the same
+/// device.
 #[derive(Debug)]
 pub struct Gpu {
     device: Arc<device::Device>,
-    pipelines: pipelines::Pipelines,
-    pool: buffers::Pool,
-    recorder: queue::Recorder,
-    staging: queue::Staging,
+    shared: Arc<Shared>,
+    owner: program::Owner,
+    /// The program that is being recorded.
+    recording: Option<program::Recording>,
     weights: Arc<Weights>,
     /// Parameters on the device by name, in the layout of their kernel.
     parameters: HashMap<String, wgpu::Buffer>,
@@ -92,8 +99,32 @@ pub struct Gpu {
     winograd_bytes: usize,
     /// Most scores of attention over pixels at a time, at least those of one query.
     scores: usize,
+}
+
+/// The parts of a device that the backends of all models on it use.
+#[derive(Debug)]
+struct Shared {
+    pipelines: pipelines::Pipelines,
+    pool: buffers::Pool,
+    staging: queue::Staging,
+    recorder: Mutex<queue::Recorder>,
+    programs: Mutex<program::Programs>,
     /// The autotuner's choices; None: no autotuning.
-    table: Option<tune::Table>,
+    table: Mutex<Option<tune::Table>>,
+}
+
+impl Shared {
+    fn recorder(&self) -> MutexGuard<'_, queue::Recorder> {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn programs(&self) -> MutexGuard<'_, program::Programs> {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Option<tune::Table>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Gpu {
@@ -118,21 +149,41 @@ impl Gpu {
 
     fn on(device: device::Device, weights: Arc<Weights>) -> Result<Self> {
         let device = Arc::new(device);
-        let recorder = queue::Recorder::new(&device)?;
-        Ok(Self {
+        let shared = Shared {
             pipelines: pipelines::Pipelines::new(device.clone()),
-            device,
             pool: buffers::Pool::default(),
-            recorder,
             staging: queue::Staging::default(),
+            recorder: Mutex::new(queue::Recorder::new(&device)?),
+            programs: Mutex::default(),
+            table: Mutex::default(),
+        };
+        Ok(Self {
+            device,
+            shared: shared.into(),
+            owner: program::Owner::new(),
+            recording: None,
             weights,
             parameters: HashMap::new(),
             conv: None,
             fusion: FUSION,
             winograd_bytes: exec::winograd::SCRATCH_BYTES,
             scores: attention::SCORES,
-            table: None,
         })
+    }
+
+    /// A backend on the same device with the parameters `weights`. Both share its queue, pipelines, memory and
+    /// measurements; their work runs in the order of the calls.
+    #[must_use]
+    pub fn with_weights(&self, weights: Arc<Weights>) -> Self {
+        Self {
+            device: self.device.clone(),
+            shared: self.shared.clone(),
+            owner: program::Owner::new(),
+            recording: None,
+            weights,
+            parameters: HashMap::new(),
+            ..*self
+        }
     }
 
     /// Starts to compile all shaders in the background instead of each on first use, and turns on autotuning: the first
@@ -150,23 +201,24 @@ impl Gpu {
             let all = conv2d::constants(&self.device, operator, kernel);
             all.into_iter().map(move |constants| (operator, kernel, constants))
         });
-        let pipelines =
-            pipelines::Pipelines::ahead(self.device.clone(), kernels.collect(), folder.as_ref());
-        let table = tune::Table::open(folder, self.device.info.software);
-        Self { pipelines, table: Some(table), ..self }
+        self.shared.pipelines.prepare(kernels.collect(), folder.as_ref());
+        *self.shared.table() = Some(tune::Table::open(folder, self.device.info.software));
+        self
     }
 
     /// Uses `variant` for all convolutions that the device and the layer allow it for; [`ConvVariant::Cooperative`]
     /// needs [`Gpu::with_f16`].
     #[must_use]
-    pub fn with_convolutions(self, variant: ConvVariant) -> Self {
-        Self { conv: Some(variant), ..self }
+    pub fn with_convolutions(mut self, variant: ConvVariant) -> Self {
+        self.conv = Some(variant);
+        self
     }
 
     /// Fuses what both `fusion` and [`FUSION`] allow. It does not change a bit.
     #[must_use]
-    pub fn with_fusion(self, fusion: Fusion) -> Self {
-        Self { fusion: fusion.and(FUSION), ..self }
+    pub fn with_fusion(mut self, fusion: Fusion) -> Self {
+        self.fusion = fusion.and(FUSION);
+        self
     }
 
     /// True if convolutions are computed in f16.
@@ -176,7 +228,12 @@ impl Gpu {
 
     /// Number of dispatches recorded since it was opened.
     pub fn dispatches(&self) -> u64 {
-        self.recorder.total
+        self.shared.recorder().total
+    }
+
+    /// Number of objects of the device (buffers, bind groups, pipelines) that were made since it was opened.
+    pub fn allocations(&self) -> u64 {
+        self.device.created.load(Relaxed)
     }
 
     /// The adapter of this backend.
@@ -226,13 +283,34 @@ impl Backend for Gpu {
     }
 
     fn download_later(&mut self, x: &Tensor) -> Result<Download> {
-        self.read(x)
+        self.read_recorded(x)
     }
 
     fn run(&mut self, graph: &Graph, inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
-        check_inputs(graph, &inputs.iter().map(Tensor::shape).collect::<Vec<_>>())?;
+        check_inputs(graph, inputs.iter().map(Tensor::shape))?;
+        self.shrink_programs();
         let fused = Fused::new(graph, self.fusion);
         run::run(self, &fused, inputs)
+    }
+
+    fn evaluate(&mut self, graph: &Graph, inputs: &[Input<'_, Tensor>]) -> Result<Vec<Download>> {
+        check_inputs(graph, inputs.iter().map(|input| input.shape(self)))?;
+        for input in inputs {
+            match *input {
+                Input::Host(shape, data) => check_upload(shape, data.len())?,
+                Input::Window(x, window) => {
+                    crop::output_shape(x.shape(), window)?;
+                }
+            }
+        }
+        self.run_program(graph, inputs)
+    }
+}
+
+impl Drop for Gpu {
+    /// Frees the programs of its model; the device may live on.
+    fn drop(&mut self) {
+        self.shared.programs().clear(Some(self.owner));
     }
 }
 

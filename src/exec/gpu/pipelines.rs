@@ -5,7 +5,7 @@ use std::{
     hash::Hash,
     num::NonZeroU64,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
@@ -184,7 +184,7 @@ impl<K: Eq + Hash, T: Clone> Once<K, T> {
 pub(super) struct Pipelines {
     compiler: Arc<Compiler>,
     /// The thread that compiles ahead.
-    ahead: Option<JoinHandle<()>>,
+    ahead: Mutex<Option<JoinHandle<()>>>,
     /// Set to end `ahead`.
     stop: Arc<AtomicBool>,
 }
@@ -192,21 +192,27 @@ pub(super) struct Pipelines {
 impl Pipelines {
     /// Compiles every pipeline on first use.
     pub(super) fn new(device: Arc<Device>) -> Self {
-        let compiler = Compiler::new(device, None);
-        Self { compiler: compiler.into(), ahead: None, stop: Arc::default() }
+        Self {
+            compiler: Compiler::new(device).into(),
+            ahead: Mutex::default(),
+            stop: Arc::default(),
+        }
     }
 
     /// Starts to compile `kernels` on all cores, with the driver's pipeline cache from `folder`; the cache is written
-    /// back at the end.
-    pub(super) fn ahead(
-        device: Arc<Device>,
-        kernels: Vec<Wanted>,
-        folder: Option<&Folder>,
-    ) -> Self {
-        let compiled = folder.and_then(|folder| Compiled::open(&device, folder));
-        let compiler = Arc::new(Compiler::new(device, compiled));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (shared, stopped) = (compiler.clone(), stop.clone());
+    /// back at the end. Only the first call has an effect.
+    pub(super) fn prepare(&self, kernels: Vec<Wanted>, folder: Option<&Folder>) {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        if ahead.is_some() {
+            return;
+        }
+        if let Some(compiled) =
+            folder.and_then(|folder| Compiled::open(&self.compiler.device, folder))
+        {
+            // It is empty: this is the first call.
+            let _ = self.compiler.compiled.set(compiled);
+        }
+        let (shared, stopped) = (self.compiler.clone(), self.stop.clone());
         let work = move || {
             let began = Instant::now();
             kernels.par_iter().with_max_len(1).for_each(|(operator, kernel, constants)| {
@@ -218,13 +224,13 @@ impl Pipelines {
                 }
             });
             tracing::debug!("{} kernels in {:?}", kernels.len(), began.elapsed());
-            if let Some(compiled) = &shared.compiled {
+            if let Some(compiled) = shared.compiled.get() {
                 compiled.save();
             }
         };
         let thread = thread::Builder::new().name("pipelines".into()).spawn(work);
         let thread = thread.inspect_err(|e| tracing::warn!("no thread that compiles ahead: {e}"));
-        Self { compiler, ahead: thread.ok(), stop }
+        *ahead = thread.ok();
     }
 
     /// The entry point `kernel` of `operator` with `constants`.
@@ -245,7 +251,8 @@ impl Drop for Pipelines {
     /// Joins the compile thread, so that no driver code runs when the process ends.
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
-        if let Some(thread) = self.ahead.take() {
+        let ahead = self.ahead.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = ahead.take() {
             // A panic was reported where it happened.
             let _ = thread.join();
         }
@@ -256,14 +263,16 @@ impl Drop for Pipelines {
 #[derive(Debug)]
 struct Compiler {
     device: Arc<Device>,
-    compiled: Option<Compiled>,
+    /// The driver's cache, if pipelines are compiled ahead.
+    compiled: OnceLock<Compiled>,
     modules: Once<&'static str, wgpu::ShaderModule>,
     pipelines: Once<Key, Pipeline>,
 }
 
 impl Compiler {
-    fn new(device: Arc<Device>, compiled: Option<Compiled>) -> Self {
-        Self { device, compiled, modules: Once::default(), pipelines: Once::default() }
+    fn new(device: Arc<Device>) -> Self {
+        let (modules, pipelines) = (Once::default(), Once::default());
+        Self { device, compiled: OnceLock::new(), modules, pipelines }
     }
 
     fn get(
@@ -326,7 +335,7 @@ impl Compiler {
                     // Every kernel writes its workgroup memory before it reads it.
                     zero_initialize_workgroup_memory: false,
                 },
-                cache: self.compiled.as_ref().map(|compiled| &compiled.cache),
+                cache: self.compiled.get().map(|compiled| &compiled.cache),
             });
             (pipeline, layout)
         })?;

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Gpu, Tensor,
-    buffers::{Block, bytes},
+    buffers::{Block, bytes, check_size},
     device::Device,
     pipelines::{Constants, Operator, Params},
 };
@@ -26,28 +26,21 @@ const MAX_DISPATCHES: usize = 64;
 struct Dispatch {
     pipeline: wgpu::ComputePipeline,
     bindings: wgpu::BindGroup,
-    /// Offset of its parameters in [`Recorder::uniforms`].
+    /// Offset of its parameters in [`Portion::uniforms`].
     offset: u32,
     workgroups: (u32, u32),
 }
 
-/// Recorded dispatches in order, with their parameters.
+/// Dispatches that are submitted together.
 #[derive(Debug)]
-pub(super) struct Recorder {
+pub(super) struct Portion {
     dispatches: Vec<Dispatch>,
-    /// Parameters of all dispatches, [`Recorder::stride`] bytes each.
-    bytes: Vec<u8>,
-    /// Receives `bytes` when the dispatches are submitted.
+    /// Their parameters.
     uniforms: wgpu::Buffer,
-    /// Distance in bytes of the parameters of two dispatches.
-    stride: usize,
-    /// Number of dispatches recorded since the interpreter was opened.
-    pub(super) total: u64,
 }
 
-impl Recorder {
-    pub(super) fn new(device: &Device) -> Result<Self> {
-        let stride = device.limits.min_uniform_buffer_offset_alignment.max(256) as usize;
+impl Portion {
+    fn new(device: &Device, stride: usize) -> Result<Self> {
         let uniforms = device.caught(|d| {
             d.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("parameters"),
@@ -56,7 +49,95 @@ impl Recorder {
                 mapped_at_creation: false,
             })
         })?;
-        Ok(Self { dispatches: Vec::new(), bytes: Vec::new(), uniforms, stride, total: 0 })
+        Ok(Self { dispatches: Vec::new(), uniforms })
+    }
+
+    /// Adds the dispatches to `encoder`.
+    pub(super) fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        for dispatch in &self.dispatches {
+            pass.set_pipeline(&dispatch.pipeline);
+            pass.set_bind_group(0, &dispatch.bindings, &[dispatch.offset]);
+            pass.dispatch_workgroups(dispatch.workgroups.0, dispatch.workgroups.1, 1);
+        }
+    }
+
+    /// Number of dispatches.
+    pub(super) fn len(&self) -> u64 {
+        self.dispatches.len() as u64
+    }
+
+    /// Bytes of its buffer.
+    pub(super) fn bytes(&self) -> u64 {
+        self.uniforms.size()
+    }
+}
+
+/// Recorded dispatches in order, with their parameters.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    /// The dispatches that are neither submitted nor in `finished`.
+    portion: Portion,
+    /// Parameters of `portion`, [`Recorder::stride`] bytes each.
+    bytes: Vec<u8>,
+    /// Distance in bytes of the parameters of two dispatches.
+    stride: usize,
+    /// Full portions of a program.
+    finished: Vec<Portion>,
+    /// Number of dispatches that were recorded or run.
+    pub(super) total: u64,
+}
+
+impl Recorder {
+    pub(super) fn new(device: &Device) -> Result<Self> {
+        let stride = device.limits.min_uniform_buffer_offset_alignment.max(256) as usize;
+        let portion = Portion::new(device, stride)?;
+        Ok(Self { portion, bytes: Vec::new(), stride, finished: Vec::new(), total: 0 })
+    }
+
+    fn is_full(&self) -> bool {
+        self.portion.dispatches.len() == MAX_DISPATCHES
+    }
+
+    /// Writes the parameters of the portion; the write takes effect after the last submission, whose dispatches read the
+    /// old ones, and before the next one.
+    fn write_parameters(&mut self, device: &Device) {
+        device.queue.write_buffer(&self.portion.uniforms, 0, &self.bytes);
+        self.bytes.clear();
+    }
+
+    /// Begins a new portion of a program.
+    fn next_portion(&mut self, device: &Device) -> Result<()> {
+        self.write_parameters(device);
+        let next = Portion::new(device, self.stride)?;
+        self.finished.push(std::mem::replace(&mut self.portion, next));
+        Ok(())
+    }
+
+    /// The portions of a program.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`].
+    pub(super) fn finish(mut self, device: &Device) -> Result<Vec<Portion>> {
+        self.write_parameters(device);
+        self.finished.push(self.portion);
+        device.check().map(|()| self.finished)
+    }
+
+    /// Adds a dispatch with parameters of type `P` at the offset of its bind group.
+    fn push<P: Params>(
+        &mut self,
+        pipeline: wgpu::ComputePipeline,
+        bindings: wgpu::BindGroup,
+        params: &P,
+        workgroups: (u32, u32),
+    ) {
+        self.total += 1;
+        let offset = self.bytes.len();
+        self.bytes.extend_from_slice(bytemuck::bytes_of(params));
+        self.bytes.resize(offset + self.stride, 0);
+        let offset = offset as u32;
+        self.portion.dispatches.push(Dispatch { pipeline, bindings, offset, workgroups });
     }
 }
 
@@ -85,14 +166,27 @@ impl Gpu {
         let Call { operator, kernel, constants, params, buffers, workgroups } = call;
         let kernel = &operator.kernels[kernel];
         debug_assert_eq!(buffers.len(), kernel.uses.len(), "{} {}", operator.name, kernel.entry);
-        let pipeline = self.pipelines.get(operator, kernel, constants)?;
-        if self.recorder.dispatches.len() == MAX_DISPATCHES {
-            self.submit()?;
+        let pipeline = self.shared.pipelines.get(operator, kernel, constants)?;
+        let workgroups = self.spread(workgroups)?;
+        match &mut self.recording {
+            Some(recording) if recording.recorder.is_full() => {
+                recording.recorder.next_portion(&self.device)?;
+            }
+            None if self.shared.recorder().is_full() => self.submit()?,
+            _ => {}
         }
+        let mut common;
+        let recorder = match &mut self.recording {
+            Some(recording) => &mut recording.recorder,
+            None => {
+                common = self.shared.recorder();
+                &mut *common
+            }
+        };
         let uniform = wgpu::BindGroupEntry {
             binding: 0,
             resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer: &self.recorder.uniforms,
+                buffer: &recorder.portion.uniforms,
                 offset: 0,
                 size: NonZeroU64::new(size_of::<P>() as u64),
             }),
@@ -108,18 +202,7 @@ impl Gpu {
                 entries: &entries,
             })
         })?;
-        let workgroups = self.spread(workgroups)?;
-        let recorder = &mut self.recorder;
-        recorder.total += 1;
-        let offset = recorder.bytes.len();
-        recorder.bytes.extend_from_slice(bytemuck::bytes_of(&params));
-        recorder.bytes.resize(offset + recorder.stride, 0);
-        recorder.dispatches.push(Dispatch {
-            pipeline: pipeline.pipeline,
-            bindings,
-            offset: offset as u32,
-            workgroups,
-        });
+        recorder.push(pipeline.pipeline, bindings, &params, workgroups);
         Ok(())
     }
 
@@ -143,7 +226,7 @@ impl Gpu {
     /// # Errors
     /// [`crate::error::Kind::Device`].
     pub(super) fn submit(&mut self) -> Result<()> {
-        if self.recorder.dispatches.is_empty() {
+        if self.shared.recorder().portion.dispatches.is_empty() {
             return self.device.check();
         }
         let mut encoder = self.encoder();
@@ -151,33 +234,23 @@ impl Gpu {
         self.finish(encoder).map(drop)
     }
 
-    fn encoder(&self) -> wgpu::CommandEncoder {
+    pub(super) fn encoder(&self) -> wgpu::CommandEncoder {
         self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
     /// Moves the recorded dispatches into `encoder`.
-    fn encode(&mut self, encoder: &mut wgpu::CommandEncoder) {
-        let recorder = &mut self.recorder;
-        if recorder.dispatches.is_empty() {
-            return;
+    fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        let mut recorder = self.shared.recorder();
+        if !recorder.portion.dispatches.is_empty() {
+            recorder.write_parameters(&self.device);
+            recorder.portion.encode(encoder);
+            recorder.portion.dispatches.clear();
         }
-        // The write takes effect after the last submission, whose dispatches read the old values, and before the next
-        // one.
-        self.device.queue.write_buffer(&recorder.uniforms, 0, &recorder.bytes);
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for dispatch in &recorder.dispatches {
-            pass.set_pipeline(&dispatch.pipeline);
-            pass.set_bind_group(0, &dispatch.bindings, &[dispatch.offset]);
-            pass.dispatch_workgroups(dispatch.workgroups.0, dispatch.workgroups.1, 1);
-        }
-        drop(pass);
-        recorder.dispatches.clear();
-        recorder.bytes.clear();
     }
 
-    fn finish(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+    pub(super) fn finish(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
         let submission = self.device.queue.submit([encoder.finish()]);
-        self.pool.submitted();
+        self.shared.pool.submitted();
         self.device.check().map(|()| submission)
     }
 
@@ -186,7 +259,7 @@ impl Gpu {
     /// # Errors
     /// [`crate::error::Kind::Device`] when it is larger than the device takes or its memory is exhausted.
     pub(super) fn tensor(&mut self, shape: Shape, what: &str) -> Result<Tensor> {
-        let block = self.pool.block(&self.device, bytes(shape), &format!("{what}: {shape:?}"))?;
+        let block = self.scratch(bytes(shape), &format!("{what}: {shape:?}"))?;
         Ok(Tensor { shape, block: block.into() })
     }
 
@@ -195,7 +268,15 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::tensor`].
     pub(super) fn scratch(&mut self, bytes: u64, what: &str) -> Result<Block> {
-        self.pool.block(&self.device, bytes, what)
+        check_size(&self.device, bytes, what)?;
+        let pool = self.recording.as_ref().map_or(&self.shared.pool, |recording| &recording.pool);
+        pool.block(&self.device, bytes, what).or_else(|_| {
+            // Retry without idle memory, once the work that still reads it is done.
+            self.shared.programs().clear(None);
+            self.shared.pool.clear();
+            self.device.wait(None)?;
+            pool.block(&self.device, bytes, what)
+        })
     }
 
     /// A tensor of `shape` filled with `data`.
@@ -215,30 +296,52 @@ impl Gpu {
     ///
     /// # Errors
     /// [`crate::error::Kind::Device`].
-    pub(super) fn read(&mut self, x: &Tensor) -> Result<Download> {
-        if let Some(table) = &mut self.table {
-            table.save();
-        }
-        let size = bytes(x.shape);
-        let buffer = self.staging.take(&self.device, size)?;
+    pub(super) fn read_recorded(&mut self, x: &Tensor) -> Result<Download> {
         let mut encoder = self.encoder();
         self.encode(&mut encoder);
-        encoder.copy_buffer_to_buffer(&x.block.buffer, 0, &buffer, 0, size);
+        let mut downloads = self.read(encoder, std::slice::from_ref(x))?;
+        downloads.pop().ok_or_else(|| Error::internal("a copy has no download"))
+    }
+
+    /// Submits the work of `encoder` and begins to copy `tensors` to the host after it.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`].
+    pub(super) fn read(
+        &mut self,
+        mut encoder: wgpu::CommandEncoder,
+        tensors: &[Tensor],
+    ) -> Result<Vec<Download>> {
+        if let Some(table) = &mut *self.shared.table() {
+            table.save();
+        }
+        let mut copies = Vec::with_capacity(tensors.len());
+        for x in tensors {
+            let size = bytes(x.shape);
+            let buffer = self.shared.staging.take(&self.device, size)?;
+            encoder.copy_buffer_to_buffer(&x.block.buffer, 0, &buffer, 0, size);
+            copies.push(buffer);
+        }
         let submission = self.finish(encoder)?;
-        // A failure shows when the range below is requested.
-        buffer.slice(..).map_async(wgpu::MapMode::Read, |_| ());
-        let (device, staging) = (self.device.clone(), self.staging.clone());
-        Ok(Download::later(move || {
-            device.wait(Some(submission))?;
-            let view = buffer.slice(..).get_mapped_range().map_err(|e| {
-                device.error(format!("a result of {size} bytes can't be read")).with_source(e)
-            })?;
-            let values = bytemuck::pod_collect_to_vec(&view[..]);
-            drop(view);
-            buffer.unmap();
-            staging.give(buffer);
-            Ok(values)
-        }))
+        let begin = |buffer: wgpu::Buffer| {
+            // A failure shows when the range below is requested.
+            buffer.slice(..).map_async(wgpu::MapMode::Read, |_| ());
+            let (device, staging) = (self.device.clone(), self.shared.staging.clone());
+            let submission = submission.clone();
+            Download::later(move || {
+                device.wait(Some(submission))?;
+                let size = buffer.size();
+                let view = buffer.slice(..).get_mapped_range().map_err(|e| {
+                    device.error(format!("a result of {size} bytes can't be read")).with_source(e)
+                })?;
+                let values = bytemuck::pod_collect_to_vec(&view[..]);
+                drop(view);
+                buffer.unmap();
+                staging.give(buffer);
+                Ok(values)
+            })
+        };
+        Ok(copies.into_iter().map(begin).collect())
     }
 }
 
@@ -251,10 +354,10 @@ pub(super) struct Staging {
 
 impl Staging {
     /// Most idle buffers: enough for the levels of a U-Net's result, or for two tiles.
-    const MOST: usize = 4;
+    const MOST: usize = 8;
 
     /// Largest buffer that is kept.
-    const MAX_BYTES: u64 = 1 << 24;
+    const MAX_BYTES: u64 = 1 << 26;
 
     fn take(&self, device: &Device, size: u64) -> Result<wgpu::Buffer> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);

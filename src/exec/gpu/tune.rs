@@ -134,18 +134,25 @@ pub(super) fn fastest(
     p: &Conv2d,
     shape: Shape,
 ) -> Option<ConvVariant> {
-    let table = gpu.table.as_ref()?;
     let key = Key::new(shape, p);
-    match table.fastest.get(&key) {
-        Some(known) if variants.contains(known) => return Some(*known),
-        _ if !in_budget(table.sparing, table.opened.elapsed(), table.spent) => return None,
-        _ => {}
+    if let Some(table) = &*gpu.shared.table() {
+        match table.fastest.get(&key) {
+            Some(known) if variants.contains(known) => return Some(*known),
+            _ if !in_budget(table.sparing, table.opened.elapsed(), table.spent) => return None,
+            _ => {}
+        }
+    } else {
+        return None;
     }
     let began = Instant::now();
+    // Dispatches of a measurement are no part of a program.
+    let recording = gpu.recording.take();
     let measured = measure(gpu, variants, p, shape);
+    gpu.recording = recording;
     // A convolution that can't be measured, for lack of memory for instance, may still be computed.
     let measured = measured.inspect_err(|e| tracing::debug!("{key:?} is not measured: {e}"));
-    let table = gpu.table.as_mut()?;
+    let mut table = gpu.shared.table();
+    let table = table.as_mut()?;
     table.spent += began.elapsed();
     let fastest = measured.ok().flatten()?;
     table.fastest.insert(key, fastest);
@@ -256,14 +263,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = || Some(Folder::new(dir.path(), plain.adapter()));
         let mut measuring = gpu(model.weights.clone()).unwrap();
-        measuring.table = Some(Table::open(folder(), false));
+        *measuring.shared.table() = Some(Table::open(folder(), false));
         assert!(pictures(&mut measuring, &model) == wanted);
-        let measured = measuring.table.unwrap();
+        let measured = measuring.shared.table().take().unwrap();
         assert!(measured.spent > Duration::ZERO && !measured.unsaved);
         let mut next = gpu(model.weights.clone()).unwrap();
-        next.table = Some(Table::open(folder(), false));
+        *next.shared.table() = Some(Table::open(folder(), false));
         assert!(pictures(&mut next, &model) == wanted);
-        let mut table = next.table.take().unwrap();
+        let mut table = next.shared.table().take().unwrap();
         assert_eq!((&table.fastest, table.spent), (&measured.fastest, Duration::ZERO));
         for (key, variant) in &mut table.fastest {
             let odd = key.log2_pixels.is_multiple_of(2) == key.kernel.is_multiple_of(3);
@@ -271,7 +278,7 @@ mod tests {
         }
         let both = |v| table.fastest.values().any(|&found| found == v);
         assert!(both(ConvVariant::Subgroup) && both(ConvVariant::Tiled), "{table:?}");
-        next.table = Some(table);
+        *next.shared.table() = Some(table);
         assert!(pictures(&mut next, &model) == wanted);
     }
 
@@ -280,9 +287,9 @@ mod tests {
         let model = model();
         let Some(gpu) = gpu(model.weights.clone()) else { return };
         let mut gpu = gpu.with_convolutions(ConvVariant::Tiled);
-        gpu.table = Some(Table::open(None, false));
+        *gpu.shared.table() = Some(Table::open(None, false));
         pictures(&mut gpu, &model);
-        assert!(gpu.table.unwrap().fastest.is_empty());
+        assert!(gpu.shared.table().take().unwrap().fastest.is_empty());
     }
 
     /// Measurements are bounded in pixels and operations, and never empty.
