@@ -4,7 +4,7 @@
 use super::{
     Gpu, WORKGROUP,
     buffers::Block,
-    conv2d::{self, ConvVariant},
+    conv::{self, ConvVariant},
     pipelines::{operator, params},
     queue::Call,
     to_u32,
@@ -94,8 +94,8 @@ impl Matrix {
             kernel: 1,
             domain: Domain::Whole,
         };
-        let variant = conv2d::for_product(gpu, &p);
-        let [length, padded] = conv2d::packed_lengths(gpu, variant, &p);
+        let variant = conv::for_product(gpu, &p);
+        let [length, padded] = conv::packed_lengths(gpu, variant, &p);
         let halves = variant == ConvVariant::Cooperative;
         let (count, bytes) = if halves { (length / 2, 2 * length) } else { (length, 4 * length) };
         let packed = gpu.scratch(bytes as u64, what)?;
@@ -104,7 +104,7 @@ impl Matrix {
             inputs: to_u32(inputs),
             outputs: to_u32(outputs),
             rows: to_u32(length / padded),
-            block: to_u32(conv2d::block(gpu, variant, &p)),
+            block: to_u32(conv::block(gpu, variant, &p)),
             first: to_u32(first),
             input_stride: to_u32(input_stride),
             output_stride: to_u32(output_stride),
@@ -139,7 +139,7 @@ impl Matrix {
         let weight = self.packed.binding(self.bytes);
         let buffers = [x, weight, self.bias.as_entire_binding(), y];
         let shape = Shape::new(1, 1, count, self.p.out_channels);
-        let place = conv2d::Place { first, first_result, ..conv2d::Place::default() };
-        conv2d::run(gpu, self.variant, &self.p, shape, buffers, place, None)
+        let place = conv::Place { first, first_result, ..conv::Place::default() };
+        conv::run(gpu, self.variant, &self.p, shape, buffers, place, None)
     }
 }

@@ -14,7 +14,7 @@
 mod attention;
 mod buffers;
 mod cache;
-mod conv2d;
+mod conv;
 mod device;
 mod matrix;
 mod pipelines;
@@ -24,8 +24,6 @@ mod queue;
 mod reduce;
 mod resample;
 mod run;
-mod tune;
-mod winograd;
 
 use std::{
     collections::HashMap,
@@ -35,7 +33,7 @@ use std::{
 
 pub use self::{
     buffers::Tensor,
-    conv2d::ConvVariant,
+    conv::ConvVariant,
     device::{AdapterInfo, AdapterKind, adapters, best_real, is_fast_in_f16},
     pipelines::{Access, Field, Kernel, Layout, Operator},
 };
@@ -52,13 +50,13 @@ pub static OPERATORS: [&Operator; 24] = [
     &resample::AVG_POOL2,
     &attention::CHANNEL_ATTENTION,
     &pointwise::CONCAT,
-    &conv2d::CONV2D_COOPERATIVE16,
-    &conv2d::CONV2D_COOPERATIVE8,
+    &conv::CONV2D_COOPERATIVE16,
+    &conv::CONV2D_COOPERATIVE8,
     &matrix::CONV2D_PACK,
     &matrix::CONV2D_PACK16,
-    &conv2d::CONV2D_SUBGROUP,
-    &conv2d::CONV2D_TILED,
-    &winograd::CONV2D_WINOGRAD,
+    &conv::CONV2D_SUBGROUP,
+    &conv::CONV2D_TILED,
+    &conv::CONV2D_WINOGRAD,
     &resample::CROP,
     &resample::FIR_DOWN2,
     &resample::FIR_UP2,
@@ -110,7 +108,7 @@ struct Shared {
     recorder: Mutex<queue::Recorder>,
     programs: Mutex<program::Programs>,
     /// The autotuner's choices; None: no autotuning.
-    table: Mutex<Option<tune::Table>>,
+    table: Mutex<Option<conv::tune::Table>>,
 }
 
 impl Shared {
@@ -122,7 +120,7 @@ impl Shared {
         self.programs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn table(&self) -> MutexGuard<'_, Option<tune::Table>> {
+    fn table(&self) -> MutexGuard<'_, Option<conv::tune::Table>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -194,15 +192,14 @@ impl Gpu {
     #[must_use]
     pub fn prepared(self, cache: Option<&Path>) -> Self {
         let folder = cache.map(|directory| cache::Folder::new(directory, &self.device.info));
-        let all = OPERATORS
-            .into_iter()
-            .flat_map(|operator| operator.kernels.iter().map(move |kernel| (operator, kernel)));
-        let kernels = all.flat_map(|(operator, kernel)| {
-            let all = conv2d::constants(&self.device, operator, kernel);
-            all.into_iter().map(move |constants| (operator, kernel, constants))
-        });
-        self.shared.pipelines.prepare(kernels.collect(), folder.as_ref());
-        *self.shared.table() = Some(tune::Table::open(folder, self.device.info.software));
+        let mut kernels = conv::compiled_ahead(&self.device);
+        let halves = |operator| operator == &matrix::CONV2D_PACK16 && !self.is_f16();
+        let others = OPERATORS.into_iter().filter(|o| !conv::is_algorithm(o) && !halves(*o));
+        kernels.extend(others.flat_map(|operator| {
+            operator.kernels.iter().map(move |kernel| (operator, kernel, Vec::new()))
+        }));
+        self.shared.pipelines.prepare(kernels, folder.as_ref());
+        *self.shared.table() = Some(conv::tune::Table::open(folder, self.device.info.software));
         self
     }
 

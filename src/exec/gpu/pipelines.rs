@@ -115,11 +115,11 @@ macro_rules! operator {
         $static:ident, $name:literal from [$($file:literal),*], $params:ty, [$($access:ident),*],
         $($entry:literal: [$($use:literal),*]),*
     ) => {
-        pub(super) static $static: $crate::exec::gpu::pipelines::Operator =
+        pub(in crate::exec::gpu) static $static: $crate::exec::gpu::pipelines::Operator =
             $crate::exec::gpu::pipelines::Operator {
                 name: $name,
                 files: &[$($file),*],
-                source: concat!($(include_str!(concat!("../../../shaders/", $file, ".wgsl"))),*),
+                source: concat!($(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $file, ".wgsl"))),*),
                 params: <$params as $crate::exec::gpu::pipelines::Params>::LAYOUT,
                 bindings: &[
                     $crate::exec::gpu::pipelines::Access::Uniform,

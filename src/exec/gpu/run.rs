@@ -3,7 +3,7 @@
 use super::{
     Gpu, attention,
     buffers::Tensor,
-    conv2d::{self, Product, Sum},
+    conv::{self, Product, Sum},
     pointwise, reduce, resample,
 };
 use crate::{
@@ -51,7 +51,7 @@ impl Values<'_> {
     fn product(&self, gpu: &mut Gpu, value: Value) -> Result<Product> {
         match &self.fused.graph().node(value).source {
             Source::Operator { op: Op::Conv2d(p), inputs } => {
-                conv2d::product(gpu, self.operand(inputs[0])?, p)
+                conv::product(gpu, self.operand(inputs[0])?, p)
             }
             _ => Err(Error::internal("a term of a sum is no convolution")),
         }
@@ -62,7 +62,7 @@ impl Values<'_> {
         match (op, inputs) {
             (Op::Conv2d(_), _) => {
                 let product = self.product(gpu, value)?;
-                return conv2d::compute(gpu, &product, None);
+                return conv::compute(gpu, &product, None);
             }
             (Op::WeightedAdd(factors), &[a, b]) => {
                 let (wa, wb) = factors.resolve(&gpu.weights)?;
@@ -70,7 +70,7 @@ impl Values<'_> {
                     let addend = self.operand(if first { b } else { a })?;
                     let product = self.product(gpu, term)?;
                     let sum = Sum { addend: &addend, wa, wb, first };
-                    return conv2d::compute(gpu, &product, Some(&sum));
+                    return conv::compute(gpu, &product, Some(&sum));
                 }
                 let (a, b) = (self.tensor(a)?, self.tensor(b)?);
                 return pointwise::weighted_add(gpu, &a, &b, wa, wb);

@@ -9,14 +9,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Gpu,
-    buffers::bytes,
-    cache::Folder,
-    conv2d::{self, ConvVariant},
-};
+use super::ConvVariant;
 use crate::{
     error::Result,
+    exec::gpu::{Gpu, buffers::bytes, cache::Folder},
     ops::{self, Conv2d, Shape},
 };
 
@@ -72,7 +68,7 @@ struct Entry {
 
 /// The choices for one device.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(in crate::exec::gpu) struct Table {
     fastest: BTreeMap<Key, ConvVariant>,
     /// The cache folder.
     folder: Option<Folder>,
@@ -89,7 +85,7 @@ impl Table {
     const NAME: &str = "convolutions.json";
 
     /// The choices stored in `folder`.
-    pub(super) fn open(folder: Option<Folder>, sparing: bool) -> Self {
+    pub(in crate::exec::gpu) fn open(folder: Option<Folder>, sparing: bool) -> Self {
         let file = folder.as_ref().and_then(|folder| folder.read(Self::NAME));
         let entries = file.map(|file| serde_json::from_slice::<Vec<Entry>>(&file)).transpose();
         let entries = entries
@@ -107,7 +103,7 @@ impl Table {
     }
 
     /// Writes new choices to the folder.
-    pub(super) fn save(&mut self) {
+    pub(in crate::exec::gpu) fn save(&mut self) {
         if !std::mem::take(&mut self.unsaved) {
             return;
         }
@@ -184,7 +180,7 @@ fn measure(
     let (x, y) = (gpu.scratch(in_bytes, WHAT)?, gpu.scratch(out_bytes, WHAT)?);
     let mut timed = Vec::new();
     for &variant in variants {
-        let lengths = conv2d::packed_lengths(gpu, variant, p);
+        let lengths = super::packed_lengths(gpu, variant, p);
         let [weight, bias] = lengths.map(|length| 4 * length as u64);
         let memory = [(gpu.scratch(weight, WHAT)?, weight), (gpu.scratch(bias, WHAT)?, bias)];
         timed.push((variant, memory, Duration::MAX));
@@ -202,8 +198,8 @@ fn measure(
                     bias.binding(*bias_bytes),
                     y.binding(out_bytes),
                 ];
-                let place = conv2d::Place::default();
-                conv2d::run(gpu, *variant, p, sample, buffers, place, None)?;
+                let place = super::Place::default();
+                super::run(gpu, *variant, p, sample, buffers, place, None)?;
             }
             gpu.submit()?;
             gpu.device.wait(None)?;

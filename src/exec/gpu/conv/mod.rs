@@ -1,19 +1,33 @@
-//! Convolutions: two f32 variants that give the same bits, one with fewer products (Winograd), and one in f16.
+//! Convolutions: one trait, a file for each algorithm, one selection.
+//!
+//! Two f32 algorithms give the same bits, so that only speed decides between them ([`tune`]). Winograd's has fewer products
+//! and other bits, the cooperative one computes in f16; [`select`] takes them by rules that depend on layer and device.
+
+mod cooperative;
+mod subgroup;
+mod tiled;
+pub(super) mod tune;
+mod winograd;
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::{
+    cooperative::{CONV2D_COOPERATIVE8, CONV2D_COOPERATIVE16},
+    subgroup::CONV2D_SUBGROUP,
+    tiled::CONV2D_TILED,
+    winograd::CONV2D_WINOGRAD,
+};
 use super::{
     Gpu, Tensor,
     device::Device,
-    pipelines::{Kernel, Operator, operator, params},
+    pipelines::{Kernel, Operator, Wanted, params},
     queue::Call,
     run::Operand,
-    to_u32, tune, winograd,
+    to_u32,
 };
 use crate::{
     error::Result,
-    exec,
-    ops::{Conv2d, Shape, conv2d},
+    ops::{Conv2d, Domain, Shape, conv2d, weights::Weights},
 };
 
 params! {
@@ -50,31 +64,6 @@ params! {
     }
 }
 
-operator!(
-    CONV2D_COOPERATIVE16, "conv2d_cooperative16" from ["shared/matrix16", "shared/conv2d", "conv2d_cooperative"], ConvParams,
-    [Read, Read, Read, ReadWrite, Read],
-    "main": [1, 2, 3, 4, 5],
-    "main_unaligned": [1, 2, 3, 4, 5]
-);
-operator!(
-    CONV2D_COOPERATIVE8, "conv2d_cooperative8" from ["shared/matrix8", "shared/conv2d", "conv2d_cooperative"], ConvParams,
-    [Read, Read, Read, ReadWrite, Read],
-    "main": [1, 2, 3, 4, 5],
-    "main_unaligned": [1, 2, 3, 4, 5]
-);
-operator!(
-    CONV2D_SUBGROUP, "conv2d_subgroup" from ["shared/conv2d", "shared/subgroup_sums", "conv2d_subgroup"], ConvParams,
-    [Read, Read, Read, ReadWrite, Read],
-    "main": [1, 2, 3, 4, 5],
-    "main_unaligned": [1, 2, 3, 4, 5]
-);
-operator!(
-    CONV2D_TILED, "conv2d_tiled" from ["shared/conv2d", "conv2d_tiled"],
-    ConvParams, [Read, Read, Read, ReadWrite, Read],
-    "main": [1, 2, 3, 4, 5],
-    "main_unaligned": [1, 2, 3, 4, 5]
-);
-
 /// An algorithm for convolutions. Those of [`ConvVariant::SAME_BITS`] sum the products of a result in the same order
 /// and give the same bits, so that only speed decides between them.
 #[derive(
@@ -104,98 +93,127 @@ pub enum ConvVariant {
 }
 
 impl ConvVariant {
-    /// The f32 variants that give the same bits.
+    /// The f32 algorithms that give the same bits.
     pub const SAME_BITS: [Self; 2] = [Self::Subgroup, Self::Tiled];
-
-    /// Input channels are padded to multiples of this in packed weights.
-    const fn step(self) -> usize {
-        match self {
-            Self::Subgroup | Self::Tiled | Self::Winograd => 4,
-            Self::Cooperative => 16,
-        }
-    }
 
     /// Its name: `subgroup`, `tiled`, `winograd`, `cooperative`.
     pub fn name(self) -> &'static str {
         self.into()
     }
 
-    /// Products of a pair of channels that are summed separately: taps, or elements of a transformed tile.
-    const fn elements(self, p: &Conv2d) -> usize {
+    fn algorithm(self) -> &'static dyn ConvAlgorithm {
         match self {
-            Self::Winograd => exec::winograd::TILE_ELEMENTS,
-            _ => p.kernel * p.kernel,
+            Self::Subgroup => &subgroup::Subgroup,
+            Self::Tiled => &tiled::Tiled,
+            Self::Winograd => &winograd::Winograd,
+            Self::Cooperative => &cooperative::Cooperative,
         }
     }
 }
 
+/// All algorithms.
+const ALL: [ConvVariant; 4] =
+    [ConvVariant::Subgroup, ConvVariant::Tiled, ConvVariant::Winograd, ConvVariant::Cooperative];
+
+/// Bits of an algorithm's results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exactness {
+    /// f32, all products of a result summed in one order: the same bits by all algorithms of this kind, wherever a pixel
+    /// is.
+    SameBits,
+    /// f32 in another order, which depends on a pixel's place: for layers that never run on a window
+    /// ([`Domain::Whole`]).
+    WholeGrids,
+    /// Factors in f16, for devices that were opened for it.
+    Half,
+}
+
+/// An algorithm for convolutions.
+trait ConvAlgorithm: Sync {
+    /// The bits of its results.
+    fn exactness(&self) -> Exactness;
+
+    /// True if it can compute `p` on `device`. It must not depend on the grid: a tile is computed as the whole picture is.
+    fn supports(&self, device: &Device, p: &Conv2d) -> bool;
+
+    /// True if it is fast for `p` with a result of `shape`; asked of algorithms that are selected by rule.
+    fn is_profitable(&self, p: &Conv2d, shape: Shape) -> bool;
+
+    /// Its workgroup for `p`.
+    fn tile(&self, device: &Device, p: &Conv2d) -> Tile;
+
+    /// Packed weights have input channels padded to multiples of this.
+    fn step(&self) -> usize;
+
+    /// Products of a pair of channels that are summed separately: taps, or elements of a transformed tile.
+    fn elements(&self, p: &Conv2d) -> usize {
+        p.kernel * p.kernel
+    }
+
+    /// The packed weight of `p`, as bytes.
+    ///
+    /// # Errors
+    /// Those of [`Conv2d::load`].
+    fn pack(&self, weights: &Weights, p: &Conv2d, block: usize) -> Result<Vec<u8>> {
+        Ok(bytemuck::cast_slice(&packed(
+            p.load(weights)?.0,
+            p,
+            block,
+            self.step(),
+            self.elements(p),
+        ))
+        .into())
+    }
+
+    /// Records the dispatches of `work`.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Device`].
+    fn dispatch(&self, gpu: &mut Gpu, work: Work<'_>) -> Result<()>;
+
+    /// The pipelines that occur in the networks on `device`, to compile ahead of use.
+    fn ahead(&self, device: &Device) -> Vec<Wanted>;
+}
+
+/// A convolution to dispatch.
+struct Work<'a> {
+    p: &'a Conv2d,
+    /// Shape of the result.
+    shape: Shape,
+    tile: Tile,
+    params: ConvParams,
+    /// Input, packed weight, packed bias, result, addend.
+    buffers: [wgpu::BindingResource<'a>; 5],
+    fusion: Fusion,
+}
+
+impl Work<'_> {
+    /// Records one dispatch, of the first kernel of `operator`, or of the second one if channels are `unaligned`.
+    fn dispatch(self, gpu: &mut Gpu, operator: &'static Operator, unaligned: bool) -> Result<()> {
+        let Self { p, tile, params, buffers, fusion, .. } = self;
+        let constants: Vec<_> = tile.constants.into_iter().chain(fusion.constants()).collect();
+        let pixels = params.pixels as usize;
+        let workgroups = pixels.div_ceil(tile.pixels) * p.out_channels.div_ceil(tile.channels);
+        gpu.dispatch(Call {
+            operator,
+            kernel: usize::from(unaligned),
+            constants: &constants,
+            params,
+            buffers: &buffers,
+            workgroups: workgroups as u64,
+        })
+    }
+}
+
 /// Pixels and output channels of a workgroup, with the override constants of that size.
-pub(super) struct Tile {
-    pub(super) pixels: usize,
-    pub(super) channels: usize,
-    pub(super) constants: Vec<(&'static str, f64)>,
+struct Tile {
+    pixels: usize,
+    channels: usize,
+    constants: Vec<(&'static str, f64)>,
 }
 
 /// Fewest lanes of a subgroup for [`ConvVariant::Subgroup`] and [`ConvVariant::Winograd`].
 const MIN_LANES: u32 = 8;
-
-/// Workgroup of [`ConvVariant::Subgroup`] and of the GEMM of [`ConvVariant::Winograd`]: at most a subgroup, whose lanes
-/// share their loads.
-pub(super) fn subgroup_tile(device: &Device) -> Tile {
-    let lanes = match device.subgroup_size {
-        0..16 => 8,
-        16..32 => 16,
-        _ => 32,
-    };
-    Tile { pixels: 32, channels: 4 * lanes, constants: vec![("LANES", lanes as f64)] }
-}
-
-/// Workgroup of [`ConvVariant::Tiled`].
-fn tiled_tile() -> Tile {
-    Tile { pixels: 64, channels: 64, constants: Vec::new() }
-}
-
-/// Workgroup of [`ConvVariant::Cooperative`]: four subgroups, `across` of them adjacent in channels and the others in
-/// pixels.
-fn cooperative_tile(device: &Device, across: usize) -> Tile {
-    let lanes = f64::from(device.subgroup_max_size);
-    let constants = vec![("LANES", lanes), ("ACROSS", across as f64)];
-    Tile { pixels: 128 / across, channels: 32 * across, constants }
-}
-
-/// The override constants to compile `kernel` of `operator` with ahead of use on `device`; none if it can't run there,
-/// or only as a last resort.
-pub(super) fn constants(
-    device: &Device,
-    operator: &Operator,
-    kernel: &Kernel,
-) -> Vec<Vec<(&'static str, f64)>> {
-    let subgroups = device.subgroup_size >= MIN_LANES;
-    let cooperative = |size| match device.matrix == Some(size) {
-        true => [1, 2].map(|across| cooperative_tile(device, across)).into(),
-        false => Vec::new(),
-    };
-    let tiles: Vec<Tile> = match operator.name {
-        "conv2d_cooperative16" => cooperative(16),
-        "conv2d_cooperative8" => cooperative(8),
-        "conv2d_subgroup" | "conv2d_winograd" if subgroups => vec![subgroup_tile(device)],
-        "conv2d_subgroup" | "conv2d_winograd" => Vec::new(),
-        // Kernels are slow to compile for a software device, and this one is hardly used there.
-        "conv2d_tiled" if subgroups && device.info.software => Vec::new(),
-        "conv2d_tiled" => vec![tiled_tile()],
-        "conv2d_pack16" if device.matrix.is_none() => return Vec::new(),
-        _ => return vec![Vec::new()],
-    };
-    let fusions = match operator.name {
-        "conv2d_winograd" => winograd::compiled_ahead(kernel),
-        _ => COMPILED_AHEAD.map(|fusion| fusion.constants().into()).into(),
-    };
-    let with = |tile: Tile| {
-        let all = |own: &Vec<_>| tile.constants.iter().chain(own).copied().collect();
-        fusions.iter().map(all).collect::<Vec<_>>()
-    };
-    tiles.into_iter().flat_map(with).collect()
-}
 
 /// Operations fused into a convolution.
 #[derive(Clone, Copy, Debug)]
@@ -230,22 +248,37 @@ const COMPILED_AHEAD: [Fusion; 4] = {
     [plain, Fusion { up: true, ..plain }, sum, Fusion { addend_up: true, ..sum }]
 };
 
-/// True if the device and the layer allow `variant`. It must not depend on the grid: a tile is computed as the whole
-/// picture is.
+/// All kernels of `operator` with `tile` and the fusions that occur in the networks.
+fn ahead(operator: &'static Operator, tile: &Tile) -> Vec<Wanted> {
+    let with = |kernel: &'static Kernel| {
+        COMPILED_AHEAD.iter().map(move |fusion| {
+            let constants = tile.constants.iter().copied().chain(fusion.constants());
+            (operator, kernel, constants.collect())
+        })
+    };
+    operator.kernels.iter().flat_map(with).collect()
+}
+
+/// The pipelines of all convolutions on `device` to compile ahead of use.
+pub(super) fn compiled_ahead(device: &Device) -> Vec<Wanted> {
+    ALL.iter().flat_map(|variant| variant.algorithm().ahead(device)).collect()
+}
+
+/// True if `operator` belongs to an algorithm.
+pub(super) fn is_algorithm(operator: &Operator) -> bool {
+    [&CONV2D_COOPERATIVE16, &CONV2D_COOPERATIVE8, &CONV2D_SUBGROUP, &CONV2D_TILED, &CONV2D_WINOGRAD]
+        .contains(&operator)
+}
+
+/// True if the device can compute the layer `p` by `variant` and its bits may be those of `variant`.
 fn is_supported(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
-    match variant {
-        ConvVariant::Subgroup => {
-            gpu.device.subgroup_size >= MIN_LANES && p.in_channels.is_multiple_of(4)
-        }
-        ConvVariant::Tiled => true,
-        ConvVariant::Winograd => {
-            gpu.device.subgroup_size >= MIN_LANES && exec::winograd::is_supported(p, 4)
-        }
-        // With fewer channels most of a matrix would be zeros.
-        ConvVariant::Cooperative => {
-            gpu.device.matrix.is_some() && p.in_channels.min(p.out_channels) >= 16
-        }
-    }
+    let algorithm = variant.algorithm();
+    let allowed = match algorithm.exactness() {
+        Exactness::SameBits => true,
+        Exactness::WholeGrids => p.domain == Domain::Whole,
+        Exactness::Half => gpu.is_f16(),
+    };
+    allowed && algorithm.supports(&gpu.device, p)
 }
 
 /// The f32 variant without a measurement: workgroup memory on a GPU, registers on a software device, where workgroup
@@ -254,24 +287,23 @@ fn default_variant(device: &Device) -> ConvVariant {
     if device.info.software { ConvVariant::Subgroup } else { ConvVariant::Tiled }
 }
 
-/// Selects the variant for `p` with a result of `shape`, in this order: explicit request, cooperative f16, Winograd (by
-/// rule, as it changes bits), autotuned, default.
-fn choose(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
+/// Selects the variant for `p` with a result of `shape`, in this order: explicit request; those with bits of their own,
+/// by rule; of those with the same bits the fastest by measurement; default.
+fn select(gpu: &mut Gpu, p: &Conv2d, shape: Shape) -> ConvVariant {
     let wanted = gpu.conv.or_else(|| {
-        if is_supported(gpu, ConvVariant::Cooperative, p) {
-            return Some(ConvVariant::Cooperative);
-        }
-        if is_supported(gpu, ConvVariant::Winograd, p) && exec::winograd::is_profitable(p, shape) {
-            return Some(ConvVariant::Winograd);
-        }
-        let supported: Vec<_> =
-            ConvVariant::SAME_BITS.into_iter().filter(|&v| is_supported(gpu, v, p)).collect();
-        if supported.len() > 1 { tune::fastest(gpu, &supported, p, shape) } else { None }
+        let by_rule = [ConvVariant::Cooperative, ConvVariant::Winograd]
+            .into_iter()
+            .find(|&v| is_supported(gpu, v, p) && v.algorithm().is_profitable(p, shape));
+        by_rule.or_else(|| {
+            let supported: Vec<_> =
+                ConvVariant::SAME_BITS.into_iter().filter(|&v| is_supported(gpu, v, p)).collect();
+            if supported.len() > 1 { tune::fastest(gpu, &supported, p, shape) } else { None }
+        })
     });
     resolve_variant(gpu, wanted, p)
 }
 
-/// Selects the variant for `p`, a product of two matrices on the device: as [`choose`] without Winograd and autotuning.
+/// Selects the variant for `p`, a product of two matrices on the device: as [`select`] without Winograd and autotuning.
 pub(super) fn for_product(gpu: &Gpu, p: &Conv2d) -> ConvVariant {
     let matrices = Some(ConvVariant::Cooperative).filter(|&variant| is_supported(gpu, variant, p));
     resolve_variant(gpu, gpu.conv.or(matrices), p)
@@ -285,7 +317,7 @@ fn resolve_variant(gpu: &Gpu, wanted: Option<ConvVariant>, p: &Conv2d) -> ConvVa
 
 /// Output channels of a block of packed weights.
 pub(super) fn block(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> usize {
-    tile(gpu, variant, p).channels
+    variant.algorithm().tile(&gpu.device, p).channels
 }
 
 /// Position of a convolution's input and result in their buffers, in pixels.
@@ -325,24 +357,13 @@ pub(super) struct Sum<'a> {
 /// The convolution `p` of `x`, not computed yet; uploads its packed parameters on first use.
 pub(super) fn product(gpu: &mut Gpu, x: Operand, p: &Conv2d) -> Result<Product> {
     let shape = conv2d::output_shape(x.shape(), p)?;
-    let variant = choose(gpu, p, shape);
+    let variant = select(gpu, p, shape);
     let block = block(gpu, variant, p);
     let [_, length] = packed_lengths(gpu, variant, p);
     // Each variant has its own layout of a layer's parameters.
     let [weight, bias] =
         p.params().map(|(name, _)| format!("{name}, {} in {block}s", variant.name()));
-    let weight = match variant {
-        ConvVariant::Cooperative => gpu.parameter(&weight, |w| {
-            let f16 = |value: &f32| half::f16::from_f32(*value);
-            Ok(pack(p.load(w)?.0, p, block, variant).iter().map(f16).collect())
-        }),
-        ConvVariant::Winograd => gpu.parameter(&weight, |w| {
-            let (pairs, _) = p.load(w)?.0.as_chunks();
-            let weight: Vec<f32> = pairs.iter().flat_map(exec::winograd::transformed).collect();
-            Ok(pack(&weight, p, block, variant))
-        }),
-        _ => gpu.parameter(&weight, |w| Ok(pack(p.load(w)?.0, p, block, variant))),
-    }?;
+    let weight = gpu.parameter(&weight, |w| variant.algorithm().pack(w, p, block))?;
     let bias = gpu.parameter(&bias, |w| {
         let mut bias = p.load(w)?.1.to_vec();
         bias.resize(length, 0.0);
@@ -373,8 +394,8 @@ pub(super) fn run(
     place: Place,
     sum: Option<&Sum<'_>>,
 ) -> Result<()> {
-    let mut tile = tile(gpu, variant, p);
-    let work = Workload::new(shape, p, &tile);
+    let algorithm = variant.algorithm();
+    let tile = algorithm.tile(&gpu.device, p);
     let [x, weight, bias, y] = buffers;
     // A binding can't be left empty.
     let addend = sum.map_or_else(|| x.clone(), |sum| sum.addend.tensor.binding());
@@ -386,10 +407,12 @@ pub(super) fn run(
     };
     let addend_up = sum.is_some_and(|sum| sum.addend.upsampled);
     let fusion = Fusion { sum: kind, addend_up, up: place.up };
+    let pixels = shape.n * shape.pixels();
+    let pixel_blocks = pixels.div_ceil(tile.pixels);
     let params = ConvParams {
-        count: to_u32(work.workgroups),
-        pixel_blocks: to_u32(work.pixel_blocks),
-        pixels: to_u32(work.pixels),
+        count: to_u32(pixel_blocks * p.out_channels.div_ceil(tile.channels)),
+        pixel_blocks: to_u32(pixel_blocks),
+        pixels: to_u32(pixels),
         in_channels: to_u32(p.in_channels),
         out_channels: to_u32(p.out_channels),
         height: to_u32(shape.h),
@@ -401,70 +424,22 @@ pub(super) fn run(
         first_result: to_u32(place.first_result),
         ..ConvParams::default()
     };
-    let (operator, plain) = match variant {
-        ConvVariant::Winograd => return winograd::run(gpu, p, shape, params, buffers, fusion),
-        ConvVariant::Subgroup => (&CONV2D_SUBGROUP, p.out_channels.is_multiple_of(4)),
-        ConvVariant::Tiled => (&CONV2D_TILED, p.in_channels.is_multiple_of(4)),
-        ConvVariant::Cooperative => match gpu.device.matrix {
-            Some(16) => (&CONV2D_COOPERATIVE16, p.in_channels.is_multiple_of(4)),
-            _ => (&CONV2D_COOPERATIVE8, p.in_channels.is_multiple_of(4)),
-        },
-    };
-    tile.constants.extend(fusion.constants());
-    gpu.dispatch(Call {
-        operator,
-        kernel: usize::from(!plain),
-        constants: &tile.constants,
-        params,
-        buffers: &buffers,
-        workgroups: work.workgroups as u64,
-    })
-}
-
-/// Workgroup of `variant` for `p`.
-fn tile(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> Tile {
-    match variant {
-        ConvVariant::Subgroup | ConvVariant::Winograd => subgroup_tile(&gpu.device),
-        ConvVariant::Tiled => tiled_tile(),
-        ConvVariant::Cooperative => {
-            // All subgroups in pixels if that pads fewer channels.
-            let [two, one] = [64, 32].map(|block| p.out_channels.next_multiple_of(block));
-            cooperative_tile(&gpu.device, if two > one { 1 } else { 2 })
-        }
-    }
+    algorithm.dispatch(gpu, Work { p, shape, tile, params, buffers, fusion })
 }
 
 /// Number of values of the packed weight and of the packed bias of `p` for `variant`.
 pub(super) fn packed_lengths(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> [usize; 2] {
-    let outputs = p.out_channels.next_multiple_of(tile(gpu, variant, p).channels);
-    let inputs = p.in_channels.next_multiple_of(variant.step());
-    [outputs * variant.elements(p) * inputs, outputs]
+    let algorithm = variant.algorithm();
+    let outputs = p.out_channels.next_multiple_of(algorithm.tile(&gpu.device, p).channels);
+    let inputs = p.in_channels.next_multiple_of(algorithm.step());
+    [outputs * algorithm.elements(p) * inputs, outputs]
 }
 
-/// Number of workgroups of a convolution.
-struct Workload {
-    pixels: usize,
-    pixel_blocks: usize,
-    workgroups: usize,
-}
-
-impl Workload {
-    fn new(shape: Shape, p: &Conv2d, tile: &Tile) -> Self {
-        let pixels = shape.n * shape.pixels();
-        let pixel_blocks = pixels.div_ceil(tile.pixels);
-        Self {
-            pixels,
-            pixel_blocks,
-            workgroups: pixel_blocks * p.out_channels.div_ceil(tile.channels),
-        }
-    }
-}
-
-/// [out, in, element] -> [block of output channels, element, in, channel of the block] for `variant`, padded with zeros
-/// to multiples of its step in input channels and to whole blocks in output channels. Elements are taps, row by row, or
-/// those of [`exec::winograd::transformed`].
-fn pack(weight: &[f32], p: &Conv2d, block: usize, variant: ConvVariant) -> Vec<f32> {
-    let (inputs, elements) = (p.in_channels.next_multiple_of(variant.step()), variant.elements(p));
+/// [out, in, element] -> [block of output channels, element, in, channel of the block], padded with zeros to multiples of
+/// `step` input channels and to whole blocks of output channels. Elements are taps, row by row, or those of
+/// [`crate::exec::winograd::transformed`].
+fn packed(weight: &[f32], p: &Conv2d, block: usize, step: usize, elements: usize) -> Vec<f32> {
+    let inputs = p.in_channels.next_multiple_of(step);
     let blocks = p.out_channels.div_ceil(block);
     let mut packed = vec![0.0; blocks * elements * inputs * block];
     for (at, &value) in weight.iter().enumerate() {
