@@ -193,6 +193,8 @@ mod tests {
         /// For each job, in the order of arrival: time of its arrival and of its admission, time of the jobs before it at its
         /// arrival, and work of later jobs that took a slot before it.
         jobs: Vec<Record>,
+        /// Indices of the jobs that are queued, ascending.
+        waiting: Vec<usize>,
         done: u64,
         most_previews: u64,
         longest_preview: u64,
@@ -216,6 +218,7 @@ mod tests {
                 overhead,
                 running,
                 jobs,
+                waiting: Vec::new(),
                 done: 0,
                 most_previews: 0,
                 longest_preview: 0,
@@ -234,6 +237,7 @@ mod tests {
             let before = queued + running;
             let arrived = self.done;
             let overtaken = Cost::default();
+            self.waiting.push(self.jobs.len());
             self.jobs.push(Record { size, arrived, admitted: None, before, overtaken });
             self.queue.push(size, size);
         }
@@ -246,9 +250,12 @@ mod tests {
                 }
                 let place = size.arrival as usize;
                 self.jobs[place].admitted = Some(self.done);
-                let waiting = self.jobs[..place].iter_mut().filter(|job| job.admitted.is_none());
+                self.waiting.retain(|&other| other != place);
                 let counted = if in_slot { size.cost } else { Cost::default() };
-                waiting.for_each(|job| job.overtaken = job.overtaken.plus(counted));
+                for &older in self.waiting.iter().take_while(|&&other| other < place) {
+                    let overtaken = &mut self.jobs[older].overtaken;
+                    *overtaken = overtaken.plus(counted);
+                }
                 self.running.push((size, self.time(&size), in_slot));
             }
             let previews = self.running.iter().filter(|job| !job.2).count();
@@ -308,10 +315,8 @@ mod tests {
             }
             // The small ones keep coming until all others have begun.
             let last = device.jobs.len();
-            let begun =
-                |device: &Device| device.jobs[..last].iter().all(|job| job.admitted.is_some());
             let mut turns = 0;
-            while !begun(&device) {
+            while device.waiting.first().is_some_and(|&oldest| oldest < last) {
                 if device.queue.len() < 40 {
                     device.arrive(10, 4, 100);
                     device.arrive(1, 3, 10);

@@ -9,7 +9,7 @@ use naga::{
         Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator,
     },
 };
-use tessera::exec::gpu::{Access, OPERATORS, Operator};
+use tessera::exec::gpu::{Access, Operator, operators};
 
 fn validate(operator: &Operator) -> (Module, ModuleInfo) {
     let name = operator.name;
@@ -59,9 +59,9 @@ fn computed(shader: &str) -> &str {
 /// The shaders in the tree are those of the executor, and compute the operators of the operator set.
 #[test]
 fn shaders_for_each_operator() {
-    let operators: BTreeSet<String> = OPERATORS.iter().map(|o| o.name.to_owned()).collect();
-    assert_eq!(operators.len(), OPERATORS.len());
-    let files = OPERATORS.iter().flat_map(|o| o.files).map(|file| (*file).to_owned());
+    let names: BTreeSet<String> = operators().map(|o| o.name.to_owned()).collect();
+    assert_eq!(names.len(), operators().count());
+    let files = operators().flat_map(|o| o.files).map(|file| (*file).to_owned());
     let shared = stems("shaders/shared", "wgsl").into_iter().map(|stem| format!("shared/{stem}"));
     let found: BTreeSet<_> = stems("shaders", "wgsl").into_iter().chain(shared).collect();
     assert_eq!(found, files.collect());
@@ -69,7 +69,7 @@ fn shaders_for_each_operator() {
     for support in ["mod", "testing", "weights"] {
         assert!(operator_set.remove(support), "{support}");
     }
-    let computed: BTreeSet<String> = operators.iter().map(|o| computed(o).to_owned()).collect();
+    let computed: BTreeSet<String> = names.iter().map(|name| computed(name).to_owned()).collect();
     assert_eq!(operator_set, computed);
 }
 
@@ -77,7 +77,7 @@ fn shaders_for_each_operator() {
 /// has none, so that no DX12 device offers them: the day that it has, this test fails and the executor can use them.
 #[test]
 fn shaders_translate_to_every_backend() {
-    for operator in OPERATORS {
+    for operator in operators() {
         let name = operator.name;
         let (module, info) = validate(operator);
         for entry in &module.entry_points {
@@ -115,7 +115,7 @@ fn shaders_translate_to_every_backend() {
 /// `Params` of a shader and of Rust have the same size and the same members at the same places, in 16-byte steps.
 #[test]
 fn parameter_structs_equal_rust() {
-    for operator in OPERATORS {
+    for operator in operators() {
         let name = operator.name;
         let (module, _) = validate(operator);
         let (_, ty) = module
@@ -153,7 +153,7 @@ fn parameter_structs_equal_rust() {
 /// Bindings of a shader have the numbers and the access that the executor gives them.
 #[test]
 fn bindings_equal_rust() {
-    for operator in OPERATORS {
+    for operator in operators() {
         let name = operator.name;
         let (module, _) = validate(operator);
         let mut found = vec![None; operator.bindings.len()];
@@ -176,7 +176,7 @@ fn bindings_equal_rust() {
 /// Entry points are those that the executor runs, and use the bindings that it gives each.
 #[test]
 fn entry_points_use_what_rust_binds() {
-    for operator in OPERATORS {
+    for operator in operators() {
         let name = operator.name;
         let (module, info) = validate(operator);
         let mut found = Vec::new();

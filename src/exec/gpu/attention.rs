@@ -5,13 +5,13 @@
 use super::{
     Gpu, Tensor, WORKGROUP,
     matrix::{Layout, Matrix},
-    pipelines::{operator, params},
+    pipelines::{Operator, operator, params},
     queue::Call,
     to_u32,
 };
 use crate::{
     error::Result,
-    ops::{channel_attention, spatial_attention},
+    ops::{Op, channel_attention, spatial_attention},
 };
 
 params! {
@@ -47,6 +47,18 @@ operator!(
     "softmax": [3, 4]
 );
 
+/// The operators of this module.
+pub(super) static OPERATORS: &[&Operator] = &[&CHANNEL_ATTENTION, &SPATIAL_ATTENTION];
+
+/// Runs `op`, if it is one of this module.
+pub(super) fn run(gpu: &mut Gpu, op: &Op, inputs: &[Tensor]) -> Option<Result<Tensor>> {
+    Some(match (op, inputs) {
+        (Op::ChannelAttention, [q, k, v]) => channel_attention(gpu, q, k, v),
+        (Op::SpatialAttention, [q, k, v]) => spatial_attention(gpu, q, k, v),
+        _ => return None,
+    })
+}
+
 /// Most scores of attention over pixels, and most partial products of attention over channels, at a time.
 pub(super) const SCORES: usize = 1 << 22;
 
@@ -54,12 +66,7 @@ pub(super) const SCORES: usize = 1 << 22;
 ///
 /// Per picture of N pixels and strip of S queries: scores [S][N] = q (k^T / sqrt c), softmax of every row in place,
 /// scores v. S is bounded by `gpu.scores` / N.
-pub(super) fn spatial_attention(
-    gpu: &mut Gpu,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-) -> Result<Tensor> {
+fn spatial_attention(gpu: &mut Gpu, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let shape = spatial_attention::output_shape(q.shape, k.shape, v.shape)?;
     let (pixels, channels) = (shape.pixels(), shape.c);
     let strip = (gpu.scores / pixels).clamp(1, pixels);
@@ -100,12 +107,7 @@ pub(super) fn spatial_attention(
 ///
 /// Two kernels: `scores` writes partial products q^T k [n][chunk][i][j] over chunks of pixels, `softmax` adds the
 /// chunks and writes weights [n][j][i]. The result is v times the weights.
-pub(super) fn channel_attention(
-    gpu: &mut Gpu,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-) -> Result<Tensor> {
+fn channel_attention(gpu: &mut Gpu, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let shape = channel_attention::output_shape(q.shape, k.shape, v.shape)?;
     let (pixels, channels) = (shape.pixels(), shape.c);
     // Chunks keep sums short and occupy many invocations; their number is bounded by SCORES.

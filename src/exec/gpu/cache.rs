@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    OPERATORS,
     device::{AdapterInfo, Device},
+    operators,
 };
 use crate::{
     error::{Error, Result},
@@ -60,7 +60,7 @@ impl Folder {
             hash.update(text);
         };
         [env!("CARGO_PKG_VERSION"), name, backend, driver].into_iter().for_each(&mut part);
-        for operator in OPERATORS {
+        for operator in operators() {
             part(operator.name);
             part(operator.source);
         }

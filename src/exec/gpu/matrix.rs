@@ -5,7 +5,7 @@ use super::{
     Gpu, WORKGROUP,
     buffers::Block,
     conv::{self, ConvVariant},
-    pipelines::{operator, params},
+    pipelines::{Operator, operator, params},
     queue::Call,
     to_u32,
 };
@@ -48,6 +48,9 @@ operator!(
     "main": [1, 2],
     "pairs": [1, 2]
 );
+
+/// The operators of this module.
+pub(super) static OPERATORS: &[&Operator] = &[&CONV2D_PACK, &CONV2D_PACK16];
 
 /// Position of a matrix of `inputs` rows and `outputs` columns in a buffer, in elements.
 #[derive(Clone, Copy, Debug)]

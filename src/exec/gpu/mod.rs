@@ -44,33 +44,18 @@ use crate::{
     ops::{Shape, crop, weights::Weights},
 };
 
-/// All operators that have a shader, in alphabetical order.
-pub static OPERATORS: [&Operator; 24] = [
-    &pointwise::ADD_NOISE,
-    &resample::AVG_POOL2,
-    &attention::CHANNEL_ATTENTION,
-    &pointwise::CONCAT,
-    &conv::CONV2D_COOPERATIVE16,
-    &conv::CONV2D_COOPERATIVE8,
-    &matrix::CONV2D_PACK,
-    &matrix::CONV2D_PACK16,
-    &conv::CONV2D_SUBGROUP,
-    &conv::CONV2D_TILED,
-    &conv::CONV2D_WINOGRAD,
-    &resample::CROP,
-    &resample::FIR_DOWN2,
-    &resample::FIR_UP2,
-    &reduce::GLOBAL_AVG_POOL,
-    &reduce::GROUP_NORM,
-    &pointwise::PIXEL_NORM,
-    &resample::PIXEL_SHUFFLE,
-    &resample::PIXEL_UNSHUFFLE,
-    &pointwise::SCALE_SHIFT,
-    &pointwise::SILU,
-    &attention::SPATIAL_ATTENTION,
-    &resample::UPSAMPLE_NEAREST2,
-    &pointwise::WEIGHTED_ADD,
-];
+/// All operators that have a shader.
+pub fn operators() -> impl Iterator<Item = &'static Operator> {
+    let modules = [
+        attention::OPERATORS,
+        conv::OPERATORS,
+        matrix::OPERATORS,
+        pointwise::OPERATORS,
+        reduce::OPERATORS,
+        resample::OPERATORS,
+    ];
+    modules.into_iter().flatten().copied()
+}
 
 /// Capabilities of the shaders of convolutions.
 pub const FUSION: Fusion = Fusion { norms: false, ..Fusion::ALL };
@@ -193,8 +178,11 @@ impl Gpu {
     pub fn prepared(self, cache: Option<&Path>) -> Self {
         let folder = cache.map(|directory| cache::Folder::new(directory, &self.device.info));
         let mut kernels = conv::compiled_ahead(&self.device);
-        let halves = |operator| operator == &matrix::CONV2D_PACK16 && !self.is_f16();
-        let others = OPERATORS.into_iter().filter(|o| !conv::is_algorithm(o) && !halves(*o));
+        let needed = |operator: &&Operator| {
+            let unused = *operator == &matrix::CONV2D_PACK16 && !self.is_f16();
+            !unused && !conv::OPERATORS.contains(operator)
+        };
+        let others = operators().filter(needed);
         kernels.extend(others.flat_map(|operator| {
             operator.kernels.iter().map(move |kernel| (operator, kernel, Vec::new()))
         }));

@@ -9,7 +9,8 @@ use super::{
 use crate::{
     error::Result,
     ops::{
-        AddNoise, PixelNorm, Shape, add_noise, concat, pixel_norm, scale_shift, silu, weighted_add,
+        AddNoise, Op, PixelNorm, Shape, add_noise, concat, pixel_norm, scale_shift, silu,
+        weighted_add,
     },
 };
 
@@ -51,6 +52,22 @@ operator!(
     "main": [1, 2, 3]
 );
 
+/// The operators of this module.
+pub(super) static OPERATORS: &[&Operator] =
+    &[&ADD_NOISE, &CONCAT, &PIXEL_NORM, &SCALE_SHIFT, &SILU, &WEIGHTED_ADD];
+
+/// Runs `op`, if it is one of this module.
+pub(super) fn run(gpu: &mut Gpu, op: &Op, inputs: &[Tensor]) -> Option<Result<Tensor>> {
+    Some(match (op, inputs) {
+        (Op::AddNoise(p), [x, noise]) => add_noise(gpu, x, noise, p),
+        (Op::Concat, [a, b]) => concat(gpu, a, b),
+        (Op::PixelNorm(p), [x]) => pixel_norm(gpu, x, p),
+        (Op::ScaleShift(silu), [x, pair]) => scale_shift(gpu, x, pair, *silu),
+        (Op::Silu, [x]) => silu(gpu, x),
+        _ => return None,
+    })
+}
+
 /// Dispatches the only kernel of `operator` with `count` invocations; its bindings are `inputs` and the result of
 /// `shape`.
 pub(super) fn map<P: Params>(
@@ -75,7 +92,7 @@ pub(super) fn map<P: Params>(
 }
 
 /// x sigmoid(x), x [n, h, w, c] -> [n, h, w, c].
-pub(super) fn silu(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
+fn silu(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
     let shape = silu::output_shape(x.shape)?;
     let params = SiluParams { count: to_u32(shape.len()), ..SiluParams::default() };
     map(gpu, &SILU, params, shape.len(), &[x.binding()], shape)
@@ -95,7 +112,7 @@ pub(super) fn weighted_add(
 }
 
 /// x (1 + scale) + shift, x [n, h, w, c], pair [n or 1, 1, 1, 2 c] -> [n, h, w, c].
-pub(super) fn scale_shift(gpu: &mut Gpu, x: &Tensor, pair: &Tensor, silu: bool) -> Result<Tensor> {
+fn scale_shift(gpu: &mut Gpu, x: &Tensor, pair: &Tensor, silu: bool) -> Result<Tensor> {
     let shape = scale_shift::output_shape(x.shape, pair.shape)?;
     let count = shape.len();
     let params = ScaleShiftParams {
@@ -108,7 +125,7 @@ pub(super) fn scale_shift(gpu: &mut Gpu, x: &Tensor, pair: &Tensor, silu: bool) 
 }
 
 /// RMS norm, x [n, h, w, c] -> [n, h, w, c]; one invocation per pixel.
-pub(super) fn pixel_norm(gpu: &mut Gpu, x: &Tensor, p: &PixelNorm) -> Result<Tensor> {
+fn pixel_norm(gpu: &mut Gpu, x: &Tensor, p: &PixelNorm) -> Result<Tensor> {
     let shape = pixel_norm::output_shape(x.shape, p)?;
     let [(name, _)] = p.params();
     let gain = gpu.parameter(&name, |w| Ok(p.load(w)?.to_vec()))?;
@@ -123,7 +140,7 @@ pub(super) fn pixel_norm(gpu: &mut Gpu, x: &Tensor, p: &PixelNorm) -> Result<Ten
 }
 
 /// x + gain noise, x [n, h, w, c], noise [n, h, w, 1] -> [n, h, w, c].
-pub(super) fn add_noise(gpu: &mut Gpu, x: &Tensor, noise: &Tensor, p: &AddNoise) -> Result<Tensor> {
+fn add_noise(gpu: &mut Gpu, x: &Tensor, noise: &Tensor, p: &AddNoise) -> Result<Tensor> {
     let shape = add_noise::output_shape(x.shape, noise.shape, p)?;
     let gain = gpu.parameter(&p.name, |w| Ok(p.load(w)?.to_vec()))?;
     let count = shape.len();
@@ -137,7 +154,7 @@ pub(super) fn add_noise(gpu: &mut Gpu, x: &Tensor, noise: &Tensor, p: &AddNoise)
 }
 
 /// a [n, h, w, ca], b [n, h, w, cb] -> [n, h, w, ca + cb].
-pub(super) fn concat(gpu: &mut Gpu, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+fn concat(gpu: &mut Gpu, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let shape = concat::output_shape(a.shape, b.shape)?;
     let params = ConcatParams {
         count: to_u32(shape.len()),

@@ -2,13 +2,13 @@
 
 use super::{
     Gpu, Tensor, WORKGROUP,
-    pipelines::{operator, params},
+    pipelines::{Operator, operator, params},
     queue::Call,
     to_u32,
 };
 use crate::{
     error::Result,
-    ops::{GroupNorm, Shape, global_avg_pool, group_norm},
+    ops::{GroupNorm, Op, Shape, global_avg_pool, group_norm},
 };
 
 params! {
@@ -50,6 +50,18 @@ operator!(
     "apply": [1, 3, 4, 5, 6]
 );
 
+/// The operators of this module.
+pub(super) static OPERATORS: &[&Operator] = &[&GLOBAL_AVG_POOL, &GROUP_NORM];
+
+/// Runs `op`, if it is one of this module.
+pub(super) fn run(gpu: &mut Gpu, op: &Op, inputs: &[Tensor]) -> Option<Result<Tensor>> {
+    Some(match (op, inputs) {
+        (Op::GlobalAvgPool, [x]) => global_avg_pool(gpu, x),
+        (Op::GroupNorm(p), [x]) => group_norm(gpu, x, p),
+        _ => return None,
+    })
+}
+
 /// Pixels of an invocation of `apply`, `RUN` in group_norm.wgsl.
 const RUN: usize = 8;
 
@@ -62,7 +74,7 @@ fn chunks(shape: Shape) -> (usize, usize) {
 /// Mean over all pixels, x [n, h, w, c] -> [n, 1, 1, c].
 ///
 /// Two kernels: `partial` writes sums [n][chunk][c], `combine` adds the chunks and divides.
-pub(super) fn global_avg_pool(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
+fn global_avg_pool(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
     let shape = global_avg_pool::output_shape(x.shape)?;
     let (chunk, chunks) = chunks(x.shape);
     let count = shape.n * chunks * shape.c;
@@ -101,7 +113,7 @@ pub(super) fn global_avg_pool(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
 /// Three kernels: `partial` writes (mean, sum of squared deviations) [n][chunk][c] relative to the group's first
 /// element, `combine` merges them to (first element, mean, 1 / standard deviation) [n][group], one workgroup per group,
 /// `apply` normalises.
-pub(super) fn group_norm(gpu: &mut Gpu, x: &Tensor, p: &GroupNorm) -> Result<Tensor> {
+fn group_norm(gpu: &mut Gpu, x: &Tensor, p: &GroupNorm) -> Result<Tensor> {
     let shape = group_norm::output_shape(x.shape, p)?;
     let [weight, bias] = p.params().map(|(name, _)| name);
     let weight = gpu.parameter(&weight, |w| Ok(p.load(w)?.0.to_vec()))?;

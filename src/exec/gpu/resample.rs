@@ -2,14 +2,14 @@
 
 use super::{
     Gpu, Tensor,
-    pipelines::{operator, params},
+    pipelines::{Operator, operator, params},
     pointwise::map,
     to_u32,
 };
 use crate::{
     error::Result,
     ops::{
-        Rect, avg_pool2, crop, fir_down2, fir_up2, pixel_shuffle, pixel_unshuffle,
+        Op, Rect, avg_pool2, crop, fir_down2, fir_up2, pixel_shuffle, pixel_unshuffle,
         upsample_nearest2,
     },
 };
@@ -62,8 +62,33 @@ operator!(
 );
 operator!(CROP, "crop" from ["shared/invocation", "crop"], CropParams, [Read, ReadWrite], "main": [1, 2]);
 
+/// The operators of this module.
+pub(super) static OPERATORS: &[&Operator] = &[
+    &AVG_POOL2,
+    &CROP,
+    &FIR_DOWN2,
+    &FIR_UP2,
+    &PIXEL_SHUFFLE,
+    &PIXEL_UNSHUFFLE,
+    &UPSAMPLE_NEAREST2,
+];
+
+/// Runs `op`, if it is one of this module.
+pub(super) fn run(gpu: &mut Gpu, op: &Op, inputs: &[Tensor]) -> Option<Result<Tensor>> {
+    Some(match (op, inputs) {
+        (Op::AvgPool2, [x]) => avg_pool2(gpu, x),
+        (Op::Crop(window), [x]) => crop(gpu, x, *window),
+        (Op::FirDown2, [x]) => fir_down2(gpu, x),
+        (Op::FirUp2, [x]) => fir_up2(gpu, x),
+        (Op::PixelShuffle(r), [x]) => pixel_shuffle(gpu, x, *r),
+        (Op::PixelUnshuffle(r), [x]) => pixel_unshuffle(gpu, x, *r),
+        (Op::UpsampleNearest2, [x]) => upsample_nearest2(gpu, x),
+        _ => return None,
+    })
+}
+
 /// Mean of every 2x2 pixels, x [n, h, w, c] -> [n, h/2, w/2, c].
-pub(super) fn avg_pool2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
+fn avg_pool2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
     let shape = avg_pool2::output_shape(x.shape)?;
     let (count, channels, width) = (to_u32(shape.len()), to_u32(shape.c), to_u32(shape.w));
     let params = WidthParams { count, channels, width, pad0: 0 };
@@ -71,7 +96,7 @@ pub(super) fn avg_pool2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
 }
 
 /// Nearest-neighbour upsampling, x [n, h, w, c] -> [n, 2h, 2w, c]; one invocation per element of x.
-pub(super) fn upsample_nearest2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
+fn upsample_nearest2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
     let shape = upsample_nearest2::output_shape(x.shape)?;
     let (count, channels, width) = (x.shape.len(), to_u32(shape.c), to_u32(x.shape.w));
     let params = WidthParams { count: to_u32(count), channels, width, pad0: 0 };
@@ -79,7 +104,7 @@ pub(super) fn upsample_nearest2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
 }
 
 /// FIR [1,3,3,1]/8 per axis with stride 2, x [n, h, w, c] -> [n, h/2, w/2, c].
-pub(super) fn fir_down2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
+fn fir_down2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
     let shape = fir_down2::output_shape(x.shape)?;
     let (height, width) = (to_u32(shape.h), to_u32(shape.w));
     let params =
@@ -88,7 +113,7 @@ pub(super) fn fir_down2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
 }
 
 /// FIR [1,3,3,1]/4 per axis to twice the size, x [n, h, w, c] -> [n, 2h, 2w, c].
-pub(super) fn fir_up2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
+fn fir_up2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
     let shape = fir_up2::output_shape(x.shape)?;
     let (height, width) = (to_u32(x.shape.h), to_u32(x.shape.w));
     let params =
@@ -97,7 +122,7 @@ pub(super) fn fir_up2(gpu: &mut Gpu, x: &Tensor) -> Result<Tensor> {
 }
 
 /// Space to depth, x [n, h, w, c] -> [n, h/r, w/r, c r^2].
-pub(super) fn pixel_unshuffle(gpu: &mut Gpu, x: &Tensor, r: usize) -> Result<Tensor> {
+fn pixel_unshuffle(gpu: &mut Gpu, x: &Tensor, r: usize) -> Result<Tensor> {
     let shape = pixel_unshuffle::output_shape(x.shape, r)?;
     let params = ShuffleParams {
         count: to_u32(shape.len()),
@@ -109,7 +134,7 @@ pub(super) fn pixel_unshuffle(gpu: &mut Gpu, x: &Tensor, r: usize) -> Result<Ten
 }
 
 /// Depth to space, x [n, h, w, c] -> [n, h r, w r, c / r^2].
-pub(super) fn pixel_shuffle(gpu: &mut Gpu, x: &Tensor, r: usize) -> Result<Tensor> {
+fn pixel_shuffle(gpu: &mut Gpu, x: &Tensor, r: usize) -> Result<Tensor> {
     let shape = pixel_shuffle::output_shape(x.shape, r)?;
     let params = ShuffleParams {
         count: to_u32(shape.len()),
@@ -121,7 +146,7 @@ pub(super) fn pixel_shuffle(gpu: &mut Gpu, x: &Tensor, r: usize) -> Result<Tenso
 }
 
 /// A rectangle of the grid, x [n, h, w, c] -> [n, window.height, window.width, c].
-pub(super) fn crop(gpu: &mut Gpu, x: &Tensor, window: Rect) -> Result<Tensor> {
+fn crop(gpu: &mut Gpu, x: &Tensor, window: Rect) -> Result<Tensor> {
     let shape = crop::output_shape(x.shape, window)?;
     let params = CropParams {
         count: to_u32(shape.len()),

@@ -78,25 +78,9 @@ impl Values<'_> {
             _ => {}
         }
         let read: Vec<_> = inputs.iter().map(|&input| self.tensor(input)).collect::<Result<_>>()?;
-        match (op, &read[..]) {
-            (Op::GroupNorm(p), [x]) => reduce::group_norm(gpu, x, p),
-            (Op::PixelNorm(p), [x]) => pointwise::pixel_norm(gpu, x, p),
-            (Op::Silu, [x]) => pointwise::silu(gpu, x),
-            (Op::ScaleShift(silu), [x, pair]) => pointwise::scale_shift(gpu, x, pair, *silu),
-            (Op::Concat, [a, b]) => pointwise::concat(gpu, a, b),
-            (Op::AvgPool2, [x]) => resample::avg_pool2(gpu, x),
-            (Op::GlobalAvgPool, [x]) => reduce::global_avg_pool(gpu, x),
-            (Op::UpsampleNearest2, [x]) => resample::upsample_nearest2(gpu, x),
-            (Op::FirDown2, [x]) => resample::fir_down2(gpu, x),
-            (Op::FirUp2, [x]) => resample::fir_up2(gpu, x),
-            (Op::PixelUnshuffle(r), [x]) => resample::pixel_unshuffle(gpu, x, *r),
-            (Op::PixelShuffle(r), [x]) => resample::pixel_shuffle(gpu, x, *r),
-            (Op::SpatialAttention, [q, k, v]) => attention::spatial_attention(gpu, q, k, v),
-            (Op::ChannelAttention, [q, k, v]) => attention::channel_attention(gpu, q, k, v),
-            (Op::AddNoise(p), [x, noise]) => pointwise::add_noise(gpu, x, noise, p),
-            (Op::Crop(window), [x]) => resample::crop(gpu, x, *window),
-            _ => Err(Error::internal(format!("the GPU has no operator {}", op.name()))),
-        }
+        let modules = [pointwise::run, reduce::run, resample::run, attention::run];
+        let unknown = || Err(Error::internal(format!("the GPU has no operator {}", op.name())));
+        modules.iter().find_map(|run| run(gpu, op, &read)).unwrap_or_else(unknown)
     }
 }
 

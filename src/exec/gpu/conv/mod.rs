@@ -11,7 +11,7 @@ mod winograd;
 
 use serde::{Deserialize, Serialize};
 
-pub(super) use self::{
+use self::{
     cooperative::{CONV2D_COOPERATIVE8, CONV2D_COOPERATIVE16},
     subgroup::CONV2D_SUBGROUP,
     tiled::CONV2D_TILED,
@@ -264,11 +264,14 @@ pub(super) fn compiled_ahead(device: &Device) -> Vec<Wanted> {
     ALL.iter().flat_map(|variant| variant.algorithm().ahead(device)).collect()
 }
 
-/// True if `operator` belongs to an algorithm.
-pub(super) fn is_algorithm(operator: &Operator) -> bool {
-    [&CONV2D_COOPERATIVE16, &CONV2D_COOPERATIVE8, &CONV2D_SUBGROUP, &CONV2D_TILED, &CONV2D_WINOGRAD]
-        .contains(&operator)
-}
+/// The operators of all algorithms.
+pub(super) static OPERATORS: &[&Operator] = &[
+    &CONV2D_COOPERATIVE16,
+    &CONV2D_COOPERATIVE8,
+    &CONV2D_SUBGROUP,
+    &CONV2D_TILED,
+    &CONV2D_WINOGRAD,
+];
 
 /// True if the device can compute the layer `p` by `variant` and its bits may be those of `variant`.
 fn is_supported(gpu: &Gpu, variant: ConvVariant, p: &Conv2d) -> bool {
