@@ -74,6 +74,13 @@ pub(super) struct DeviceArgs {
     /// auto, cpu, gpu or gpu:N; auto selects a hardware GPU, else the CPU
     #[arg(long, value_name = "DEVICE", env = "TESSERA_DEVICE", default_value = "auto")]
     device: Choice,
+    #[command(flatten)]
+    pub(super) compute: ComputeArgs,
+}
+
+/// How devices compute.
+#[derive(Debug, Args)]
+pub(super) struct ComputeArgs {
     /// Number format of multiplications; bf16 needs a CPU with AMX or AVX512-BF16, f16 a GPU with cooperative matrices,
     /// auto selects the fastest
     #[arg(long, value_name = "PRECISION", env = "TESSERA_PRECISION", value_parser = names::<Precision>(), default_value = "f32")]
@@ -102,10 +109,13 @@ where
 impl DeviceArgs {
     /// Opens the device with the model's weights.
     pub(super) fn open(&self, config: &Config, model: &Checkpoint) -> Result<Device> {
-        let (choice, gpu_cache) = (self.choice()?, self.gpu_cache(config));
-        Device::open(choice, self.precision, gpu_cache.as_deref(), model.weights.clone())
+        self.compute.set_threads()?;
+        let (precision, cache) = (self.compute.precision, self.compute.gpu_cache(config));
+        Device::open(self.device, precision, cache.as_deref(), model.weights.clone())
     }
+}
 
+impl ComputeArgs {
     /// Directory of compiled GPU kernels; `None`: they are not kept.
     pub(super) fn gpu_cache(&self, config: &Config) -> Option<PathBuf> {
         match &self.gpu_cache {
@@ -114,12 +124,9 @@ impl DeviceArgs {
         }
     }
 
-    /// The device. Sets the number of threads of the CPU path.
-    pub(super) fn choice(&self) -> Result<Choice> {
-        if let Some(threads) = self.threads {
-            device::set_threads(usize::from(threads))?;
-        }
-        Ok(self.device)
+    /// Sets the number of threads of the CPU path.
+    pub(super) fn set_threads(&self) -> Result<()> {
+        self.threads.map_or(Ok(()), |threads| device::set_threads(usize::from(threads)))
     }
 }
 

@@ -1,19 +1,20 @@
 //! `tessera serve`: runs the service.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    args::{self, DeviceArgs},
+    args::{self, ComputeArgs},
     memory,
     progress::{Progress, ProgressArgs},
     quantity,
 };
 use crate::{
     config::Config,
+    engine::device::{self, Choice},
     error::Result,
     jobs::{self, Jobs, Models, Retention},
     service::{self, Tls},
@@ -82,10 +83,51 @@ pub(super) struct Args {
     /// first is the default
     #[arg(long = "model", value_name = "[NAME=]FILE", env = "TESSERA_MODEL", value_parser = OsStringValueParser::new().map(NamedFile::from))]
     models: Vec<NamedFile>,
+    /// auto, cpu, gpu, gpu:N or all; may be given several times: all take jobs from one queue. auto selects a hardware GPU,
+    /// else the CPU; all selects every hardware GPU, else the CPU
+    #[arg(
+        long = "device",
+        value_name = "DEVICE",
+        env = "TESSERA_DEVICE",
+        value_delimiter = ',',
+        default_value = "auto"
+    )]
+    devices: Vec<Devices>,
     #[command(flatten)]
-    device: DeviceArgs,
+    compute: ComputeArgs,
     #[command(flatten)]
     pub(super) progress: ProgressArgs,
+}
+
+/// Devices of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Devices {
+    One(Choice),
+    /// Every hardware GPU, else the CPU.
+    All,
+}
+
+impl FromStr for Devices {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            _ => {
+                let one = text.parse().map(Self::One);
+                one.map_err(|_| "expected auto, cpu, gpu, gpu:N or all".to_owned())
+            }
+        }
+    }
+}
+
+impl Devices {
+    fn choices(&self) -> Vec<Choice> {
+        match self {
+            Self::One(choice) => vec![*choice],
+            Self::All => device::all(),
+        }
+    }
 }
 
 /// A checkpoint's file and the name of the model, if it is not its own.
@@ -144,15 +186,17 @@ pub(super) fn run(
     progress: &mut Progress,
     cancel: &CancellationToken,
 ) -> Result<()> {
+    args.compute.set_threads()?;
     let models = open_models(&args.models)?;
     let settings = jobs::Settings {
         directory: args.jobs.clone(),
-        devices: vec![args.device.choice()?],
-        precision: args.device.precision,
-        gpu_cache: args.device.gpu_cache(config),
+        devices: args.devices.iter().flat_map(Devices::choices).collect(),
+        precision: args.compute.precision,
+        gpu_cache: args.compute.gpu_cache(config),
         memory: args.memory << 20,
         queue: args.queue,
         active: args.active,
+        fault: None,
         retention: Retention { older_than: args.prune_older_than, keep_bytes: args.keep_bytes },
     };
     let service = service::Settings {

@@ -193,6 +193,16 @@ pub fn list() -> Vec<Info> {
     std::iter::once(cpu).chain(list_gpus(best)).collect()
 }
 
+/// Every GPU that is no software driver; the CPU if there is none.
+pub fn all() -> Vec<Choice> {
+    let hardware = list_gpus(None).filter(|info| !info.software);
+    let mut all: Vec<_> = hardware.filter_map(|info| info.selector.parse().ok()).collect();
+    if all.is_empty() {
+        all.push(Choice::Cpu);
+    }
+    all
+}
+
 fn open_cpu(precision: Precision, weights: Arc<Weights>) -> Result<Device> {
     let bf16 = match precision {
         Precision::F32 => None,

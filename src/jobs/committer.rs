@@ -51,6 +51,8 @@ pub(super) enum Write {
     End(Event),
     /// The error that ends the job; the device has released it.
     Fail(Error),
+    /// The device does not respond and has released the job, which goes on elsewhere.
+    HandBack,
 }
 
 /// A decoded tile: see [`Write::Tile`].
@@ -178,11 +180,13 @@ fn run(shared: &Shared, mut inbox: Inbox) {
 
 /// Makes a result durable and publishes its events; `more` are tiles that follow a tile.
 pub(super) fn commit(shared: &Shared, job: &Arc<Job>, write: Write, more: Vec<Tile>) {
-    let is_end = matches!(write, Write::End(_) | Write::Fail(_));
+    let is_handed_back = matches!(write, Write::HandBack);
+    let is_end = is_handed_back || matches!(write, Write::End(_) | Write::Fail(_));
     if !job.is_halted() {
         let committed = match write {
             Write::TileFailed(error) | Write::Fail(error) => Err(error),
             Write::End(last) => job.publish(vec![last]).map(drop),
+            Write::HandBack => Ok(()),
             Write::Step { buffer, sampling, settled } => {
                 timed(shared, || step(job, &buffer, &sampling, &settled))
             }
@@ -200,6 +204,8 @@ pub(super) fn commit(shared: &Shared, job: &Arc<Job>, write: Write, more: Vec<Ti
         job.released();
         if job.is_halted() {
             shared.resume_later(job.clone());
+        } else if is_handed_back {
+            shared.queue_again(job.clone());
         }
     }
 }

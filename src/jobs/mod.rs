@@ -79,8 +79,11 @@ pub fn shutting_down() -> Error {
 pub struct Settings {
     /// Directory of the jobs; one process at a time may use it.
     pub directory: PathBuf,
-    /// Devices; each has its own engine thread.
+    /// Devices; each has its own engine thread. All take jobs from one queue.
     pub devices: Vec<Choice>,
+    /// For tests: a device that fails.
+    #[doc(hidden)]
+    pub fault: Option<DeviceFault>,
     /// Number format of multiplications.
     pub precision: Precision,
     /// Directory of compiled and measured GPU kernels.
@@ -93,6 +96,16 @@ pub struct Settings {
     pub active: usize,
     /// Ended jobs that are kept; the others are deleted.
     pub retention: Retention,
+}
+
+/// For tests: the device that stops to respond, and the number of units of work that it computes before.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceFault {
+    /// Its index in [`Settings::devices`].
+    pub device: usize,
+    /// Units of work, those of measurements not counted.
+    pub after: u64,
 }
 
 /// Order of a list of jobs, by the time of their creation.
@@ -188,7 +201,7 @@ impl Jobs {
             let shared = shared.clone();
             std::thread::Builder::new()
                 .name(format!("engine-{i}"))
-                .spawn(move || worker::run(&shared, device))
+                .spawn(move || worker::run(&shared, i, device))
                 .map_err(|e| Error::io("start", "an engine thread", e))
         });
         let mut threads: Vec<_> = threads.collect::<Result<_>>()?;

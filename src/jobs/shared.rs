@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -46,7 +46,9 @@ pub(super) struct Shared {
     pub(super) speed: Speed,
     pub(super) steps: StepCounts,
     pub(super) timings: Timings,
-    /// True if every device responds.
+    /// Devices that respond; the last one is never taken off.
+    pub(super) devices: AtomicUsize,
+    /// False once work has failed on the last device that responds.
     pub(super) healthy: AtomicBool,
 }
 
@@ -89,6 +91,7 @@ impl Shared {
             }
         }
         let shared = Arc::new(Self {
+            devices: AtomicUsize::new(settings.devices.len()),
             settings,
             models,
             disk,
@@ -209,13 +212,9 @@ impl Shared {
         let (due, later) =
             std::mem::take(&mut table.paused).into_iter().partition(|&(at, _)| at <= now_ms);
         table.paused = later;
-        for (_, job) in due {
-            let goes_on = !job.snapshot().phase.is_last() || job.needs_repair();
-            if goes_on && table.jobs.contains_key(&job.id) {
-                table.waiting.push(job.clone(), job.size());
-                self.changed.notify_all();
-            }
-        }
+        drop(table);
+        due.into_iter().for_each(|(_, job)| self.queue_again(job));
+        let mut table = self.table();
         let still = table.deadlines.split_off(&(now_ms + 1, String::new()));
         let passed = std::mem::replace(&mut table.deadlines, still);
         let passed: Vec<_> =
@@ -256,7 +255,35 @@ impl Shared {
         }
     }
 
-    /// Records that a device does not respond.
+    /// Queues a job again that a device hands back.
+    pub(super) fn queue_again(&self, job: Arc<Job>) {
+        let goes_on = !job.snapshot().phase.is_last() || job.needs_repair();
+        let mut table = self.table();
+        if goes_on && table.jobs.contains_key(&job.id) {
+            table.waiting.push(job.clone(), job.size());
+            drop(table);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Takes a device that does not respond off the list; false for the last one.
+    pub(super) fn take_off(&self, name: &str, error: &Error) -> bool {
+        let less = |devices: usize| (devices > 1).then(|| devices - 1);
+        let left = self.devices.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        match left {
+            Ok(devices) => {
+                let left = devices - 1;
+                tracing::error!(
+                    "device {name} does not respond and is not used any more; its jobs go on on the {left} left: {}",
+                    error.report()
+                );
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Records that the last device does not respond.
     pub(super) fn device_failed(&self, error: &Error) {
         tracing::error!("device: {}", error.report());
         self.healthy.store(false, Ordering::Relaxed);

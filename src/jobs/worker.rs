@@ -22,7 +22,7 @@ use crate::{
         run::{Outcome, Run, Unit},
         tiles,
     },
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     exec::memory::MEMORY,
     graph::{Backend, Download},
     jobs::{
@@ -100,10 +100,13 @@ fn panicked() -> Error {
     Error::internal("the engine panicked")
 }
 
-/// Runs until the queue is closed. `devices` are the same device with the weights of each model.
-pub(super) fn run(shared: &Shared, devices: Vec<Device>) {
+/// Runs until the queue is closed. `devices` are the same device, number `index` of the server, with the weights of each
+/// model.
+pub(super) fn run(shared: &Shared, index: usize, devices: Vec<Device>) {
     let Some(first) = devices.first() else { return };
-    let (name, on) = (first.name(), first.description());
+    let fault = shared.settings.fault.filter(|fault| fault.device == index);
+    let names = Names { name: first.name(), on: first.description() };
+    let health = Health { units_left: fault.map(|fault| fault.after), lost: false };
     let mut cpus = Vec::new();
     #[cfg(feature = "gpu")]
     let mut gpus = Vec::new();
@@ -118,9 +121,9 @@ pub(super) fn run(shared: &Shared, devices: Vec<Device>) {
         let committer = Committer::start(scope, shared);
         #[cfg(feature = "gpu")]
         if !gpus.is_empty() {
-            return Worker::new(shared, committer, gpus, name, on).run();
+            return Worker::new(shared, committer, gpus, names, health).run();
         }
-        Worker::new(shared, committer, cpus, name, on).run();
+        Worker::new(shared, committer, cpus, names, health).run();
     });
 }
 
@@ -149,15 +152,29 @@ pub(super) fn open(
     Ok((buffer, sampling))
 }
 
+/// Names of a device.
+struct Names {
+    /// In files.
+    name: String,
+    /// Description for people.
+    on: String,
+}
+
+/// The state of a device.
+struct Health {
+    /// For tests: units of work until the device fails.
+    units_left: Option<u64>,
+    /// True once the device is not used any more.
+    lost: bool,
+}
+
 struct Worker<'a, O: Backend> {
     shared: &'a Shared,
     committer: Committer,
     /// The device with the weights of each model, in the order of the models.
     ops: Vec<O>,
-    /// Name of the device in files.
-    name: String,
-    /// Description of the device for people.
-    on: String,
+    names: Names,
+    health: Health,
     active: Vec<ActiveJob<O>>,
     /// Read-back of the newest tile; it is finished after the next slice has begun, or when there is none.
     pending_readback: Option<Readback>,
@@ -198,18 +215,23 @@ impl<'a, O: Backend> Worker<'a, O> {
         shared: &'a Shared,
         committer: Committer,
         ops: Vec<O>,
-        name: String,
-        on: String,
+        names: Names,
+        health: Health,
     ) -> Self {
         let (active, pending_readback, read_back) = (Vec::new(), None, Duration::ZERO);
-        Self { shared, committer, ops, name, on, active, pending_readback, read_back }
+        Self { shared, committer, ops, names, health, active, pending_readback, read_back }
     }
 
     fn run(mut self) {
         if let Err(error) = self.measure() {
-            self.shared.device_failed(&error);
+            self.health.lost = self.shared.take_off(&self.names.on, &error);
+            if !self.health.lost {
+                self.shared.device_failed(&error);
+            }
         }
-        while let Some(admitted) = self.shared.next(&self.active_jobs()) {
+        while !self.health.lost
+            && let Some(admitted) = self.shared.next(&self.active_jobs())
+        {
             for job in admitted {
                 self.begin(job);
             }
@@ -221,13 +243,39 @@ impl<'a, O: Backend> Worker<'a, O> {
             }
         }
         self.finish_readback();
-        for active in self.active.drain(..) {
-            tracing::info!("job {} resumes at the next start", active.job.id);
+        for ActiveJob { job, .. } in self.active.drain(..) {
+            match self.health.lost {
+                true => self.committer.send(WriteRequest { job, write: Write::HandBack }),
+                false => tracing::info!("job {} resumes at the next start", job.id),
+            }
+        }
+    }
+
+    /// True if the device that has failed with `error` does not respond any more and others take its jobs.
+    fn is_lost(&mut self, error: &Error) -> bool {
+        if !self.health.lost && error.kind() == Kind::Device && self.measure().is_err() {
+            self.health.lost = self.shared.take_off(&self.names.on, error);
+        }
+        self.health.lost
+    }
+
+    /// For tests: fails once the device has computed as many units as it was given.
+    fn check_fault(&mut self, units: u64) -> Result<()> {
+        match &mut self.health.units_left {
+            Some(left) if *left < units.max(1) => {
+                Err(Error::device(self.names.on.clone(), "was made to fail"))
+            }
+            Some(left) => {
+                *left -= units;
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
     /// Measures the device's speed by one evaluation of the network at the smallest size.
     fn measure(&mut self) -> Result<()> {
+        self.check_fault(0)?;
         let (model, ops) = (self.shared.models.first(), &mut self.ops[0]);
         let arch = &model.arch;
         let side = arch.coarsest_factor();
@@ -251,7 +299,7 @@ impl<'a, O: Backend> Worker<'a, O> {
 
     /// Starts or resumes a job.
     fn begin(&mut self, job: Arc<Job>) {
-        match open(self.shared, &job, &self.on) {
+        match open(self.shared, &job, &self.names.on) {
             Ok((buffer, sampling)) => {
                 let served = self.active.iter().map(|active| active.served).min();
                 let served = served.unwrap_or_default();
@@ -268,7 +316,7 @@ impl<'a, O: Backend> Worker<'a, O> {
                     id = %job.id,
                     width = spec.width,
                     height = spec.height,
-                    device = %self.on
+                    device = %self.names.on
                 );
                 let (periods, before) = (Vec::new(), None);
                 self.active.push(ActiveJob { job, span, buffer, run, periods, before, served });
@@ -346,6 +394,7 @@ impl<'a, O: Backend> Worker<'a, O> {
     /// Takes the next step of `first` and its `peers` in one batch.
     fn step_batch(&mut self, first: &mut ActiveJob<O>, peers: &mut [ActiveJob<O>]) -> Result<()> {
         self.finish_readback();
+        self.check_fault(1)?;
         let model = first.job.model.clone();
         let ops = &mut self.ops[self.shared.models.index_of(&model)];
         first.job.check()?;
@@ -382,12 +431,21 @@ impl<'a, O: Backend> Worker<'a, O> {
             Ok(()) => match active.run.next(job.task()) {
                 None => {
                     self.finish_readback();
-                    let last = self.finished(&job);
-                    self.committer.send(WriteRequest { job, write: Write::End(last) });
+                    let write = match self.health.lost {
+                        true => Write::HandBack,
+                        false => Write::End(self.finished(&job)),
+                    };
+                    self.committer.send(WriteRequest { job, write });
                 }
                 Some(_) => self.active.push(active),
             },
-            Err(error) => self.committer.send(WriteRequest { job, write: Write::Fail(error) }),
+            Err(error) => {
+                let write = match self.is_lost(&error) {
+                    true => Write::HandBack,
+                    false => Write::Fail(error),
+                };
+                self.committer.send(WriteRequest { job, write });
+            }
         }
     }
 
@@ -397,6 +455,7 @@ impl<'a, O: Backend> Worker<'a, O> {
         active.keep_for_estimate()?;
         let ActiveJob { job, buffer, run, .. } = active;
         let Some(unit) = run.next(job.task()) else { return Ok(0) };
+        self.check_fault(1)?;
         if unit == Unit::Tile {
             run.repeat_tiles(job.take_damaged());
         } else {
@@ -457,8 +516,12 @@ impl<'a, O: Backend> Worker<'a, O> {
         let began = Instant::now();
         let (rect, bits) = (job.plan.tiling.tiles[index].rect, job.plan.spec.bits);
         let samples = pixels.wait().and_then(|values| tiles::samples(rect, &values, bits));
-        let write = samples
-            .map_or_else(Write::TileFailed, |samples| Write::Tile(Tile { buffer, index, samples }));
+        let write = match samples {
+            Ok(samples) => Write::Tile(Tile { buffer, index, samples }),
+            // The job is handed back with this tile not done.
+            Err(error) if self.is_lost(&error) => return,
+            Err(error) => Write::TileFailed(error),
+        };
         // The job of the current slice is not among them: its time is counted as a whole.
         if let Some(other) = self.active.iter_mut().find(|active| Arc::ptr_eq(&active.job, &job)) {
             other.served += began.elapsed();
@@ -501,7 +564,7 @@ impl<'a, O: Backend> Worker<'a, O> {
 
     fn finished(&self, job: &Job) -> Event {
         let source = job.request.source_sha256.as_deref().zip(Some(&job.request.attribution));
-        let metadata = provenance::generated(&job.model, &self.name, &job.plan.spec, source);
+        let metadata = provenance::generated(&job.model, &self.names.name, &job.plan.spec, source);
         let receipt = serde_json::Value::Object(metadata.receipt).to_string();
         Event::Finished { receipt, description: metadata.description }
     }

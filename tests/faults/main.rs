@@ -41,6 +41,7 @@ fn open(directory: &Path) -> Jobs {
     let settings = Settings {
         directory: directory.to_owned(),
         devices: vec![Choice::Cpu],
+        fault: None,
         precision: Precision::F32,
         gpu_cache: None,
         memory: 1 << 32,

@@ -42,6 +42,7 @@ impl Site {
             memory: 1 << 30,
             queue: 100,
             active: 2,
+            fault: None,
             retention: Retention::default(),
         };
         let jobs = Jobs::open(settings, Models::new(vec![Arc::new(model)]).unwrap()).unwrap();

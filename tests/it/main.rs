@@ -11,6 +11,7 @@ mod checkpoint;
 mod cli;
 mod client;
 mod cpu;
+mod devices;
 mod differential;
 mod editing;
 mod engine;

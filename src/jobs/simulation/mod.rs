@@ -139,6 +139,7 @@ fn settings() -> Settings {
     Settings {
         directory: PathBuf::from(ROOT),
         devices: vec![Choice::Cpu],
+        fault: None,
         precision: Precision::F32,
         gpu_cache: None,
         memory: 1 << 40,
