@@ -497,7 +497,15 @@ impl Jobs {
         Ok(path)
     }
 
-    /// True if every device responds.
+    /// Number of devices that respond.
+    pub fn devices(&self) -> usize {
+        match self.is_healthy() {
+            true => self.shared.devices.load(Ordering::Relaxed),
+            false => 0,
+        }
+    }
+
+    /// True if a device responds.
     pub fn is_healthy(&self) -> bool {
         self.shared.healthy.load(Ordering::Relaxed)
     }

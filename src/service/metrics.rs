@@ -137,7 +137,8 @@ impl Collector for JobCollector {
             jobs.flops_per_second(),
         )?;
         let healthy = f64::from(u8::from(jobs.is_healthy()));
-        gauge("healthy", "1 if every device responds, else 0.", healthy)?;
+        gauge("devices", "Devices that respond.", jobs.devices() as f64)?;
+        gauge("healthy", "1 if a device responds, else 0.", healthy)?;
         let mut counter = |name: &str, help: &str, value: u64| {
             let counter = ConstCounter::new(value);
             let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
