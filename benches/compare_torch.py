@@ -44,7 +44,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,11 +51,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "train"))
 from tessera_train.nets.arch import Arch, norm_groups  # noqa: E402
 from tessera_train.export.files import save_safetensors  # noqa: E402
+from tessera_train.export.model import Model  # noqa: E402
 from tessera_train.training.config import Config  # noqa: E402
 from tessera_train.nets.cost import gflop  # noqa: E402
-from tessera_train.nets.decoder import Decoder  # noqa: E402
+from tessera_train.nets.decoder import Decoder, GivenNoise  # noqa: E402
 from tessera_train.nets.encoder import Encoder  # noqa: E402
-from tessera_train.nets.unet import UNet  # noqa: E402
+from tessera_train.nets.unet import Context, UNet  # noqa: E402
 
 # (input channels, output channels, kernel, rows, columns): layers that may see a window of their grid, then such that see all of it.
 CONVOLUTIONS = [
@@ -229,27 +229,17 @@ def random_model(config: str, path: Path) -> None:
     arch = Config(config).arch
     torch.manual_seed(1)
     arrays = {}
-    for prefix, net in (("encoder", Encoder(arch)), ("decoder", Decoder(arch)), ("unet", UNet(arch))):
+    unets = [(arch.prefix(group), UNet(arch, group)) for group in range(len(arch.groups))]
+    for prefix, net in (("encoder.", Encoder(arch)), ("decoder.", Decoder(arch)), *unets):
         for name, value in net.state_dict().items():
             if name.endswith("weight") and value.dim() == 4 and not value.any():
                 nn.init.kaiming_normal_(value, nonlinearity="linear")
-            arrays[f"{prefix}.{name}"] = value.half().numpy()
+            arrays[f"{prefix}{name}"] = value.half().numpy()
+    if arch.labels:
+        arrays["labels.rows"] = np.zeros((1, len(arch.labels)), np.uint8)
     for i, level in enumerate(arch.levels):
         arrays |= {f"latents.{i}.{name}": np.ones(level.channels, np.float16) for name in ("mean", "std")}
     save_safetensors(path, arrays, {"format": "tessera", "arch": arch.to_json()})
-
-
-def networks(path: Path) -> tuple[Arch, nn.Module, nn.Module]:
-    """Architecture, U-Net and decoder of a checkpoint, in f32 and channels_last."""
-    with safe_open(path, "pt") as file:
-        arch, nets = Arch.from_json(file.metadata()["arch"]), []
-        if arch.version != 1:
-            raise SystemExit(f"model: {path} is of version {arch.version}, this comparison reads version 1")
-        for prefix, net in (("unet.", UNet(arch)), ("decoder.", Decoder(arch))):
-            names = [name for name in file.keys() if name.startswith(prefix)]
-            net.load_state_dict({name.removeprefix(prefix): file.get_tensor(name).float() for name in names})
-            nets.append(net.eval().to(memory_format=torch.channels_last))
-    return arch, *nets
 
 
 def latents(arch: Arch, width: int, height: int) -> list[Tensor]:
@@ -326,55 +316,71 @@ def operators(place: dict, gpu: bool, variants: bool) -> Iterator[Case]:
 
 
 class Networks:
-    """PyTorch's side of a model: its networks and latents for a picture on `device`."""
+    """PyTorch's side of a model: its networks, in the order in which a picture needs them, with random inputs on `device`."""
 
     def __init__(self, path: Path, size: str | None, device: str, half: bool) -> None:
         self.device, self.half = device, half
-        arch, unet, decoder = networks(path)
+        model = Model.open(path, torch.device(device))
+        arch, decoder = model.arch, model.autoencoder.decoder
         self.width, self.height = map(int, size.split("x")) if size else (arch.width, arch.height)
-        self.z = [latent.to(device) for latent in latents(arch, self.width, self.height)]
-        self.c_noise = torch.tensor([0.3]).to(device)
-        self.nets = unet.to(device), decoder.to(device)
-        self.inputs = (self.z, self.c_noise), (self.z,)
+        z = [latent.to(device) for latent in latents(arch, self.width, self.height)]
+        c_noise = torch.tensor([0.3]).to(device)
+        labels = torch.zeros(1, len(arch.labels), dtype=torch.int64, device=device) if arch.labels else None
+        self.groups = len(arch.groups)
+        self.names = [f"unet {group.name}" for group in arch.groups] if self.groups > 1 else ["unet"]
+        self.inputs: list[tuple] = []
+        for group, unet in enumerate(model.unets):
+            levels = arch.groups[group].levels
+            context = Context(tuple(z[levels[-1] + 1 :]), labels)
+            self.inputs.append(([z[i] for i in levels], c_noise, context))
+        sides = {i: (self.height // (arch.decoder.shuffle << i), self.width // (arch.decoder.shuffle << i)) for i in range(len(arch.decoder.stages))}
+        noise = GivenNoise({i: torch.randn(1, 1, *sides[i]).to(device) for i, stage in enumerate(arch.decoder.stages) if stage.noise})
+        self.inputs.append((z, noise))
+        self.nets: list[nn.Module] = [*model.unets, decoder]
         self.compiled: dict[int, Callable | None] = {}
 
-    def run(self, unet: Callable | None, decoder: Callable | None, steps: int) -> Tensor | None:
-        """So many steps of the U-Net, then the decoder and the way back to the host; without one of them the other alone."""
+    def run(self, nets: list[Callable | None], steps: list[int]) -> Tensor | None:
+        """Each U-Net so many times, then the decoder and the way back to the host; those that are None are left out."""
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half):
-            for _ in range(0 if unet is None else steps):
-                unet(*self.inputs[0])
-            picture = None if decoder is None else decoder(*self.inputs[1])
-            return picture if unet is None or decoder is None else picture.cpu()
+            for net, inputs, count in zip(nets[:-1], self.inputs, steps):
+                for _ in range(0 if net is None else count):
+                    net(*inputs)
+            picture = None if nets[-1] is None else nets[-1](*self.inputs[-1])
+            return picture.cpu() if all(net is not None for net in nets) else picture
+
+    def alone(self, index: int, net: Callable | None) -> tuple[list[Callable | None], list[int]]:
+        """As arguments of `run`."""
+        return [net if i == index else None for i in range(len(self.nets))], [1] * self.groups
 
     def fast(self, index: int, seconds: float) -> Callable | None:
-        """The U-Net or the decoder by torch.compile."""
+        """A network by torch.compile."""
         if index not in self.compiled:
-            self.compiled[index] = compiled(self.nets[index], lambda net: self.run(*self.alone(index, net), 1), seconds)
+            self.compiled[index] = compiled(self.nets[index], lambda net: self.run(*self.alone(index, net)), seconds)
         return self.compiled[index]
-
-    def alone(self, index: int, net: Callable) -> tuple[Callable | None, Callable | None]:
-        """As arguments of `run`."""
-        return (None, net) if index else (net, None)
 
     def fast_alone(self, index: int, seconds: float) -> Callable | None:
         net = self.fast(index, seconds)
-        return None if net is None else partial(self.run, *self.alone(index, net), 1)
+        return None if net is None else partial(self.run, *self.alone(index, net))
 
-    def fast_picture(self, steps: int, seconds: float) -> Callable | None:
-        both = self.fast(0, seconds), self.fast(1, seconds)
-        return None if None in both else partial(self.run, *both, steps)
+    def fast_picture(self, steps: list[int], seconds: float) -> Callable | None:
+        nets = [self.fast(index, seconds) for index in range(len(self.nets))]
+        return None if None in nets else partial(self.run, nets, steps)
 
     def cases(self, model: str, steps: int) -> Iterator[Case]:
-        """A step, a decode and a picture of so many steps."""
+        """A step of each group, a decode and a picture of so many steps, of which later groups have a third as in `Steps::of_groups`."""
         size, total = f"{self.width} {self.height}", 0.0
-        for index, name in enumerate(("unet", "decoder")):
-            work = partial(self.run, *self.alone(index, self.nets[index]), 1)
+        others = self.groups - 1
+        later = max(steps // 3, others) if others else 0
+        shares = [steps - later, *(later * (i + 1) // others - later * i // others for i in range(others))]
+        for index, (name, share) in enumerate(zip([*self.names, "decoder"], [*shares, 1])):
+            work = partial(self.run, *self.alone(index, self.nets[index]))
             count = 1e9 * gflop(work)
-            total += count * (1 if index else steps)
-            yield Case(f"{name} {size}, {model}", f"{name} {size}", count, "GFLOP/s", work, fast=partial(self.fast_alone, index))
-        work = partial(self.run, *self.nets, steps)
+            total += count * share
+            command = f"decoder {size}" if index == self.groups else f"unet {size} 1 {index}"
+            yield Case(f"{name} {size}, {model}", command, count, "GFLOP/s", work, fast=partial(self.fast_alone, index))
+        work = partial(self.run, self.nets, shares)
         name = f"generate {size} {steps}"
-        yield Case(f"{name}, {model}", name, total, "GFLOP/s", work, fast=partial(self.fast_picture, steps))
+        yield Case(f"{name}, {model}", name, total, "GFLOP/s", work, fast=partial(self.fast_picture, shares))
 
 
 def ms(seconds: float) -> str:
@@ -429,7 +435,7 @@ def main() -> None:
         "--compile", type=float, nargs="?", const=math.inf, metavar="SECONDS", help="torch.compile too, where it takes at most so long"
     )
     parser.add_argument("--model", type=Path, nargs="+", default=[], metavar="FILE", help="checkpoints")
-    parser.add_argument("--config", nargs="+", metavar="NAME", help="configurations of random weights (default, without a checkpoint: scenery)")
+    parser.add_argument("--config", nargs="+", metavar="NAME", help="configurations of random weights (default, without a checkpoint: scenery-2)")
     parser.add_argument("--size", help="of the pictures, WIDTHxHEIGHT (default: each model's own)")
     parser.add_argument("--steps", type=int, default=25, help="of generate (default: %(default)s)")
     parser.add_argument("--precision", nargs="+", choices=["f32", "bf16", "f16"], help="default: f32 bf16, with --gpu f32 f16")
@@ -454,7 +460,7 @@ def main() -> None:
     table = Table(args.compile is not None)
     precisions = [name for name in args.precision or ["f32", "f16" if args.gpu else "bf16"] if name == "f32" or device != "cpu" or has_bf16()]
     with tempfile.TemporaryDirectory() as folder:
-        random = [] if args.model and args.config is None else args.config or ["scenery"]
+        random = [] if args.model and args.config is None else args.config or ["scenery-2"]
         for number, model in enumerate([*args.model, *random]):
             if time.monotonic() > end:
                 print(f"{model}: left out, {args.seconds:.0f} s are over", file=sys.stderr)

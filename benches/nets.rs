@@ -6,8 +6,8 @@
 //! Commands: `conv CIN COUT KERNEL ROWS COLUMNS`, `whole` with the same (a layer that only runs on whole grids, as the
 //! U-Net's), both on the GPU also as `conv:VARIANT`; `norm CHANNELS ROWS COLUMNS` (GroupNorm with SiLU), `attention
 //! CHANNELS ROWS COLUMNS` (over pixels), `channels` with the same (attention over channels), `copy MIB`; with a
-//! checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH HEIGHT` (with a third number: the batch size)
-//! and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is everything from the seed to the samples
+//! checkpoint's path as argument also `unet WIDTH HEIGHT`, `decoder WIDTH HEIGHT` (with a third number: the batch size;
+//! with a fourth: the group of levels) and `generate WIDTH HEIGHT STEPS`, for pictures of that size. `generate` is everything from the seed to the samples
 //! of all tiles.
 //!
 //! Always on the GPU: `chain:VARIANT` with a convolution's numbers, which is four of it with upload and download;
@@ -42,7 +42,7 @@ use tessera::{
         gpu::{ConvVariant, Gpu},
     },
     graph::{
-        Backend, GraphBuilder,
+        Backend, Graph, GraphBuilder, Input,
         testing::{random_inputs, results},
     },
     model::{arch::norm_groups, checkpoint::Checkpoint, decoder, sampler::latent_shapes, unet},
@@ -286,33 +286,34 @@ fn run<O: Backend>(
                 engine::generate(&mut ops, model, &plan, &scratch, &mut silent, &cancel).map(drop)
             })?
         }
-        ("unet" | "decoder", &[width, height, ref batch @ ..]) if batch.len() < 2 => {
+        ("unet" | "decoder", &[width, height, ref more @ ..]) if more.len() < 3 => {
             let model = model.ok_or("a network takes a checkpoint as argument")?;
-            let batch = batch.first().map_or(1, |&n| n);
-            return network(setup, model, command, (width, height), batch);
+            let (batch, group) = (more.first().map_or(1, |&n| n), more.get(1).map_or(0, |&g| g));
+            let latents = latent_shapes(&model.arch, batch, width, height);
+            let graph = match command {
+                "unet" => unet::graph(&model.arch, group, &latents),
+                _ => decoder::graph(&model.arch, &latents),
+            }?;
+            return network(setup, model, &graph);
         }
         _ => return Err(format!("{command} with {} numbers is no command", extents.len()).into()),
     };
     Ok(seconds.into())
 }
 
-/// One evaluation of a network of `model` for `batch` pictures of a width and a height, upload and download included.
+/// One evaluation of `graph`, a network of `model`, upload and download included.
 fn network<O: Backend>(
     setup: &Setup<O>,
     model: &Checkpoint,
-    net: &str,
-    (width, height): (usize, usize),
-    batch: usize,
+    graph: &Graph,
 ) -> Result<Measured, Box<dyn Error>> {
-    let (arch, mut random) = (&model.arch, Random::new(1));
-    let latents = latent_shapes(arch, batch, width, height);
-    let graph = match net {
-        "unet" => unet::graph(arch, 0, &latents),
-        _ => decoder::graph(arch, &latents),
-    }?;
-    let inputs = random_inputs(&graph, &mut random);
+    let values = random_inputs(graph, &mut Random::new(1));
+    let inputs: Vec<_> = values.iter().map(|(shape, data)| Input::Host(*shape, data)).collect();
     let mut o = (setup.open)(model.weights.clone())?;
-    let evaluate = |o: &mut O| results(o, &graph, &inputs).map(drop);
+    let evaluate = |o: &mut O| {
+        let results = o.evaluate(graph, &inputs)?;
+        results.into_iter().try_for_each(|result| result.wait().map(drop))
+    };
     let seconds = time(setup.cpu_time, || evaluate(&mut o))?;
     let before = (setup.dispatches)(&o);
     evaluate(&mut o)?;

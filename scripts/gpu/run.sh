@@ -155,13 +155,13 @@ bench() {
   if [ -n "$small" ]; then
     local operators='product|large copy|submit|dispatch|whole 160 160 3 8 16|attention 160 16 32'
     compare+=(--precision f32 --steps 1 --size 512x256 --seconds "$((end - SECONDS - 60))")
-    bounded "${compare[@]}" --ceilings --config scenery tiny --only "^($operators|unet|decoder|generate)" || status=1
+    bounded "${compare[@]}" --ceilings --config scenery-2 tiny --only "^($operators|unet|decoder|generate)" || status=1
     bounded "${compare[@]}" --networks --only '^unet' --compile 30 || status=1
     return
   fi
   local operators='product|large copy|submit|dispatch|conv (4096 4096 1|96 96 3 512|512 512 3|24 24 3|96 96 3 128) |whole 384 384|attention'
   compare+=(--precision f16)
-  bounded "${compare[@]}" --ceilings --config scenery pdm-2k --only "^($operators|unet|decoder|generate)" --seconds 90 || status=1
+  bounded "${compare[@]}" --ceilings --config scenery-2 pdm-2k --only "^($operators|unet|decoder|generate)" --seconds 90 || status=1
   bounded "${compare[@]}" --networks --compile 30 || status=1
 }
 

@@ -7,7 +7,7 @@ use prometheus_client::{
 
 use crate::{
     error::Kind,
-    jobs::{Job, Pruned, Timings, record::Event},
+    jobs::{Job, PruneReason, Pruned, Timings, record::Event},
 };
 
 /// Numbers of ended jobs by their result.
@@ -30,6 +30,15 @@ pub type PrunedCount = Family<PrunedLabels, Counter>;
 pub struct PrunedLabels {
     /// `age` or `bytes`.
     reason: &'static str,
+}
+
+/// The count with 0 for each reason: a series that appears with its first event hides that event from rates.
+pub(super) fn pruned_count() -> PrunedCount {
+    let count = PrunedCount::default();
+    for reason in [PruneReason::Age, PruneReason::Bytes] {
+        drop(count.get_or_create(&PrunedLabels { reason: reason.name() }));
+    }
+    count
 }
 
 /// Counts and logs a removed job.

@@ -2,7 +2,7 @@
 
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-use crate::jobs::{Ended, PrunedCount};
+use crate::jobs::{Ended, PrunedCount, observe};
 
 /// Durations of the parts of jobs, and numbers of ended jobs. Cloning shares them.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ impl Default for Timings {
             commit: seconds(),
             fsync: seconds(),
             ended: Ended::default(),
-            pruned: PrunedCount::default(),
+            pruned: observe::pruned_count(),
         }
     }
 }
