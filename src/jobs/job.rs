@@ -63,7 +63,7 @@ pub struct Job {
     owner: OnceLock<Weak<Shared>>,
 }
 
-/// Previews of the denoised estimate that a job keeps, for watchers that are late.
+/// Previews of the denoised estimate that a job keeps, for watchers that are late; stated by [`Job::estimate_at`].
 const ESTIMATES: usize = 4;
 
 /// A preview of the picture that the denoiser expects, from the levels of a group and coarser ones. It is not stored.
@@ -362,7 +362,7 @@ impl Job {
         self.lock_estimates().back().cloned()
     }
 
-    /// The preview of the denoised estimate after `step`, if it is one of the newest [`ESTIMATES`].
+    /// The preview of the denoised estimate after `step`, if it is one of the newest four.
     pub fn estimate_at(&self, step: usize) -> Option<Arc<Estimate>> {
         self.lock_estimates().iter().find(|estimate| estimate.step == step).cloned()
     }
