@@ -63,7 +63,7 @@ pub(super) fn run(
         let job = client.get(&name).await?;
         let mut printer = EventPrinter::new(&job, progress);
         let mut show = |event: &crate::api::JobEvent| printer.show(event, progress);
-        let options = FetchOptions { created: config.created, compression: out.compression() };
+        let options = FetchOptions { created: config.created, tiff: out.tiff() };
         client.fetch(&name, out.path(), options, &mut show).await?;
         Ok(job)
     })?;

@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     engine::{Cancel, tiles::PixelBuffer},
     error::{Error, Kind, Result},
-    image_out::{self, Compression, Format, Metadata},
+    image_out::{self, Compression, Format, Metadata, TiffOptions},
     store,
 };
 
@@ -33,13 +33,16 @@ pub(super) struct FileArgs {
     /// Compression of a TIFF, without loss; deflate if not given
     #[arg(long, value_name = "METHOD", value_parser = args::names::<Compression>())]
     compression: Option<Compression>,
+    /// Lay a TIFF out as a Cloud Optimized GeoTIFF: all directories first, then the tiles, small overviews before large ones
+    #[arg(long)]
+    cog: bool,
 }
 
 /// Where a picture goes: to a file or, by way of a temporary one, to standard output.
 pub(super) struct Output {
     /// The file that is written.
     path: PathBuf,
-    compression: Compression,
+    tiff: TiffOptions,
     /// Directory of the temporary file, if the picture goes to standard output.
     temporary: Option<TempDir>,
 }
@@ -83,7 +86,15 @@ impl Output {
             let expected = "none for a PNG, which has its own";
             return Err(Error::invalid("compression", compression.name(), expected));
         }
-        Ok(Self { path, compression: form.compression.unwrap_or_default(), temporary })
+        if format == Format::Png && form.cog {
+            return Err(Error::invalid("cog", true, "false for a PNG: only TIFF has this layout"));
+        }
+        let tiff = TiffOptions {
+            compression: form.compression.unwrap_or_default(),
+            cloud_optimized: form.cog,
+            ..TiffOptions::default()
+        };
+        Ok(Self { path, tiff, temporary })
     }
 
     /// The file to write.
@@ -91,10 +102,10 @@ impl Output {
         &self.path
     }
 
-    /// Compression of a TIFF.
+    /// Form of a TIFF.
     #[cfg(feature = "service")]
-    pub(super) fn compression(&self) -> Compression {
-        self.compression
+    pub(super) fn tiff(&self) -> TiffOptions {
+        self.tiff
     }
 
     /// Its name for people and events.
@@ -116,7 +127,7 @@ impl Output {
         cancel: &Cancel,
     ) -> Result<u64> {
         let metadata = Metadata { created: config.created, ..metadata };
-        image_out::write_with(&self.path, &canvas.source(cancel), &metadata, self.compression)?;
+        image_out::write_with(&self.path, &canvas.source(cancel), &metadata, self.tiff)?;
         length(&self.path)
     }
 

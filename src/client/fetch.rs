@@ -25,7 +25,7 @@ use crate::{
         job_event::{Event, Finished},
     },
     error::{Error, Expected, Kind, Result},
-    image_out::{self, Compression, Format, Metadata, TiffOptions},
+    image_out::{self, Format, Metadata, TiffOptions},
     store,
 };
 
@@ -37,8 +37,8 @@ const MAX_METADATA: usize = 1 << 18;
 pub struct FetchOptions {
     /// Creation time that the file states.
     pub created: Option<SystemTime>,
-    /// Compression of a TIFF.
-    pub compression: Compression,
+    /// Form of a TIFF.
+    pub tiff: TiffOptions,
 }
 
 impl Client {
@@ -63,9 +63,8 @@ impl Client {
         let job = self.with_retries(u32::MAX, || self.try_get(name)).await?;
         let layout = Layout::of(&job)?;
         let incoming = Arc::new(Incoming::new(directory(out), layout)?);
-        let FetchOptions { created, compression } = options;
-        let options = TiffOptions { compression, ..TiffOptions::default() };
-        let mut writer = Writer::start(incoming.clone(), out.to_owned(), format, options)?;
+        let FetchOptions { created, tiff } = options;
+        let mut writer = Writer::start(incoming.clone(), out.to_owned(), format, tiff)?;
         let options = StreamOptions {
             tile_format: ImageFormat::Raw.into(),
             without_previews: true,

@@ -14,6 +14,7 @@
 //! # Ok::<(), tessera::error::Error>(())
 //! ```
 
+mod cog;
 mod icc;
 mod metadata;
 mod png;
@@ -199,10 +200,10 @@ impl Format {
 /// [`Kind::InvalidArgument`] if the extension is unknown or the format can't hold the picture; [`Kind::Io`] if the file
 /// can't be written (no partial file is left, and an existing file is unchanged); those of `source`.
 pub fn write(path: &Path, source: &dyn PixelSource, metadata: &Metadata) -> Result<()> {
-    write_with(path, source, metadata, Compression::default())
+    write_with(path, source, metadata, TiffOptions::default())
 }
 
-/// As [`write()`], with the tiles of a TIFF in `compression`.
+/// As [`write()`], with a TIFF in the form of `tiff`.
 ///
 /// # Errors
 ///
@@ -211,13 +212,10 @@ pub fn write_with(
     path: &Path,
     source: &dyn PixelSource,
     metadata: &Metadata,
-    compression: Compression,
+    tiff: TiffOptions,
 ) -> Result<()> {
     match Format::of(path)? {
-        Format::Tiff => {
-            let options = TiffOptions { compression, ..TiffOptions::default() };
-            write_tiff(path, source, metadata, options)
-        }
+        Format::Tiff => write_tiff(path, source, metadata, tiff),
         Format::Png => write_png(path, source, metadata),
     }
 }

@@ -5,7 +5,7 @@
 //! the pyramid, and the file's bytes do not depend on the number of threads.
 
 use std::{
-    io::{Seek, Write},
+    io::{BufWriter, Seek, Write},
     path::Path,
 };
 
@@ -23,7 +23,7 @@ use tiff::{
 };
 
 use super::{
-    Bits, Compression, Metadata, PixelSource, check_size,
+    Bits, Compression, Metadata, PixelSource, check_size, cog,
     metadata::ascii,
     pyramid::{self, ROW, Sample, Tile},
     srgb_profile,
@@ -62,11 +62,18 @@ pub struct TiffOptions {
     /// The file is a classic TIFF if it could not exceed so many bytes even uncompressed, and BigTIFF otherwise. It should
     /// be [`CLASSIC_LIMIT`].
     pub classic_limit: u64,
+    /// Lays the file out as a Cloud Optimized GeoTIFF: all directories first, then the tiles from the smallest overview to
+    /// the picture. It needs as much free space again while it is written.
+    pub cloud_optimized: bool,
 }
 
 impl Default for TiffOptions {
     fn default() -> Self {
-        Self { compression: Compression::default(), classic_limit: CLASSIC_LIMIT }
+        Self {
+            compression: Compression::default(),
+            classic_limit: CLASSIC_LIMIT,
+            cloud_optimized: false,
+        }
     }
 }
 
@@ -98,14 +105,18 @@ pub fn write_tiff_with(
     check_size(source, i32::MAX as u32)?;
     let mut file = AtomicFile::create(path)?;
     let (width, height) = (source.width() as usize, source.height() as usize);
-    let TiffOptions { compression, classic_limit } = options;
+    let TiffOptions { compression, classic_limit, cloud_optimized } = options;
     let writer = Writer { source, pyramid: Pyramid { width, height }, compression };
     let big = writer.longest_file() > classic_limit.min(CLASSIC_LIMIT);
-    let written = match (source.bits(), big) {
-        (Bits::Eight, false) => writer.write::<u8, TiffKindStandard>(&mut file, metadata),
-        (Bits::Eight, true) => writer.write::<u8, TiffKindBig>(&mut file, metadata),
-        (Bits::Sixteen, false) => writer.write::<u16, TiffKindStandard>(&mut file, metadata),
-        (Bits::Sixteen, true) => writer.write::<u16, TiffKindBig>(&mut file, metadata),
+    let written = if cloud_optimized {
+        let mut plain = BufWriter::new(file.scratch()?);
+        writer.write(&mut plain, big, metadata).and_then(|()| {
+            let mut plain =
+                plain.into_inner().map_err(|error| TiffError::from(error.into_error()))?;
+            Ok(cog::rearrange(&mut plain, &mut file).map_err(TiffError::from)?)
+        })
+    } else {
+        writer.write(&mut file, big, metadata)
     };
     written.map_err(|failure| failure.about(path))?;
     file.commit()
@@ -180,9 +191,24 @@ impl Writer<'_> {
         tiles.saturating_mul(raw + raw / 1000 + 64 + 16) + (1 << 20)
     }
 
-    fn write<T: Sample, K: TiffKind>(
+    /// Writes the file, a BigTIFF if `big`.
+    fn write(
         &self,
-        file: &mut AtomicFile,
+        file: &mut (impl Write + Seek),
+        big: bool,
+        metadata: impl FnOnce() -> Result<Metadata>,
+    ) -> Result<(), Failure> {
+        match (self.source.bits(), big) {
+            (Bits::Eight, false) => self.write_as::<u8, TiffKindStandard>(file, metadata),
+            (Bits::Eight, true) => self.write_as::<u8, TiffKindBig>(file, metadata),
+            (Bits::Sixteen, false) => self.write_as::<u16, TiffKindStandard>(file, metadata),
+            (Bits::Sixteen, true) => self.write_as::<u16, TiffKindBig>(file, metadata),
+        }
+    }
+
+    fn write_as<T: Sample, K: TiffKind>(
+        &self,
+        file: &mut (impl Write + Seek),
         metadata: impl FnOnce() -> Result<Metadata>,
     ) -> Result<(), Failure> {
         let mut encoder = TiffEncoder::<_, K>::new_generic(file)?;

@@ -91,6 +91,17 @@ impl AtomicFile {
         &self.path
     }
 
+    /// An empty file without a name, in the same directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Io`](crate::error::Kind::Io).
+    pub fn scratch(&self) -> Result<fs::File> {
+        let directory = directory_of(&self.path);
+        tempfile::tempfile_in(directory)
+            .map_err(|source| Error::io("create a file in", directory, source))
+    }
+
     /// Flushes the buffer, syncs the file to the disk and renames it to its final name.
     ///
     /// # Errors

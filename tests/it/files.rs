@@ -142,8 +142,11 @@ fn tiff_levels_read_back_every_pixel() -> Outcome {
     for (width, height) in SIZES {
         for bits in [Bits::Eight, Bits::Sixteen] {
             let forms = [CLASSIC_LIMIT, 0].into_iter().flat_map(|classic_limit| {
-                [Compression::Deflate, Compression::None]
-                    .map(|compression| TiffOptions { compression, classic_limit })
+                [Compression::Deflate, Compression::None].map(|compression| TiffOptions {
+                    compression,
+                    classic_limit,
+                    ..TiffOptions::default()
+                })
             });
             for options in forms {
                 let limit = options.classic_limit;
@@ -185,7 +188,8 @@ fn tiff_in_zstd_has_the_pixels_of_one_in_deflate() -> Outcome {
             let [none, zstd, deflate] =
                 [Compression::None, Compression::Zstd, Compression::Deflate].map(|compression| {
                     let path = directory.path().join(compression.name()).with_extension("tiff");
-                    image_out::write_with(&path, &picture.source()?, &metadata(), compression)?;
+                    let options = TiffOptions { compression, ..TiffOptions::default() };
+                    image_out::write_with(&path, &picture.source()?, &metadata(), options)?;
                     let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
                     Ok::<_, Error>((bytes.len(), image_in::read(&path, LIMITS)?))
                 });
@@ -485,6 +489,8 @@ fn samples_for_other_readers_are_written() -> Outcome {
         ("wide-8", (2048, 1024), Bits::Eight, classic),
         ("zstd-8", (777, 513), Bits::Eight, packed(Compression::Zstd)),
         ("zstd-16", (300, 257), Bits::Sixteen, packed(Compression::Zstd)),
+        ("cog-8", (1001, 599), Bits::Eight, TiffOptions { cloud_optimized: true, ..classic }),
+        ("cog-16", (777, 513), Bits::Sixteen, TiffOptions { cloud_optimized: true, ..big }),
         ("none-8", (777, 513), Bits::Eight, packed(Compression::None)),
         ("none-16", (300, 257), Bits::Sixteen, packed(Compression::None)),
     ] {

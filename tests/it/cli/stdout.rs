@@ -68,6 +68,7 @@ fn standard_output_is_refused_where_a_picture_can_not_go() {
     dir.refused(&small(&["--out", "a.png", "--format", "png"]), &["format", "extension"]);
     dir.refused(&small(&["--out", "a.png", "--compression", "zstd"]), &["compression", "PNG"]);
     dir.refused(&small(&["--out", "-", "--compression", "none"]), &["compression", "PNG"]);
+    dir.refused(&small(&["--out", "a.png", "--cog"]), &["cog", "PNG"]);
     dir.refused(&small(&["--out", "a.tiff", "--compression", "lzw"]), &["lzw", "deflate"]);
     // A terminal: "script" runs the command in one.
     let program = env!("CARGO_BIN_EXE_tessera");
