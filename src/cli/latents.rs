@@ -16,8 +16,13 @@ use super::{
 use crate::{
     config::Config,
     engine::{
-        self, Cancel, Event, Observer as _, device::with_ops, encode, latents::LatentFile,
-        plan::Tiling, provenance, tiles::PixelBuffer,
+        self, Cancel, Event, Observer as _,
+        device::with_ops,
+        encode,
+        latents::LatentFile,
+        plan::Tiling,
+        provenance::{self, DigitalSource},
+        tiles::PixelBuffer,
     },
     error::Result,
     image_in::Photo,
@@ -147,7 +152,8 @@ pub(super) fn decode(
     })?;
     progress.stage("write");
     let description = format!("decoded by {}", model.arch.name);
-    let metadata = provenance::decoded(&model, &name, (width, height), description);
+    let source = DigitalSource::TrainedAlgorithmicMedia;
+    let metadata = provenance::decoded(&model, &name, (width, height), description, source);
     let bytes = out.write(&canvas, metadata, config, cancel)?;
     let line = done(progress, out.name(), width, height, bytes, began);
     out.finish(progress, &line)

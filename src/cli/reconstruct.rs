@@ -13,7 +13,11 @@ use super::{
 use crate::{
     config::Config,
     engine::{
-        self, Cancel, Event, Observer as _, device::with_ops, encode, plan::Tiling, provenance,
+        self, Cancel, Event, Observer as _,
+        device::with_ops,
+        encode,
+        plan::Tiling,
+        provenance::{self, DigitalSource},
         tiles::PixelBuffer,
     },
     error::Result,
@@ -100,7 +104,8 @@ pub(super) fn run(
     let psnr = encode::psnr(&original, &canvas);
     progress.stage("write");
     let description = format!("reconstruction by {}", model.arch.name);
-    let mut metadata = provenance::decoded(&model, &name, (width, height), description);
+    let source = DigitalSource::CompositeWithTrainedAlgorithmicMedia;
+    let mut metadata = provenance::decoded(&model, &name, (width, height), description, source);
     metadata.attribute(&attribution);
     let bytes = out.write(&canvas, metadata, config, cancel)?;
     progress.leave();

@@ -5,9 +5,21 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::{
-    attribution::Attribution, engine::plan::Spec, image_out::Metadata,
+    attribution::Attribution,
+    engine::plan::Spec,
+    image_out::{DIGITAL_SOURCE, Metadata},
     model::checkpoint::Checkpoint,
 };
+
+/// What a picture was made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "camelCase")]
+pub enum DigitalSource {
+    /// The model alone.
+    TrainedAlgorithmicMedia,
+    /// The model and a given picture.
+    CompositeWithTrainedAlgorithmicMedia,
+}
 
 /// Metadata of a picture that was decoded from given latents; `description` is the sentence that viewers show.
 pub fn decoded(
@@ -15,8 +27,11 @@ pub fn decoded(
     device: &str,
     (width, height): (usize, usize),
     description: String,
+    source: DigitalSource,
 ) -> Metadata {
+    let source: &str = source.into();
     let entries = [
+        (DIGITAL_SOURCE, json!(source)),
         ("software", json!(Metadata::software())),
         ("model", json!(model.arch.name)),
         ("model_sha256", json!(model.sha256)),
@@ -62,7 +77,11 @@ pub fn generated(
     if let Some(strength) = spec.strength {
         description += &format!(", a given picture changed by {strength}");
     }
-    let mut metadata = decoded(model, device, (spec.width, spec.height), description);
+    let origin = match source {
+        None => DigitalSource::TrainedAlgorithmicMedia,
+        Some(_) => DigitalSource::CompositeWithTrainedAlgorithmicMedia,
+    };
+    let mut metadata = decoded(model, device, (spec.width, spec.height), description, origin);
     for (key, value) in [
         ("seed", json!(spec.seed)),
         // For readers of JSON whose numbers are exact up to 2^53 only.
@@ -89,4 +108,24 @@ pub fn generated(
         metadata.attribute(attribution);
     }
     metadata
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// An edited picture is told from one that the model alone has made.
+    #[test]
+    fn digital_source_tells_edits_from_generated_pictures() {
+        // Relative to the package's root, where cargo runs tests.
+        let model = Checkpoint::open(Path::new("tests/fixtures/net-a.safetensors")).unwrap();
+        let spec = Spec::new(&model.arch, 1);
+        let attribution = Attribution::default();
+        let source = |given| generated(&model, "CPU", &spec, given).receipt[DIGITAL_SOURCE].clone();
+        assert_eq!(source(None), "trainedAlgorithmicMedia");
+        let edited = source(Some(("00", &attribution)));
+        assert_eq!(edited, "compositeWithTrainedAlgorithmicMedia");
+    }
 }

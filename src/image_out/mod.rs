@@ -26,7 +26,7 @@ use std::path::Path;
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
 pub use icc::srgb_profile;
-pub use metadata::Metadata;
+pub use metadata::{DIGITAL_SOURCE, Metadata};
 pub use tiff::{CLASSIC_LIMIT, TiffOptions, write_tiff, write_tiff_with};
 
 pub use self::png::write_png;

@@ -43,6 +43,7 @@ async fn labels_guidance_and_steps_of_groups_make_the_picture_of_generate() {
     );
     let receipt = &fetched[fetched.len() - 2]["receipt"];
     assert_eq!(receipt["labels"]["time"], "dusk");
+    assert_eq!(receipt["digital_source_type"], "trainedAlgorithmicMedia");
     assert_eq!((&receipt["guidance"], &receipt["steps"]), (&json!(3.0), &json!(7)));
     assert_eq!(receipt["group_steps"], json!({"layout": 4, "detail": 3}));
     for field in ["labels", "guidance", "group_steps"] {
