@@ -1,11 +1,23 @@
 // Builds dist/, which is committed and embedded in the server: `npm ci && npm run generate && npm run build`.
 // The same sources and package-lock.json give the same bytes; CI compares them.
 import { build } from "esbuild";
-import { copyFile, mkdir, readFile, readdir, writeFile } from "node:fs/promises";
+import { mkdir, readFile, readdir, writeFile } from "node:fs/promises";
+import { basename } from "node:path";
 
 const here = new URL(".", import.meta.url);
 const at = (path) => new URL(path, here);
 await mkdir(at("dist"), { recursive: true });
+
+/** Writes a file of dist/ if it has changed: cargo compiles the program that embeds it again after each write. */
+async function put(name, content) {
+  const bytes = Buffer.from(content);
+  const known = await readFile(at(`dist/${name}`)).catch(() => undefined);
+  if (!known?.equals(bytes)) await writeFile(at(`dist/${name}`), bytes);
+}
+
+async function putAll(outputFiles) {
+  for (const { path, contents } of outputFiles) await put(basename(path), contents);
+}
 
 const result = await build({
   absWorkingDir: here.pathname,
@@ -17,16 +29,20 @@ const result = await build({
   target: "es2022",
   legalComments: "none", // they stand in LICENSES.txt
   metafile: true,
+  write: false,
 });
-await build({
+await putAll(result.outputFiles);
+const styles = await build({
   absWorkingDir: here.pathname,
   entryPoints: ["src/assets/viewer.css"],
   outfile: "dist/viewer.css",
   minify: true,
   target: "es2022",
+  write: false,
 });
+await putAll(styles.outputFiles);
 for (const name of ["index.html", "icon.svg"]) {
-  await copyFile(at(`src/assets/${name}`), at(`dist/${name}`));
+  await put(name, await readFile(at(`src/assets/${name}`)));
 }
 
 // The licences of what the bundle really holds.
@@ -74,4 +90,4 @@ for (const name of [...bundled].sort()) {
 if (needed.has("Apache-2.0")) sections.push(`Apache-2.0\n\n${apache.trim()}\n`);
 const rule = "\n" + "=".repeat(100) + "\n\n";
 const head = "The viewer of Tessera (MIT OR Apache-2.0) holds these packages:\n";
-await writeFile(at("dist/LICENSES.txt"), [head, ...sections].join(rule));
+await put("LICENSES.txt", [head, ...sections].join(rule));

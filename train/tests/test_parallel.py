@@ -87,9 +87,11 @@ def test_two_processes_make_the_weights_of_one_though_one_was_killed(tmp_path):
     while loop.used(run)[0] < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     os.kill(worker(process.pid, 1), signal.SIGKILL)
-    code, _, errors = ended(process)
+    code, out, errors = ended(process)
     assert code != 0
-    assert "tessera_train autoencoder: process 0 of 2 lost another one" in errors
+    assert "SIGKILL" in errors
+    # Whichever process 0 notices first: that the other one is gone, or torchrun's signal.
+    assert "tessera_train autoencoder: process 0 of 2 lost another one" in errors or "stopped by SIGTERM at step" in out
     assert 2 <= loop.used(run)[0] < 12, "it ended before it could be killed"
     out = two(*words, str(run))
     assert out.count("resumed at step") == out.count("2 processes") == out.count("held out: psnr") == 1
