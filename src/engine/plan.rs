@@ -30,8 +30,17 @@ pub const STRENGTH: f64 = 0.5;
 pub const GUIDANCE: f64 = 2.0;
 /// Largest guidance.
 pub const MAX_GUIDANCE: f64 = 20.0;
-/// Largest share of a picture's operations for previews of the denoised estimate; see [`Plan::estimate_periods`].
+/// Largest share of a picture's operations for previews of the denoised estimate; see [`Plan::estimates`].
 pub const ESTIMATE_SHARE: f64 = 0.03;
+/// Previews of the denoised estimate of a group of levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimates {
+    /// Finest level that they show, one of the group.
+    pub level: usize,
+    /// Steps from one to the next, at least 1.
+    pub period: usize,
+}
+
 /// Smallest side of a decoded tile, in pixels.
 pub const MIN_TILE: usize = 64;
 /// Largest side of a decoded tile, in pixels.
@@ -430,22 +439,31 @@ impl Plan {
         })
     }
 
-    /// For each group of levels the number of steps from one preview of the denoised estimate to the next, at least 1, so that
-    /// such previews take at most [`ESTIMATE_SHARE`] of the picture's operations.
+    /// The previews of the denoised estimate of each group of levels: such that they take at most [`ESTIMATE_SHARE`] of the
+    /// picture's operations, and show as fine a level of the group as three of them in its steps can.
     ///
     /// # Errors
     /// When the decoder can't be traced for this size, which no plan has.
-    pub fn estimate_periods(&self, arch: &Arch) -> Result<Vec<usize>> {
+    pub fn estimates(&self, arch: &Arch) -> Result<Vec<Estimates>> {
         let [width, height] = [self.spec.width, self.spec.height]
             .map(|side| side.next_multiple_of(arch.coarsest_factor()));
         let most = ESTIMATE_SHARE * self.flops as f64;
-        let period = |group: usize| {
-            let finest = arch.group(group).range().start;
-            let one = cost::preview_cost(arch, finest, &MEMORY, width, height)?.flops;
-            let all = one as f64 * self.schedule.steps() as f64;
-            Ok((all / most).ceil().max(1.0) as usize)
+        let steps = self.schedule.steps();
+        let of_group = |group: usize| {
+            let own = (0..steps).filter(|&step| self.schedule.group(step) == group).count();
+            let spatial = |&level: &usize| arch.levels[level].factor > 0;
+            let mut found = Estimates { level: arch.group(group).range().start, period: steps };
+            for level in arch.group(group).range().filter(spatial) {
+                let one = cost::preview_cost(arch, level, &MEMORY, width, height)?.flops;
+                let period = (one as f64 * steps as f64 / most).ceil().max(1.0) as usize;
+                found = Estimates { level, period };
+                if 3 * period <= own {
+                    break;
+                }
+            }
+            Ok(found)
         };
-        (0..arch.groups.len()).map(period).collect()
+        (0..arch.groups.len()).map(of_group).collect()
     }
 
     /// Checks that `rect` is not empty and lies in the picture; `field` names it in the error.

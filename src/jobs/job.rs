@@ -347,7 +347,7 @@ impl Job {
     }
 
     /// Requests previews of the denoised estimate from now on, every few steps; see
-    /// [`Plan::estimate_periods`](crate::engine::plan::Plan::estimate_periods).
+    /// [`Plan::estimates`](crate::engine::plan::Plan::estimates).
     pub fn want_estimates(&self) {
         self.estimates_wanted.store(true, Ordering::Relaxed);
     }

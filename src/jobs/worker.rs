@@ -18,6 +18,7 @@ use crate::{
     engine::{
         Cancel, denoise,
         device::Device,
+        plan::Estimates,
         provenance,
         run::{Outcome, Run, Unit},
         tiles,
@@ -47,8 +48,8 @@ struct ActiveJob<O: Backend> {
     /// Written by the committer only; read here only before the first write request.
     buffer: Arc<Mutex<JobBuffer>>,
     run: Run<O>,
-    /// Steps between previews of the estimate, for each group of levels; empty until a client asks for them.
-    periods: Vec<usize>,
+    /// Previews of the estimate, for each group of levels; empty until a client asks for them.
+    estimates: Vec<Estimates>,
     /// The latents before the present step, if a preview of the estimate is due after it.
     before: Option<Vec<Latent>>,
     /// Time that the job has used, from the initial value on.
@@ -74,10 +75,10 @@ impl<O: Backend> ActiveJob<O> {
         if !job.estimates_wanted() || !job.plan.schedule.active(step - 1) {
             return Ok(());
         }
-        if self.periods.is_empty() {
-            self.periods = job.plan.estimate_periods(&job.model.arch)?;
+        if self.estimates.is_empty() {
+            self.estimates = job.plan.estimates(&job.model.arch)?;
         }
-        if step.is_multiple_of(self.periods[job.plan.schedule.group(step - 1)]) {
+        if step.is_multiple_of(self.estimates[job.plan.schedule.group(step - 1)].period) {
             self.before = Some(sampling.z.clone());
         }
         Ok(())
@@ -195,15 +196,15 @@ fn settled(job: &Job, sampling: &SamplerState) -> Vec<usize> {
         .collect()
 }
 
-/// The preview of the estimate after the newest step of `sampling`, which has begun at the latents `before`.
+/// The preview of the estimate from `level` on after the newest step of `sampling`, which has begun at the latents `before`.
 fn estimate<O: Backend>(
     ops: &mut O,
     job: &Job,
+    level: usize,
     before: &[Latent],
     sampling: &SamplerState,
 ) -> Result<Estimate> {
     let (model, plan, step) = (&job.model, &job.plan, sampling.step);
-    let level = plan.schedule.moving(step - 1).start;
     let z = sampler::estimate(&plan.schedule, step - 1, before, &sampling.z);
     let latents = denoise::denormalise(model, z);
     let (rect, samples) = tiles::preview(ops, &model.arch, &latents, level, plan.spec.seed)?;
@@ -318,8 +319,8 @@ impl<'a, O: Backend> Worker<'a, O> {
                     height = spec.height,
                     device = %self.names.on
                 );
-                let (periods, before) = (Vec::new(), None);
-                self.active.push(ActiveJob { job, span, buffer, run, periods, before, served });
+                let (estimates, before) = (Vec::new(), None);
+                self.active.push(ActiveJob { job, span, buffer, run, estimates, before, served });
             }
             Err(error) => self.committer.send(WriteRequest { job, write: Write::Fail(error) }),
         }
@@ -532,12 +533,14 @@ impl<'a, O: Backend> Worker<'a, O> {
 
     /// Sends a step to the committer, with a preview if levels have settled; returns the step's FLOPs.
     fn after_step(&mut self, active: &mut ActiveJob<O>) -> Result<u64> {
-        let ActiveJob { job, buffer, run, before, .. } = active;
+        let ActiveJob { job, buffer, run, estimates, before, .. } = active;
         let sampling = run.sampling().ok_or_else(|| Error::internal("a step without latents"))?;
         let ops = &mut self.ops[self.shared.models.index_of(&job.model)];
         let estimated = before.take();
         if let Some(before) = &estimated {
-            job.add_estimate(estimate(ops, job, before, sampling)?);
+            let group = job.plan.schedule.group(sampling.step - 1);
+            let level = estimates[group].level;
+            job.add_estimate(estimate(ops, job, level, before, sampling)?);
         }
         let last = sampling.step == job.plan.schedule.steps();
         // Levels that settle with the last step are published with the global stage, which computes their preview.

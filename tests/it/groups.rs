@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tessera::{
     engine::{
         Cancel, Event,
-        plan::{Plan, Spec, TileSize},
+        plan::{Estimates, Plan, Spec, TileSize},
         run::{Run, Task},
     },
     error::{Kind, Result},
@@ -22,6 +22,7 @@ use tessera::{
 };
 
 use crate::common::{
+    default_model,
     engine::{generate, spec},
     model,
 };
@@ -227,18 +228,30 @@ fn previews_of_the_estimate_are_planned_within_their_share() {
         for (width, height, steps) in [(96, 64, 2), (96, 64, 200), (768, 512, 25)] {
             let spec = Spec { width, height, steps: steps.into(), ..Spec::new(&arch, 1) };
             let plan = Plan::new(spec, &arch).unwrap();
-            let periods = plan.estimate_periods(&arch).unwrap();
-            assert_eq!(periods.len(), arch.groups.len());
+            let estimates = plan.estimates(&arch).unwrap();
+            assert_eq!(estimates.len(), arch.groups.len());
             let of_step = |step: &usize| {
                 let group = plan.schedule.group(step - 1);
-                let level = arch.group(group).range().start;
+                let Estimates { level, period } = estimates[group];
+                assert!(arch.group(group).range().contains(&level));
                 let one = || cost::preview_cost(&arch, level, &MEMORY, width, height).unwrap();
-                if step.is_multiple_of(periods[group]) { one().flops } else { 0 }
+                if step.is_multiple_of(period) { one().flops } else { 0 }
             };
             let all: u64 = (1..=steps).map(|step| of_step(&step)).sum();
             assert!(all as f64 <= 0.03 * plan.flops as f64, "{net} {width} {steps}: {all}");
         }
     }
+}
+
+/// A picture of the default model with the default steps has previews of its layout, the first one in the first half of the
+/// layout's steps.
+#[test]
+fn the_default_picture_has_previews_of_its_layout() {
+    let arch = default_model().arch;
+    let plan = Plan::new(Spec::new(&arch, 1), &arch).unwrap();
+    let layout = (0..plan.schedule.steps()).filter(|&step| plan.schedule.group(step) == 0).count();
+    let estimates = plan.estimates(&arch).unwrap();
+    assert!(2 * estimates[0].period <= layout, "{estimates:?} of {layout} steps");
 }
 
 /// A state that is copied in any step, of either group, continues to the same latents.
