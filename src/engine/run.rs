@@ -155,8 +155,7 @@ impl<B: Backend> Run<B> {
         begun.iter().position(|&begun| !begun)
     }
 
-    /// Computes the next unit. `pick` selects the next tile; its argument is true for each tile that has begun. Before
-    /// the source picture is encoded nothing but a failure changes the run.
+    /// Computes the next unit. `pick` selects the next tile; its argument is true for each tile that has begun.
     ///
     /// # Errors
     /// [`Kind::Cancelled`](crate::error::Kind); [`Kind::InvalidModel`](crate::error::Kind) when the weights overflow;

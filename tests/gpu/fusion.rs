@@ -112,24 +112,33 @@ fn fused_equal_the_reference(
 /// the same bits with it.
 #[test]
 fn fusion_with_a_convolution_changes_no_bit() {
-    let mut table = testing::suite(6);
-    // The reference takes long for the largest.
-    table.cases.retain(|case| case.inputs[0].0.pixels() < 1000);
-    if let Some((gpu, _lock)) = gpu(Arc::default()) {
-        drop(gpu);
-        let [one, other] = ConvVariant::SAME_BITS.map(|variant| {
-            let open = || Gpu::new(None, table.weights.clone()).unwrap();
-            fused_equal_the_reference(&table, || open().with_convolutions(variant), TOLERANCE)
-        });
-        assert!(one == other);
+    let Some((gpu, _lock)) = gpu(Arc::default()) else { return };
+    drop(gpu);
+    let table = small_suite();
+    let [one, other] = ConvVariant::SAME_BITS.map(|variant| {
         let open = || Gpu::new(None, table.weights.clone()).unwrap();
-        let fewer = || open().with_convolutions(ConvVariant::Winograd);
-        fused_equal_the_reference(&table, fewer, TOLERANCE);
-    }
-    if let Some((index, _lock)) = cooperative() {
-        let open = || Gpu::with_f16(Some(index), table.weights.clone()).unwrap();
-        fused_equal_the_reference(&table, open, F16_TOLERANCE);
-    }
+        fused_equal_the_reference(&table, || open().with_convolutions(variant), TOLERANCE)
+    });
+    assert!(one == other);
+    let open = || Gpu::new(None, table.weights.clone()).unwrap();
+    let fewer = || open().with_convolutions(ConvVariant::Winograd);
+    fused_equal_the_reference(&table, fewer, TOLERANCE);
+}
+
+/// The same in f16, within its rounding.
+#[test]
+fn f16_fusion_with_a_convolution_equals_the_reference() {
+    let Some((index, _lock)) = cooperative() else { return };
+    let table = small_suite();
+    let open = || Gpu::with_f16(Some(index), table.weights.clone()).unwrap();
+    fused_equal_the_reference(&table, open, F16_TOLERANCE);
+}
+
+/// Random cases without the largest: the reference takes long for them.
+fn small_suite() -> TestSuite {
+    let mut table = testing::suite(6);
+    table.cases.retain(|case| case.inputs[0].0.pixels() < 1000);
+    table
 }
 
 /// The networks of a model with fusion give the bits of those without, for two sizes of pictures and several at once.

@@ -273,6 +273,8 @@ impl Backend for Gpu {
 
     fn run(&mut self, graph: &Graph, inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
         check_inputs(graph, inputs.iter().map(Tensor::shape))?;
+        // A panic that a caller has caught may have left one.
+        self.recording = None;
         self.shrink_programs();
         let fused = Fused::new(graph, self.fusion);
         run::run(self, &fused, inputs)
@@ -288,6 +290,8 @@ impl Backend for Gpu {
                 }
             }
         }
+        // As in `run`.
+        self.recording = None;
         self.run_program(graph, inputs)
     }
 }
