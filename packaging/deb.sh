@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 files=target/package-files
 rm -rf "$files"
-mkdir -p "$files"
+mkdir -p "$files/man"
 cargo auditable build --release --locked
 target/release/tessera manual "$files/man"
 for shell in bash zsh fish; do
