@@ -78,7 +78,7 @@ pub(super) struct DeviceArgs {
     pub(super) compute: ComputeArgs,
 }
 
-/// How devices compute.
+/// Number format, threads and kernel cache of the devices.
 #[derive(Debug, Args)]
 pub(super) struct ComputeArgs {
     /// Number format of multiplications; bf16 needs a CPU with AMX or AVX512-BF16, f16 a GPU with cooperative matrices,

@@ -34,7 +34,7 @@ pub const MAX_GUIDANCE: f64 = 20.0;
 pub const ESTIMATE_SHARE: f64 = 0.03;
 /// Previews of the denoised estimate of a group of levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Estimates {
+pub struct EstimatePlan {
     /// Finest level that they show, one of the group.
     pub level: usize,
     /// Steps from one to the next, at least 1.
@@ -440,11 +440,11 @@ impl Plan {
     }
 
     /// The previews of the denoised estimate of each group of levels: such that they take at most [`ESTIMATE_SHARE`] of the
-    /// picture's operations, and show as fine a level of the group as three of them in its steps can.
+    /// picture's operations, and show as fine a level of the group as two of them in its steps can.
     ///
     /// # Errors
     /// When the decoder can't be traced for this size, which no plan has.
-    pub fn estimates(&self, arch: &Arch) -> Result<Vec<Estimates>> {
+    pub fn estimates(&self, arch: &Arch) -> Result<Vec<EstimatePlan>> {
         let [width, height] = [self.spec.width, self.spec.height]
             .map(|side| side.next_multiple_of(arch.coarsest_factor()));
         let most = ESTIMATE_SHARE * self.flops as f64;
@@ -452,12 +452,12 @@ impl Plan {
         let of_group = |group: usize| {
             let own = (0..steps).filter(|&step| self.schedule.group(step) == group).count();
             let spatial = |&level: &usize| arch.levels[level].factor > 0;
-            let mut found = Estimates { level: arch.group(group).range().start, period: steps };
+            let mut found = EstimatePlan { level: arch.group(group).range().start, period: steps };
             for level in arch.group(group).range().filter(spatial) {
                 let one = cost::preview_cost(arch, level, &MEMORY, width, height)?.flops;
                 let period = (one as f64 * steps as f64 / most).ceil().max(1.0) as usize;
-                found = Estimates { level, period };
-                if 3 * period <= own {
+                found = EstimatePlan { level, period };
+                if 2 * period <= own {
                     break;
                 }
             }

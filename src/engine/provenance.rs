@@ -11,7 +11,7 @@ use crate::{
     model::checkpoint::Checkpoint,
 };
 
-/// What a picture was made from.
+/// Origin of a picture, a concept of IPTC's digital source types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "camelCase")]
 pub enum DigitalSource {

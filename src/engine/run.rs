@@ -21,7 +21,7 @@ use crate::{
 pub struct Task<'a> {
     /// The model.
     pub model: &'a Checkpoint,
-    /// What to compute.
+    /// Plan of the picture.
     pub plan: &'a Plan,
     /// Ends the work at the next step or tile.
     pub cancel: &'a Cancel,

@@ -1,7 +1,7 @@
 //! The layout of Cloud Optimized GeoTIFF: all directories first, then the tiles of the smallest overview, and those of the
 //! picture last. A reader gets the whole structure by one request for the beginning of the file, and each tile by one more.
 //!
-//! A file that the writer of TIFF has made is copied in this order. Tags and tiles stay as they are, but for the offsets.
+//! A file that the writer of TIFF has made is copied in this order. Tags and tiles keep their bytes, except the offsets.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
@@ -249,7 +249,7 @@ mod tests {
     }
 
     /// Directories without gaps from the header on, then the tiles from the smallest level to the largest; all tags and
-    /// tiles as before, but for the offsets.
+    /// tiles as before, except the offsets.
     #[test]
     fn directories_come_first_and_tiles_follow_from_small_to_large() -> Result<()> {
         let mut random = Random::new(5);

@@ -1,7 +1,7 @@
 //! One job: its state, its events and its pixels.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
@@ -22,6 +22,7 @@ use crate::{
     jobs::{
         Quote, RETRY_AFTER, Shared, Timings,
         admission::{Cost, Size},
+        estimates::{Estimate, NewestEstimates},
         files::{self, JobDirectory, Layout},
         observe,
         record::{Event, JobRequest, Record},
@@ -53,32 +54,11 @@ pub struct Job {
     newest: watch::Sender<u64>,
     /// True once a client has asked for previews.
     previews_wanted: AtomicBool,
-    /// True once a client has asked for previews of the denoised estimate.
-    estimates_wanted: AtomicBool,
     /// Bytes of its files once it has ended, if they were counted since they last grew.
     bytes: Mutex<Option<u64>>,
-    /// The newest previews of the denoised estimate, while the job is denoised, the newest last.
-    estimates: Mutex<VecDeque<Arc<Estimate>>>,
+    pub(super) estimates: NewestEstimates,
     /// The jobs that it belongs to; empty for a job without a server.
     owner: OnceLock<Weak<Shared>>,
-}
-
-/// Previews of the denoised estimate that a job keeps, for watchers that are late; stated by [`Job::estimate_at`].
-const ESTIMATES: usize = 4;
-
-/// A preview of the picture that the denoiser expects, from the levels of a group and coarser ones. It is not stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Estimate {
-    /// Denoising steps done.
-    pub step: usize,
-    /// Finest level that it shows.
-    pub level: usize,
-    /// Width in pixels.
-    pub width: usize,
-    /// Height in pixels.
-    pub height: usize,
-    /// Rows of RGB, 8 bits a sample.
-    pub samples: Vec<u8>,
 }
 
 impl Job {
@@ -132,9 +112,8 @@ impl Job {
             state: Mutex::new(state),
             newest: watch::Sender::new(newest),
             previews_wanted: AtomicBool::new(false),
-            estimates_wanted: AtomicBool::new(false),
             bytes: Mutex::new(None),
-            estimates: Mutex::default(),
+            estimates: NewestEstimates::default(),
             owner: OnceLock::new(),
         }
     }
@@ -349,36 +328,17 @@ impl Job {
     /// Requests previews of the denoised estimate from now on, every few steps; see
     /// [`Plan::estimates`](crate::engine::plan::Plan::estimates).
     pub fn want_estimates(&self) {
-        self.estimates_wanted.store(true, Ordering::Relaxed);
-    }
-
-    /// True once a client has asked for previews of the denoised estimate.
-    pub(super) fn estimates_wanted(&self) -> bool {
-        self.estimates_wanted.load(Ordering::Relaxed)
+        self.estimates.want();
     }
 
     /// The newest preview of the denoised estimate; none before the first one and once the finest level has settled.
     pub fn estimate(&self) -> Option<Arc<Estimate>> {
-        self.lock_estimates().back().cloned()
+        self.estimates.last()
     }
 
     /// The preview of the denoised estimate after `step`, if it is one of the newest four.
     pub fn estimate_at(&self, step: usize) -> Option<Arc<Estimate>> {
-        self.lock_estimates().iter().find(|estimate| estimate.step == step).cloned()
-    }
-
-    /// Adds the preview of the denoised estimate after the newest step.
-    pub(super) fn add_estimate(&self, estimate: Estimate) {
-        let mut estimates = self.lock_estimates();
-        if estimates.len() == ESTIMATES {
-            estimates.pop_front();
-        }
-        estimates.push_back(Arc::new(estimate));
-    }
-
-    fn lock_estimates(&self) -> MutexGuard<'_, VecDeque<Arc<Estimate>>> {
-        // It is consistent between any two calls.
-        self.estimates.lock().unwrap_or_else(PoisonError::into_inner)
+        self.estimates.at(step)
     }
 
     /// The finest level that has settled.
@@ -490,7 +450,7 @@ impl Job {
             state.close_journal();
         }
         if state.phase.is_last() || state.preview == Some(0) {
-            self.lock_estimates().clear();
+            self.estimates.clear();
         }
         let size = bytes.iter().map(Vec::len).sum::<usize>() as u64;
         appended.map_err(|error| files::stored(error, size))?;

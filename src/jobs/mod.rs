@@ -14,6 +14,7 @@
 
 mod admission;
 mod committer;
+mod estimates;
 pub mod files;
 mod job;
 mod models;
@@ -38,8 +39,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+pub use estimates::Estimate;
 pub use files::DISK;
-pub use job::{Estimate, Job};
+pub use job::Job;
 pub use models::{Models, is_model_name};
 pub use observe::{Ended, EndedLabels, PrunedCount, PrunedLabels};
 pub use prune::{Kept, PruneReason, Pruned, Retention, prune};

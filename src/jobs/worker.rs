@@ -18,7 +18,7 @@ use crate::{
     engine::{
         Cancel, denoise,
         device::Device,
-        plan::Estimates,
+        plan::EstimatePlan,
         provenance,
         run::{Outcome, Run, Unit},
         tiles,
@@ -29,14 +29,15 @@ use crate::{
     jobs::{
         Shared,
         committer::{Committer, Settled, Tile, Write, WriteRequest},
+        estimates::Estimate,
         files::JobBuffer,
-        job::{Estimate, Job},
+        job::Job,
         record::{Event, to_ms},
         upload,
     },
     model::{
         cost, precond,
-        sampler::{self, Latent, NoisyLatents, SamplerState, latent_shapes},
+        sampler::{Latent, NoisyLatents, SamplerState, latent_shapes},
     },
 };
 
@@ -49,7 +50,7 @@ struct ActiveJob<O: Backend> {
     buffer: Arc<Mutex<JobBuffer>>,
     run: Run<O>,
     /// Previews of the estimate, for each group of levels; empty until a client asks for them.
-    estimates: Vec<Estimates>,
+    estimates: Vec<EstimatePlan>,
     /// The latents before the present step, if a preview of the estimate is due after it.
     before: Option<Vec<Latent>>,
     /// Time that the job has used, from the initial value on.
@@ -72,13 +73,16 @@ impl<O: Backend> ActiveJob<O> {
         let (Some(step), Some(sampling)) = (self.next_step(), self.run.sampling()) else {
             return Ok(());
         };
-        if !job.estimates_wanted() || !job.plan.schedule.active(step - 1) {
+        if !job.estimates.wanted() || !job.plan.schedule.active(step - 1) {
             return Ok(());
         }
         if self.estimates.is_empty() {
             self.estimates = job.plan.estimates(&job.model.arch)?;
         }
-        if step.is_multiple_of(self.estimates[job.plan.schedule.group(step - 1)].period) {
+        let EstimatePlan { level, period } = self.estimates[job.plan.schedule.group(step - 1)];
+        // A level that has settled has a preview of its own, which shows as much.
+        let has_settled = (0..=level).any(|level| job.plan.schedule.settled(level) <= step);
+        if step.is_multiple_of(period) && !has_settled {
             self.before = Some(sampling.z.clone());
         }
         Ok(())
@@ -194,21 +198,6 @@ fn settled(job: &Job, sampling: &SamplerState) -> Vec<usize> {
         .filter(|&level| news.contains(&schedule.settled(level)))
         .filter(|&level| known.is_none_or(|known| level < known))
         .collect()
-}
-
-/// The preview of the estimate from `level` on after the newest step of `sampling`, which has begun at the latents `before`.
-fn estimate<O: Backend>(
-    ops: &mut O,
-    job: &Job,
-    level: usize,
-    before: &[Latent],
-    sampling: &SamplerState,
-) -> Result<Estimate> {
-    let (model, plan, step) = (&job.model, &job.plan, sampling.step);
-    let z = sampler::estimate(&plan.schedule, step - 1, before, &sampling.z);
-    let latents = denoise::denormalise(model, z);
-    let (rect, samples) = tiles::preview(ops, &model.arch, &latents, level, plan.spec.seed)?;
-    Ok(Estimate { step, level, width: rect.width, height: rect.height, samples })
 }
 
 impl<'a, O: Backend> Worker<'a, O> {
@@ -540,7 +529,7 @@ impl<'a, O: Backend> Worker<'a, O> {
         if let Some(before) = &estimated {
             let group = job.plan.schedule.group(sampling.step - 1);
             let level = estimates[group].level;
-            job.add_estimate(estimate(ops, job, level, before, sampling)?);
+            job.estimates.add(Estimate::new(ops, job, level, before, sampling)?);
         }
         let last = sampling.step == job.plan.schedule.steps();
         // Levels that settle with the last step are published with the global stage, which computes their preview.

@@ -4,6 +4,7 @@ pub(crate) mod command;
 pub(crate) mod differential;
 pub(crate) mod engine;
 pub(crate) mod gpu;
+pub(crate) mod jobs;
 pub(crate) mod parity;
 pub(crate) mod recorded;
 pub(crate) mod server;

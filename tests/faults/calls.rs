@@ -172,7 +172,7 @@ async fn kill_during_all_calls(kills: usize) {
 
     eprintln!("{kills} kills left {all_left} unfinished files and directories; all were removed");
 
-    // What is left ends, with the bytes of an undisturbed server.
+    // The other jobs end, with the bytes of an undisturbed server.
     let orders = orders.lock().unwrap().clone();
     let left: Vec<_> = (0..orders.len())
         .filter(|&seed| orders[seed].name.is_some() && !orders[seed].delete_tried)
@@ -194,7 +194,7 @@ async fn kill_during_all_calls(kills: usize) {
     }
 }
 
-/// What a kill has left unfinished: the files and directories whose names begin with a dot.
+/// Files and directories that a kill has left unfinished: their names begin with a dot.
 fn unfinished(directory: &Path) -> Vec<PathBuf> {
     let dotted = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with('.');
     let inside = |job: PathBuf| {

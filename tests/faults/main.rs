@@ -1,4 +1,4 @@
-//! What survives: the server is killed at random moments, its disk is full, its files are damaged, another one wants them.
+//! Faults: the server is killed at random moments, its disk is full, its files are damaged, a second server opens them.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a failed test panics")]
 
 #[allow(dead_code, reason = "not all helpers are for these tests")]
@@ -19,12 +19,13 @@ use std::{
 
 use common::{
     command::Dir,
+    jobs::settings,
     model,
     server::{Server, create, picture, spec, state, wait, watch},
 };
 use tessera::{
     api::{self, JobSpec, JobState, job_event::Event, job_service_client::JobServiceClient},
-    engine::device::{Choice, Precision},
+    engine::device::Choice,
     image_out::Format,
     jobs::{self, Jobs, Models, Phase, Settings},
     ops::testing::Random,
@@ -34,21 +35,11 @@ use tonic::{Code, transport::Channel};
 
 type Client = JobServiceClient<Channel>;
 
-/// How often the server is killed.
+/// Number of times that the server is killed.
 const KILLS: usize = 60;
 
 fn open(directory: &Path) -> Jobs {
-    let settings = Settings {
-        directory: directory.to_owned(),
-        devices: vec![Choice::Cpu],
-        fault: None,
-        precision: Precision::F32,
-        gpu_cache: None,
-        memory: 1 << 32,
-        queue: 100,
-        active: 4,
-        retention: jobs::Retention::default(),
-    };
+    let settings = Settings { active: 4, ..settings(directory, vec![Choice::Cpu]) };
     Jobs::open(settings, Models::new(vec![Arc::new(model("net-a"))]).unwrap()).unwrap()
 }
 
@@ -268,7 +259,7 @@ async fn damaged_files_fail_their_own_job_and_no_other() {
     edit(&path(2).join("journal"), &|bytes| *bytes = b"nonsense".repeat(9));
     // The journal has a torn tail.
     edit(&path(3).join("journal"), &|bytes| bytes.extend([7; 21]));
-    // What a crash left of a job that was being made.
+    // The folder of a job whose creation a crash has interrupted.
     let half = dir.path().join(format!(".{}", "7".repeat(32)));
     fs::create_dir(&half).unwrap();
     // A directory of somebody else.

@@ -9,17 +9,20 @@ use std::{
 
 use tessera::{
     engine::{
-        device::{Choice, Precision},
+        device::Choice,
         plan::{Spec, TileSize},
     },
     error::Kind,
     image_out::Bits,
-    jobs::{
-        self, DeviceFault, Job, Jobs, Models, Order, Phase, Retention, Settings, record::Event,
-    },
+    jobs::{DeviceFault, Job, Jobs, Models, Order, Phase, Settings, record::Event},
 };
 
-use crate::common::{engine::generate, gpu::any_adapter, model};
+use crate::common::{
+    engine::generate,
+    gpu::any_adapter,
+    jobs::{request, settings},
+    model,
+};
 
 /// Units of a job of [`spec`]: steps, global stage, tiles.
 const UNITS: u64 = 4 + 1 + 6;
@@ -31,31 +34,12 @@ fn spec(seed: u64) -> Spec {
 }
 
 fn open(directory: &Path, devices: Vec<Choice>, fault: Option<DeviceFault>) -> Jobs {
-    let settings = Settings {
-        directory: directory.to_owned(),
-        devices,
-        fault,
-        precision: Precision::F32,
-        gpu_cache: None,
-        memory: 1 << 30,
-        queue: 100,
-        active: 1,
-        retention: Retention::default(),
-    };
+    let settings = Settings { fault, active: 1, ..settings(directory, devices) };
     Jobs::open(settings, Models::new(vec![Arc::new(model("net-a"))]).unwrap()).unwrap()
 }
 
 fn create(jobs: &Jobs, spec: Spec) -> Arc<Job> {
-    let request = jobs::Request {
-        model: jobs.models().first().clone(),
-        spec,
-        request_id: String::new(),
-        deadline: None,
-        viewport: None,
-        owner: String::new(),
-        source: None,
-    };
-    jobs.create(request).unwrap()
+    jobs.create(request(jobs, spec)).unwrap()
 }
 
 /// Blocks until `is_so` holds.

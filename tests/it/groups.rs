@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tessera::{
     engine::{
         Cancel, Event,
-        plan::{Estimates, Plan, Spec, TileSize},
+        plan::{EstimatePlan, Plan, Spec, TileSize},
         run::{Run, Task},
     },
     error::{Kind, Result},
@@ -232,7 +232,7 @@ fn previews_of_the_estimate_are_planned_within_their_share() {
             assert_eq!(estimates.len(), arch.groups.len());
             let of_step = |step: &usize| {
                 let group = plan.schedule.group(step - 1);
-                let Estimates { level, period } = estimates[group];
+                let EstimatePlan { level, period } = estimates[group];
                 assert!(arch.group(group).range().contains(&level));
                 let one = || cost::preview_cost(&arch, level, &MEMORY, width, height).unwrap();
                 if step.is_multiple_of(period) { one().flops } else { 0 }

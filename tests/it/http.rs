@@ -12,16 +12,19 @@ use image::{DynamicImage, GenericImageView as _};
 use tempfile::TempDir;
 use tessera::{
     engine::{
-        device::{Choice, Precision},
+        device::Choice,
         plan::{Spec, TileSize},
     },
     image_out::Bits,
-    jobs::{self, Job, Jobs, Models, Phase, Retention, Settings},
+    jobs::{Job, Jobs, Models, Phase},
     service::http,
 };
 use tower::ServiceExt as _;
 
-use crate::common;
+use crate::common::{
+    self,
+    jobs::{request, settings},
+};
 
 /// Jobs with a random model: of `sizes` in multiples of 16 for net-a, of 4 for net-b.
 struct Site {
@@ -34,17 +37,7 @@ impl Site {
     fn open(model: &str, devices: Vec<Choice>) -> Self {
         let model = common::model(model);
         let directory = tempfile::tempdir().unwrap();
-        let settings = Settings {
-            directory: directory.path().to_owned(),
-            devices,
-            precision: Precision::F32,
-            gpu_cache: None,
-            memory: 1 << 30,
-            queue: 100,
-            active: 2,
-            fault: None,
-            retention: Retention::default(),
-        };
+        let settings = settings(directory.path(), devices);
         let jobs = Jobs::open(settings, Models::new(vec![Arc::new(model)]).unwrap()).unwrap();
         Self { router: http::router(jobs.clone()), jobs, _directory: directory }
     }
@@ -52,16 +45,7 @@ impl Site {
     fn create(&self, width: usize, height: usize, tile: TileSize, bits: Bits) -> Arc<Job> {
         let spec = Spec::new(&self.jobs.models().first().arch, 7);
         let spec = Spec { width, height, steps: 4.into(), tile, bits, ..spec };
-        let request = jobs::Request {
-            model: self.jobs.models().first().clone(),
-            spec,
-            request_id: String::new(),
-            deadline: None,
-            viewport: None,
-            owner: String::new(),
-            source: None,
-        };
-        self.jobs.create(request).unwrap()
+        self.jobs.create(request(&self.jobs, spec)).unwrap()
     }
 
     async fn ask(&self, path: &str, headers: &[(header::HeaderName, &str)]) -> Answer {

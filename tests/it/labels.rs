@@ -219,3 +219,34 @@ async fn estimates_show_the_layout_to_those_who_ask() {
     };
     assert_eq!(tiles(&with), tiles(&without));
 }
+
+/// The default model settles its levels one after the other: no estimate shows less than a settled level whose preview was
+/// sent before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn estimates_show_more_than_settled_levels() {
+    let jobs = tempfile::tempdir().unwrap();
+    let server = Server::start_with(&[], jobs.path(), &["--threads", "1"]);
+    let request = api::GenerateRequest {
+        job: Some(api::CreateJobRequest {
+            spec: Some(spec(5, 512, 256, 120)),
+            ..Default::default()
+        }),
+        options: Some(StreamOptions { estimates: true, ..Default::default() }),
+        detach: false,
+    };
+    let mut stream = server.client().await.generate(request).await.unwrap().into_inner();
+    let (mut settled, mut seen) = (u32::MAX, 0);
+    while let Some(message) = stream.message().await.unwrap() {
+        match message.event.and_then(|event| event.event) {
+            Some(Event::LevelSettled(level)) => settled = settled.min(level.level),
+            Some(Event::Step(step)) => {
+                if let Some(estimate) = step.estimate {
+                    assert!(estimate.level < settled, "{} after {settled}", estimate.level);
+                    seen += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    assert!(seen > 0 && settled == 0, "{seen} {settled}");
+}

@@ -9,7 +9,7 @@ use crate::{
         device::Device,
         pipelines::{Operator, Wanted, operator},
     },
-    ops::{Conv2d, Shape, weights::Weights},
+    ops::{Conv2d, weights::Weights},
 };
 
 operator!(
@@ -51,10 +51,6 @@ impl ConvAlgorithm for Cooperative {
     /// With fewer than 16 channels most of a matrix would be zeros.
     fn supports(&self, device: &Device, p: &Conv2d) -> bool {
         device.matrix.is_some() && p.in_channels.min(p.out_channels) >= 16
-    }
-
-    fn is_profitable(&self, _: &Conv2d, _: Shape) -> bool {
-        true
     }
 
     /// All subgroups in pixels if that pads fewer channels.

@@ -137,7 +137,9 @@ trait ConvAlgorithm: Sync {
     fn supports(&self, device: &Device, p: &Conv2d) -> bool;
 
     /// True if it is fast for `p` with a result of `shape`; asked of algorithms that are selected by rule.
-    fn is_profitable(&self, p: &Conv2d, shape: Shape) -> bool;
+    fn is_profitable(&self, _: &Conv2d, _: Shape) -> bool {
+        true
+    }
 
     /// Its workgroup for `p`.
     fn tile(&self, device: &Device, p: &Conv2d) -> Tile;

@@ -9,7 +9,7 @@ use crate::{
         device::Device,
         pipelines::{Wanted, operator},
     },
-    ops::{Conv2d, Shape},
+    ops::Conv2d,
 };
 
 operator!(
@@ -39,10 +39,6 @@ impl ConvAlgorithm for Subgroup {
 
     fn supports(&self, device: &Device, p: &Conv2d) -> bool {
         device.subgroup_size >= MIN_LANES && p.in_channels.is_multiple_of(4)
-    }
-
-    fn is_profitable(&self, _: &Conv2d, _: Shape) -> bool {
-        true
     }
 
     fn tile(&self, device: &Device, _: &Conv2d) -> Tile {

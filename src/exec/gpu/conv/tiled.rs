@@ -9,7 +9,7 @@ use crate::{
         device::Device,
         pipelines::{Wanted, operator},
     },
-    ops::{Conv2d, Shape},
+    ops::Conv2d,
 };
 
 operator!(
@@ -32,10 +32,6 @@ impl ConvAlgorithm for Tiled {
     }
 
     fn supports(&self, _: &Device, _: &Conv2d) -> bool {
-        true
-    }
-
-    fn is_profitable(&self, _: &Conv2d, _: Shape) -> bool {
         true
     }
 
