@@ -180,9 +180,11 @@ impl World {
         while self.process.is_none() {
             let crash = (self.crashes > 0).then(|| self.random.bits() % 300);
             self.crashes = self.crashes.saturating_sub(1);
-            self.disk.set_faults(crash, if crash.is_some() { self.failing } else { 0 });
+            let failing = if crash.is_some() { self.failing } else { 0 };
             if self.below(8) == 0 {
-                self.prune_without_server();
+                self.prune_without_server(crash, failing);
+            } else {
+                self.disk.set_faults(crash, failing);
             }
             let shared = Shared::open(settings(), MODELS.clone(), Arc::new(self.disk.clone()));
             if self.disk.has_crashed() {
@@ -409,8 +411,10 @@ impl World {
         assert!(failed || !ended || Some(bytes) <= retention.keep_bytes, "{bytes} bytes are left");
     }
 
-    /// Between two processes the command removes ended jobs.
-    fn prune_without_server(&mut self) {
+    /// Between two processes the command removes ended jobs, on a disk that crashes and fails from then on. What it may
+    /// remove is what it chooses on a disk without faults: one that can't read a file chooses fewer jobs.
+    fn prune_without_server(&mut self, crash: Option<u64>, failing: u64) {
+        self.disk.set_faults(None, 0);
         let retention = self.retention();
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let prune = |dry_run| {
@@ -431,8 +435,10 @@ impl World {
                 assert!(last.event.is_last(), "{id} is chosen and has not ended");
             }
         }
+        self.disk.set_faults(crash, failing);
         let pruned = prune(false);
-        for id in chosen.iter().chain(&pruned) {
+        assert!(pruned.iter().all(|id| chosen.contains(id)), "{pruned:?} of {chosen:?}");
+        for id in &chosen {
             let known = self.known.entry(id.clone()).or_default();
             known.maybe_deleted = true;
             known.deleted |= pruned.contains(id);
